@@ -1,0 +1,143 @@
+#define _GNU_SOURCE
+#include "mmrt.h"
+
+#include "base/status.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Bits of CPUID leaves, and of XCR0: what the system saves on a context switch. A processor may
+ * have AVX-512 while the system does not save its registers: then it must not be used. */
+enum {
+    LEAF1_ECX_FMA = 1 << 12,
+    LEAF1_ECX_OSXSAVE = 1 << 27,
+    LEAF1_ECX_F16C = 1 << 29,
+    LEAF7_EBX_AVX2 = 1 << 5,
+    LEAF7_EBX_AVX512F = 1 << 16,
+    LEAF7_EBX_AVX512DQ = 1 << 17,
+    LEAF7_EBX_AVX512BW = 1 << 30,
+    LEAF7_ECX_AVX512VNNI = 1 << 11,
+    XCR0_AVX = 0x06,    /* XMM, YMM */
+    XCR0_AVX512 = 0xe6, /* and opmask, both halves of ZMM */
+};
+#define LEAF7_EBX_AVX512VL (1u << 31)
+
+static bool has(uint32_t reg, uint32_t bits) { return (reg & bits) == bits; }
+
+static bool processor_has(mmrt_isa isa) {
+    uint32_t a, b, c, d, leaf1_c;
+    if (!__get_cpuid(1, &a, &b, &leaf1_c, &d) || !has(leaf1_c, LEAF1_ECX_OSXSAVE))
+        return false;
+    uint32_t xcr0, high;
+    __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return false;
+    bool avx2 = has(leaf1_c, LEAF1_ECX_FMA | LEAF1_ECX_F16C) && has(b, LEAF7_EBX_AVX2) &&
+                has(xcr0, XCR0_AVX);
+    switch (isa) {
+    case MMRT_ISA_AVX2: return avx2;
+    case MMRT_ISA_AVX512VNNI:
+        return avx2 && has(xcr0, XCR0_AVX512) && has(c, LEAF7_ECX_AVX512VNNI) &&
+               has(b, LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW |
+                          LEAF7_EBX_AVX512VL);
+    default: return false;
+    }
+}
+
+#else
+static bool processor_has(mmrt_isa isa) {
+    (void)isa;
+    return false;
+}
+#endif
+
+static bool in_build(mmrt_isa isa) {
+    switch (isa) {
+#ifdef MMRT_BUILD_AVX2
+    case MMRT_ISA_AVX2: return true;
+#endif
+#ifdef MMRT_BUILD_AVX512VNNI
+    case MMRT_ISA_AVX512VNNI: return true;
+#endif
+    default: return isa == MMRT_ISA_REF;
+    }
+}
+
+const char *mmrt_isa_name(mmrt_isa isa) {
+    static const char *const names[] = {
+#define MMRT_ISA(id, name) name,
+#include "base/isa.def"
+#undef MMRT_ISA
+    };
+    return names[isa];
+}
+
+const char *mmrt_isa_missing(mmrt_isa isa) {
+    if (!in_build(isa))
+        return "not in this build";
+    if (isa != MMRT_ISA_REF && !processor_has(isa))
+        return "not offered by this processor or system";
+    return NULL;
+}
+
+mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err) {
+    const char *forced = getenv("MMRT_ISA");
+    for (int isa = MMRT_ISA_COUNT - 1; isa >= 0; isa--) {
+        const char *missing = mmrt_isa_missing(isa);
+        if (forced && *forced) {
+            if (strcmp(forced, mmrt_isa_name(isa)) != 0)
+                continue;
+            if (missing)
+                return mmrt_fail(err, MMRT_UNSUPPORTED, "MMRT_ISA=%s: this instruction set is %s",
+                                 forced, missing);
+        }
+        if (!missing) {
+            *out = isa;
+            return MMRT_OK;
+        }
+    }
+    return mmrt_fail(err, MMRT_ARGUMENT, "MMRT_ISA=%s: no such instruction set (ref, avx2, ...)",
+                     forced);
+}
+
+/* The quota of one cgroup CPU controller in whole CPUs, or 0 where there is none. */
+static int quota_of(double quota_us, double period_us) {
+    if (quota_us <= 0 || period_us <= 0)
+        return 0;
+    int cpus = (int)(quota_us / period_us + 0.5);
+    return cpus > 0 ? cpus : 1;
+}
+
+static int cgroup_quota(void) {
+    double quota = 0, period = 0;
+    int found = 0;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re"); /* version 2; "max 100000" reads no quota */
+    if (file) {
+        if (fscanf(file, "%lf %lf", &quota, &period) == 2)
+            found = quota_of(quota, period);
+        fclose(file);
+        return found;
+    }
+    file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re"); /* version 1; -1: no quota */
+    FILE *period_file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
+    if (file && period_file && fscanf(file, "%lf", &quota) == 1 &&
+        fscanf(period_file, "%lf", &period) == 1)
+        found = quota_of(quota, period);
+    if (file)
+        fclose(file);
+    if (period_file)
+        fclose(period_file);
+    return found;
+}
+
+int mmrt_cpu_count(void) {
+    cpu_set_t set;
+    int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    int quota = cgroup_quota();
+    return quota > 0 && quota < cpus ? quota : cpus;
+}

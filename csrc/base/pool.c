@@ -1,0 +1,188 @@
+#define _GNU_SOURCE
+#include "base/pool.h"
+
+#include "base/status.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A waiter spins this long before it sleeps: longer than the work between two barriers of a decode
+ * step, shorter than a user would notice on the power meter. */
+enum { SPIN_NANOSECONDS = 100000 };
+
+/* A number that threads wait to see change. */
+struct event {
+    atomic_uint value;
+    atomic_int sleepers;
+};
+
+struct mmrt_pool {
+    int n_threads;
+    pid_t owner; /* the process whose threads these are */
+    bool spin;   /* false when there are more threads than CPUs: spinning would keep the CPU from
+                    the thread that is waited for */
+    bool stop;
+    mmrt_job job;
+    void *context;
+    struct event start; /* the number of jobs given out */
+    struct event all_arrived;
+    _Alignas(64) atomic_int arrived;
+    pthread_mutex_t busy; /* held during a job, so that callers queue */
+    pthread_t threads[MMRT_MAX_THREADS];
+};
+
+struct worker {
+    mmrt_pool *pool;
+    int thread;
+    unsigned seen;
+};
+
+static void cpu_relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void event_wait(struct event *event, unsigned old, bool spin) {
+    if (spin) {
+        uint64_t deadline = now() + SPIN_NANOSECONDS;
+        do {
+            for (int i = 0; i < 64; i++) {
+                if (atomic_load_explicit(&event->value, memory_order_acquire) != old)
+                    return;
+                cpu_relax();
+            }
+        } while (now() < deadline);
+    }
+    atomic_fetch_add(&event->sleepers, 1);
+    while (atomic_load(&event->value) == old)
+        syscall(SYS_futex, &event->value, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    atomic_fetch_sub(&event->sleepers, 1);
+}
+
+static void event_signal(struct event *event) {
+    atomic_fetch_add(&event->value, 1);
+    if (atomic_load(&event->sleepers) > 0)
+        syscall(SYS_futex, &event->value, FUTEX_WAKE_PRIVATE, MMRT_MAX_THREADS, NULL, NULL, 0);
+}
+
+void mmrt_pool_barrier(mmrt_pool *pool) {
+    if (pool->n_threads == 1)
+        return;
+    unsigned generation = atomic_load_explicit(&pool->all_arrived.value, memory_order_relaxed);
+    if (atomic_fetch_add(&pool->arrived, 1) + 1 == pool->n_threads) {
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        event_signal(&pool->all_arrived);
+    } else {
+        event_wait(&pool->all_arrived, generation, pool->spin);
+    }
+}
+
+static void *worker_main(void *argument) {
+    struct worker worker = *(struct worker *)argument;
+    free(argument);
+    mmrt_pool *pool = worker.pool;
+    for (;;) {
+        event_wait(&pool->start, worker.seen++, pool->spin);
+        if (pool->stop)
+            return NULL;
+        pool->job(pool->context, worker.thread, pool->n_threads);
+        mmrt_pool_barrier(pool);
+    }
+}
+
+static void stop_threads(mmrt_pool *pool, int n_started) {
+    pool->stop = true;
+    event_signal(&pool->start);
+    for (int thread = 1; thread < n_started; thread++)
+        pthread_join(pool->threads[thread], NULL);
+    pool->stop = false;
+}
+
+static mmrt_status start_threads(mmrt_pool *pool, mmrt_error *err) {
+    memset(&pool->start, 0, sizeof pool->start);
+    memset(&pool->all_arrived, 0, sizeof pool->all_arrived);
+    atomic_store(&pool->arrived, 0);
+    pool->owner = getpid();
+    pool->spin = pool->n_threads <= mmrt_cpu_count();
+    for (int thread = 1; thread < pool->n_threads; thread++) {
+        struct worker *worker = malloc(sizeof *worker);
+        int failed = ENOMEM;
+        if (worker) {
+            *worker = (struct worker){.pool = pool, .thread = thread, .seen = 0};
+            failed = pthread_create(&pool->threads[thread], NULL, worker_main, worker);
+        }
+        if (failed) {
+            free(worker);
+            stop_threads(pool, thread);
+            pool->owner = 0;
+            return mmrt_fail(err, MMRT_NO_MEMORY, "cannot start thread %d of %d: %s", thread + 1,
+                             pool->n_threads, strerror(failed));
+        }
+    }
+    return MMRT_OK;
+}
+
+mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err) {
+    if (n_threads < 1 || n_threads > MMRT_MAX_THREADS)
+        return mmrt_fail(err, MMRT_ARGUMENT, "threads: %d is not from 1 to %d", n_threads,
+                         MMRT_MAX_THREADS);
+    mmrt_pool *pool = aligned_alloc(64, (sizeof *pool + 63) / 64 * 64);
+    if (!pool)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a thread pool");
+    memset(pool, 0, sizeof *pool);
+    pool->n_threads = n_threads;
+    pthread_mutex_init(&pool->busy, NULL);
+    mmrt_status status = start_threads(pool, err);
+    if (status) {
+        free(pool);
+        return status;
+    }
+    *out = pool;
+    return MMRT_OK;
+}
+
+void mmrt_pool_free(mmrt_pool *pool) {
+    if (!pool)
+        return;
+    if (pool->owner == getpid()) /* after a fork the threads are the parent's */
+        stop_threads(pool, pool->n_threads);
+    pthread_mutex_destroy(&pool->busy);
+    free(pool);
+}
+
+int mmrt_pool_threads(const mmrt_pool *pool) { return pool->n_threads; }
+
+mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err) {
+    if (pool->owner != getpid()) {
+        /* A fork copied the pool, perhaps while a job of the parent held it. */
+        pthread_mutex_init(&pool->busy, NULL);
+        mmrt_status status = start_threads(pool, err);
+        if (status)
+            return status;
+    }
+    pthread_mutex_lock(&pool->busy);
+    pool->job = job;
+    pool->context = context;
+    if (pool->n_threads > 1)
+        event_signal(&pool->start);
+    job(context, 0, pool->n_threads);
+    mmrt_pool_barrier(pool);
+    pthread_mutex_unlock(&pool->busy);
+    return MMRT_OK;
+}

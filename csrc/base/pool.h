@@ -1,0 +1,16 @@
+/* A pool of persistent threads with a barrier that spins before it sleeps. */
+#ifndef MMRT_BASE_POOL_H
+#define MMRT_BASE_POOL_H
+
+#include "mmrt.h"
+
+typedef void (*mmrt_job)(void *context, int thread, int n_threads);
+
+/* Runs job(context, thread, n_threads) on every thread, the caller as thread 0, and returns when
+ * all are done. Fails only if threads have to be started again after a fork and cannot be. */
+mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err);
+
+/* Called by every thread of the running job: returns when all have arrived. */
+void mmrt_pool_barrier(mmrt_pool *pool);
+
+#endif

@@ -1,0 +1,193 @@
+/* Matrices times activations, split among threads. */
+#include "exec/program.h"
+
+#include "base/pool.h"
+#include "base/status.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A panel of every instruction set has at most this many rows. */
+enum { PANEL_ROWS = 16 };
+
+void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uint64_t first_row,
+                   uint64_t end_row, const struct mmrt_columns *x, size_t first_column, size_t n,
+                   float *y, size_t y_stride, void *scratch) {
+    const size_t bytes = row_bytes(w);
+    const uint8_t *rows = (const uint8_t *)w->data + first_row * bytes;
+    const size_t n_rows = end_row - first_row;
+    if (n == 1)
+        kernels->matvec[w->type](rows, bytes, n_rows, x, first_column, y);
+    else
+        kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
+}
+
+uint64_t mmrt_piece_rows(const mmrt_weight *w, uint64_t unit) {
+    enum { PIECE_BYTES = 16384 };
+    return (PIECE_BYTES / row_bytes(w) + unit) / unit * unit;
+}
+
+/* The concatenated rows of the op's weights are one space of pieces, so that three small matrices
+ * are shared out as one. */
+void mmrt_op_linear(struct worker *w) {
+    const struct step *step = w->step;
+    const struct mmrt_columns *in = columns_at(step, w->op->in);
+    const struct mmrt_columns *out = columns_at(step, w->op->out);
+    const size_t token = first_token(w), n = step->n - token;
+    uint64_t pieces[3], piece_rows[3], n_pieces = 0, piece;
+    int n_weights = 0;
+    for (; n_weights < 3 && w->op->weights[n_weights] >= 0; n_weights++) {
+        const mmrt_weight *weight = weight_at(step, w->op->weights[n_weights]);
+        piece_rows[n_weights] = mmrt_piece_rows(weight, PANEL_ROWS);
+        pieces[n_weights] = (weight->rows + piece_rows[n_weights] - 1) / piece_rows[n_weights];
+        n_pieces += pieces[n_weights];
+    }
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, n_pieces);
+    while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
+        uint64_t out_row = 0;
+        int i = 0;
+        for (; piece >= pieces[i]; i++) {
+            piece -= pieces[i];
+            out_row += weight_at(step, w->op->weights[i])->rows;
+        }
+        const mmrt_weight *weight = weight_at(step, w->op->weights[i]);
+        uint64_t first = piece * piece_rows[i], end = first + piece_rows[i];
+        if (end > weight->rows)
+            end = weight->rows;
+        float *y = row_at(out, token) + out_row + first;
+        mmrt_multiply(step->program->kernels, weight, first, end, in, token, n, y, out->k,
+                      w->scratch);
+        if (w->op->biases[i] >= 0) {
+            const float *bias = weight_at(step, w->op->biases[i])->data;
+            for (size_t t = 0; t < n; t++)
+                step->program->kernels->add(y + t * out->k, bias + first, end - first);
+        }
+    }
+}
+
+/* Gate and up rows are multiplied side by side into scratch, so that their product is formed while
+ * both are in the cache. A piece is a whole number of quantisation groups. */
+enum { GLU_ROWS = MMRT_GROUP };
+
+void mmrt_op_glu(struct worker *w) {
+    const struct step *step = w->step;
+    const struct mmrt_kernels *kernels = step->program->kernels;
+    const mmrt_weight *gate = weight_at(step, w->op->weights[0]);
+    const mmrt_weight *up = weight_at(step, w->op->weights[1]);
+    const struct mmrt_columns *in = columns_at(step, w->op->in);
+    const struct mmrt_columns *out = columns_at(step, w->op->out);
+    const size_t token = first_token(w), n = step->n - token;
+    float *gates = w->scratch, *ups = gates + n * GLU_ROWS;
+    void *scratch = ups + n * GLU_ROWS;
+    uint64_t piece;
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, (gate->rows + GLU_ROWS - 1) / GLU_ROWS);
+    while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
+        const uint64_t first = piece * GLU_ROWS;
+        const uint64_t end = first + GLU_ROWS < gate->rows ? first + GLU_ROWS : gate->rows;
+        mmrt_multiply(kernels, gate, first, end, in, token, n, gates, GLU_ROWS, scratch);
+        mmrt_multiply(kernels, up, first, end, in, token, n, ups, GLU_ROWS, scratch);
+        for (size_t t = 0; t < n; t++) {
+            kernels->glu((enum mmrt_activation)w->op->activation, gates + t * GLU_ROWS,
+                         ups + t * GLU_ROWS, row_at(out, token + t) + first, end - first);
+            if (out->q)
+                kernels->quantize(out, token + t, first, GLU_ROWS);
+        }
+    }
+}
+
+void mmrt_op_logits(struct worker *w) {
+    struct step *step = w->step;
+    const mmrt_weight *weight = weight_at(step, w->op->weights[0]);
+    const struct mmrt_columns *in = columns_at(step, w->op->in);
+    const uint64_t rows = mmrt_piece_rows(weight, PANEL_ROWS);
+    const size_t n = step->n - step->first_output;
+    const float cap = w->op->softcap;
+    uint64_t piece;
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, (weight->rows + rows - 1) / rows);
+    while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
+        const uint64_t first = piece * rows;
+        const uint64_t end = first + rows < weight->rows ? first + rows : weight->rows;
+        mmrt_multiply(step->program->kernels, weight, first, end, in, step->first_output, n,
+                      step->logits + first, weight->rows, w->scratch);
+        float zero = 0; /* stays so unless a logit is NaN or infinite */
+        for (size_t t = 0; t < n; t++) {
+            float *logits = step->logits + t * weight->rows;
+            for (uint64_t r = first; r < end; r++) {
+                zero += logits[r] * 0.0f;
+                if (cap > 0)
+                    logits[r] = cap * tanhf(logits[r] / cap);
+            }
+        }
+        if (!(zero == 0))
+            atomic_store(&step->not_finite, true);
+    }
+}
+
+/* ---- one matrix on its own ---- */
+
+struct product {
+    const struct mmrt_kernels *kernels;
+    const mmrt_weight *weight;
+    struct mmrt_columns columns;
+    size_t n;
+    float *y;
+    uint8_t *scratch;
+    size_t scratch_bytes; /* of each thread */
+    struct mmrt_run *runs;
+};
+
+static void product_job(void *context, int thread, int n_threads) {
+    const struct product *p = context;
+    const uint64_t rows = mmrt_piece_rows(p->weight, PANEL_ROWS);
+    uint64_t piece;
+    mmrt_share_begin(p->runs, thread, n_threads, (p->weight->rows + rows - 1) / rows);
+    while (mmrt_share_next(p->runs, thread, n_threads, &piece)) {
+        const uint64_t first = piece * rows;
+        const uint64_t end = first + rows < p->weight->rows ? first + rows : p->weight->rows;
+        mmrt_multiply(p->kernels, p->weight, first, end, &p->columns, 0, p->n, p->y + first,
+                      p->weight->rows, p->scratch + (size_t)thread * p->scratch_bytes);
+    }
+}
+
+mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type) {
+    return type < MMRT_TYPE_LIMIT ? mmrt_kernels_for(isa)->matrix_isa[type] : MMRT_ISA_REF;
+}
+
+mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
+                        size_t n, float *y, mmrt_error *err) {
+    const struct mmrt_format *format = mmrt_format_find(w->type);
+    if (!format || !format->unpack)
+        return mmrt_fail(err, MMRT_UNSUPPORTED, "%s: cannot multiply with type %s", w->name,
+                         format ? format->name : "unknown");
+    if (w->cols % format->elements)
+        return mmrt_fail(err, MMRT_ARGUMENT, "%s: rows of %llu are not whole blocks of %s", w->name,
+                         (unsigned long long)w->cols, format->name);
+    if (!n || !w->rows || !w->cols) {
+        memset(y, 0, n * w->rows * sizeof *y);
+        return MMRT_OK;
+    }
+    const size_t n_threads = (size_t)mmrt_pool_threads(pool);
+    const size_t columns_bytes = mmrt_columns_bytes(n, w->cols);
+    const size_t scratch_bytes = n > 1 ? mmrt_matmul_scratch(w->cols) : 0;
+    const size_t bytes =
+        n_threads * sizeof(struct mmrt_run) + columns_bytes + n_threads * scratch_bytes;
+    uint8_t *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!memory)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "%s: no memory to multiply by %zu columns", w->name,
+                         n);
+    memset(memory, 0, n_threads * sizeof(struct mmrt_run) + columns_bytes);
+    struct product p = {.kernels = mmrt_kernels_for(isa), .weight = w, .n = n, .y = y};
+    p.runs = (struct mmrt_run *)(void *)memory;
+    uint8_t *columns = memory + n_threads * sizeof(struct mmrt_run);
+    mmrt_columns_place(&p.columns, n, w->cols, columns);
+    p.scratch = columns + columns_bytes;
+    p.scratch_bytes = scratch_bytes;
+    memcpy(p.columns.x, x, n * w->cols * sizeof *x);
+    if (format->elements > 1)
+        for (size_t c = 0; c < n; c++)
+            p.kernels->quantize(&p.columns, c, 0, w->cols);
+    mmrt_status status = mmrt_pool_run(pool, product_job, &p, err);
+    free(memory);
+    return status;
+}

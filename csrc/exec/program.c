@@ -1,0 +1,305 @@
+/* Building a program: every index and shape is checked here, so that a step need not. */
+#include "exec/program.h"
+
+#include "base/status.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+                                mmrt_program **out, mmrt_error *err) {
+    if (max_tokens < 1 || !shape.n_layers || !shape.n_heads || !shape.head_dim ||
+        shape.head_dim % 16)
+        return mmrt_fail(err, MMRT_UNSUPPORTED,
+                         "heads of %u elements: only multiples of 16 are supported",
+                         shape.head_dim);
+    mmrt_program *program = calloc(1, sizeof *program);
+    if (!program)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a program");
+    program->kernels = mmrt_kernels_for(isa);
+    program->max_tokens = max_tokens;
+    program->kv_shape = shape;
+    *out = program;
+    return MMRT_OK;
+}
+
+void mmrt_program_free(mmrt_program *program) {
+    if (!program)
+        return;
+    for (int32_t i = 0; i < program->n_ropes; i++)
+        free(program->ropes[i].frequencies);
+    free(program->weights);
+    free(program->buffers);
+    free(program->ropes);
+    free(program->ops);
+    free(program->memory);
+    free(program);
+}
+
+/* Appends a copy of `item` to an array that grows by doubling. */
+static mmrt_status append(void **array, int32_t *n, const void *item, size_t bytes,
+                          mmrt_error *err) {
+    if ((*n & (*n - 1)) == 0) { /* full: a power of two, or empty */
+        void *grown = realloc(*array, (*n ? 2 * (size_t)*n : 1) * bytes);
+        if (!grown)
+            return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a program");
+        *array = grown;
+    }
+    memcpy((char *)*array + (size_t)*n * bytes, item, bytes);
+    ++*n;
+    return MMRT_OK;
+}
+
+mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight, int32_t *index,
+                                    mmrt_error *err) {
+    const struct mmrt_format *format = mmrt_format_find(weight->type);
+    if (!format || !format->unpack)
+        return mmrt_fail(err, MMRT_UNSUPPORTED, "tensor %s: type %s is not supported yet",
+                         weight->name, format ? format->name : "unknown");
+    if (!weight->rows || !weight->cols || weight->cols % format->elements)
+        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: impossible shape %llu x %llu", weight->name,
+                         (unsigned long long)weight->rows, (unsigned long long)weight->cols);
+    *index = program->n_weights;
+    return append((void **)&program->weights, &program->n_weights, weight, sizeof *weight, err);
+}
+
+mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
+                                    mmrt_error *err) {
+    const struct buffer buffer = {.columns = {.k = width}};
+    *index = program->n_buffers;
+    return append((void **)&program->buffers, &program->n_buffers, &buffer, sizeof buffer, err);
+}
+
+mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequencies,
+                                  uint32_t n_pairs, float magnitude, int32_t *index,
+                                  mmrt_error *err) {
+    struct rope rope = {.n_pairs = n_pairs, .magnitude = magnitude};
+    rope.frequencies = malloc((n_pairs + !n_pairs) * sizeof *frequencies);
+    if (!rope.frequencies)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a rotation table");
+    memcpy(rope.frequencies, frequencies, n_pairs * sizeof *frequencies);
+    *index = program->n_ropes;
+    mmrt_status status = append((void **)&program->ropes, &program->n_ropes, &rope, sizeof rope, err);
+    if (status)
+        free(rope.frequencies);
+    return status;
+}
+
+/* ---- checks of one operation ---- */
+
+static uint64_t width_of(const mmrt_program *program, int32_t buffer) {
+    return program->buffers[buffer].columns.k;
+}
+
+static bool is_buffer(const mmrt_program *program, int32_t index) {
+    return index >= 0 && index < program->n_buffers;
+}
+
+static mmrt_status check_weight(const mmrt_program *program, int32_t index, uint64_t rows,
+                                uint64_t cols, mmrt_error *err) {
+    if (index < 0 || index >= program->n_weights)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no weight %d", program->n_ops, index);
+    const mmrt_weight *w = &program->weights[index];
+    if (w->cols == cols && (!rows || w->rows == rows))
+        return MMRT_OK;
+    if (!rows)
+        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: rows of %llu where %llu are expected",
+                         w->name, (unsigned long long)w->cols, (unsigned long long)cols);
+    return mmrt_fail(err, MMRT_FORMAT, "tensor %s: shape (%llu, %llu) where (%llu, %llu) is expected",
+                     w->name, (unsigned long long)w->rows, (unsigned long long)w->cols,
+                     (unsigned long long)rows, (unsigned long long)cols);
+}
+
+/* Norms and biases are added and multiplied as float32 where they lie. */
+static mmrt_status check_vector(const mmrt_program *program, int32_t index, uint64_t n,
+                                mmrt_error *err) {
+    mmrt_status status = check_weight(program, index, 1, n, err);
+    if (status)
+        return status;
+    const mmrt_weight *w = &program->weights[index];
+    if (w->type != MMRT_TYPE_F32)
+        return mmrt_fail(err, MMRT_UNSUPPORTED, "tensor %s: type %s where F32 is expected", w->name,
+                         mmrt_format_find(w->type)->name);
+    if ((uintptr_t)w->data % sizeof(float))
+        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: its data is not aligned to 4 bytes", w->name);
+    return MMRT_OK;
+}
+
+/* A matrix that reads buffer `in`: what it needs of it is noted there. */
+static mmrt_status check_matrix(mmrt_program *program, int32_t index, int32_t in, uint64_t rows,
+                                mmrt_error *err) {
+    mmrt_status status = check_weight(program, index, rows, width_of(program, in), err);
+    if (!status && mmrt_format_find(program->weights[index].type)->elements > 1)
+        program->buffers[in].quantised = true;
+    return status;
+}
+
+static mmrt_status check_linear(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    uint64_t rows = 0;
+    for (int i = 0; i < 3 && op->weights[i] >= 0; i++) {
+        mmrt_status status = check_matrix(program, op->weights[i], op->in, 0, err);
+        if (status)
+            return status;
+        const uint64_t own = program->weights[op->weights[i]].rows;
+        if (op->biases[i] >= 0) {
+            status = check_vector(program, op->biases[i], own, err);
+            if (status)
+                return status;
+        }
+        rows += own;
+    }
+    if (rows != width_of(program, op->out))
+        return mmrt_fail(err, MMRT_FORMAT,
+                         "tensor %s: %llu rows (with its neighbours) where %llu are expected",
+                         program->weights[op->weights[0]].name, (unsigned long long)rows,
+                         (unsigned long long)width_of(program, op->out));
+    return MMRT_OK;
+}
+
+static mmrt_status check_heads(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const mmrt_kv_shape shape = program->kv_shape;
+    const uint64_t n_kv = shape.n_heads, n_q = (uint64_t)op->n_heads;
+    if (op->n_heads < 1 || n_q % n_kv || op->layer < 0 || (uint32_t)op->layer >= shape.n_layers ||
+        width_of(program, op->in) != (n_q + 2 * n_kv) * shape.head_dim)
+        return mmrt_fail(err, MMRT_FORMAT,
+                         "layer %d: %d query heads do not fit %u key-value heads of %u", op->layer,
+                         op->n_heads, shape.n_heads, shape.head_dim);
+    if (op->kind == MMRT_OP_ATTEND)
+        return width_of(program, op->out) == n_q * shape.head_dim
+                   ? MMRT_OK
+                   : mmrt_fail(err, MMRT_ARGUMENT, "layer %d: attention's output does not fit",
+                               op->layer);
+    for (int i = 0; i < 2; i++)
+        if (op->weights[i] >= 0) {
+            mmrt_status status = check_vector(program, op->weights[i], shape.head_dim, err);
+            if (status)
+                return status;
+        }
+    if (op->rope >= program->n_ropes ||
+        (op->rope >= 0 && 2 * program->ropes[op->rope].n_pairs > shape.head_dim))
+        return mmrt_fail(err, MMRT_FORMAT, "layer %d: more dimensions rotated than the %u of a head",
+                         op->layer, shape.head_dim);
+    return MMRT_OK;
+}
+
+static mmrt_status check_norm(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const uint64_t width = width_of(program, op->stream);
+    mmrt_status status = MMRT_OK;
+    if ((op->in >= 0 && width_of(program, op->in) != width) ||
+        (op->out >= 0 && width_of(program, op->out) != width))
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
+    if (op->out >= 0)
+        status = check_vector(program, op->weights[0], width, err);
+    if (!status && op->weights[1] >= 0)
+        status = check_vector(program, op->weights[1], width, err);
+    return status;
+}
+
+static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    mmrt_status status;
+    switch (op->kind) {
+    case MMRT_OP_EMBED:
+        status = check_weight(program, op->weights[0], 0, width_of(program, op->out), err);
+        if (!status)
+            program->vocabulary = program->weights[op->weights[0]].rows;
+        return status;
+    case MMRT_OP_NORM: return check_norm(program, op, err);
+    case MMRT_OP_LINEAR: return check_linear(program, op, err);
+    case MMRT_OP_GLU:
+        status = check_matrix(program, op->weights[0], op->in, width_of(program, op->out), err);
+        return status ? status
+                      : check_matrix(program, op->weights[1], op->in, width_of(program, op->out),
+                                     err);
+    case MMRT_OP_ROPE:
+    case MMRT_OP_ATTEND: return check_heads(program, op, err);
+    case MMRT_OP_QUANTIZE: return MMRT_OK;
+    case MMRT_OP_LOGITS:
+        status = check_matrix(program, op->weights[0], op->in, 0, err);
+        if (!status)
+            program->outputs = program->weights[op->weights[0]].rows;
+        return status;
+    }
+    return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: unknown kind %d", program->n_ops, op->kind);
+}
+
+mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const bool reads = op->kind != MMRT_OP_EMBED && op->kind != MMRT_OP_NORM;
+    const bool writes = op->kind != MMRT_OP_NORM && op->kind != MMRT_OP_ROPE &&
+                        op->kind != MMRT_OP_QUANTIZE && op->kind != MMRT_OP_LOGITS;
+    if ((reads || op->in >= 0 ? !is_buffer(program, op->in) : false) ||
+        (writes || op->out >= 0 ? !is_buffer(program, op->out) : false) ||
+        (op->kind == MMRT_OP_NORM && !is_buffer(program, op->stream)))
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no such buffer", program->n_ops);
+    mmrt_status status = check_op(program, op, err);
+    return status ? status
+                  : append((void **)&program->ops, &program->n_ops, op, sizeof *op, err);
+}
+
+/* ---- memory ---- */
+
+static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static size_t buffer_bytes(const mmrt_program *program, const struct buffer *buffer) {
+    return buffer->quantised
+               ? mmrt_columns_bytes(program->max_tokens, buffer->columns.k)
+               : rounded(program->max_tokens * buffer->columns.k * sizeof(float));
+}
+
+static size_t rope_bytes(const mmrt_program *program, const struct rope *rope) {
+    return rounded((size_t)program->max_tokens * rope->n_pairs * 2 * sizeof(float));
+}
+
+/* What one thread needs for `op`, besides what it shares. */
+static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
+    switch (op->kind) {
+    case MMRT_OP_LINEAR:
+    case MMRT_OP_LOGITS: return mmrt_matmul_scratch(width_of(program, op->in));
+    case MMRT_OP_GLU:
+        return mmrt_matmul_scratch(width_of(program, op->in)) +
+               2 * program->max_tokens * MMRT_GROUP * sizeof(float);
+    case MMRT_OP_ATTEND: return mmrt_attend_scratch(program->kv_shape.head_dim);
+    default: return 0;
+    }
+}
+
+mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err) {
+    if (program->memory || !program->vocabulary || !program->outputs)
+        return mmrt_fail(err, MMRT_ARGUMENT, "a program needs EMBED and LOGITS, and is finished once");
+    size_t bytes = rounded(2 * (size_t)n_threads * sizeof(struct mmrt_run));
+    for (int32_t i = 0; i < program->n_buffers; i++)
+        bytes += buffer_bytes(program, &program->buffers[i]);
+    for (int32_t i = 0; i < program->n_ropes; i++)
+        bytes += rope_bytes(program, &program->ropes[i]);
+    for (int32_t i = 0; i < program->n_ops; i++) {
+        const size_t scratch = rounded(op_scratch(program, &program->ops[i]));
+        if (scratch > program->thread_bytes)
+            program->thread_bytes = scratch;
+    }
+    bytes += (size_t)n_threads * program->thread_bytes;
+    uint8_t *at = aligned_alloc(64, bytes);
+    if (!at)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
+    memset(at, 0, bytes - (size_t)n_threads * program->thread_bytes);
+    program->memory = at;
+    program->memory_bytes = bytes;
+    program->n_threads = n_threads;
+    program->runs = (struct mmrt_run *)(void *)at;
+    at += rounded(2 * (size_t)n_threads * sizeof(struct mmrt_run));
+    for (int32_t i = 0; i < program->n_buffers; i++) {
+        struct buffer *buffer = &program->buffers[i];
+        const size_t used = buffer_bytes(program, buffer);
+        if (buffer->quantised)
+            mmrt_columns_place(&buffer->columns, program->max_tokens, buffer->columns.k, at);
+        else
+            buffer->columns.x = (float *)(void *)at;
+        at += used;
+    }
+    for (int32_t i = 0; i < program->n_ropes; i++) {
+        program->ropes[i].table = (float *)(void *)at;
+        at += rope_bytes(program, &program->ropes[i]);
+    }
+    program->thread_scratch = at;
+    return MMRT_OK;
+}
+
+uint64_t mmrt_program_scratch_bytes(const mmrt_program *program) { return program->memory_bytes; }

@@ -1,0 +1,108 @@
+/* One step: every thread walks the list of operations, with a barrier after each. */
+#include "exec/program.h"
+
+#include "base/pool.h"
+#include "base/status.h"
+#include "kv/kv.h"
+
+#include <math.h>
+#include <time.h>
+
+static op_fn *const functions[] = {
+#define MMRT_OP(name, function, meaning) mmrt_op_##function,
+#include "exec/ops.def"
+#undef MMRT_OP
+};
+
+/* Cosines and sines of this step's positions, in double: float32 angles are wrong by a thousandth
+ * at position 10000. */
+static void fill_ropes(const struct step *step, int thread, int n_threads) {
+    for (int32_t i = 0; i < step->program->n_ropes; i++) {
+        const struct rope *rope = &step->program->ropes[i];
+        for (uint32_t t = (uint32_t)thread; t < step->n; t += (uint32_t)n_threads) {
+            float *row = rope->table + (size_t)t * rope->n_pairs * 2;
+            for (uint32_t p = 0; p < rope->n_pairs; p++) {
+                const double angle = (double)(step->position + t) * rope->frequencies[p];
+                row[2 * p] = rope->magnitude * (float)cos(angle);
+                row[2 * p + 1] = rope->magnitude * (float)sin(angle);
+            }
+        }
+    }
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Between polls; asking the caller costs it a lock. */
+static const double POLL_SECONDS = 0.05;
+
+static void step_job(void *context, int thread, int n_threads) {
+    struct step *step = context;
+    const mmrt_program *program = step->program;
+    struct worker w = {.step = step, .thread = thread, .n_threads = n_threads};
+    w.scratch = program->thread_scratch + (size_t)thread * program->thread_bytes;
+    double polled = seconds();
+    fill_ropes(step, thread, n_threads);
+    for (int32_t i = 0; i < program->n_ops; i++) {
+        w.op = &program->ops[i];
+        w.runs = program->runs + (i % 2) * program->n_threads;
+        functions[w.op->kind](&w);
+        if (thread == 0 && step->poll && seconds() - polled > POLL_SECONDS) {
+            if (step->poll(step->poll_context))
+                atomic_store(&step->last_op, i);
+            polled = seconds();
+        }
+        mmrt_pool_barrier(step->pool);
+        /* Thread 0 may already be past the next operation: only its number tells all alike. */
+        if (atomic_load_explicit(&step->last_op, memory_order_relaxed) <= i)
+            return;
+    }
+}
+
+mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+                             const int32_t *tokens, uint32_t n, uint32_t first_output,
+                             float *logits, mmrt_poll_fn *poll, void *poll_context,
+                             mmrt_error *err) {
+    if (!program->memory || mmrt_pool_threads(pool) > program->n_threads)
+        return mmrt_fail(err, MMRT_ARGUMENT, "the program has no scratch for %d threads",
+                         mmrt_pool_threads(pool));
+    if (n < 1 || n > program->max_tokens || first_output >= n)
+        return mmrt_fail(err, MMRT_ARGUMENT, "a step takes 1 to %u tokens, not %u",
+                         program->max_tokens, n);
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint64_t)tokens[i] >= program->vocabulary)
+            return mmrt_fail(err, MMRT_ARGUMENT, "token %u: id %d is not from 0 to %llu", i,
+                             tokens[i], (unsigned long long)program->vocabulary - 1);
+    const mmrt_kv_shape a = mmrt_kv_shape_of(kv), b = program->kv_shape;
+    if (a.n_layers != b.n_layers || a.n_heads != b.n_heads || a.head_dim != b.head_dim)
+        return mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
+    mmrt_status status = mmrt_kv_reserve(kv, mmrt_kv_length(kv) + n, err);
+    if (status)
+        return status;
+    struct step step = {
+        .program = program,
+        .pool = pool,
+        .kv = kv,
+        .tokens = tokens,
+        .n = n,
+        .first_output = first_output,
+        .position = mmrt_kv_length(kv),
+        .logits = logits,
+        .poll = poll,
+        .poll_context = poll_context,
+        .last_op = INT32_MAX,
+    };
+    status = mmrt_pool_run(pool, step_job, &step, err);
+    if (!status && atomic_load(&step.last_op) != INT32_MAX)
+        status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
+    if (!status && atomic_load(&step.not_finite))
+        status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
+    if (status)
+        mmrt_kv_truncate(kv, step.position); /* gives reserved pages back */
+    else
+        mmrt_kv_set_length(kv, step.position + n);
+    return status;
+}

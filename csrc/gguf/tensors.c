@@ -1,0 +1,162 @@
+#include "gguf/parser.h"
+#include "base/status.h"
+#include "quant/quant.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+/* Sets the tensor's size in bytes from its type and dimensions. */
+static mmrt_status measure_tensor(const mmrt_parser *p, mmrt_gguf_tensor *tensor, uint64_t dims_at,
+                                  uint64_t type_at) {
+    const struct mmrt_format *format = mmrt_format_find(tensor->type);
+    if (!format)
+        return mmrt_parser_fail(p, MMRT_UNSUPPORTED, type_at, "type",
+                                "found %" PRIu32 ", which this version of mmrt does not know",
+                                tensor->type);
+    if (tensor->dims[0] % format->elements != 0)
+        return mmrt_parser_fail(p, MMRT_FORMAT, dims_at, "dimension 0",
+                                "found rows of %" PRIu64
+                                " elements, expected a multiple of the block of %u",
+                                tensor->dims[0], (unsigned)format->elements);
+
+    uint64_t size;
+    bool overflow =
+        __builtin_mul_overflow(tensor->dims[0] / format->elements, (uint64_t)format->bytes, &size);
+    for (uint32_t d = 1; d < 4; d++)
+        overflow |= __builtin_mul_overflow(size, tensor->dims[d], &size);
+    if (overflow)
+        return mmrt_parser_fail(p, MMRT_FORMAT, dims_at, "dimensions",
+                                "their product passes 2^64 bytes");
+    tensor->size = size;
+    return MMRT_OK;
+}
+
+/* Reads a tensor's record; its offset stays relative to the end of the header for now. */
+static mmrt_status read_tensor(mmrt_parser *p, mmrt_gguf_tensor *tensor) {
+    mmrt_status status = mmrt_parse_name(p, "name", &tensor->name, &tensor->name_length);
+    if (status != MMRT_OK)
+        return status;
+
+    uint64_t n_dims_at = p->cursor.position;
+    status = mmrt_parse_u32(p, "dimension count", &tensor->n_dims);
+    if (status != MMRT_OK)
+        return status;
+    if (tensor->n_dims < 1 || tensor->n_dims > 4)
+        return mmrt_parser_fail(p, MMRT_FORMAT, n_dims_at, "dimension count",
+                                "found %" PRIu32 ", expected 1 to 4", tensor->n_dims);
+
+    uint64_t dims_at = p->cursor.position;
+    for (uint32_t d = 0; d < 4; d++)
+        tensor->dims[d] = 1;
+    for (uint32_t d = 0; d < tensor->n_dims; d++) {
+        uint64_t at = p->cursor.position;
+        status = mmrt_parse_u64(p, "dimension", &tensor->dims[d]);
+        if (status != MMRT_OK)
+            return status;
+        if (tensor->dims[d] == 0)
+            return mmrt_parser_fail(p, MMRT_FORMAT, at, "dimension", "found 0, expected 1 or more");
+    }
+
+    uint64_t type_at = p->cursor.position;
+    status = mmrt_parse_u32(p, "type", &tensor->type);
+    if (status == MMRT_OK)
+        status = measure_tensor(p, tensor, dims_at, type_at);
+    if (status != MMRT_OK)
+        return status;
+
+    uint64_t offset_at = p->cursor.position;
+    status = mmrt_parse_u64(p, "offset", &tensor->offset);
+    if (status == MMRT_OK && tensor->offset % p->alignment != 0)
+        return mmrt_parser_fail(p, MMRT_FORMAT, offset_at, "offset",
+                                "found %" PRIu64 ", expected a multiple of the alignment, %" PRIu64,
+                                tensor->offset, p->alignment);
+    return status;
+}
+
+/* Where in the file the tensor's record keeps its offset. */
+static uint64_t offset_field(const mmrt_parser *p, const mmrt_gguf_tensor *tensor) {
+    const unsigned char *name = (const unsigned char *)tensor->name;
+    return (uint64_t)(name - p->cursor.bytes) + tensor->name_length + 4 + 8 * tensor->n_dims + 4;
+}
+
+/* Ends the header at the cursor: makes offsets absolute, and checks that the data is there. */
+static mmrt_status place_tensors(mmrt_parser *p) {
+    mmrt_gguf *gguf = p->gguf;
+    uint64_t end = p->cursor.position;
+    uint64_t padding = (p->alignment - end % p->alignment) % p->alignment;
+    uint64_t room = mmrt_cursor_left(&p->cursor);
+    room -= padding < room ? padding : room;
+    gguf->header_size = p->cursor.size - room;
+
+    for (uint64_t i = 0; i < gguf->n_tensors; i++) {
+        mmrt_gguf_tensor *tensor = &gguf->tensors[i];
+        if (tensor->offset > room || tensor->size > room - tensor->offset) {
+            mmrt_parser_begin(p, "tensor", i);
+            mmrt_parser_show_name(p, tensor->name, tensor->name_length);
+            return mmrt_parser_fail(p, MMRT_FORMAT, offset_field(p, tensor), "offset",
+                                    "its %" PRIu64 " bytes from %" PRIu64
+                                    " pass the end of the file, which "
+                                    "has %" PRIu64 " bytes after its header",
+                                    tensor->size, tensor->offset, room);
+        }
+        tensor->offset += gguf->header_size;
+    }
+    return MMRT_OK;
+}
+
+static int compare_offsets(const void *left, const void *right) {
+    const mmrt_gguf_tensor *a = *(mmrt_gguf_tensor *const *)left;
+    const mmrt_gguf_tensor *b = *(mmrt_gguf_tensor *const *)right;
+    return (a->offset > b->offset) - (a->offset < b->offset);
+}
+
+static mmrt_status check_disjoint(mmrt_parser *p, const mmrt_gguf_tensor **order) {
+    const mmrt_gguf *gguf = p->gguf;
+    for (uint64_t i = 0; i < gguf->n_tensors; i++)
+        order[i] = &gguf->tensors[i];
+    qsort(order, gguf->n_tensors, sizeof *order, compare_offsets);
+    for (uint64_t i = 1; i < gguf->n_tensors; i++) {
+        const mmrt_gguf_tensor *before = order[i - 1];
+        const mmrt_gguf_tensor *after = order[i];
+        if (after->offset - before->offset < before->size) {
+            mmrt_parser_begin(p, "tensor", (uint64_t)(after - gguf->tensors));
+            mmrt_parser_show_name(p, after->name, after->name_length);
+            return mmrt_parser_fail(p, MMRT_FORMAT, offset_field(p, after), "offset",
+                                    "its data overlaps that of tensor %" PRIu64,
+                                    (uint64_t)(before - gguf->tensors));
+        }
+    }
+    return MMRT_OK;
+}
+
+static mmrt_status check_names(mmrt_parser *p, mmrt_named *names) {
+    const mmrt_gguf *gguf = p->gguf;
+    for (uint64_t i = 0; i < gguf->n_tensors; i++)
+        names[i] = (mmrt_named){gguf->tensors[i].name, gguf->tensors[i].name_length, i};
+    return mmrt_parser_check_unique(p, names, gguf->n_tensors, "tensor", "name");
+}
+
+mmrt_status mmrt_parse_tensors(mmrt_parser *p) {
+    mmrt_gguf *gguf = p->gguf;
+    for (uint64_t i = 0; i < gguf->n_tensors; i++) {
+        mmrt_parser_begin(p, "tensor", i);
+        mmrt_status status = read_tensor(p, &gguf->tensors[i]);
+        if (status != MMRT_OK)
+            return status;
+    }
+
+    mmrt_named *names = calloc(gguf->n_tensors + 1, sizeof *names);
+    const mmrt_gguf_tensor **order = calloc(gguf->n_tensors + 1, sizeof *order);
+    mmrt_status status;
+    if (!names || !order)
+        status = mmrt_fail(p->err, MMRT_NO_MEMORY, "%s: no memory for its tensors", p->path);
+    else
+        status = check_names(p, names);
+    if (status == MMRT_OK)
+        status = place_tensors(p);
+    if (status == MMRT_OK)
+        status = check_disjoint(p, order);
+    free(order);
+    free(names);
+    return status;
+}

@@ -1,0 +1,204 @@
+/* The vector primitives of body/ in AVX2 with FMA and F16C: 8 floats, 32 bytes, 2 blocks of 32.
+ *
+ *                 latency/throughput in cycles    Zen 4     Skylake
+ *   vpmaddubsw ymm                                3 / 0.5   5 / 0.5     32 multiply-adds, int16
+ *   vpmaddwd   ymm                                3 / 0.5   5 / 0.5     sums of pairs, int32
+ *   vfmadd     ymm                                4 / 0.5   4 / 0.5     8 multiply-adds
+ * maddubs saturates at 16 bits: unsigned weights stay below 128, signed ones go in as absolute
+ * values with their sign moved to the activations.
+ */
+#include "kernels/isa/x86.h"
+
+#define V_ISA        avx2
+#define V_FLOATS     8
+#define V_BYTES      32
+#define V_BLOCKS     2 /* of 32 weights, whose low and high nibbles fill one vector each */
+#define V_SHIFT_128  0 /* panels hold signed weights */
+#define V_SLICES(X)  X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
+
+typedef __m256 vf;
+typedef __m256i vi;
+
+/* ---- bytes ---- */
+
+V_INLINE vi v_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+V_INLINE void v_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+V_INLINE vi v_zero_bytes(void) { return _mm256_setzero_si256(); }
+V_INLINE vi v_set_byte(int value) { return _mm256_set1_epi8((char)value); }
+V_INLINE vi v_sub_bytes(vi a, vi b) { return _mm256_sub_epi8(a, b); }
+V_INLINE vi v_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+V_INLINE vi v_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+V_INLINE vi v_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm256_srli_epi16(a, 4)); }
+
+/* 16 bytes from each of two places. */
+V_INLINE vi v_gather16(const uint8_t *p, size_t apart) {
+    return _mm256_loadu2_m128i((const __m128i *)(p + apart), (const __m128i *)p);
+}
+
+/* 16 wherever one of the 16 bits at each place is set. */
+V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
+    __m256i words = _mm256_set_m128i(_mm_set1_epi16((short)mmrt_load_u16(p + apart)),
+                                     _mm_set1_epi16((short)mmrt_load_u16(p)));
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0, 0x0101010101010101);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    __m256i picked = _mm256_and_si256(_mm256_shuffle_epi8(words, byte), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(picked, bit), _mm256_set1_epi8(16));
+}
+
+/* 16 wherever bit `low` is set in the 32 bytes at p (`high` is for wider vectors). */
+V_INLINE vi v_bit4_of32(const uint8_t *p, int low, int high) {
+    (void)high;
+    __m256i bit = _mm256_set1_epi8((char)(1 << low));
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(v_load(p), bit), bit),
+                            _mm256_set1_epi8(16));
+}
+
+/* Activations in the order of low and high nibbles: of the 64 at p, pieces of 16 (of blocks with
+ * 32 weights) or of 32 (of blocks with 256) by turns. */
+V_INLINE void v_split16(const int8_t *p, vi *low, vi *high) {
+    __m256i a = v_load(p), b = v_load(p + 32);
+    *low = _mm256_permute2x128_si256(a, b, 0x20);
+    *high = _mm256_permute2x128_si256(a, b, 0x31);
+}
+V_INLINE void v_split32(const int8_t *p, vi *low, vi *high) {
+    *low = v_load(p);
+    *high = v_load(p + 32);
+}
+
+/* The inverses, for weights. */
+V_INLINE void v_join16(vi low, vi high, uint8_t *out) {
+    v_store(out, _mm256_permute2x128_si256(low, high, 0x20));
+    v_store(out + 32, _mm256_permute2x128_si256(low, high, 0x31));
+}
+V_INLINE void v_join32(vi low, vi high, uint8_t *out) {
+    v_store(out, low);
+    v_store(out + 32, high);
+}
+
+/* Q6_K: the upper two bits, in place, of the 32 elements at 32 * which of a half block, and of those
+ * 64 further on. */
+V_INLINE void v_bits45(const uint8_t *p, int which, vi *low, vi *high) {
+    __m256i q = v_load(p);
+    const __m256i mask = _mm256_set1_epi8(0x30);
+    *low = _mm256_and_si256(which ? _mm256_slli_epi16(q, 2) : _mm256_slli_epi16(q, 4), mask);
+    *high = _mm256_and_si256(which ? _mm256_srli_epi16(q, 2) : q, mask);
+}
+
+/* Each lane: acc + the sum of four products, weights unsigned (below 128) or signed. */
+V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) {
+    __m256i pairs = _mm256_maddubs_epi16(w, x);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
+    return v_dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+}
+
+/* The same against four activations in every lane, for weights as panels hold them. */
+V_INLINE vi v_four(const int8_t *p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+V_INLINE vi v_dot_panel(vi acc, vi w, vi x) { return v_dot_signed(acc, w, x); }
+V_INLINE vi v_dot_start(const int32_t *start) {
+    (void)start;
+    return _mm256_setzero_si256();
+}
+
+/* ---- floats ---- */
+
+V_INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
+V_INLINE vf v_set(float value) { return _mm256_set1_ps(value); }
+V_INLINE vf v_loadf(const float *p) { return _mm256_loadu_ps(p); }
+V_INLINE void v_storef(float *p, vf a) { _mm256_storeu_ps(p, a); }
+V_INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+V_INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+V_INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+V_INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+V_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+V_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); } /* a * b + c */
+V_INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+V_INLINE vf v_to_float(vi a) { return _mm256_cvtepi32_ps(a); }
+V_INLINE float v_sum(vf a) { return v8_sum(a); }
+V_INLINE float v_largest(vf a) {
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+V_INLINE vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+
+/* a * 2^n for whole n from -126 to 127. */
+V_INLINE vf v_scale_by_power(vf a, vf n) {
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+/* Lane i of a where lane i of `index` is below `limit`, else `other`. */
+V_INLINE vf v_where_below(vf index, float limit, vf a, vf other) {
+    return _mm256_blendv_ps(other, a, _mm256_cmp_ps(index, v_set(limit), _CMP_LT_OQ));
+}
+V_INLINE vf v_iota(void) { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+
+V_INLINE vf v_load_f16(const void *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+V_INLINE vf v_load_bf16(const void *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+/* Two floats, each in four lanes; or in the first of four, the others zero; or one in all. */
+V_INLINE vf v_each4(const float *p) {
+    return _mm256_set_m128(_mm_set1_ps(p[1]), _mm_set1_ps(p[0]));
+}
+V_INLINE vf v_first4(const float *p) {
+    return _mm256_set_m128(_mm_load_ss(p + 1), _mm_load_ss(p));
+}
+V_INLINE vf v_each32(const float *p) { return _mm256_set1_ps(p[0]); }
+
+/* The halves at two places, each in four lanes. */
+V_INLINE vf v_each4_f16(const uint8_t *p, size_t apart) {
+    __m128i words = _mm_unpacklo_epi64(_mm_set1_epi16((short)mmrt_load_u16(p)),
+                                       _mm_set1_epi16((short)mmrt_load_u16(p + apart)));
+    return _mm256_cvtph_ps(words);
+}
+
+/* 8 x 8 dwords, transposed in place. */
+V_INLINE void v_transpose(vi r[V_FLOATS]) {
+    __m256i t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; i++)
+        r[i] = t[i];
+}
+
+/* The bytes of 32 floats rounded to nearest even, for values from -127 to 127. */
+V_INLINE void v_store_bytes32(int8_t *p, const vf a[32 / V_FLOATS]) {
+    __m256i words[2];
+    for (int i = 0; i < 2; i++)
+        words[i] = _mm256_packs_epi32(_mm256_cvtps_epi32(a[2 * i]), _mm256_cvtps_epi32(a[2 * i + 1]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* packs works by halves */
+    v_store(p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words[0], words[1]), order));
+}
+/* The sum of 16 signed bytes. */
+V_INLINE int v_sum_bytes16(const int8_t *p) {
+    __m256i pairs = _mm256_madd_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)),
+                                      _mm256_set1_epi16(1));
+    __m128i a = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(a, _mm_shuffle_epi32(a, 0xb1)));
+}

@@ -1,0 +1,97 @@
+#include "kernels/kernels.h"
+
+#include "kernels/ref/ref.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#define MMRT_MATRIX_KERNEL(ISA, isa, type)                                                         \
+    mmrt_matvec_fn mmrt_matvec_##type##_##isa;                                                     \
+    mmrt_matmul_fn mmrt_matmul_##type##_##isa;
+#define MMRT_VECTOR_KERNEL(ISA, isa, name) mmrt_##name##_fn mmrt_##name##_##isa;
+#include "kernels/kernels.def"
+
+static struct mmrt_kernels tables[MMRT_ISA_COUNT];
+static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
+
+/* Overrides what `isa` has kernels for. */
+static void apply(struct mmrt_kernels *table, mmrt_isa isa) {
+    (void)table; /* a build for other machines may have none */
+    (void)isa;
+#define MMRT_MATRIX_KERNEL(ISA, name, type)                                                        \
+    if (isa == MMRT_ISA_##ISA) {                                                                   \
+        table->matvec[MMRT_TYPE_##type] = mmrt_matvec_##type##_##name;                             \
+        table->matmul[MMRT_TYPE_##type] = mmrt_matmul_##type##_##name;                             \
+        table->matrix_isa[MMRT_TYPE_##type] = isa;                                                 \
+    }
+#define MMRT_VECTOR_KERNEL(ISA, name, op)                                                          \
+    if (isa == MMRT_ISA_##ISA)                                                                     \
+        table->op = mmrt_##op##_##name;
+#include "kernels/kernels.def"
+}
+
+static void fill_tables(void) {
+    struct mmrt_kernels table;
+    memset(&table, 0, sizeof table);
+#define MMRT_FORMAT(id, name, elements, bytes)                                                     \
+    table.matvec[id] = mmrt_matvec_##name##_ref;                                                   \
+    table.matmul[id] = mmrt_matmul_##name##_ref;
+#define MMRT_FORMAT_SIZE_ONLY(id, name, elements, bytes)
+#include "quant/formats.def"
+    table.quantize = mmrt_quantize_ref;
+    table.rms_norm = mmrt_rms_norm_ref;
+    table.add = mmrt_add_ref;
+    table.glu = mmrt_glu_ref;
+    table.attend = mmrt_attend_ref;
+    for (mmrt_isa isa = 0; isa < MMRT_ISA_COUNT; isa++) {
+        if (!mmrt_isa_missing(isa))
+            apply(&table, isa);
+        tables[isa] = table;
+    }
+}
+
+const struct mmrt_kernels *mmrt_kernels_for(mmrt_isa isa) {
+    pthread_once(&tables_once, fill_tables);
+    return &tables[isa];
+}
+
+static size_t columns_stride(size_t k) { return (k + 255) / 256 * 256; }
+
+/* The arrays follow one another, each a multiple of 64 bytes long. */
+static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+size_t mmrt_columns_bytes(size_t n, size_t k) {
+    size_t stride = columns_stride(k);
+    return rounded(n * k * sizeof(float)) + n * stride + n * stride / 16 * 4 +
+           3 * rounded(n * stride / 32 * 4);
+}
+
+void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory) {
+    size_t stride = columns_stride(k);
+    char *at = memory;
+    *columns = (struct mmrt_columns){.k = k, .stride = stride};
+    columns->x = (float *)(void *)at;
+    at += rounded(n * k * sizeof(float));
+    columns->q = (int8_t *)at;
+    at += n * stride;
+    columns->sum16 = (float *)(void *)at;
+    at += n * stride / 16 * 4;
+    columns->sum32 = (float *)(void *)at;
+    at += rounded(n * stride / 32 * 4);
+    columns->d = (float *)(void *)at;
+    at += rounded(n * stride / 32 * 4);
+    columns->start = (int32_t *)(void *)at;
+}
+
+/* A panel of 16 rows: weights as bytes, a float scale and minimum for every 16 elements; and the
+ * 16 x 256 bytes that a panel is built from. The float kernels need none. */
+size_t mmrt_matmul_scratch(size_t k) {
+    size_t stride = columns_stride(k);
+    return 16 * stride + 2 * 16 * stride / 16 * sizeof(float) + 16 * 256;
+}
+
+/* Keys, values and sums of a tile, its scores, and three numbers a row. */
+size_t mmrt_attend_scratch(size_t head_dim) {
+    return ((2 * MMRT_ATTEND_KEYS + MMRT_ATTEND_ROWS) * head_dim +
+            MMRT_ATTEND_ROWS * (MMRT_ATTEND_KEYS + 3)) * sizeof(float);
+}

@@ -1,0 +1,121 @@
+/* The arithmetic of inference: one table of functions for each instruction set.
+ *
+ * Kernels know blocks, rows and columns; they know no files, tensors by name or threads: the caller
+ * gives each thread its own rows, columns or heads. Weights may lie at any address and are never
+ * read past their last byte. A row's result does not depend on which other rows or columns are
+ * computed with it, nor on the thread.
+ */
+#ifndef MMRT_KERNELS_H
+#define MMRT_KERNELS_H
+
+#include "mmrt.h"
+#include "quant/quant.h"
+
+enum { MMRT_TYPE_LIMIT = 64 }; /* tensor type ids are below this */
+
+/* Elements that share one scale in quantised activations. */
+enum { MMRT_GROUP = 32 };
+
+/* n columns of k activations each, as float32 and, where a quantised weight will read them, as
+ * int8 q with x = d * q in groups of 32. All weight types share this one form, so that a column is
+ * quantised once whatever reads it; a finer scale than the 256-element blocks that K types have
+ * elsewhere costs them two instructions in thirty and halves the rounding error.
+ * The quantised rows have room for `stride` elements, stride >= k; what lies past k is zero. */
+struct mmrt_columns {
+    size_t k;
+    size_t stride;   /* multiple of 256 */
+    float *x;        /* [n][k] */
+    int8_t *q;       /* [n][stride], -127 to 127 */
+    float *d;        /* [n][stride / 32] */
+    float *sum16;    /* [n][stride / 16], d times the sum of q over 16 elements */
+    float *sum32;    /* [n][stride / 32], the same over 32 */
+    int32_t *start;  /* [n][stride / 32], -128 times the sum of q: where an integer dot product
+                        starts whose weights are shifted by 128 to be unsigned */
+};
+
+/* Bytes that mmrt_columns_place needs for n columns of k. */
+size_t mmrt_columns_bytes(size_t n, size_t k);
+
+/* Lays out `columns` in zeroed, 64-byte aligned memory of that size. */
+void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory);
+
+/* Quantises elements [first, first + count) of one column; both multiples of 32. A group with NaN
+ * or infinity gets d = NaN, so that the fault reaches the logits and is reported there. */
+typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column, size_t first,
+                              size_t count);
+
+/* y[r] = row r of w times one column, for n_rows rows that lie row_bytes apart. Quantised types
+ * read the column's q, float types its x. */
+typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows,
+                            const struct mmrt_columns *columns, size_t column, float *y);
+
+/* y[c * y_stride + r] = row r of w times column first + c, for n_rows rows and n_columns columns.
+ * scratch: mmrt_matmul_scratch(k) bytes, 64-byte aligned, of this thread's own. */
+typedef void mmrt_matmul_fn(const void *w, size_t row_bytes, size_t n_rows,
+                            const struct mmrt_columns *columns, size_t first, size_t n_columns,
+                            float *y, size_t y_stride, void *scratch);
+size_t mmrt_matmul_scratch(size_t k);
+
+/* out[i] = w[i] * x[i] / sqrt(mean(x^2) + eps), n elements (Zhang and Sennrich 2019,
+ * arXiv:1910.07467). out may be x. */
+typedef void mmrt_rms_norm_fn(const float *x, const float *w, float eps, float *out, size_t n);
+
+/* y[i] += x[i]. */
+typedef void mmrt_add_fn(float *y, const float *x, size_t n);
+
+enum mmrt_activation {
+    MMRT_SILU, /* x / (1 + exp(-x)) */
+    MMRT_GELU, /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
+};
+
+/* out[i] = activation(gate[i]) * up[i] (Shazeer 2020, arXiv:2002.05202). */
+typedef void mmrt_glu_fn(enum mmrt_activation activation, const float *gate, const float *up,
+                         float *out, size_t n);
+
+/* Keys to a page of the KV cache. For each layer and key-value head a page holds its keys as
+ * f16 [head_dim][32], so that vector lanes are keys, and its values as f16 [32][head_dim]. */
+enum { MMRT_PAGE_KEYS = 32 };
+
+/* Scaled dot-product attention for the query heads that share one key-value head, over a tile of
+ * consecutive tokens: out = softmax(scale * q k^T) v, with an online softmax (Milakov and
+ * Gimelshein 2018, arXiv:1805.02867). The token at position p sees the keys at positions p - window
+ * + 1 to p. */
+struct mmrt_attention {
+    const float *q;   /* [n_tokens][q_stride]; a token's heads follow one another, head_dim each */
+    float *out;       /* [n_tokens][out_stride], likewise */
+    size_t q_stride;
+    size_t out_stride;
+    size_t n_tokens;
+    size_t n_heads;
+    size_t head_dim;  /* a multiple of 16 */
+    uint64_t position; /* of the first token */
+    uint64_t window;   /* 0: all that came before */
+    uint8_t *const *pages; /* page i holds positions 32 i to 32 i + 31 */
+    size_t k_offset;   /* bytes from a page's start to this layer's and head's keys */
+    size_t v_offset;
+    float scale;
+    float softcap;     /* 0: none; else scores become softcap * tanh(score / softcap) */
+    void *scratch;     /* mmrt_attend_scratch() bytes, 64-byte aligned */
+};
+typedef void mmrt_attend_fn(const struct mmrt_attention *a);
+
+/* A tile has at most ROWS rows: n_tokens * n_heads; KEYS keys at a time are in scratch. */
+enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 64 };
+size_t mmrt_attend_scratch(size_t head_dim);
+
+struct mmrt_kernels {
+    mmrt_matvec_fn *matvec[MMRT_TYPE_LIMIT]; /* NULL where the type has no unpack */
+    mmrt_matmul_fn *matmul[MMRT_TYPE_LIMIT];
+    mmrt_isa matrix_isa[MMRT_TYPE_LIMIT]; /* where those two come from */
+    mmrt_quantize_fn *quantize;
+    mmrt_rms_norm_fn *rms_norm;
+    mmrt_add_fn *add;
+    mmrt_glu_fn *glu;
+    mmrt_attend_fn *attend;
+};
+
+/* The table of an instruction set that can run here (mmrt_isa_missing() is NULL): every entry that
+ * the set has no kernel for comes from the next lower one, down to `ref`. */
+const struct mmrt_kernels *mmrt_kernels_for(mmrt_isa isa);
+
+#endif

@@ -1,0 +1,60 @@
+#include "kernels/ref/ref.h"
+
+#include <math.h>
+
+void mmrt_quantize_ref(const struct mmrt_columns *columns, size_t column, size_t first,
+                       size_t count) {
+    for (size_t at = first; at < first + count; at += MMRT_GROUP) {
+        const float *x = columns->x + column * columns->k + at;
+        int8_t *q = columns->q + column * columns->stride + at;
+        size_t group = (column * columns->stride + at) / MMRT_GROUP;
+        float largest = 0;
+        bool finite = true;
+        for (int i = 0; i < MMRT_GROUP; i++) {
+            finite = finite && isfinite(x[i]);
+            largest = fmaxf(largest, fabsf(x[i]));
+        }
+        float d = largest / 127.0f;
+        float inverse = d > 0 ? 1.0f / d : 0;
+        if (!finite || !isfinite(inverse)) { /* NaN, infinity, or too small to divide by */
+            inverse = 0;
+            d = finite ? 0 : NAN;
+        }
+        int sums[2] = {0, 0};
+        for (int i = 0; i < MMRT_GROUP; i++) {
+            q[i] = finite ? (int8_t)lrintf(x[i] * inverse) : 0;
+            sums[i / 16] += q[i];
+        }
+        columns->d[group] = d;
+        columns->sum16[2 * group] = d * (float)sums[0];
+        columns->sum16[2 * group + 1] = d * (float)sums[1];
+        columns->sum32[group] = d * (float)(sums[0] + sums[1]);
+        columns->start[group] = -128 * (sums[0] + sums[1]);
+    }
+}
+
+void mmrt_rms_norm_ref(const float *x, const float *w, float eps, float *out, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * x[i];
+    float scale = (float)(1.0 / sqrt(sum / (double)n + eps));
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * w[i];
+}
+
+void mmrt_add_ref(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+static double activate(enum mmrt_activation activation, double x) {
+    if (activation == MMRT_SILU)
+        return x / (1 + exp(-x));
+    return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+void mmrt_glu_ref(enum mmrt_activation activation, const float *gate, const float *up, float *out,
+                  size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)(activate(activation, gate[i]) * up[i]);
+}

@@ -1,0 +1,296 @@
+/* mmrt: a memory-mapped tensor runtime. The one header that callers outside csrc/ include.
+ *
+ * Who owns what: every `open`, `create` or `parse` hands out an opaque handle that the matching
+ * `close` or `free` takes back (NULL is allowed there). Pointers into a handle live as long as it.
+ * Every function that can fail returns an mmrt_status and, unless that is MMRT_OK, has filled the
+ * mmrt_error that it was given (NULL: no message wanted). Nothing here aborts or prints.
+ */
+#ifndef MMRT_H
+#define MMRT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- status (base/) ------------------------------------------------------------------------ */
+
+typedef enum mmrt_status {
+#define MMRT_STATUS(name, meaning) MMRT_##name,
+#include "base/status.def"
+#undef MMRT_STATUS
+} mmrt_status;
+
+typedef struct mmrt_error {
+    mmrt_status status;
+    int os_errno; /* errno of the failed system call, else 0 */
+    char message[480];
+} mmrt_error;
+
+/* ---- processor (base/) --------------------------------------------------------------------- */
+
+typedef enum mmrt_isa {
+#define MMRT_ISA(id, name) MMRT_ISA_##id,
+#include "base/isa.def"
+#undef MMRT_ISA
+    MMRT_ISA_COUNT
+} mmrt_isa;
+
+const char *mmrt_isa_name(mmrt_isa isa);
+
+/* NULL if kernels of this instruction set can run here, else why not. */
+const char *mmrt_isa_missing(mmrt_isa isa);
+
+/* The best set that can run here, or the one that the environment variable MMRT_ISA forces:
+ * UNSUPPORTED if that one cannot run here, ARGUMENT if there is none of that name. */
+mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err);
+
+/* The CPUs that this process may use: its affinity mask, cut to the cgroup's CPU quota; >= 1. */
+int mmrt_cpu_count(void);
+
+/* ---- threads (base/) ----------------------------------------------------------------------- */
+
+/* Persistent threads that run one job together; the caller is one of them. */
+typedef struct mmrt_pool mmrt_pool;
+
+#define MMRT_MAX_THREADS 256
+
+/* n_threads counts the caller: 1 to MMRT_MAX_THREADS. After a fork the pool starts new threads at
+ * its next job. One job at a time: callers queue. */
+mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err);
+void mmrt_pool_free(mmrt_pool *pool);
+int mmrt_pool_threads(const mmrt_pool *pool);
+
+/* ---- mapped files (map/) ------------------------------------------------------------------- */
+
+typedef struct mmrt_mapping mmrt_mapping;
+
+/* Maps the regular file at `path` read-only and shared, whole, reading none of it. An empty file is
+ * refused with FORMAT; a directory, FIFO or device with IO, without waiting for it. A file that
+ * shrinks later raises SIGBUS where bytes past its new end are touched. */
+mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err);
+void mmrt_mapping_close(mmrt_mapping *mapping);
+const void *mmrt_mapping_data(const mmrt_mapping *mapping);
+uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
+uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping);  /* bytes */
+int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping); /* the file's mtime at opening */
+
+typedef enum mmrt_advice {
+    MMRT_ADVICE_NORMAL,     /* a fault reads around itself, as far as the disk's read-ahead says */
+    MMRT_ADVICE_SEQUENTIAL, /* a fault reads ahead */
+    MMRT_ADVICE_RANDOM,     /* a fault reads its own page: populating such a range is slow */
+    MMRT_ADVICE_WILLNEED,   /* start reading exactly the range; waits only for a full disk queue */
+    MMRT_ADVICE_POPULATE,   /* read and map now; UNSUPPORTED before Linux 5.14 */
+    MMRT_ADVICE_EVICT,      /* unmap here and ask the page cache to drop the range */
+} mmrt_advice;
+
+/* Advises on bytes [offset, offset + length). EVICT works on the whole pages inside the range, so
+ * that neighbours keep theirs; the others on every page that the range touches. The page cache
+ * keeps what another process maps or has locked, or has not yet written back: EVICT is a request,
+ * and residency says what came of it. Locked pages of this mapping: ARGUMENT. */
+mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                mmrt_advice advice, mmrt_error *err);
+
+/* mlock and munlock on every page that the range touches. Locking reads the range in. NO_MEMORY
+ * where RLIMIT_MEMLOCK (often 8 MiB) does not allow it. Locks do not count: one unlock undoes all,
+ * neighbours' on shared edge pages too. */
+mmrt_status mmrt_mapping_lock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                              mmrt_error *err);
+mmrt_status mmrt_mapping_unlock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                mmrt_error *err);
+
+/* The number of pages that bytes [offset, offset + length) touch. */
+uint64_t mmrt_mapping_pages(const mmrt_mapping *mapping, uint64_t offset, uint64_t length);
+
+/* Writes 1 or 0 to pages[i] for each of those pages: whether it is in the page cache (mincore).
+ * The kernel tells the truth only to those who own or may write the file; *trusted says whether
+ * that is so here: otherwise the flags come from /proc/self/pagemap and tell what this process has
+ * mapped. */
+mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                   unsigned char *pages, bool *trusted, mmrt_error *err);
+
+/* ---- GGUF directories (gguf/) -------------------------------------------------------------- */
+
+typedef struct mmrt_gguf mmrt_gguf;
+
+/* Called by a parser before it touches bytes [offset, offset + length) of the file, in rising order
+ * of offsets: a chance to read just these. The windows grow from 64 KiB to 1 MiB, so that little
+ * more than the header is announced. */
+typedef void mmrt_reading(void *context, uint64_t offset, uint64_t length);
+
+/* Types of metadata values, as numbered in the file. */
+typedef enum mmrt_gguf_value_type {
+    MMRT_GGUF_UINT8,
+    MMRT_GGUF_INT8,
+    MMRT_GGUF_UINT16,
+    MMRT_GGUF_INT16,
+    MMRT_GGUF_UINT32,
+    MMRT_GGUF_INT32,
+    MMRT_GGUF_FLOAT32,
+    MMRT_GGUF_BOOL,
+    MMRT_GGUF_STRING,
+    MMRT_GGUF_ARRAY,
+    MMRT_GGUF_UINT64,
+    MMRT_GGUF_INT64,
+    MMRT_GGUF_FLOAT64,
+} mmrt_gguf_value_type;
+
+/* One metadata entry. `data` points at the value's bytes in the file, already checked to lie in it
+ * whole: a number (unaligned, little-endian), a string's u64 length and bytes, or an array's
+ * elements one after another. */
+typedef struct mmrt_gguf_entry {
+    const char *key; /* UTF-8 without NUL, not terminated */
+    uint64_t key_length;
+    mmrt_gguf_value_type type;         /* ARRAY for an array */
+    mmrt_gguf_value_type element_type; /* of an array; else equal to type */
+    uint64_t count;                    /* elements of an array; else 1 */
+    const unsigned char *data;
+    uint64_t size; /* bytes at data */
+} mmrt_gguf_entry;
+
+typedef struct mmrt_gguf_tensor {
+    const char *name; /* UTF-8 without NUL, not terminated */
+    uint64_t name_length;
+    uint32_t type;    /* an mmrt_type (quant/quant.h) */
+    uint32_t n_dims;  /* 1 to 4 */
+    uint64_t dims[4]; /* file order: dims[0] is the row length; unused ones are 1 */
+    uint64_t offset;  /* from the start of the file, bytes */
+    uint64_t size;    /* bytes */
+} mmrt_gguf_tensor;
+
+/* Parses the header of the GGUF file whose bytes are [bytes, bytes + size), touching nothing but
+ * the header, and calling reading(context, ...) before it does (NULL: no call). Everything is
+ * bounds-checked before use and before any allocation; `path` is only for messages, which name the
+ * field, its offset and what was found. The result points into `bytes`. String values may hold any
+ * bytes; keys and names are text.
+ *
+ * FORMAT: wrong magic, version 0, counts and lengths that cannot fit, unknown value types, keys or
+ * names that are not UTF-8 or occur twice, an alignment that is no power of two from 8 to 2^30,
+ * tensors misaligned, of impossible shape, overlapping one another or past the end of the file.
+ * UNSUPPORTED: versions other than 2 and 3, big-endian files, arrays of arrays, unknown tensor
+ * types. */
+mmrt_status mmrt_gguf_parse(const void *bytes, uint64_t size, const char *path,
+                            mmrt_reading *reading, void *context, mmrt_gguf **out, mmrt_error *err);
+void mmrt_gguf_free(mmrt_gguf *gguf);
+uint32_t mmrt_gguf_version(const mmrt_gguf *gguf);
+uint64_t mmrt_gguf_header_size(const mmrt_gguf *gguf); /* bytes before the first tensor's data */
+uint64_t mmrt_gguf_n_entries(const mmrt_gguf *gguf);
+uint64_t mmrt_gguf_n_tensors(const mmrt_gguf *gguf);
+const mmrt_gguf_entry *mmrt_gguf_entry_at(const mmrt_gguf *gguf, uint64_t index);
+const mmrt_gguf_tensor *mmrt_gguf_tensor_at(const mmrt_gguf *gguf, uint64_t index);
+
+/* ---- tensor types (quant/) ----------------------------------------------------------------- */
+
+/* Writes n_elements float32 values from consecutive blocks of the type: exact, scalar.
+ * ARGUMENT for an unknown type or a number of elements that is not whole blocks, UNSUPPORTED for a
+ * type of which only the sizes are known. */
+mmrt_status mmrt_dequantize(uint32_t type, const void *blocks, float *out, size_t n_elements,
+                            mmrt_error *err);
+
+/* ---- matrices (exec/) ---------------------------------------------------------------------- */
+
+/* A matrix in file order: `rows` rows of `cols` elements, whole blocks of `type` each, one after
+ * another from any address on. `name` is for messages and belongs to the caller. */
+typedef struct mmrt_weight {
+    const void *data;
+    uint32_t type;
+    uint64_t rows;
+    uint64_t cols;
+    const char *name;
+} mmrt_weight;
+
+/* y[c * rows + r] = row r of w times column c of x, which is float32 [n][cols]; computed on all
+ * threads of the pool. For quantised types x is rounded to int8 in groups of 32. */
+mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
+                        size_t n, float *y, mmrt_error *err);
+
+/* The set whose kernel multiplies matrices of this type when `isa` is chosen. */
+mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type);
+
+/* ---- key-value cache (kv/) ----------------------------------------------------------------- */
+
+/* Keys and values of one sequence, in pages of 32 tokens that are allocated as it grows. A page
+ * holds every layer's share of its tokens. */
+typedef struct mmrt_kv mmrt_kv;
+
+typedef struct mmrt_kv_shape {
+    uint32_t n_layers;
+    uint32_t n_heads;  /* key-value heads */
+    uint32_t head_dim; /* elements of a key and of a value */
+} mmrt_kv_shape;
+
+mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err);
+void mmrt_kv_free(mmrt_kv *kv);
+uint64_t mmrt_kv_length(const mmrt_kv *kv);     /* tokens */
+uint64_t mmrt_kv_bytes(const mmrt_kv *kv);      /* allocated */
+uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape); /* of 32 tokens */
+
+/* Forgets all tokens from `length` on and gives their whole pages back. */
+void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length);
+
+/* ---- programs (exec/) ---------------------------------------------------------------------- */
+
+/* A forward pass as a flat list of operations on numbered buffers. A buffer holds `width` float32
+ * values for each token of a step. Weights, buffers and rotation tables are added first and named
+ * by the index that adding them returned; -1 stands for none. */
+typedef struct mmrt_program mmrt_program;
+
+typedef enum mmrt_op_kind {
+#define MMRT_OP(name, function, meaning) MMRT_OP_##name,
+#include "exec/ops.def"
+#undef MMRT_OP
+} mmrt_op_kind;
+
+typedef struct mmrt_op {
+    mmrt_op_kind kind;
+    int32_t in;         /* buffer read */
+    int32_t out;        /* buffer written */
+    int32_t stream;     /* NORM: the residual buffer, in place of `in` */
+    int32_t weights[3];
+    int32_t biases[3];  /* LINEAR: added to each weight's rows */
+    int32_t rope;       /* ROPE: rotation table */
+    int32_t layer;      /* ROPE, ATTEND: of the key-value cache */
+    int32_t n_heads;    /* ROPE, ATTEND: query heads */
+    int32_t activation; /* GLU: 0 SiLU, 1 GELU (tanh) */
+    bool outputs_only;  /* work on the tokens whose logits are wanted, not on all */
+    bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */
+    uint32_t window;    /* ATTEND: keys seen, 0 for all */
+    float eps;          /* NORM, ROPE: of the RMS norms */
+    float scale;        /* EMBED: factor; ATTEND: of the scores */
+    float softcap;      /* ATTEND, LOGITS: 0 for none */
+} mmrt_op;
+
+/* max_tokens: the most that one step takes; scratch grows with it. */
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+                                mmrt_program **out, mmrt_error *err);
+void mmrt_program_free(mmrt_program *program);
+mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight, int32_t *index,
+                                    mmrt_error *err);
+mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
+                                    mmrt_error *err);
+
+/* Rotations by position * frequencies[i], i < n_pairs, times `magnitude`. */
+mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequencies,
+                                  uint32_t n_pairs, float magnitude, int32_t *index,
+                                  mmrt_error *err);
+
+/* Appends an operation; FORMAT, naming the weight, if its shapes do not fit. */
+mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err);
+
+/* Allocates scratch for n_threads. To be called once, after the last operation. */
+mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err);
+uint64_t mmrt_program_scratch_bytes(const mmrt_program *program);
+
+/* Called now and then by the thread that runs a step; anything but 0 ends the step with
+ * INTERRUPTED. */
+typedef int mmrt_poll_fn(void *context);
+
+/* Runs one step on n tokens (1 to max_tokens) at positions kv length to length + n - 1, and appends
+ * them to kv. Writes the logits of tokens first_output to n - 1 to logits, float32
+ * [n - first_output][vocabulary]. On any failure kv keeps its length. NOT_FINITE if a logit is NaN
+ * or infinite. */
+mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+                             const int32_t *tokens, uint32_t n, uint32_t first_output,
+                             float *logits, mmrt_poll_fn *poll, void *poll_context,
+                             mmrt_error *err);
+
+#endif

@@ -1,0 +1,74 @@
+"""mmrt: a memory-mapped tensor runtime for CPU inference.
+
+    with mmrt.open("model.gguf") as f:            # maps the file, reads its header
+        w = f["blk.0.ffn_up.weight"]              # a Tensor on the mapped pages
+        y = w @ x                                 # multiplies the quantised blocks where they lie
+
+    with mmrt.Model("model.gguf") as m:
+        print(m.generate("Once upon a time", max_tokens=64))
+
+Everything is loaded when first used, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that has it.
+_HOMES = {
+    "open": "mmrt.formats",
+    "TensorFile": "mmrt.formats",
+    "Tensor": "mmrt.tensor",
+    "Mapping": "mmrt.mapping",
+    "Residency": "mmrt.residency",
+    "Model": "mmrt.model",
+    "Sequence": "mmrt.sequence",
+    "Sampler": "mmrt.sampler",
+    "Tokenizer": "mmrt.tokenizer",
+    "cpu_info": "mmrt.kernels",
+    "MmrtError": "mmrt.errors",
+    "FileError": "mmrt.errors",
+    "FormatError": "mmrt.errors",
+    "UnsupportedError": "mmrt.errors",
+    "ArgumentError": "mmrt.errors",
+    "OutOfMemoryError": "mmrt.errors",
+}
+_MODULES = {"errors", "formats", "kernels", "models", "quant"}
+
+__all__ = [*_HOMES, *_MODULES]
+
+if TYPE_CHECKING:
+    from mmrt import errors, formats, kernels, models, quant
+    from mmrt.errors import (
+        ArgumentError,
+        FileError,
+        FormatError,
+        MmrtError,
+        OutOfMemoryError,
+        UnsupportedError,
+    )
+    from mmrt.formats import TensorFile, open
+    from mmrt.kernels import cpu_info
+    from mmrt.mapping import Mapping
+    from mmrt.model import Model
+    from mmrt.residency import Residency
+    from mmrt.sampler import Sampler
+    from mmrt.sequence import Sequence
+    from mmrt.tensor import Tensor
+    from mmrt.tokenizer import Tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"mmrt.{name}")
+    else:
+        raise AttributeError(f"module 'mmrt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,207 @@
+# What the bindings see of csrc/mmrt.h: declarations, no logic.
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "mmrt.h" nogil:
+    # ---- status ----
+    ctypedef enum mmrt_status:
+        MMRT_OK
+        MMRT_IO
+        MMRT_FORMAT
+        MMRT_UNSUPPORTED
+        MMRT_ARGUMENT
+        MMRT_NO_MEMORY
+        MMRT_INTERRUPTED
+        MMRT_NOT_FINITE
+
+    ctypedef struct mmrt_error:
+        mmrt_status status
+        int os_errno
+        char message[480]
+
+    ctypedef unsigned char bool_t "bool"
+
+    # ---- mapped files ----
+    ctypedef struct mmrt_mapping:
+        pass
+
+    ctypedef enum mmrt_advice:
+        MMRT_ADVICE_NORMAL
+        MMRT_ADVICE_SEQUENTIAL
+        MMRT_ADVICE_RANDOM
+        MMRT_ADVICE_WILLNEED
+        MMRT_ADVICE_POPULATE
+        MMRT_ADVICE_EVICT
+
+    mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err)
+    void mmrt_mapping_close(mmrt_mapping *mapping)
+    const void *mmrt_mapping_data(const mmrt_mapping *mapping)
+    uint64_t mmrt_mapping_size(const mmrt_mapping *mapping)
+    uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping)
+    int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping)
+    mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                    mmrt_advice advice, mmrt_error *err)
+    mmrt_status mmrt_mapping_lock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                  mmrt_error *err)
+    mmrt_status mmrt_mapping_unlock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                    mmrt_error *err)
+    uint64_t mmrt_mapping_pages(const mmrt_mapping *mapping, uint64_t offset, uint64_t length)
+    mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset,
+                                       uint64_t length, unsigned char *pages, bool_t *trusted,
+                                       mmrt_error *err)
+
+    # ---- GGUF directories ----
+    ctypedef struct mmrt_gguf:
+        pass
+
+    ctypedef void mmrt_reading(void *context, uint64_t offset, uint64_t length)
+
+    ctypedef enum mmrt_gguf_value_type:
+        MMRT_GGUF_STRING
+        MMRT_GGUF_ARRAY
+
+    ctypedef struct mmrt_gguf_entry:
+        const char *key
+        uint64_t key_length
+        mmrt_gguf_value_type type
+        mmrt_gguf_value_type element_type
+        uint64_t count
+        const unsigned char *data
+        uint64_t size
+
+    ctypedef struct mmrt_gguf_tensor:
+        const char *name
+        uint64_t name_length
+        uint32_t type
+        uint32_t n_dims
+        uint64_t dims[4]
+        uint64_t offset
+        uint64_t size
+
+    mmrt_status mmrt_gguf_parse(const void *bytes, uint64_t size, const char *path,
+                                mmrt_reading *reading, void *context, mmrt_gguf **out,
+                                mmrt_error *err)
+    void mmrt_gguf_free(mmrt_gguf *gguf)
+    uint32_t mmrt_gguf_version(const mmrt_gguf *gguf)
+    uint64_t mmrt_gguf_header_size(const mmrt_gguf *gguf)
+    uint64_t mmrt_gguf_n_entries(const mmrt_gguf *gguf)
+    uint64_t mmrt_gguf_n_tensors(const mmrt_gguf *gguf)
+    const mmrt_gguf_entry *mmrt_gguf_entry_at(const mmrt_gguf *gguf, uint64_t index)
+    const mmrt_gguf_tensor *mmrt_gguf_tensor_at(const mmrt_gguf *gguf, uint64_t index)
+
+    # ---- processor and threads ----
+    ctypedef enum mmrt_isa:
+        MMRT_ISA_REF
+        MMRT_ISA_COUNT
+
+    const char *mmrt_isa_name(mmrt_isa isa)
+    const char *mmrt_isa_missing(mmrt_isa isa)
+    mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err)
+    int mmrt_cpu_count()
+
+    ctypedef struct mmrt_pool:
+        pass
+
+    mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err)
+    void mmrt_pool_free(mmrt_pool *pool)
+    int mmrt_pool_threads(const mmrt_pool *pool)
+
+    # ---- tensor types, matrices ----
+    mmrt_status mmrt_dequantize(uint32_t type, const void *blocks, float *out, size_t n_elements,
+                                mmrt_error *err)
+
+    ctypedef struct mmrt_weight:
+        const void *data
+        uint32_t type
+        uint64_t rows
+        uint64_t cols
+        const char *name
+
+    mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
+                            size_t n, float *y, mmrt_error *err)
+    mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type)
+
+    # ---- key-value cache ----
+    ctypedef struct mmrt_kv:
+        pass
+
+    ctypedef struct mmrt_kv_shape:
+        uint32_t n_layers
+        uint32_t n_heads
+        uint32_t head_dim
+
+    mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err)
+    void mmrt_kv_free(mmrt_kv *kv)
+    uint64_t mmrt_kv_length(const mmrt_kv *kv)
+    uint64_t mmrt_kv_bytes(const mmrt_kv *kv)
+    uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape)
+    void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length)
+
+    # ---- programs ----
+    ctypedef struct mmrt_program:
+        pass
+
+    ctypedef enum mmrt_op_kind:
+        MMRT_OP_EMBED
+        MMRT_OP_NORM
+        MMRT_OP_LINEAR
+        MMRT_OP_GLU
+        MMRT_OP_ROPE
+        MMRT_OP_ATTEND
+        MMRT_OP_QUANTIZE
+        MMRT_OP_LOGITS
+
+    ctypedef struct mmrt_op:
+        mmrt_op_kind kind
+        int32_t in_ "in"
+        int32_t out
+        int32_t stream
+        int32_t weights[3]
+        int32_t biases[3]
+        int32_t rope
+        int32_t layer
+        int32_t n_heads
+        int32_t activation
+        bool_t outputs_only
+        bool_t interleaved
+        uint32_t window
+        float eps
+        float scale
+        float softcap
+
+    mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+                                    mmrt_program **out, mmrt_error *err)
+    void mmrt_program_free(mmrt_program *program)
+    mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
+                                        int32_t *index, mmrt_error *err)
+    mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
+                                        mmrt_error *err)
+    mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequencies,
+                                      uint32_t n_pairs, float magnitude, int32_t *index,
+                                      mmrt_error *err)
+    mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err)
+    mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err)
+    uint64_t mmrt_program_scratch_bytes(const mmrt_program *program)
+
+    ctypedef int mmrt_poll_fn(void *context) noexcept
+
+    mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+                                 const int32_t *tokens, uint32_t n, uint32_t first_output,
+                                 float *logits, mmrt_poll_fn *poll, void *poll_context,
+                                 mmrt_error *err) nogil
+
+
+cdef extern from "quant/quant.h" nogil:
+    # ---- tensor types ----
+    ctypedef void mmrt_unpack_fn(const void *blocks, float *out, size_t n_elements)
+
+    cdef struct mmrt_format:
+        const char *name
+        uint32_t id
+        uint32_t elements
+        uint32_t bytes
+        mmrt_unpack_fn *unpack
+
+    const mmrt_format *mmrt_format_find(uint32_t id)

@@ -1,0 +1,3 @@
+from mmrt._c cimport mmrt_error, mmrt_status
+
+cdef int check(mmrt_status status, mmrt_error *error) except -1

@@ -1,0 +1,221 @@
+"""Byte-pair encoding over compact tables: the two algorithms that GGUF vocabularies ask for.
+
+Tables are flat arrays instead of dicts of strings: a vocabulary of 262144 tokens takes about 7 MB
+here, and ten times that as a `tokenizers` model. Merged words are cached, so the cost of merging
+in Python is paid once a distinct word.
+"""
+
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from heapq import heappop, heappush
+from typing import TypeVar
+
+Symbol = TypeVar("Symbol", int, bytes)
+
+WORD_SEPARATOR = "\u2581"  # SentencePiece's visible stand-in for a space
+
+_CACHED_WORDS = 4096
+_LONGEST_CACHED_WORD = 48  # characters: longer "words" (CJK paragraphs) hardly ever come again
+
+
+class Vocabulary:
+    """Token texts packed end to end, with a hash table from text to id."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        texts_joined = bytearray()
+        self._ends = array("I", bytes(4 * (len(texts) + 1)))
+        # Open addressing, half full at most; a slot holds id + 1, and 0 when it is empty.
+        self._slots = array("I", bytes(4 << (2 * len(texts) - 1).bit_length()))
+        self._mask = len(self._slots) - 1
+        for token, text in enumerate(texts):
+            texts_joined += text.encode("utf-8", "surrogateescape")
+            self._ends[token + 1] = len(texts_joined)
+        self._texts = bytes(texts_joined)
+        for token in range(len(texts)):
+            self._slots[self._slot(self.text(token))] = token + 1  # of twins, the last is found
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def text(self, token: int) -> bytes:
+        """The text of a token as the file spells it, in UTF-8."""
+        return self._texts[self._ends[token] : self._ends[token + 1]]
+
+    def find(self, text: bytes) -> int | None:
+        """The id of the token spelled `text`, or None."""
+        found = self._slots[self._slot(text)]
+        return found - 1 if found else None
+
+    def _slot(self, text: bytes) -> int:
+        """The slot that holds `text`, or the empty one where it belongs."""
+        slot = hash(text) & self._mask
+        while (held := self._slots[slot]) and self.text(held - 1) != text:
+            slot = (slot + 1) & self._mask
+        return slot
+
+
+def merge(
+    symbols: Iterable[Symbol],
+    join: Callable[[Symbol, Symbol], tuple[float, Symbol] | None],
+) -> list[Symbol]:
+    """Merge neighbours until none can be: lowest priority value first, leftmost among equals.
+
+    `join(left, right)` gives (priority, merged symbol), or None when the two do not merge.
+    """
+    parts = list(symbols)
+    count = len(parts)
+    following = list(range(1, count + 1))  # -1 once a part is merged into the one before it
+    preceding = list(range(-1, count - 1))
+    queue: list[tuple[float, int, int, int, Symbol]] = []
+
+    def consider(left: int, right: int) -> None:
+        if joined := join(parts[left], parts[right]):
+            heappush(queue, (joined[0], left, right, following[right], joined[1]))
+
+    for right in range(1, count):
+        consider(right - 1, right)
+    while queue:
+        _, left, right, end, joined = heappop(queue)
+        if following[left] != right or following[right] != end:
+            continue  # one of the two has been merged elsewhere since
+        parts[left] = joined
+        following[left], following[right] = end, -1
+        if end < count:
+            preceding[end] = left
+            consider(left, end)
+        if preceding[left] >= 0:
+            consider(preceding[left], left)
+
+    merged = []
+    part = 0
+    while part < count:
+        merged.append(parts[part])
+        part = following[part]
+    return merged
+
+
+class SentencePieceModel:
+    """BPE in the manner of SentencePiece: any two neighbours whose joint text is a token may
+    merge, the token of the highest score first; what is left over is spelled in byte tokens.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, scores: Iterable[float], unknown: int, space_prefix: bool
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._costs = array("f", (-score for score in scores))
+        self._prefix = WORD_SEPARATOR if space_prefix else ""
+        self._byte_tokens = [
+            token if (token := vocabulary.find(b"<0x%02X>" % byte)) is not None else unknown
+            for byte in range(256)
+        ]
+        self._word_start = _word_start(vocabulary)
+        self._encode_cached = lru_cache(_CACHED_WORDS)(self._encode_word)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a stretch of plain text."""
+        tokens: list[int] = []
+        for word in self._word_start.split(self._prefix + text.replace(" ", WORD_SEPARATOR)):
+            short = len(word) <= _LONGEST_CACHED_WORD
+            tokens += self._encode_cached(word) if short else self._encode_word(word)
+        return tokens
+
+    def _encode_word(self, word: str) -> list[int]:
+        tokens: list[int] = []
+        for piece in merge([character.encode() for character in word], self._join):
+            token = self._vocabulary.find(piece)
+            tokens += [token] if token is not None else [self._byte_tokens[b] for b in piece]
+        return tokens
+
+    def _join(self, left: bytes, right: bytes) -> tuple[float, bytes] | None:
+        joined = left + right
+        token = self._vocabulary.find(joined)
+        return None if token is None else (self._costs[token], joined)
+
+
+def _word_start(vocabulary: Vocabulary) -> re.Pattern[str]:
+    """Where a text may be cut without changing its tokens: before a separator, unless some token
+    holds the separator after the same character (Gemma has one such token, `>▁</`).
+    """
+    separator = WORD_SEPARATOR
+    crossed = {separator}
+    for token in range(len(vocabulary)):
+        text = vocabulary.text(token)
+        if text.find(separator.encode(), 1) > 0:
+            crossed.update(re.findall(f"(.)(?={separator})", text.decode("utf-8", "replace"), re.S))
+    return re.compile(f"(?<=[^{re.escape(''.join(sorted(crossed)))}])(?={separator})")
+
+
+class MergeTable:
+    """The ranked merges of a byte-level BPE, as arrays sorted by the pair of ids."""
+
+    def __init__(self, merges: Sequence[tuple[int, int, int]]) -> None:
+        """`merges` lists (left, right, merged) ids, the most urgent merge first."""
+        pairs = [left << 32 | right for left, right, _ in merges]
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)  # stable: of twins, the first
+        self._pairs = array("Q", (pairs[rank] for rank in order))
+        self._ranks = array("I", order)
+        self._merged = array("I", (merges[rank][2] for rank in order))
+
+    def join(self, left: int, right: int) -> tuple[float, int] | None:
+        """(rank, merged id), or None when no merge is listed for the pair."""
+        pair = left << 32 | right
+        found = bisect_left(self._pairs, pair)
+        if found == len(self._pairs) or self._pairs[found] != pair:
+            return None
+        return self._ranks[found], self._merged[found]
+
+
+def _byte_letters() -> str:
+    """GPT-2's alphabet: a printable character for each byte, itself wherever that is printable."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    stand_ins = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(stand_ins)) for byte in range(256))
+
+
+BYTE_LETTERS = _byte_letters()
+LETTER_BYTES = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
+
+
+class ByteLevelModel:
+    """BPE in the manner of GPT-2: a text is cut into words by regular expressions, and the bytes
+    of each word are merged by rank. Bytes that the vocabulary lacks are left out, as elsewhere.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: MergeTable,
+        cut: Callable[[str], Iterable[str]],
+        whole_words_first: bool,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._merges = merges
+        self._cut = cut
+        self._whole_words_first = whole_words_first
+        self._absent = len(vocabulary)  # an id that no merge mentions
+        self._byte_tokens = [
+            self._absent if (token := vocabulary.find(letter.encode())) is None else token
+            for letter in BYTE_LETTERS
+        ]
+        self._encode_cached = lru_cache(_CACHED_WORDS)(self._encode_word)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a stretch of plain text."""
+        tokens: list[int] = []
+        for word in self._cut(text):
+            short = len(word) <= _LONGEST_CACHED_WORD
+            tokens += self._encode_cached(word) if short else self._encode_word(word)
+        return tokens
+
+    def _encode_word(self, word: str) -> list[int]:
+        spelling = word.encode()
+        if self._whole_words_first:
+            letters = "".join(BYTE_LETTERS[byte] for byte in spelling)
+            if (token := self._vocabulary.find(letters.encode())) is not None:
+                return [token]
+        symbols = [self._byte_tokens[byte] for byte in spelling]
+        return [token for token in merge(symbols, self._merges.join) if token != self._absent]

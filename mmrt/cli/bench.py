@@ -1,0 +1,224 @@
+"""`mmrt bench`: how fast a model reads and writes, and what it costs in memory and I/O."""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mmrt
+from mmrt.cli import counters
+from mmrt.cli.inspect import summary
+from mmrt.cli.options import (
+    UsageError,
+    add_model_arguments,
+    count,
+    default_model,
+    one_model,
+    open_model,
+    positive,
+)
+from mmrt.cli.output import Update, progress
+from mmrt.errors import MmrtError
+from mmrt.memory import human
+
+if TYPE_CHECKING:
+    from mmrt.model import Model
+
+DESCRIPTION = """\
+Measures two things, as llama-bench does:
+  ppP  prefill: one step over P tokens, on an empty sequence
+  tgN  generation: N steps of one token each, from an empty sequence
+The tokens are random, the same in every repetition. Nothing is sampled, so
+that the figures are the model's alone. A first run is not counted. Faults and
+bytes read are sums over the repetitions; peak PSS is the highest of samples
+taken after each; a cold run evicts the file from memory before each.\
+"""
+
+_EVICTED = 0.01  # at most this part of a cold file may still be in memory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "-p", "--n-prompt", type=count, default=512, metavar="P",
+        help="tokens of prefill (default: %(default)s; 0: leave it out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-n", "--n-gen", type=count, default=128, metavar="N",
+        help="tokens of generation (default: %(default)s; 0: leave it out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-r", "--repetitions", type=positive, default=5, metavar="R",
+        help="times that each is measured (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--cold", action="store_true", help="evict the file before each repetition")
+    parser.add_argument(
+        "-o", "--output", choices=("md", "json"), default="md", help="format (default: md)"
+    )
+
+
+class _Test(NamedTuple):
+    n_prompt: int
+    n_gen: int
+
+    def __str__(self) -> str:
+        return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_prompt + self.n_gen
+
+
+class _Sample(NamedTuple):
+    ns: int
+    reads: counters.Reads
+    memory: dict[str, int | None]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    tests = [_Test(arguments.n_prompt, 0), _Test(0, arguments.n_gen)]
+    tests = [test for test in tests if test.n_tokens]
+    if not tests:
+        raise UsageError("nothing to measure: -p and -n are both 0")
+    path = one_model(arguments) or default_model()
+    with mmrt.open(path) as file:
+        about = _about(file)
+    rows = []
+    for test in tests:
+        with progress(str(test)) as update:
+            rows.append(about | _measure(test, path, arguments, update))
+    print(json.dumps(rows, indent=2) if arguments.output == "json" else _markdown(rows))
+
+
+def _about(file: mmrt.TensorFile) -> dict[str, Any]:
+    """What is the same in every row, under llama-bench's names."""
+    said = summary(file)
+    type_ = (said["architecture"], file.metadata.get("general.size_label"), *said["types"])
+    return {
+        "build_commit": f"mmrt {mmrt.__version__}",
+        "build_number": 0,
+        "cpu_info": mmrt.cpu_info().model,
+        "model_filename": file.path,
+        "model_type": " ".join(
+            filter(None, (said["architecture"], label, *list(said["types"])[:1]))
+        ),
+        "model_size": file.nbytes,
+        "model_n_params": said["parameters"],
+    }
+
+
+def _measure(
+    test: _Test, path: str, arguments: argparse.Namespace, update: Update
+) -> dict[str, Any]:
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    repetitions = arguments.repetitions
+    samples = []
+    if arguments.cold:
+        for done in range(repetitions):
+            update(done, repetitions)
+            # Opened anew each time: pages that a model has mapped cannot be evicted.
+            _evict(path)
+            with open_model(path, arguments) as model:
+                samples.append(_sample(model, test))
+                settings = _settings(model)
+    else:
+        with open_model(path, arguments) as model:
+            for done in range(repetitions + 1):
+                update(done, repetitions + 1)
+                samples.append(_sample(model, test))
+            del samples[0]  # the warm-up
+            settings = _settings(model)
+    return (
+        settings
+        | {"n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": 0, "test_time": began}
+        | _speed(test, samples)
+        | {"cache_state": "cold" if arguments.cold else "warm"}
+        | _cost(samples)
+    )
+
+
+def _settings(model: "Model") -> dict[str, Any]:
+    return {"n_threads": model.threads, "isa": model.isa}
+
+
+def _evict(path: str) -> None:
+    """Drops the file from memory. Raises MmrtError where that did not work: a figure from a
+    half-warm file would be worth nothing.
+    """
+    with mmrt.open(path) as file:
+        for mapping in file.mappings:
+            mapping.advise("evict")
+        left = max(mapping.residency().fraction for mapping in file.mappings)
+    if left > _EVICTED:
+        raise MmrtError(f"cannot evict {path}: {left:.0%} of it stays in memory")
+
+
+def _sample(model: "Model", test: _Test) -> _Sample:
+    draw = random.Random(0)
+    tokens = [draw.randrange(model.vocab_size) for _ in range(test.n_tokens)]
+    with model.sequence() as sequence:
+        before = counters.reads()
+        started = time.perf_counter_ns()
+        if test.n_prompt:
+            sequence.extend(tokens)
+        else:
+            for token in tokens:
+                sequence.extend([token])
+        ns = time.perf_counter_ns() - started
+        return _Sample(ns, counters.reads().since(before), counters.memory())
+
+
+def _speed(test: _Test, samples: list[_Sample]) -> dict[str, Any]:
+    ns = [sample.ns for sample in samples]
+    rates = [test.n_tokens / (n * 1e-9) for n in ns]
+    several = len(samples) > 1
+    return {
+        "avg_ns": round(statistics.fmean(ns)),
+        "stddev_ns": round(statistics.stdev(ns)) if several else 0,
+        "avg_ts": statistics.fmean(rates),
+        "stddev_ts": statistics.stdev(rates) if several else 0.0,
+        "samples_ns": ns,
+        "samples_ts": rates,
+    }
+
+
+def _cost(samples: list[_Sample]) -> dict[str, Any]:
+    """Faults and reads of all samples together; memory at the last of them, but the highest PSS."""
+    n_bytes = [sample.reads.read_bytes for sample in samples]
+    pss = [sample.memory["pss"] for sample in samples]
+    return {
+        "majflt": sum(sample.reads.majflt for sample in samples),
+        "minflt": sum(sample.reads.minflt for sample in samples),
+        "read_bytes": None if None in n_bytes else sum(filter(None, n_bytes)),
+        **{key: value for key, value in samples[-1].memory.items() if key != "pss"},
+        "peak_pss": max(filter(None, pss), default=None),
+        "memory_limit": counters.memory_limit(),
+    }
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    table = [
+        ("model", "size", "params", "isa", "threads", "cache", "test", "t/s",
+         "majflt", "read", "peak PSS"),
+        ("---", "--:", "--:", "---", "--:", "---", "--:", "--:", "--:", "--:", "--:"),
+    ]  # fmt: skip
+    table += [
+        (
+            row["model_type"],
+            human(row["model_size"]),
+            f"{row['model_n_params'] / 1e6:.2f} M",
+            row["isa"],
+            str(row["n_threads"]),
+            row["cache_state"],
+            str(_Test(row["n_prompt"], row["n_gen"])),
+            f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+            str(row["majflt"]),
+            "?" if row["read_bytes"] is None else human(row["read_bytes"]),
+            "?" if row["peak_pss"] is None else human(row["peak_pss"]),
+        )
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)

@@ -1,0 +1,176 @@
+"""`mmrt inspect`: what is in a weight file."""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmrt.cli.output import print_table, printable
+from mmrt.errors import ArgumentError
+from mmrt.memory import human
+
+if TYPE_CHECKING:
+    from mmrt.formats import TensorFile
+
+DESCRIPTION = """\
+Shows what is in a weight file: the model, its tensor types, its metadata.
+Reads the file's header only, none of its weights.\
+"""
+
+_SHOWN = 8  # elements of a long array
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a weight file")
+    parser.add_argument("--tensors", action="store_true", help="list the tensors too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--metadata", metavar="KEY", help="print this value only, whole")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from mmrt import formats
+
+    with formats.open(arguments.file) as file:
+        if arguments.metadata is not None:
+            _print_value(_lookup(file, arguments.metadata), arguments.json)
+        elif arguments.json:
+            _print_json(file, arguments.tensors)
+        else:
+            _print_tables(file, arguments.tensors)
+
+
+def _lookup(file: "TensorFile", key: str) -> Any:
+    if key not in file.metadata:
+        raise ArgumentError(f"{file.path}: no metadata {key!r}")
+    return file.metadata[key]
+
+
+def _print_value(value: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    elif isinstance(value, list):
+        for element in value:
+            print(_plain(element))
+    else:
+        print(_plain(value))
+
+
+def _print_json(file: "TensorFile", with_tensors: bool) -> None:
+    report = summary(file)
+    report["metadata"] = {key: _abbreviated(value) for key, value in file.metadata.items()}
+    if with_tensors:
+        report["tensors"] = [
+            {
+                "name": tensor.name,
+                "type": tensor.type,
+                "shape": tensor.shape,
+                "nbytes": tensor.nbytes,
+                "offset": tensor.offset,
+            }
+            for tensor in file.values()
+        ]
+    print(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _print_tables(file: "TensorFile", with_tensors: bool) -> None:
+    said = summary(file)
+    types = said.pop("types")
+    tokenizer = said.pop("tokenizer") or {}
+    said["size"] = human(said["size"])
+    said |= {f"tokenizer {key}": value for key, value in tokenizer.items()}
+    known = [(key, printable(_plain(value))) for key, value in said.items() if value is not None]
+    print_table(("", ""), [(key.replace("_", " "), value) for key, value in known])
+
+    n_bytes = sum(row["nbytes"] for row in types.values())
+    print()
+    print_table(
+        ("type", "tensors", "parameters", "size", "share"),
+        [
+            (
+                name,
+                str(row["tensors"]),
+                str(row["parameters"]),
+                human(row["nbytes"]),
+                f"{row['nbytes'] / n_bytes:.1%}",
+            )
+            for name, row in types.items()
+        ],
+        "Types",
+    )
+    print()
+    print_table(
+        ("key", "value"),
+        [(printable(key), printable(_sketch(value))) for key, value in file.metadata.items()],
+        "Metadata",
+    )
+    if with_tensors:
+        print()
+        print_table(
+            ("tensor", "type", "shape", "size", "offset"),
+            [
+                (printable(t.name), t.type, _by(t.shape), human(t.nbytes), str(t.offset))
+                for t in file.values()
+            ],
+            "Tensors",
+        )
+
+
+def summary(file: "TensorFile") -> dict[str, Any]:
+    """What there is to say before any detail; None for what the file does not say."""
+    types: dict[str, dict[str, int]] = {}
+    for tensor in file.values():
+        row = types.setdefault(tensor.type, {"tensors": 0, "parameters": 0, "nbytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += math.prod(tensor.shape)
+        row["nbytes"] += tensor.nbytes
+    parameters = sum(row["parameters"] for row in types.values())
+    metadata = file.metadata
+    architecture = metadata.get("general.architecture")
+    return {
+        "file": file.path,
+        "format": file.format,
+        "size": sum(mapping.size for mapping in file.mappings),
+        "name": metadata.get("general.name"),
+        "architecture": architecture,
+        "parameters": parameters,
+        "tensor_count": len(file),
+        "bits_per_weight": round(8 * file.nbytes / parameters, 2) if parameters else None,
+        "types": dict(sorted(types.items(), key=lambda item: -item[1]["nbytes"])),
+        "context_length": metadata.get(f"{architecture}.context_length"),
+        "tokenizer": _tokenizer(metadata),
+    }
+
+
+def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    if "tokenizer.ggml.model" not in metadata:
+        return None
+    return {
+        "model": metadata["tokenizer.ggml.model"],
+        "pre": metadata.get("tokenizer.ggml.pre"),
+        "tokens": len(metadata.get("tokenizer.ggml.tokens", ())),
+        "chat_template": "tokenizer.chat_template" in metadata,
+    }
+
+
+def _abbreviated(value: Any) -> Any:
+    """`value`, or of a long list its length and beginning."""
+    if isinstance(value, list) and len(value) > _SHOWN:
+        return {"length": len(value), "first": value[:_SHOWN]}
+    return value
+
+
+def _sketch(value: Any) -> str:
+    """`value` for one cell of a table."""
+    if isinstance(value, list) and len(value) > _SHOWN:
+        beginning = ", ".join(map(_plain, value[:_SHOWN]))
+        return f"{len(value)} values: {printable(beginning, 40)}"
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

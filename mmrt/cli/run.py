@@ -1,0 +1,99 @@
+"""`mmrt run`: continues a text."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from mmrt.cli.options import (
+    UsageError,
+    add_generation_arguments,
+    add_model_arguments,
+    generation,
+    open_model,
+)
+from mmrt.cli.output import note, progress
+
+if TYPE_CHECKING:
+    from mmrt.generation import Piece
+    from mmrt.model import Model
+
+DESCRIPTION = """\
+Continues PROMPT, and writes the continuation to stdout as it comes.
+
+The model reads PROMPT as it is, as raw text: no chat template is applied, not
+even for models made to answer (mmrt chat does that). A single argument is
+taken for the model if it is a file or ends in .gguf, else for the prompt.\
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="[MODEL] [PROMPT]",
+        help="a GGUF file, and the text to continue (-: read it from stdin)",
+    )  # fmt: skip
+    add_model_arguments(parser)
+    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as PROMPT")
+    add_generation_arguments(parser, n_predict=64)
+    parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    path, prompt = _model_and_prompt(arguments)
+    if prompt == "-":
+        prompt = sys.stdin.read().removesuffix("\n")  # an editor's or echo's, not the writer's
+    with open_model(path, arguments, arguments.ctx_size) as model:
+        _continue(model, prompt, arguments)
+
+
+def _model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
+    words = list(arguments.words)
+    path, prompt = arguments.model_option, arguments.prompt
+    if path is None and words and (len(words) > 1 or prompt is not None or _is_model(words[0])):
+        path = words.pop(0)
+    if prompt is None and words:
+        prompt = words.pop(0)
+    if words:
+        raise UsageError(f"unexpected argument {words[0]!r}")
+    if prompt is None:
+        raise UsageError("no prompt given")
+    return path, prompt
+
+
+def _is_model(word: str) -> bool:
+    return word.endswith(".gguf") or os.path.isfile(word)
+
+
+def _continue(model: "Model", prompt: str, arguments: argparse.Namespace) -> None:
+    ids = model.tokenize(prompt)
+    started = time.perf_counter()
+    with progress("reading the prompt") as update:
+        pieces = model.stream(ids, on_prefill=update, **generation(arguments))
+        first = next(pieces)
+    read = time.perf_counter()
+    n_tokens = _write(chain([first], pieces))
+    if arguments.stats:
+        wrote = time.perf_counter()
+        note(f"prompt: {len(ids)} tokens, {_rate(len(ids), read - started)}")
+        # The first token comes with the prompt's last step.
+        note(f"answer: {n_tokens} tokens, {_rate(max(n_tokens - 1, 0), wrote - read)}")
+        note(f"memory: {model.memory}")
+
+
+def _write(pieces: "Iterator[Piece]") -> int:
+    """Prints the pieces as they come and returns the number of tokens."""
+    n_tokens, text = 0, ""
+    for piece in pieces:
+        n_tokens += piece.token is not None
+        text = piece.text or text
+        print(piece.text, end="", flush=True)
+    if text and not text.endswith("\n"):
+        print()
+    return n_tokens
+
+
+def _rate(n_tokens: int, seconds: float) -> str:
+    return f"{n_tokens / seconds:.1f} tokens/s"

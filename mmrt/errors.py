@@ -1,0 +1,25 @@
+"""Every exception that mmrt raises on purpose."""
+
+
+class MmrtError(Exception):
+    """The base of all of them: catch this to catch whatever mmrt refuses."""
+
+
+class FileError(MmrtError, OSError):
+    """A file cannot be opened, read or mapped."""
+
+
+class FormatError(MmrtError, ValueError):
+    """A file's content breaks the rules of its format."""
+
+
+class UnsupportedError(MmrtError, NotImplementedError):
+    """The file or the request is sound, but mmrt does not know how to serve it."""
+
+
+class ArgumentError(MmrtError, ValueError):
+    """An argument is out of its range or of the wrong kind."""
+
+
+class OutOfMemoryError(MmrtError, MemoryError):
+    """Memory ran out, or a memory budget cannot be met."""

@@ -1,0 +1,61 @@
+"""Weight files, opened by mapping them. A new format is one line in FORMATS."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mmrt.errors import FormatError
+from mmrt.formats import gguf
+from mmrt.formats.tensor_file import TensorFile
+from mmrt.mapping import Mapping
+
+__all__ = ["FORMATS", "Format", "TensorFile", "from_mapping", "open"]
+
+
+class Format(NamedTuple):
+    name: str
+    magic: bytes  # what its files begin with
+    open: Callable[[Mapping], TensorFile]
+
+
+FORMATS = [
+    Format("GGUF", gguf.MAGIC, gguf.open_gguf),
+]
+
+# Enough to tell the format, and little enough to read for nothing.
+_HEAD = 4096
+
+
+def open(path: str | os.PathLike[str]) -> TensorFile:
+    """Opens the weight file at `path`, whose format its first bytes tell.
+
+    Maps the file and reads its header, none of its weights. Of a GGUF split into parts
+    (`...-00001-of-0000N.gguf`) any part opens all.
+
+    Raises FileError where a file cannot be opened or mapped, FormatError where its content is not
+    what its format says or is of no known format, UnsupportedError where it is sound but of a kind
+    that mmrt does not know.
+    """
+    mapping = Mapping(path)
+    try:
+        return from_mapping(mapping)
+    except BaseException:
+        mapping.close()
+        raise
+
+
+def from_mapping(mapping: Mapping) -> TensorFile:
+    """The same for a file that is mapped already; the result closes `mapping` with itself."""
+    mapping.advise("willneed", 0, min(_HEAD, mapping.size))
+    with memoryview(mapping) as view:
+        head = bytes(view[:16])
+    for format in FORMATS:
+        if head.startswith(format.magic):
+            return format.open(mapping)
+    known = ", ".join(format.name for format in FORMATS)
+    hint = (
+        " (a Git LFS pointer: fetch the file itself)" if head.startswith(b"version https") else ""
+    )
+    raise FormatError(
+        f"{mapping.path}: it begins with {head!r}, like no format that mmrt reads ({known}){hint}"
+    )

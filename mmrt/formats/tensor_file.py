@@ -1,0 +1,99 @@
+"""What every weight format opens to: names and their tensors."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmrt import mapping as mapped
+from mmrt.tensor import Tensor
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """A weight file, as a mapping of names to Tensors in file order; a context manager.
+
+    `metadata` is what else the file says; `format` is its format's name. `paths` are the files that
+    it is made of, usually one; `path` is the first of them and `mappings` are theirs.
+
+    It pickles as the path, size and time of change of its first file, so that other processes map
+    the same pages.
+    """
+
+    def __init__(
+        self,
+        format: str,
+        mappings: Sequence[mapped.Mapping],
+        tensors: dict[str, Tensor],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self.format = format
+        self.mappings = tuple(mappings)
+        self.metadata = metadata
+        self._tensors = tensors
+
+    @property
+    def path(self) -> str:
+        return self.mappings[0].path
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(mapping.path for mapping in self.mappings)
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            near = difflib.get_close_matches(str(name), self._tensors, n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise KeyError(f"{self.path} has no tensor {name!r}{hint}") from None
+
+    # Mapping's own go through __getitem__, whose search for near names is slow.
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._tensors.get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    # Two files are equal only if they are the same object, not if their tensors are.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in all tensors together."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    @property
+    def closed(self) -> bool:
+        return any(mapping.closed for mapping in self.mappings)
+
+    def close(self) -> None:
+        """Unmaps the file. Its tensors stay as objects, but their bytes are gone.
+
+        Raises BufferError, and closes nothing, while views of any tensor are alive.
+        """
+        views = sum(mapping.views for mapping in self.mappings)
+        if views:
+            raise BufferError(f"cannot close {self.path}: views of its tensors are alive ({views})")
+        for mapping in self.mappings:
+            mapping.close()
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self)} tensors, {self.nbytes} bytes"
+        return f"<{self.format} file {self.path!r}, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from mmrt.formats import from_mapping
+
+        return from_mapping, (self.mappings[0],)

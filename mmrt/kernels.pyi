@@ -1,0 +1,31 @@
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from typing_extensions import Buffer
+
+class Pool:
+    def __init__(self, threads: int | None = None) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+def matmul(
+    type: str, blocks: Buffer, shape: tuple[int, int], x: ArrayLike, pool: Pool | None = None
+) -> NDArray[np.float32]: ...
+@dataclass(frozen=True)
+class Variant:
+    type: str
+    isa: str
+    source: str
+
+def variants() -> list[Variant]: ...
+@dataclass(frozen=True)
+class CpuInfo:
+    model: str
+    cpus: int
+    isa: str
+    forced: bool
+    isas: dict[str, str]
+
+def cpu_info() -> CpuInfo: ...

@@ -1,0 +1,169 @@
+"""Matrix products on mapped blocks, and what they run on."""
+
+from libc.stddef cimport size_t
+
+from mmrt._c cimport (
+    MMRT_ISA_COUNT, mmrt_cpu_count, mmrt_error, mmrt_isa, mmrt_isa_choose,
+    mmrt_isa_missing, mmrt_isa_name, mmrt_matmul, mmrt_matmul_isa, mmrt_pool_create,
+    mmrt_pool_free, mmrt_pool_threads, mmrt_status, mmrt_weight,
+)
+from mmrt._status cimport check
+
+from dataclasses import dataclass
+
+from mmrt.errors import ArgumentError
+from mmrt.quant import TYPES
+
+
+cdef mmrt_isa chosen_isa() except *:
+    """The best instruction set here, or the one that MMRT_ISA forces."""
+    cdef mmrt_isa isa
+    cdef mmrt_error error
+    check(mmrt_isa_choose(&isa, &error), &error)
+    return isa
+
+
+cdef class Pool:
+    """`threads` threads, the caller among them, that run one job together.
+
+    None: one for each CPU that this process may use (its affinity mask, cut to the cgroup's
+    quota). Callers queue. After a fork the child starts its own threads when it first needs them.
+    """
+
+    def __cinit__(self, threads=None):
+        cdef mmrt_error error
+        if threads is None:
+            threads = mmrt_cpu_count()
+        if not isinstance(threads, int) or isinstance(threads, bool):
+            raise ArgumentError(f"threads: {threads!r} is not a whole number")
+        check(mmrt_pool_create(min(max(threads, -1), 1 << 20), &self.handle, &error), &error)
+
+    def __dealloc__(self):
+        mmrt_pool_free(self.handle)
+
+    @property
+    def threads(self):
+        return mmrt_pool_threads(self.handle)
+
+
+cdef Pool _default_pool = None
+
+
+def matmul(str type not None, blocks, shape, x, Pool pool=None):
+    """W @ x for a matrix W of `shape` (rows, cols), float32.
+
+    blocks: the rows of W one after another, in blocks of the tensor type `type` ("Q4_K", ...), any
+    bytes-like object at any address; they are read where they lie. x: float32 (cols,) or (cols, n);
+    the result is (rows,) or (rows, n). For quantised types x is rounded to int8 in groups of 32, as
+    in inference; float types multiply in float32. pool: None for one thread on each CPU.
+
+    ArgumentError where type or shapes do not fit, UnsupportedError for a type without kernels.
+    """
+    import numpy
+
+    global _default_pool
+    cdef mmrt_weight weight
+    cdef mmrt_error error
+    cdef mmrt_status status
+    cdef mmrt_isa isa = chosen_isa()
+    cdef const unsigned char[::1] data = memoryview(blocks).cast("B")
+    if type not in TYPES:
+        raise ArgumentError(f"there is no tensor type {type!r}")
+    kind = TYPES[type]
+    if len(shape) != 2 or min(shape) < 0 or shape[1] % kind.elements:
+        raise ArgumentError(f"{shape} is not the shape of a matrix of {type}")
+    if shape[0] * (shape[1] // kind.elements * kind.bytes) != data.shape[0]:
+        raise ArgumentError(f"{data.shape[0]} bytes are not {shape} of {type}")
+    given = numpy.asarray(x, dtype=numpy.float32)
+    if given.ndim not in (1, 2) or given.shape[0] != shape[1]:
+        raise ArgumentError(f"a matrix of {shape} cannot multiply an array of {given.shape}")
+    n_columns = 1 if given.ndim == 1 else given.shape[1]
+    columns = numpy.ascontiguousarray(given.T).reshape(n_columns, shape[1])
+    out = numpy.zeros((n_columns, shape[0]), numpy.float32)
+    if out.size == 0 or columns.size == 0:
+        return out[0] if given.ndim == 1 else out.T
+    if pool is None:
+        if _default_pool is None:
+            _default_pool = Pool()
+        pool = _default_pool
+    cdef const float[:, ::1] from_ = columns
+    cdef float[:, ::1] to = out
+    cdef size_t n = n_columns
+    name = type.encode()
+    weight.data = &data[0]
+    weight.type = kind.id
+    weight.rows, weight.cols = shape
+    weight.name = name
+    with nogil:
+        status = mmrt_matmul(pool.handle, isa, &weight, &from_[0, 0], n, &to[0, 0], &error)
+    check(status, &error)
+    return out[0] if given.ndim == 1 else out.T
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The kernel that multiplies matrices of `type` when `isa` is in force comes from `source`."""
+
+    type: str
+    isa: str
+    source: str
+
+
+def variants():
+    """What multiplies each type under each instruction set that can run here."""
+    cdef int isa
+    return [
+        Variant(
+            kind.name,
+            mmrt_isa_name(<mmrt_isa> isa).decode(),
+            mmrt_isa_name(mmrt_matmul_isa(<mmrt_isa> isa, kind.id)).decode(),
+        )
+        for isa in range(MMRT_ISA_COUNT)
+        if mmrt_isa_missing(<mmrt_isa> isa) is NULL
+        for kind in TYPES.values()
+        if kind.has_unpack
+    ]
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """The processor as mmrt uses it: what was chosen and why."""
+
+    model: str
+    cpus: int  # that this process may use
+    isa: str  # chosen
+    forced: bool  # by MMRT_ISA
+    isas: dict  # name -> "available" or why not
+
+    def __str__(self):
+        why = "forced by MMRT_ISA" if self.forced else "the best that can run here"
+        lines = [f"{self.model}, {self.cpus} CPUs", f"kernels: {self.isa} ({why})"]
+        lines += [f"  {name}: {state}" for name, state in self.isas.items()]
+        return "\n".join(lines)
+
+
+def cpu_info():
+    """The processor, the instruction sets that kernels exist for, and the one in use.
+
+    UnsupportedError or ArgumentError if MMRT_ISA forces one that cannot be used.
+    """
+    import os
+
+    cdef int isa
+    states = {}
+    for isa in range(MMRT_ISA_COUNT):
+        missing = mmrt_isa_missing(<mmrt_isa> isa)
+        states[mmrt_isa_name(<mmrt_isa> isa).decode()] = (
+            "available" if missing is NULL else missing.decode()
+        )
+    model = "unknown processor"
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    model = line.split(":", 1)[1].strip()
+                    break
+    except OSError:
+        pass
+    chosen = mmrt_isa_name(chosen_isa()).decode()
+    return CpuInfo(model, mmrt_cpu_count(), chosen, bool(os.environ.get("MMRT_ISA")), states)

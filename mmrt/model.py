@@ -1,0 +1,264 @@
+"""A language model that runs from the mapped pages of its file."""
+
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as List
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt import chat, formats, models, quant
+from mmrt.errors import ArgumentError, FormatError
+from mmrt.fields import Fields
+from mmrt.generation import Piece, generate
+from mmrt.kernels import Pool, cpu_info
+from mmrt.memory import Memory
+from mmrt.models.weights import Weights
+from mmrt.program import Cache, Program
+from mmrt.sampler import Sampler
+from mmrt.sequence import Progress, Sequence
+from mmrt.tensor import Tensor
+from mmrt.tokenizer import Tokenizer
+
+# Tokens that one step takes at most: enough for the panels of a matrix to be unpacked for nothing,
+# and the scratch still small.
+STEP_TOKENS = 256
+
+
+class Model:
+    """The model in the GGUF file (or set of files) at `path`; a context manager.
+
+    Opening maps the file and reads its header; weights are read where they lie when a step needs
+    them. threads: None for one on each CPU that this process may use. context: the most tokens of a
+    sequence, None for as many as the model was trained on; memory is taken only as they come.
+
+    Any number of Python threads may use one model: its steps queue.
+
+    Raises FileError, FormatError (a field or tensor is missing or wrong; the message names it),
+    UnsupportedError (an architecture, tensor type or tokenizer that mmrt does not know),
+    ArgumentError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+    ) -> None:
+        self._pool = Pool(threads)
+        self.isa = cpu_info().isa
+        self.file = formats.open(path)
+        try:
+            self.path = self.file.path
+            architecture = models.architecture(self.file.metadata, self.path)
+            fields = Fields(self.file.metadata, self.path, architecture.__name__.split(".")[-1])
+            self.config = architecture.config(fields)
+            self.context = self._context(context)
+            self.program = Program(
+                self._pool,
+                STEP_TOKENS,
+                self.config.n_layers,
+                self.config.n_kv_heads,
+                self.config.head_dim,
+            )
+            try:
+                architecture.build(self.program, self.config, Weights(self.file, self.path))
+                self.program.finish()
+            except FormatError as error:
+                raise FormatError(f"{self.path}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+        self._tokenizer: Tokenizer | None = None
+        self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
+
+    def _context(self, wanted: int | None) -> int:
+        trained: int = self.config.context_length
+        if wanted is None:
+            return trained
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= trained:
+            raise ArgumentError(
+                f"context: {wanted!r} is not from 1 to {trained}, on which the model was trained"
+            )
+        return wanted
+
+    def close(self) -> None:
+        """Frees the scratch and unmaps the file; BufferError while a step or a view needs them."""
+        if hasattr(self, "program"):
+            self.program.close()
+        self.file.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.path!r}, {self.config.architecture}, {self.threads} threads>"
+
+    @property
+    def threads(self) -> int:
+        return self._pool.threads
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits a token."""
+        return self.program.vocab_size
+
+    @property
+    def memory(self) -> Memory:
+        """What the model holds now."""
+        return Memory(
+            weights=sum(tensor.nbytes for tensor in self.program.weights),
+            kv=sum(sequence.nbytes for sequence in self._sequences),
+            kv_page=self.program.page_bytes,
+            scratch=self.program.scratch_bytes,
+        )
+
+    # ---- tokens ----
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Built from the file's metadata when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_metadata(self.file.metadata, self.path)
+        return self._tokenizer
+
+    def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
+        """Token ids of `text`; add_bos: with the tokens that the model wants around a text."""
+        return self.tokenizer.encode(text, add_bos)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def sequence(self) -> Sequence:
+        """A new, empty text."""
+        sequence = Sequence(self)
+        self._sequences.add(sequence)
+        return sequence
+
+    def require_room(self, tokens: int) -> None:
+        """Raises ArgumentError if a sequence cannot have so many tokens."""
+        if tokens > self.context:
+            raise ArgumentError(f"{tokens} tokens are more than the context of {self.context}")
+
+    def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+        """One step of `cache`'s sequence; if it fails over NaN, says in which tensor it is."""
+        try:
+            self.program.run(cache, tokens, logits)
+        except FormatError as error:
+            culprit = next((t for t in self.program.weights if not _is_finite(t)), None)
+            what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)
+            raise FormatError(f"{self.path}: {what}") from None
+
+    # ---- text ----
+
+    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Logits after each of `ids`, read as one text: float32 (len(ids), vocabulary)."""
+        with self.sequence() as sequence:
+            return sequence.extend(ids, outputs="all")
+
+    def stream(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        seed: int | None = None,
+        stop: List[str] = (),
+        on_prefill: Progress | None = None,
+        sequence: Sequence | None = None,
+    ) -> Iterator[Piece]:
+        """Yields pieces of what the model writes after `prompt` (text, or token ids).
+
+        max_tokens: None for as many as the context holds. The sampling arguments are Sampler's.
+        stop: strings at which to stop; they are not part of the text. on_prefill(done, total) is
+        called as the prompt is read. sequence: the text that the prompt continues.
+
+        Raises ArgumentError at once for an empty prompt or one that the context cannot hold.
+        """
+        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
+            raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
+        sampler = Sampler(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            repeat_last_n=repeat_last_n,
+            seed=seed,
+        )
+        text = sequence or self.sequence()
+        ids = self.tokenize(prompt, not len(text)) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise ArgumentError("the prompt is empty")
+        self.require_room(len(text) + len(ids))
+        pieces = generate(self, text, ids, max_tokens, sampler, stop, on_prefill)
+        return pieces if sequence else _closing(text, pieces)
+
+    def generate(
+        self, prompt: str | Iterable[int], *, max_tokens: int | None = None, **options: Any
+    ) -> str:
+        """The text that stream(prompt, ...) yields, whole."""
+        return "".join(p.text for p in self.stream(prompt, max_tokens=max_tokens, **options))
+
+    def render_chat(self, messages: List[Mapping[str, Any]]) -> str:
+        """The prompt that the model's own chat template makes of `messages`, each with `role` and
+        `content`. UnsupportedError if the model has no template (it is no chat model)."""
+        template = self.file.metadata.get("tokenizer.chat_template")
+        tokenizer = self.tokenizer
+
+        def text_of(token: int | None) -> str:
+            return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+        return chat.render(
+            template,
+            messages,
+            bos_token=text_of(tokenizer.bos_id),
+            eos_token=text_of(tokenizer.eos_id),
+            source=self.path,
+        )
+
+    def chat_tokens(self, messages: List[Mapping[str, Any]]) -> list[int]:
+        """The token ids of render_chat(messages), with one beginning-of-text token at most."""
+        rendered = self.render_chat(messages)
+        ids = self.tokenizer.encode(rendered, add_bos=False)
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def stream_chat(self, messages: List[Mapping[str, Any]], **options: Any) -> Iterator[Piece]:
+        """Yields pieces of the answer to `messages`; options as for stream()."""
+        return self.stream(self.chat_tokens(messages), **options)
+
+    def chat(self, messages: List[Mapping[str, Any]], **options: Any) -> str:
+        """The answer to `messages`, whole; options as for stream()."""
+        return "".join(piece.text for piece in self.stream_chat(messages, **options))
+
+
+def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    with sequence:
+        yield from pieces
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are finite; reads it in pieces."""
+    kind = quant.TYPES[tensor.type]
+    blocks = memoryview(tensor).cast("B")
+    step = max((1 << 20) // kind.elements, 1) * kind.bytes
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        values = quant.dequantize(tensor.type, part, len(part) // kind.bytes * kind.elements)
+        if not np.isfinite(values).all():
+            return False
+    return True

@@ -1,0 +1,25 @@
+from mmrt._c cimport mmrt_kv, mmrt_op, mmrt_program
+from mmrt.kernels cimport Pool
+from mmrt.tensor cimport Tensor
+
+
+cdef class Program:
+    cdef mmrt_program *handle  # NULL once closed
+    cdef Pool pool
+    cdef list tensors      # pinned: weight index -> Tensor
+    cdef list names        # their names as bytes, which the core points to
+    cdef dict indices      # tensor name -> weight index
+    cdef list lines        # (operation, [weights], note), for printing
+    cdef int running
+    cdef readonly int max_tokens
+    cdef readonly tuple kv_shape
+    cdef readonly int vocab_size  # rows of the logits' weight
+
+    cdef _release(self)
+    cdef int _weight(self, Tensor tensor) except -2
+    cdef int _add(self, mmrt_op *op, weights, str note) except -1
+
+
+cdef class Cache:
+    cdef mmrt_kv *handle
+    cdef bint busy

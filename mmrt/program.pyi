@@ -1,0 +1,91 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.kernels import Pool
+from mmrt.tensor import Tensor
+
+PAGE_TOKENS: int
+
+class Program:
+    max_tokens: int
+    kv_shape: tuple[int, int, int]
+    vocab_size: int
+    def __init__(
+        self, pool: Pool, max_tokens: int, n_layers: int, n_kv_heads: int, head_dim: int
+    ) -> None: ...
+    def close(self) -> None: ...
+    def buffer(self, width: int) -> int: ...
+    def rope_table(
+        self, frequencies: Sequence[float] | NDArray[np.float64], magnitude: float = 1.0
+    ) -> int: ...
+    def embed(self, weight: Tensor, out: int, scale: float = 1.0) -> None: ...
+    def norm(
+        self,
+        stream: int,
+        weight: Tensor,
+        out: int,
+        eps: float,
+        add: int = -1,
+        post: Tensor | None = None,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def linear(
+        self,
+        in_: int,
+        weights: Sequence[Tensor],
+        out: int,
+        biases: Sequence[Tensor | None] = (None, None, None),
+        outputs_only: bool = False,
+    ) -> None: ...
+    def glu(
+        self,
+        in_: int,
+        gate: Tensor,
+        up: Tensor,
+        out: int,
+        activation: str,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def rope(
+        self,
+        qkv: int,
+        table: int,
+        layer: int,
+        n_heads: int,
+        interleaved: bool,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None: ...
+    def attend(
+        self,
+        qkv: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def logits(self, in_: int, weight: Tensor, softcap: float = 0.0) -> None: ...
+    def finish(self) -> None: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def weights(self) -> list[Tensor]: ...
+    def run(
+        self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]
+    ) -> None: ...
+
+class Cache:
+    def __init__(self, program: Program) -> None: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def truncate(self, length: int) -> None: ...

@@ -1,0 +1,331 @@
+"""A forward pass as a list of operations, and the key-value cache that it fills."""
+
+from libc.stdint cimport int32_t, uint32_t
+from libc.string cimport memset
+
+from mmrt._c cimport (
+    MMRT_INTERRUPTED, MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
+    MMRT_OP_NORM, MMRT_OP_QUANTIZE, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
+    mmrt_kv_create, mmrt_kv_free, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
+    mmrt_kv_truncate, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
+    mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
+    mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_status, mmrt_weight,
+)
+from mmrt._status cimport check
+from mmrt.kernels cimport Pool, chosen_isa
+from mmrt.tensor cimport Tensor
+
+from mmrt.errors import ArgumentError, UnsupportedError
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+_ACTIVATIONS = {"silu": 0, "gelu": 1}
+
+PAGE_TOKENS = 32  # of the key-value cache
+
+
+cdef int _poll(void *context) noexcept with gil:
+    """Lets Python handle signals; keeps what the handler raised in the list `context`."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<list> context).append(error)
+        return 1
+    return 0
+
+
+cdef class Cache:
+    """The keys and values of one sequence, in pages that are allocated as it grows."""
+
+    def __cinit__(self, Program program not None):
+        cdef mmrt_error error
+        cdef mmrt_kv_shape shape
+        shape.n_layers, shape.n_heads, shape.head_dim = program.kv_shape
+        check(mmrt_kv_create(shape, &self.handle, &error), &error)
+
+    def __dealloc__(self):
+        mmrt_kv_free(self.handle)
+
+    @property
+    def length(self):
+        """Tokens held."""
+        return mmrt_kv_length(self.handle)
+
+    @property
+    def nbytes(self):
+        """Bytes of the pages allocated."""
+        return mmrt_kv_bytes(self.handle)
+
+    def truncate(self, length):
+        """Forgets the tokens from `length` on; whole pages go back to the system."""
+        if self.busy:
+            raise ArgumentError("this sequence is running in another thread")
+        if not 0 <= length <= self.length:
+            raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
+        mmrt_kv_truncate(self.handle, length)
+
+
+cdef class Program:
+    """Operations on numbered buffers, built once and run for each step of a sequence.
+
+    A buffer holds `width` float32 values for each token of a step; the operations' methods take
+    the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
+    read in place. A model's file in mmrt/models makes these calls in the order of its forward
+    pass. str() lists them with the tensors and bytes that each reads.
+    """
+
+    def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
+                  int head_dim):
+        cdef mmrt_error error
+        cdef mmrt_kv_shape shape
+        self.pool = pool
+        self.max_tokens = max_tokens
+        self.tensors = []
+        self.names = []
+        self.indices = {}
+        self.lines = []
+        self.kv_shape = (n_layers, n_kv_heads, head_dim)
+        shape.n_layers, shape.n_heads, shape.head_dim = self.kv_shape
+        check(mmrt_program_create(chosen_isa(), max_tokens, shape, &self.handle, &error), &error)
+
+    def __dealloc__(self):
+        self._release()
+
+    cdef _release(self):
+        mmrt_program_free(self.handle)
+        self.handle = NULL
+        for tensor in self.tensors or ():
+            (<Tensor> tensor).mapping.unpin()
+        self.tensors = []
+
+    def close(self):
+        """Frees the scratch and lets go of the weights' file. Raises BufferError during a step."""
+        if self.running:
+            raise BufferError("the model is running in another thread")
+        self._release()
+
+    # ---- building ----
+
+    cdef int _weight(self, Tensor tensor) except -2:
+        cdef mmrt_weight weight
+        cdef mmrt_error error
+        cdef int32_t index
+        if tensor is None:
+            return -1
+        if tensor.name in self.indices:
+            return self.indices[tensor.name]
+        if len(tensor.shape) not in (1, 2):
+            raise UnsupportedError(f"tensor {tensor.name}: shape {tensor.shape} is no matrix")
+        name = tensor.name.encode()
+        tensor.mapping.pin()
+        try:
+            weight.data = tensor.data()
+            weight.type = tensor.format.id
+            weight.rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+            weight.cols = tensor.shape[-1]
+            weight.name = name
+            check(mmrt_program_add_weight(self.handle, &weight, &index, &error), &error)
+        except BaseException:
+            tensor.mapping.unpin()
+            raise
+        self.tensors.append(tensor)
+        self.names.append(name)
+        self.indices[tensor.name] = index
+        return index
+
+    cdef int _add(self, mmrt_op *op, weights, str note) except -1:
+        cdef mmrt_error error
+        check(mmrt_program_add_op(self.handle, op, &error), &error)
+        self.lines.append((note, [weight for weight in weights if weight is not None]))
+        return 0
+
+    def buffer(self, width):
+        """A new buffer of `width` values a token; returns its number."""
+        cdef mmrt_error error
+        cdef int32_t index
+        check(mmrt_program_add_buffer(self.handle, width, &index, &error), &error)
+        return index
+
+    def rope_table(self, frequencies, float magnitude=1.0):
+        """Angles position * frequencies[i] (float64, one for each pair of elements)."""
+        import numpy
+
+        cdef mmrt_error error
+        cdef int32_t index
+        cdef const double[::1] values = numpy.ascontiguousarray(frequencies, numpy.float64)
+        check(
+            mmrt_program_add_rope(
+                self.handle, &values[0], values.shape[0], magnitude, &index, &error
+            ),
+            &error,
+        )
+        return index
+
+    def embed(self, Tensor weight not None, int out, float scale=1.0):
+        """out = rows of `weight` (vocabulary, width) for the step's tokens, times `scale`."""
+        cdef mmrt_op op = _op(MMRT_OP_EMBED)
+        op.weights[0] = self._weight(weight)
+        op.out = out
+        op.scale = scale
+        self._add(&op, [weight], "embed")
+
+    def norm(self, int stream, Tensor weight, int out, float eps, int add=-1, Tensor post=None,
+             bint outputs_only=False):
+        """stream += add, or its RMS norm times `post` (width,); out = RMS norm of stream * weight."""
+        cdef mmrt_op op = _op(MMRT_OP_NORM)
+        op.stream = stream
+        op.in_ = add
+        op.out = out
+        op.weights[0] = self._weight(weight)
+        op.weights[1] = self._weight(post)
+        op.eps = eps
+        op.outputs_only = outputs_only
+        self._add(&op, [post, weight], "norm" if add < 0 else "add, norm")
+
+    def linear(self, int in_, weights, int out, biases=(None, None, None), bint outputs_only=False):
+        """out = [w @ in_ + bias for each of one to three weights (rows, width)], side by side."""
+        cdef mmrt_op op = _op(MMRT_OP_LINEAR)
+        op.in_ = in_
+        op.out = out
+        op.outputs_only = outputs_only
+        for i, weight in enumerate(weights):
+            op.weights[i] = self._weight(weight)
+            op.biases[i] = self._weight(biases[i])
+        self._add(&op, [*weights, *biases], "multiply")
+
+    def glu(self, int in_, Tensor gate not None, Tensor up not None, int out, str activation,
+            bint outputs_only=False):
+        """out = activation(gate @ in_) * (up @ in_); activation is "silu" or "gelu"."""
+        cdef mmrt_op op = _op(MMRT_OP_GLU)
+        op.in_ = in_
+        op.out = out
+        op.weights[0] = self._weight(gate)
+        op.weights[1] = self._weight(up)
+        op.activation = _ACTIVATIONS[activation]
+        op.outputs_only = outputs_only
+        self._add(&op, [gate, up], f"{activation}-gated multiply")
+
+    def rope(self, int qkv, int table, int layer, int n_heads, bint interleaved,
+             Tensor q_norm=None, Tensor k_norm=None, float eps=0.0):
+        """Norms (head_dim,) and rotates the queries and keys of qkv in place; stores keys, values.
+
+        qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
+        neighbours; otherwise the first half of a head with its second. table -1: no rotation.
+        """
+        cdef mmrt_op op = _op(MMRT_OP_ROPE)
+        op.in_ = qkv
+        op.rope = table
+        op.layer = layer
+        op.n_heads = n_heads
+        op.interleaved = interleaved
+        op.weights[0] = self._weight(q_norm)
+        op.weights[1] = self._weight(k_norm)
+        op.eps = eps
+        self._add(&op, [q_norm, k_norm], "rotate, store keys and values")
+
+    def attend(self, int qkv, int out, int layer, int n_heads, float scale, uint32_t window=0,
+               float softcap=0.0, bint outputs_only=False):
+        """out = softmax(scale * q k) v over the cache; window: the keys seen, 0 for all."""
+        cdef mmrt_op op = _op(MMRT_OP_ATTEND)
+        op.in_ = qkv
+        op.out = out
+        op.layer = layer
+        op.n_heads = n_heads
+        op.scale = scale
+        op.window = window
+        op.softcap = softcap
+        op.outputs_only = outputs_only
+        self._add(&op, [], f"attend, window {window}" if window else "attend")
+        if self.kv_shape[2] % 32:  # heads are not whole groups: quantise their concatenation
+            op = _op(MMRT_OP_QUANTIZE)
+            op.in_ = out
+            op.outputs_only = outputs_only
+            self._add(&op, [], "quantise")
+
+    def logits(self, int in_, Tensor weight not None, float softcap=0.0):
+        """The step's result: weight (vocabulary, width) @ in_, capped softly where softcap > 0."""
+        cdef mmrt_op op = _op(MMRT_OP_LOGITS)
+        op.in_ = in_
+        op.weights[0] = self._weight(weight)
+        op.softcap = softcap
+        op.outputs_only = True
+        self._add(&op, [weight], "logits")
+        self.vocab_size = weight.shape[0]
+
+    def finish(self):
+        """Allocates scratch; the program can run from now on."""
+        cdef mmrt_error error
+        check(mmrt_program_finish(self.handle, self.pool.threads, &error), &error)
+
+    # ---- use ----
+
+    @property
+    def scratch_bytes(self):
+        return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle)
+
+    @property
+    def page_bytes(self):
+        """Bytes of the key-value cache for 32 tokens."""
+        cdef mmrt_kv_shape shape
+        shape.n_layers, shape.n_heads, shape.head_dim = self.kv_shape
+        return mmrt_kv_page_bytes(shape)
+
+    @property
+    def weights(self):
+        """The tensors in the order in which the program first reads them."""
+        return list(self.tensors)
+
+    def run(self, Cache cache not None, const int32_t[::1] tokens not None,
+            float[:, ::1] logits not None):
+        """One step: appends `tokens` (1 to max_tokens) to the cache.
+
+        logits, float32 (outputs, vocabulary), receives those of the last `outputs` tokens. Releases
+        the GIL; signals are handled meanwhile, and what their handlers raise ends the step. After
+        any exception the cache is as it was before.
+        """
+        cdef mmrt_error error
+        cdef mmrt_status status
+        cdef uint32_t n = tokens.shape[0], first_output
+        cdef list raised = []
+        if self.handle is NULL:
+            raise ArgumentError("the model is closed")
+        if not 1 <= logits.shape[0] <= tokens.shape[0] or logits.shape[1] != self.vocab_size:
+            raise ArgumentError(f"logits: no room of shape (1 to {n}, {self.vocab_size})")
+        if cache.busy:
+            raise ArgumentError("this sequence is running in another thread")
+        first_output = n - <uint32_t> logits.shape[0]
+        cache.busy = True
+        self.running += 1
+        try:
+            with nogil:
+                status = mmrt_program_run(
+                    self.handle, self.pool.handle, cache.handle, &tokens[0], n, first_output,
+                    &logits[0, 0], _poll, <void *> raised, &error,
+                )
+        finally:
+            self.running -= 1
+            cache.busy = False
+        if status == MMRT_INTERRUPTED and raised:
+            raise raised[0]
+        check(status, &error)
+
+    def __str__(self):
+        rows = []
+        for note, tensors in self.lines:
+            names = ", ".join(tensor.name for tensor in tensors)
+            size = sum(tensor.nbytes for tensor in tensors)
+            rows.append(f"{len(rows):4}  {note:32}  {size:>12,}  {names}" if tensors else
+                        f"{len(rows):4}  {note}")
+        return "\n".join([f"{'#':>4}  {'operation':32}  {'bytes read':>12}  tensors", *rows])
+
+
+cdef mmrt_op _op(mmrt_op_kind kind) noexcept:
+    """An operation with every index none and every number zero."""
+    cdef mmrt_op op
+    memset(&op, 0, sizeof(op))
+    op.kind = kind
+    op.in_ = op.out = op.stream = op.rope = -1
+    for i in range(3):
+        op.weights[i] = op.biases[i] = -1
+    return op

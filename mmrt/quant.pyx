@@ -1,0 +1,59 @@
+"""Tensor types: their block sizes, and the exact scalar unpack of each."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+
+from mmrt._c cimport mmrt_dequantize, mmrt_error, mmrt_format, mmrt_format_find, mmrt_status
+from mmrt._status cimport check
+
+from collections import namedtuple
+
+from mmrt.errors import ArgumentError
+
+TensorType = namedtuple("TensorType", "name id elements bytes has_unpack")
+
+
+cdef dict _all_types():
+    cdef uint32_t number
+    cdef const mmrt_format *f
+    found = {}
+    for number in range(256):
+        f = mmrt_format_find(number)
+        if f is not NULL:
+            name = f.name.decode()
+            found[name] = TensorType(name, f.id, f.elements, f.bytes, f.unpack is not NULL)
+    return found
+
+
+TYPES = _all_types()
+
+
+def dequantize(str type not None, blocks, Py_ssize_t n_elements):
+    """The first n_elements of `blocks` (bytes-like, C-contiguous) as a float32 array.
+
+    Exact: the same bits as the type's definition in float32. n_elements must be whole blocks of
+    the type and lie within the buffer (ArgumentError); UnsupportedError for a type of which only
+    the sizes are known.
+    """
+    import numpy
+
+    if type not in TYPES:
+        raise ArgumentError(f"there is no tensor type {type!r}")
+    kind = TYPES[type]
+    cdef const unsigned char[::1] data = memoryview(blocks).cast("B")
+    if n_elements < 0 or n_elements // kind.elements * kind.bytes > data.shape[0]:
+        raise ArgumentError(
+            f"{n_elements} elements of {type} do not lie within {data.shape[0]} bytes"
+        )
+    out = numpy.empty(n_elements, numpy.float32)
+    cdef float[::1] values = out
+    cdef uint32_t number = kind.id
+    cdef size_t n = n_elements
+    cdef mmrt_status status
+    cdef mmrt_error error
+    if n_elements == 0:
+        return out
+    with nogil:
+        status = mmrt_dequantize(number, &data[0], &values[0], n, &error)
+    check(status, &error)
+    return out

@@ -1,0 +1,85 @@
+"""A text in progress: tokens, and the keys and values that a model has computed for them."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.errors import ArgumentError
+from mmrt.program import Cache
+
+if TYPE_CHECKING:
+    from mmrt.model import Model
+
+Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
+
+
+class Sequence:
+    """Tokens that a model has read, one text from its start; made by Model.sequence().
+
+    Its memory grows by pages of 32 tokens. One thread at a time; a context manager.
+    """
+
+    def __init__(self, model: "Model") -> None:
+        self._model = model
+        self._cache = Cache(model.program)
+        self.tokens: list[int] = []
+
+    def __len__(self) -> int:
+        return self._cache.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held."""
+        return self._cache.nbytes
+
+    def extend(
+        self,
+        ids: Iterable[int],
+        outputs: Literal["last", "all"] = "last",
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """Reads more tokens; returns logits, float32: (vocabulary,) after the last of them, or with
+        outputs="all" (len(ids), vocabulary), one row after each.
+
+        Raises ArgumentError for no tokens, ids outside the vocabulary, or more than the context
+        holds, and then has read nothing. After an interruption it holds what was read until then.
+        """
+        given = list(ids)
+        if not given:
+            raise ArgumentError("there are no tokens to read: the text is empty")
+        self._model.require_room(len(self) + len(given))
+        try:
+            tokens = np.array(given, np.int32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ArgumentError(f"token ids: {error}") from None
+        vocabulary = self._model.vocab_size
+        if tokens.min() < 0 or tokens.max() >= vocabulary:
+            raise ArgumentError(f"token ids must be from 0 to {vocabulary - 1}")
+        wanted = len(given) if outputs == "all" else 1
+        logits = np.empty((wanted, vocabulary), np.float32)
+        step = self._model.program.max_tokens
+        for start in range(0, len(given), step):
+            part = tokens[start : start + step]
+            # Without "all", steps before the last also write one row, which the last overwrites.
+            rows = logits[start : start + len(part)] if outputs == "all" else logits
+            self._model.run(self._cache, part, rows)
+            self.tokens += given[start : start + len(part)]
+            if progress is not None:
+                progress(start + len(part), len(given))
+        return logits if outputs == "all" else logits[0]
+
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on and gives their memory back."""
+        self._cache.truncate(length)
+        del self.tokens[length:]
+
+    def close(self) -> None:
+        self.truncate(0)
+
+    def __enter__(self) -> "Sequence":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

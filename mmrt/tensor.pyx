@@ -1,0 +1,291 @@
+"""Tensors that lie in mapped files, as zero-copy buffers."""
+
+from cpython.buffer cimport (
+    PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE,
+)
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from mmrt cimport _dlpack as dl
+from mmrt._c cimport mmrt_format, mmrt_format_find, mmrt_mapping_data
+from mmrt.mapping cimport Mapping
+
+import math
+import operator
+
+from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.quant import TYPES, dequantize
+
+# Plain types: how a buffer spells an element (memoryview, NumPy and struct agree on the letters).
+_PLAIN = {
+    "F32": "f", "F16": "e", "F64": "d", "I8": "b", "I16": "h", "I32": "i", "I64": "q",
+}  # fmt: skip
+
+
+cdef class Tensor:
+    """The tensor `name` of `type` ("F32", "Q4_K", ...) and `shape`, at byte `offset` of a mapping.
+
+    The shape counts elements, in NumPy's order: (rows, columns) for a matrix. `nbytes` is what the
+    tensor takes in the file.
+
+    It exports its bytes read-only and without a copy, through the buffer protocol, `__array__` and
+    DLPack. Float16, float32, float64 and integer types appear as arrays of their type and shape.
+    BF16 and quantised types appear as the bytes of their blocks: uint8, with the last dimension
+    replaced by the bytes in a row. Nothing is dequantised unasked. A view keeps the file mapped.
+
+    Raises ArgumentError for an unknown type, a shape that the type cannot have, or a place outside
+    the file.
+    """
+
+    def __cinit__(self, Mapping mapping not None, str name not None, str type not None, shape,
+                  offset):
+        if type not in TYPES:
+            raise ArgumentError(f"tensor {name!r}: there is no type {type!r}")
+        self.format = mmrt_format_find(TYPES[type].id)
+        self.mapping = mapping
+        self.name = name
+        self.shape = tuple(operator.index(n) for n in shape)
+        offset = operator.index(offset)
+
+        row = self.shape[-1] if self.shape else 1
+        if len(self.shape) > MAX_DIMENSIONS or min(self.shape, default=0) < 0:
+            raise ArgumentError(f"tensor {name!r}: it cannot have the shape {self.shape}")
+        if row % self.format.elements:
+            raise ArgumentError(
+                f"tensor {name!r}: rows of {row} elements are not whole blocks of "
+                f"{self.format.elements}, as {type} needs"
+            )
+        nbytes = math.prod(self.shape) // self.format.elements * self.format.bytes
+        if offset < 0 or offset + nbytes > mapping.shape[0]:
+            raise ArgumentError(
+                f"tensor {name!r}: its {nbytes} bytes from {offset} lie outside {mapping.path}, "
+                f"of {mapping.size} bytes"
+            )
+        self.nbytes = nbytes
+        self.offset = offset
+
+        plain = _PLAIN.get(type)
+        self.element_format = (plain or "B").encode()
+        self.item_size = self.format.bytes if plain else 1
+        row_items = row if plain else row // self.format.elements * self.format.bytes
+        exported = (*self.shape[:-1], row_items) if self.shape or not plain else ()
+        self.n_dims = len(exported)
+        cdef Py_ssize_t stride = self.item_size
+        cdef int d
+        for d in range(self.n_dims - 1, -1, -1):
+            self.array_shape[d] = exported[d]
+            self.array_strides[d] = stride
+            stride *= self.array_shape[d]
+
+    cdef const unsigned char *data(self) noexcept:
+        return <const unsigned char *> mmrt_mapping_data(self.mapping.handle) + self.offset
+
+    @property
+    def type(self):
+        """The type's name, as GGUF spells it."""
+        return self.format.name.decode()
+
+    def __repr__(self):
+        return f"<Tensor {self.name!r} {self.type} {self.shape}, {self.nbytes} bytes>"
+
+    def __reduce__(self):
+        """Pickles as the mapping's path and the tensor's place in it, without its bytes."""
+        return Tensor, (self.mapping, self.name, self.type, self.shape, self.offset)
+
+    # ---- as an array ----
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError(f"tensor {self.name!r} is read-only")
+        if self.n_dims > 1 and (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS:
+            raise BufferError(f"tensor {self.name!r} lies row by row, not column by column")
+        self.mapping.pin()
+        buffer.buf = <void *> self.data()
+        buffer.obj = self
+        buffer.len = self.nbytes
+        buffer.itemsize = self.item_size
+        buffer.readonly = 1
+        buffer.ndim = self.n_dims
+        buffer.format = NULL
+        if flags & PyBUF_FORMAT:
+            buffer.format = self.element_format
+        buffer.shape = self.array_shape if flags & PyBUF_ND else NULL
+        buffer.strides = (
+            self.array_strides if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
+        )
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.mapping.unpin()
+
+    def __array__(self, dtype=None, copy=None):
+        """The tensor as a NumPy array: a read-only view unless `copy` or `dtype` ask for more.
+
+        Quantised types and BF16 give the uint8 blocks; asking these for another dtype raises
+        TypeError, for it would turn the blocks' bytes into numbers: see dequantize().
+        """
+        import numpy
+
+        view = numpy.asarray(memoryview(self))
+        if dtype is not None and numpy.dtype(dtype) != view.dtype:
+            if self.type not in _PLAIN:
+                raise TypeError(
+                    f"tensor {self.name!r} holds {self.type} blocks, which are not {dtype}: "
+                    "dequantize() makes float32 of them"
+                )
+            if copy is False:
+                raise ValueError(f"{self.type} cannot become {dtype} without a copy")
+            return view.astype(dtype)
+        return view.copy() if copy else view
+
+    def dequantize(self):
+        """The elements as a new float32 array of the tensor's shape, whatever its type.
+
+        Raises UnsupportedError for types that the core cannot unpack yet.
+        """
+        n = math.prod(self.shape)
+        with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
+            return dequantize(self.type, blocks, n).reshape(self.shape)
+
+    def __matmul__(self, x):
+        """The matrix times x, float32: (cols,) -> (rows,), or (cols, n) -> (rows, n).
+
+        The blocks are multiplied where they lie in the file, on all CPUs of this process: see
+        mmrt.kernels.matmul, also for what is raised.
+        """
+        if not isinstance(self, Tensor):
+            return NotImplemented
+        with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
+            return matmul(self.type, blocks, self.shape, x)
+
+    def __dlpack_device__(self):
+        """(kDLCPU, 0)."""
+        return dl.CPU, 0
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """The tensor as a DLPack capsule, read-only and without a copy unless `copy` is true.
+
+        BF16 appears as bfloat16, quantised types as their uint8 blocks. Raises BufferError where
+        the consumer does not speak DLPack 1.0, which alone can say that memory is read-only, or
+        asks for another device.
+        """
+        if max_version is None or max_version[0] < 1:
+            raise BufferError("only DLPack 1.0 and later can say that a tensor is read-only")
+        if stream is not None or dl_device not in (None, (dl.CPU, 0)):
+            raise BufferError("the tensor is in the memory of the CPU")
+
+        cdef dl.DLManagedTensorVersioned *managed
+        self.mapping.pin()
+        try:
+            managed = _new_managed(self, bool(copy))
+        except BaseException:
+            self.mapping.unpin()
+            raise
+        if copy:
+            self.mapping.unpin()
+        return PyCapsule_New(managed, "dltensor_versioned", _drop_capsule)
+
+    # ---- in memory ----
+
+    def advise(self, advice):
+        """Advises the kernel on the tensor's bytes: see Mapping.advise()."""
+        self.mapping.advise(advice, self.offset, self.nbytes)
+
+    def prefetch(self):
+        """Starts reading the tensor into memory, and returns."""
+        self.advise("willneed")
+
+    def evict(self):
+        """Drops the tensor from memory, but for edge pages that it shares with its neighbours.
+
+        A request: the page cache keeps what other processes map. residency() says what came of it.
+        """
+        self.advise("evict")
+
+    def lock(self):
+        """Reads the tensor and keeps its pages in memory: see Mapping.lock()."""
+        self.mapping.lock(self.offset, self.nbytes)
+
+    def unlock(self):
+        """Lets the tensor's pages, and edge pages shared with neighbours, go again."""
+        self.mapping.unlock(self.offset, self.nbytes)
+
+    def residency(self):
+        """Which of the tensor's pages are in memory now: a Residency. Reads nothing in."""
+        return self.mapping.residency(self.offset, self.nbytes)
+
+
+# ---- DLPack's managed tensors: a view owns a reference to its Tensor and a pin of the mapping ----
+
+cdef dl.DLManagedTensorVersioned *_new_managed(Tensor tensor, bint copy) except NULL:
+    # One block for the structure and its shape and strides; the caller has pinned the mapping.
+    cdef int n = tensor.n_dims
+    cdef dl.DLManagedTensorVersioned *managed = <dl.DLManagedTensorVersioned *> calloc(
+        1, sizeof(dl.DLManagedTensorVersioned) + 2 * MAX_DIMENSIONS * sizeof(int64_t)
+    )
+    if managed is NULL:
+        raise OutOfMemoryError("no memory for a DLPack tensor")
+    cdef int64_t *shape = <int64_t *> (managed + 1)
+    cdef int64_t *strides = shape + MAX_DIMENSIONS
+    cdef int d
+    for d in range(n):
+        shape[d] = tensor.array_shape[d]
+        strides[d] = tensor.array_strides[d] // tensor.item_size
+
+    managed.version.major = 1
+    managed.deleter = _delete_managed
+    managed.dl_tensor.device.device_type = dl.CPU
+    managed.dl_tensor.ndim = n
+    managed.dl_tensor.shape = shape
+    managed.dl_tensor.strides = strides
+    managed.dl_tensor.dtype.lanes = 1
+    managed.dl_tensor.dtype.bits = <int> (8 * tensor.item_size)
+    if tensor.element_format in b"efd":
+        managed.dl_tensor.dtype.code = dl.FLOAT
+    elif tensor.element_format in b"bhiq":
+        managed.dl_tensor.dtype.code = dl.INT
+    elif tensor.type == "BF16":  # the same bytes, two to an element
+        managed.dl_tensor.dtype.code = dl.BFLOAT
+        managed.dl_tensor.dtype.bits = 16
+        shape[n - 1] //= 2
+        for d in range(n - 1):
+            strides[d] //= 2
+    else:
+        managed.dl_tensor.dtype.code = dl.UINT
+
+    if copy:
+        managed.flags = dl.COPIED
+        managed.dl_tensor.data = malloc(tensor.nbytes or 1)
+        if managed.dl_tensor.data is NULL:
+            free(managed)
+            raise OutOfMemoryError(f"no memory for a copy of tensor {tensor.name!r}")
+        memcpy(managed.dl_tensor.data, tensor.data(), tensor.nbytes)
+    else:
+        managed.flags = dl.READ_ONLY
+        managed.dl_tensor.data = <void *> tensor.data()
+        managed.manager_ctx = <void *> tensor
+        Py_INCREF(tensor)
+    return managed
+
+
+cdef void _delete_managed(dl.DLManagedTensorVersioned *managed) noexcept with gil:
+    # Consumers call this from any thread.
+    if managed.manager_ctx is NULL:
+        free(managed.dl_tensor.data)
+    else:
+        tensor = <Tensor> managed.manager_ctx
+        tensor.mapping.unpin()
+        Py_DECREF(tensor)
+    free(managed)
+
+
+cdef void _drop_capsule(object capsule) noexcept:
+    # A consumer renames the capsule and deletes the tensor itself.
+    if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        _delete_managed(
+            <dl.DLManagedTensorVersioned *> PyCapsule_GetPointer(capsule, "dltensor_versioned")
+        )

@@ -1,0 +1,378 @@
+"""From text to token ids and back, with the vocabulary that a GGUF file carries.
+
+The ids equal llama.cpp's, which is what models converted to GGUF are tested with; the tests hold
+this on recorded strings. Two kinds of vocabulary are known, by tokenizer.ggml.model: `gpt2`
+(byte-level BPE; the text is first cut into words as tokenizer.ggml.pre says) and `llama`
+(SentencePiece BPE). The algorithms are in bpe.py.
+"""
+
+import codecs
+import math
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+from mmrt.bpe import (
+    LETTER_BYTES,
+    WORD_SEPARATOR,
+    ByteLevelModel,
+    MergeTable,
+    SentencePieceModel,
+    Vocabulary,
+)
+from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.words import WORD_RULES, WordRule, word_cutter
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+
+class _Kind(IntEnum):
+    """tokenizer.ggml.token_type."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+# Ends of a turn or of the text, whatever token_type says of them.
+_STOP_TEXTS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+    "<EOT>",
+    "[EOT]",
+)
+
+# The end of a text in most SentencePiece vocabularies, and in Gemma's an HTML tag: so not a stop by
+# its text (eos_token_id says), but nothing that plain text may spell either, as in llama.cpp.
+_GUARDED_TEXT = "</s>"
+
+_BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
+_MATCHED_FIRST = frozenset((_Kind.CONTROL, _Kind.USER_DEFINED, _Kind.UNKNOWN))
+
+
+class Tokenizer:
+    """A model's vocabulary. Build it with `Tokenizer.from_metadata`; safe to use from any thread.
+
+    Attributes: `vocab_size`; `bos_id` and `eos_id` (None where the model has none); `add_bos` and
+    `add_eos` (whether the model wants them); `stop_ids` (tokens after which a text has ended).
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+    add_eos: bool
+    stop_ids: frozenset[int]
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], source: str) -> "Tokenizer":
+        """The tokenizer described by a GGUF file's `metadata`; nothing of it is kept alive.
+
+        `source` names the file in error messages. Raises FormatError when a field is missing or
+        makes no sense, UnsupportedError for a kind of vocabulary that mmrt does not know.
+        """
+        return cls(_Fields(metadata, source))
+
+    def __init__(self, fields: "_Fields") -> None:
+        kind = fields.text("model")
+        if kind not in ("gpt2", "llama"):
+            raise UnsupportedError(fields.complaint("model", f"unknown vocabulary {kind!r}"))
+        sentence_piece = kind == "llama"
+        texts = fields.strings("tokens")
+        if not texts:
+            raise FormatError(fields.complaint("tokens", "the list is empty"))
+        self.vocab_size = len(texts)
+        self._kinds = fields.kinds("token_type", self.vocab_size)
+        self._vocabulary = Vocabulary(texts)
+        self.bos_id = fields.token("bos_token_id", self.vocab_size, 1 if sentence_piece else None)
+        self.eos_id = fields.token("eos_token_id", self.vocab_size, 2 if sentence_piece else None)
+        self.stop_ids = self._find_stops(fields)
+        self._specials = self._find_specials(texts)
+
+        self._space_prefix = sentence_piece and fields.flag("add_space_prefix", True)
+        self._model: SentencePieceModel | ByteLevelModel
+        if sentence_piece:
+            add_bos = True
+            self._model = SentencePieceModel(
+                self._vocabulary,
+                fields.scores("scores", self.vocab_size),
+                fields.token("unknown_token_id", self.vocab_size, 0) or 0,
+                self._space_prefix,
+            )
+        else:
+            rule = fields.word_rule("pre")
+            add_bos = rule.add_bos
+            self._model = ByteLevelModel(
+                self._vocabulary,
+                MergeTable(fields.merges("merges", self._vocabulary)),
+                word_cutter(rule),
+                rule.whole_words_first,
+            )
+        self.add_bos = fields.flag("add_bos_token", add_bos) and self.bos_id is not None
+        self.add_eos = fields.flag("add_eos_token", False) and self.eos_id is not None
+
+    def _find_stops(self, fields: "_Fields") -> frozenset[int]:
+        stops = {self.eos_id}
+        for field in ("eot_token_id", "eom_token_id"):
+            stops.add(fields.token(field, self.vocab_size, None))
+        for text in _STOP_TEXTS:
+            token = self._vocabulary.find(text.encode())
+            if token is not None:
+                # Some converters leave such tokens `normal`: then no prompt could name them.
+                self._kinds[token] = _Kind.CONTROL
+                stops.add(token)
+        return frozenset(token for token in stops if token is not None)
+
+    def _find_specials(self, texts: Sequence[str]) -> list[tuple[str, int]]:
+        """(text, id) of the tokens that are matched before any merging, the longest first."""
+        specials = [
+            (texts[token], token)
+            for token, kind in enumerate(self._kinds)
+            if kind in _MATCHED_FIRST and texts[token]
+        ]
+        return sorted(specials, key=lambda special: -len(self._vocabulary.text(special[1])))
+
+    def encode(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """The token ids of `text`.
+
+        With `add_bos`, the tokens that the model wants at the start and the end are put there.
+        Without `parse_special`, control tokens spelled in the text (`<|im_end|>`) are plain text,
+        as text from strangers should be; tokens that the model's makers added as mere vocabulary
+        ("user-defined": Gemma's runs of newlines, for example) are matched in either case.
+        Raises ArgumentError when `text` holds a lone surrogate, which UTF-8 cannot spell.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            character = text[error.start]
+            raise ArgumentError(f"character {error.start} of the text is {character!r}") from None
+        tokens: list[int] = []
+        if add_bos and self.add_bos and self.bos_id is not None:
+            tokens.append(self.bos_id)
+        for fragment in self._split_at_specials(text, parse_special):
+            if isinstance(fragment, int):
+                tokens.append(fragment)
+            else:
+                tokens += self._model.encode(fragment)
+        if add_bos and self.add_eos and self.eos_id is not None:
+            tokens.append(self.eos_id)
+        return tokens
+
+    def _split_at_specials(self, text: str, parse_special: bool) -> list[str | int]:
+        """`text` as plain stretches and special ids. The longest token takes its places first,
+        wherever they are: a leftmost match would differ where two tokens overlap.
+        """
+        fragments: list[str | int] = [text] if text else []
+        for special, token in self._specials:
+            if special not in text:
+                continue
+            if not parse_special and (self.is_special(token) or special == _GUARDED_TEXT):
+                continue
+            pieces: list[str | int] = []
+            for fragment in fragments:
+                if isinstance(fragment, str):
+                    for stretch in fragment.split(special):
+                        pieces += [stretch, token] if stretch else [token]
+                    pieces.pop()  # no special stands after the last stretch
+                else:
+                    pieces.append(fragment)
+            fragments = pieces
+        return fragments
+
+    def is_special(self, token: int) -> bool:
+        """Whether `token` steers the model instead of standing for text.
+
+        Raises ArgumentError when there is no such token.
+        """
+        if not 0 <= token < self.vocab_size:
+            raise ArgumentError(f"token {token}: the vocabulary ends at {self.vocab_size - 1}")
+        return self._kinds[token] in (_Kind.CONTROL, _Kind.UNKNOWN)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for: perhaps a part of a character only.
+
+        Raises ArgumentError when there is no such token.
+        """
+        special = self.is_special(token)
+        kind = self._kinds[token]
+        text = self._vocabulary.text(token)
+        if special or kind == _Kind.USER_DEFINED:
+            return text
+        if isinstance(self._model, ByteLevelModel):
+            letters = text.decode("utf-8", "surrogateescape")
+            try:
+                return bytes(LETTER_BYTES[letter] for letter in letters)
+            except KeyError:
+                return text  # padding and the like, not spelled in byte letters
+        if kind == _Kind.BYTE and (spelled := _BYTE_TOKEN.fullmatch(text)):
+            return bytes.fromhex(spelled[1].decode())
+        return text.replace(WORD_SEPARATOR.encode(), b" ")
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of `ids`, with U+FFFD for bytes that are not UTF-8.
+
+        The space that a SentencePiece model puts before every text is taken off again. With
+        `skip_special`, control tokens leave no text. Raises ArgumentError for an id out of range.
+        """
+        text = bytearray()
+        at_start = self._space_prefix
+        for token in ids:
+            piece = self.token_bytes(token)
+            special = self.is_special(token)
+            if at_start and not special:
+                piece = piece.removeprefix(b" ")
+                at_start = False
+            if not (special and skip_special):
+                text += piece
+        return text.decode("utf-8", "replace")
+
+
+class StreamDecoder:
+    """Turns tokens into text as they come, holding back characters that are not whole yet.
+
+    It shows nothing for control tokens, and keeps a leading space, since a generated text goes on
+    from its prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The characters that `token` completes; often one word, sometimes nothing.
+
+        Raises ArgumentError when there is no such token.
+        """
+        piece = self._tokenizer.token_bytes(token)
+        return self._decoder.decode(b"" if self._tokenizer.is_special(token) else piece)
+
+    def finish(self) -> str:
+        """What was held back, as U+FFFD; the decoder is then ready for another text."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+class _Fields:
+    """The tokenizer.ggml.* fields of a file, checked as they are read.
+
+    Readers without a default raise FormatError when their field is missing; all of them do when
+    its value is of the wrong kind, length or range.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
+        self._metadata = metadata
+        self._source = source
+
+    def complaint(self, name: str, what: str) -> str:
+        """An error message about the field `name`."""
+        return f"{self._source}: tokenizer.ggml.{name}: {what}"
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise FormatError(self.complaint(name, f"expected a string, found {value!r:.60}"))
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise FormatError(self.complaint(name, f"expected true or false, found {value!r:.60}"))
+        return value
+
+    def token(self, name: str, vocab_size: int, default: int | None) -> int | None:
+        """A token id; None when there is no field and no default, or a default out of range."""
+        value = self._metadata.get(f"tokenizer.ggml.{name}")
+        if value is None:
+            return default if default is not None and default < vocab_size else None
+        if not isinstance(value, int) or not 0 <= value < vocab_size:
+            raise FormatError(
+                self.complaint(name, f"expected an id below {vocab_size}, found {value!r:.60}")
+            )
+        return value
+
+    def strings(self, name: str) -> Sequence[str]:
+        values = self._list(name)
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise FormatError(
+                    self.complaint(name, f"expected strings, found {value!r:.60} at {index}")
+                )
+        return values
+
+    def scores(self, name: str, length: int) -> "array[float]":
+        values = self._list(name, length)
+        try:
+            scores = array("f", values)
+        except (TypeError, OverflowError) as error:
+            raise FormatError(self.complaint(name, f"expected numbers: {error}")) from None
+        for index, score in enumerate(scores):
+            if math.isnan(score):
+                raise FormatError(self.complaint(name, f"not a number at {index}"))
+        return scores
+
+    def kinds(self, name: str, length: int) -> bytearray:
+        """One _Kind a token; all are normal when the file does not say."""
+        if f"tokenizer.ggml.{name}" not in self._metadata:
+            return bytearray([_Kind.NORMAL]) * length
+        try:
+            kinds = bytearray(self._list(name, length))
+        except (TypeError, ValueError) as error:
+            raise FormatError(self.complaint(name, f"expected token types: {error}")) from None
+        if max(kinds) > max(_Kind):
+            raise FormatError(self.complaint(name, f"unknown token type {max(kinds)}"))
+        return kinds
+
+    def merges(self, name: str, vocabulary: Vocabulary) -> list[tuple[int, int, int]]:
+        """(left, right, merged) ids."""
+        merges = []
+        for index, merge in enumerate(self.strings(name)):
+            left, _, right = merge.encode("utf-8", "surrogateescape").partition(b" ")
+            ids = [
+                token
+                for text in (left, right, left + right)
+                if text and (token := vocabulary.find(text)) is not None
+            ]
+            if len(ids) != 3:
+                what = f"{merge!r:.60} at {index} is not two tokens that make a third"
+                raise FormatError(self.complaint(name, what))
+            merges.append((ids[0], ids[1], ids[2]))
+        return merges
+
+    def word_rule(self, name: str) -> WordRule:
+        rule = self.text(name, "default")
+        if rule not in WORD_RULES:
+            known = ", ".join(sorted(WORD_RULES))
+            raise UnsupportedError(
+                self.complaint(name, f"unknown way of cutting words {rule!r:.60} (known: {known})")
+            )
+        return WORD_RULES[rule]
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        value = self._metadata.get(f"tokenizer.ggml.{name}", default)
+        if value is None:
+            raise FormatError(self.complaint(name, "missing"))
+        return value
+
+    def _list(self, name: str, length: int | None = None) -> Sequence[Any]:
+        values = self._get(name)
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+            raise FormatError(self.complaint(name, f"expected a list, found {values!r:.60}"))
+        if length is not None and len(values) != length:
+            raise FormatError(
+                self.complaint(name, f"expected one value a token ({length}), found {len(values)}")
+            )
+        return values

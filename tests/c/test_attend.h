@@ -1,0 +1,211 @@
+/* Attention against `ref`; a part of test_vector.c.
+ *
+ * Pages are single allocations; keys and values that do not exist yet are NaN, and pages that lie
+ * wholly before every window are NULL. */
+
+enum {
+    MAX_DIM = 256,
+    MAX_POSITIONS = 700 + 64,
+    PAGES = MAX_POSITIONS / MMRT_PAGE_KEYS + 1,
+    K_OFFSET = 2 * 33, /* any even number */
+};
+
+/* One problem, its memory and what it came to. */
+static struct attention {
+    struct mmrt_attention a;
+    uint8_t *pages[PAGES];
+    float *q, *expected, *found;
+    size_t n_out; /* floats in expected and found */
+    float sharpness;
+} t;
+
+static uint64_t first_key(uint64_t position) {
+    return t.a.window && position + 1 > t.a.window ? position + 1 - t.a.window : 0;
+}
+
+static void put_half(uint8_t *at, float value) {
+    const uint16_t bits = mmrt_f32_to_f16(value);
+    memcpy(at, &bits, 2);
+}
+
+static void make_pages(void) {
+    const size_t dim = t.a.head_dim, page_bytes = t.a.v_offset + 2 * dim * MMRT_PAGE_KEYS;
+    const uint64_t end = t.a.position + t.a.n_tokens;
+    for (uint64_t p = 0; p < PAGES; p++) {
+        const uint64_t key = p * MMRT_PAGE_KEYS;
+        t.pages[p] = NULL;
+        if (key >= end || key + MMRT_PAGE_KEYS <= first_key(t.a.position))
+            continue;
+        uint8_t *page = t.pages[p] = checked(malloc(page_bytes));
+        memset(page, 0xff, page_bytes);
+        for (size_t i = 0; i < MMRT_PAGE_KEYS && key + i < end; i++)
+            for (size_t j = 0; j < dim; j++) {
+                put_half(page + K_OFFSET + 2 * (j * MMRT_PAGE_KEYS + i), random_unit());
+                put_half(page + t.a.v_offset + 2 * (i * dim + j), random_unit());
+            }
+    }
+    t.a.pages = t.pages;
+}
+
+static void make_attention(size_t dim, uint64_t position, uint64_t window, float softcap) {
+    static const float sharpnesses[] = {1, 4, 30};
+    const size_t heads = 1 + random_below(8), most = MMRT_ATTEND_ROWS / heads;
+    const size_t tokens = 1 + random_below(random_below(4) ? 3 : most < 16 ? most : 16);
+    t.sharpness = sharpnesses[random_below(3)];
+    t.a = (struct mmrt_attention){
+        .q_stride = heads * dim + random_below(40),
+        .out_stride = heads * dim + random_below(40),
+        .n_tokens = tokens,
+        .n_heads = heads,
+        .head_dim = dim,
+        .position = position,
+        .window = window,
+        .k_offset = K_OFFSET,
+        .v_offset = K_OFFSET + 2 * dim * MMRT_PAGE_KEYS + 2 * random_below(20),
+        .scale = t.sharpness / sqrtf((float)dim),
+        .softcap = softcap,
+    };
+    make_pages();
+    const size_t n_q = (tokens - 1) * t.a.q_stride + heads * dim;
+    t.n_out = (tokens - 1) * t.a.out_stride + heads * dim;
+    t.q = checked(malloc(n_q * sizeof *t.q));
+    t.expected = checked(malloc(t.n_out * sizeof *t.expected));
+    t.found = checked(malloc(t.n_out * sizeof *t.found));
+    for (size_t i = 0; i < n_q; i++)
+        t.q[i] = random_unit();
+    t.a.q = t.q;
+}
+
+static void free_attention(void) {
+    for (size_t p = 0; p < PAGES; p++)
+        free(t.pages[p]);
+    free(t.q);
+    free(t.expected);
+    free(t.found);
+}
+
+/* Runs `attend` on `tokens` and `heads` from `token` and `head` on, into `out`. */
+static void attend_part(mmrt_attend_fn *attend, size_t token, size_t tokens, size_t head,
+                        size_t heads, float *out, struct guarded room) {
+    struct mmrt_attention part = t.a;
+    const size_t bytes = mmrt_attend_scratch(t.a.head_dim);
+    CHECK(bytes % 64 == 0);
+    part.scratch = room.end - bytes;
+    memset(part.scratch, 0xff, bytes);
+    part.q += token * part.q_stride + head * part.head_dim;
+    part.out = out + token * part.out_stride + head * part.head_dim;
+    part.position += token;
+    part.n_tokens = tokens;
+    part.n_heads = heads;
+    attend(&part);
+}
+
+/* How far an output may be from ref's. Values are below 1 and their probabilities sum to 1, so it
+ * is the largest relative error of a probability: twice that of a score's e^s (its own and the
+ * total's). A score is a sum of head_dim products, together below `sharpness` * sqrt(head_dim); a
+ * soft cap adds some roundings of its own size. Then come some for the exponentials, and one for
+ * each key that is added up. Sums are off by the square root of the number of their roundings. */
+static double attend_bound(void) {
+    const double dim = (double)t.a.head_dim, keys = (double)(t.a.position + t.a.n_tokens);
+    return ROUNDING * (2 * (t.sharpness * sqrt(dim) * sqrt(dim / 4) + 8 * (double)t.a.softcap) +
+                       16 + 2 * sqrt(keys));
+}
+
+static void attend_failed(const struct kernel *kernel, const char *what, size_t i, float expected,
+                          float found) {
+    case_failed("%s%s: head_dim %zu, heads %zu, tokens %zu, position %zu, window %zu, softcap %g, "
+                "sharpness %g, token %zu, element %zu: expected %.9g, found %.9g",
+                kernel->name, what, t.a.head_dim, t.a.n_heads, t.a.n_tokens, (size_t)t.a.position,
+                (size_t)t.a.window, (double)t.a.softcap, (double)t.sharpness, i / t.a.out_stride,
+                i % t.a.out_stride, (double)expected, (double)found);
+}
+
+static void fill_out(float *out) {
+    for (size_t i = 0; i < t.n_out; i++)
+        out[i] = -12345;
+}
+
+/* That one token of one head alone comes to the same bits. */
+static void check_alone(struct kernel *kernel, struct guarded room) {
+    const size_t token = random_below(t.a.n_tokens), head = random_below(t.a.n_heads);
+    float *out = checked(malloc(t.n_out * sizeof *out));
+    fill_out(out);
+    attend_part(kernel->with.attend, token, 1, head, 1, out, room);
+    kernel->cases++;
+    const size_t at = token * t.a.out_stride + head * t.a.head_dim;
+    for (size_t i = 0; i < t.n_out; i++) {
+        const float expected = i >= at && i < at + t.a.head_dim ? t.found[i] : -12345;
+        if (memcmp(&out[i], &expected, sizeof expected) != 0)
+            attend_failed(kernel, " of one row", i, expected, out[i]);
+    }
+    free(out);
+}
+
+/* NaN in one number of q, of a key or of a value: results that come of it are NaN, the others as
+ * they were. */
+static void check_nan(struct kernel *kernel, struct guarded room) {
+    const size_t token = random_below(t.a.n_tokens), head = random_below(t.a.n_heads);
+    const size_t dim = t.a.head_dim, j = random_below(dim);
+    const uint64_t key = t.a.position + token; /* which this token and later ones see */
+    uint8_t *page = t.pages[key / MMRT_PAGE_KEYS];
+    uint8_t *in_keys = page + K_OFFSET + 2 * (j * MMRT_PAGE_KEYS + key % MMRT_PAGE_KEYS);
+    uint8_t *in_values = page + t.a.v_offset + 2 * (key % MMRT_PAGE_KEYS * dim + j);
+    float *in_q = t.q + token * t.a.q_stride + head * dim + j;
+    float *out = checked(malloc(t.n_out * sizeof *out));
+    for (int kind = 0; kind < 3; kind++) {
+        uint8_t *half = kind == 1 ? in_keys : in_values, saved[2];
+        const float saved_q = *in_q;
+        memcpy(saved, half, 2);
+        if (kind == 0)
+            *in_q = NAN;
+        else
+            put_half(half, NAN);
+        fill_out(out);
+        attend_part(kernel->with.attend, 0, t.a.n_tokens, 0, t.a.n_heads, out, room);
+        kernel->cases++;
+        for (size_t at = 0; at < t.n_out; at++) {
+            const size_t row = at / t.a.out_stride, within = at % t.a.out_stride;
+            const bool of_q = row == token && within / dim == head;
+            const bool sees =
+                row >= token && within < t.a.n_heads * dim && first_key(t.a.position + row) <= key;
+            if (kind == 0 ? of_q : kind == 1 ? sees : sees && within % dim == j) {
+                if (!isnan(out[at]))
+                    attend_failed(kernel, " with a NaN", at, NAN, out[at]);
+            } else if (kind != 2 && !sees) { /* a hidden value is a factor of 0 */
+                if (memcmp(&out[at], &t.found[at], sizeof *out) != 0)
+                    attend_failed(kernel, " beside a NaN", at, t.found[at], out[at]);
+            }
+        }
+        *in_q = saved_q;
+        memcpy(half, saved, 2);
+    }
+    free(out);
+}
+
+static void test_attention(struct kernel *kernel, struct guarded room) {
+    fill_out(t.expected);
+    fill_out(t.found);
+    attend_part(ref->attend, 0, t.a.n_tokens, 0, t.a.n_heads, t.expected, room);
+    attend_part(kernel->with.attend, 0, t.a.n_tokens, 0, t.a.n_heads, t.found, room);
+    kernel->cases++;
+    for (size_t i = 0; i < t.n_out; i++)
+        if (!(fabsf(t.found[i] - t.expected[i]) <= attend_bound()))
+            attend_failed(kernel, "", i, t.expected[i], t.found[i]);
+    check_alone(kernel, room);
+    check_nan(kernel, room);
+}
+
+static void test_attend(struct kernel *kernel) {
+    static const size_t dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 192, 256};
+    static const uint64_t positions[] = {0, 5, 31, 32, 63, 64, 100, 511, 700};
+    static const uint64_t windows[] = {0, 1, 7, 32, 100, 512};
+    const struct guarded room = guarded_pages(mmrt_attend_scratch(MAX_DIM));
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+        for (size_t p = 0; p < sizeof positions / sizeof *positions; p++)
+            for (size_t w = 0; w < sizeof windows / sizeof *windows; w++) {
+                make_attention(dims[d], positions[p], windows[w], (d + p + w) % 2 ? 0 : 50);
+                test_attention(kernel, room);
+                free_attention();
+            }
+    guarded_free(room);
+}

@@ -1,0 +1,149 @@
+"""Make tokens.json: the token ids that llama.cpp gives for a list of texts.
+
+    python tests/golden/make_tokens.py SMOLLM2.gguf GEMMA3.gguf     (needs llama-cpp-python, gguf)
+
+Besides the two models as they are, it asks for variants of them that differ in one field of the
+metadata, to cover the ways of cutting words that no model at hand uses.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from llama_cpp import Llama
+
+TEXTS = [
+    "",
+    " ",
+    "Hello world",
+    " leading and trailing ",
+    "  two  spaces   three    four     five  ",
+    "tabs\tand\t\tmore\t\t\ttabs \t mixed\t ",
+    "line\nline\n\nline\n\n\n\nline\r\nline\r\n\r\n",
+    " \n \n\n  \n\t\n   x",
+    "\n" * 33 + " " * 40 + "\t" * 35,
+    "I'm we'll they've he's she'd don't you're I'M WE'LL THEY'VE ''s 'll'",
+    "Don’t “quote” — dash… naïve café façade",
+    "0 1 12 123 1234 12345 1234567890 3.14159 1,000,000 -42 1e-9 0x1F ²³ ½ ٣٤٥ १२३ 四五",
+    "def f(x: int) -> str:\n    if x >= 0:\n\t\treturn f'{x!r}'  # note\n    raise ValueError()\n",
+    "#include <stdio.h>\nint main(void) { for (;;) { x += *p++ << 3 | ~y ^ 0xFF; } }\n",
+    '<html><body class="a"><h1>Title</h1><p>a<br/>b &amp; c</p></body></html>',
+    '{"key": [1, 2.5, null, true], "emoji": "\\ud83d\\ude00"}',
+    "SELECT * FROM `t` WHERE a<>'b' AND c!=\"d\"; -- $var ^caret |pipe| ~tilde~ +plus=",
+    "https://example.org/a/b?c=d&e=f#g user@example.com C:\\dir\\file.txt",
+    "CamelCase snake_case SCREAMING_CASE kebab-case x1y2z3 HTTPServer iPhone12",
+    "!!! ??? ... ,,, ;;; ::: ### $$$ %%% ^^^ &&& *** ((( ))) --- ___ +++ === ~~~ ```",
+    "مرحبا بالعالم، كيف حالك؟ هذا نَصٌّ مُشَكَّل",
+    "नमस्ते दुनिया, क्या हाल है? हिन्दी में संयुक्ताक्षर क्ष त्र ज्ञ",
+    "สวัสดีชาวโลก ภาษาไทยไม่มีช่องว่างระหว่างคำ",
+    "你好,世界!今天天气怎么样?我们去公园吧。",
+    "こんにちは世界。カタカナとひらがなと漢字、全角ＡＢＣ１２３",
+    "안녕하세요 세계! 한국어 문장입니다. ㄱㄴㄷ",
+    "Привет, мир! Съешь ещё этих мягких французских булок",
+    "Γειά σου Κόσμε! Ξεσκεπάζω την ψυχοφθόρα",
+    "שלום עולם! עִבְרִית מְנֻקֶּדֶת",
+    "Xin chào thế giới, tiếng Việt có nhiều dấu",
+    "გამარჯობა Բարեւ ሰላም வணக்கம் ನಮಸ್ಕಾರ မင်္ဂလာပါ",
+    "😀😂🎉 👍🏽 ❤️ 🇫🇷🇯🇵 1️⃣",
+    "👨‍👩‍👧‍👦 👩🏿‍🚀 🏳️‍🌈 🧑‍💻",
+    "e\u0301 a\u0308 n\u0303 Z\u0351\u036b\u0343\u036a A\u030a\u0301 \u0301alone",
+    "\u1e9b\u0323 \ufb01 \u2126 \u212b ﷺ Ⅷ ㍿ ｶﾞ",
+    "\x00\x01\x02\x07\x08\x0b\x0c\x1b[31mred\x1b[0m\x7f\x80\x85\x9f",
+    "nbsp\u00a0thin\u2009zero\u200bwidth\u2028line\u2029par\u3000ideo\ufeffbom\u00adshy",
+    "\u0378 \u05ff \ufdd0 \uffff \U0001fffe \U000e0001 \U0010ffff \U000f0000",
+    "\u202eright to left override\u202c \u2066isolate\u2069 a\u200db",
+    "𝒳𝓎𝓏 𝟘𝟙𝟚 𐍈𐌰 𓀀𓂀 𠀀𠮷 🜁",
+    "▁already▁escaped ▁ Ġ Ċ <0x0A> <0xFF> >▁</ > </b>",
+    "a" * 300 + "Donaudampfschifffahrtsgesellschaftskapitän" * 6,
+    "<|im_start|>user\nHello<|im_end|>\n<|endoftext|><|im_start|> x <|im_end|> y",
+    "<bos><start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\n<eos><unused7><pad>",
+    "<s>[INST] hi [/INST]</s> <unk> <mask> [multimodal] <|eot_id|> <|im_end <|im_end|",
+    "text<h1>heading</h1>\n\n\n<table><tr><td>  x  </td></tr></table> <strong>s</strong>",
+    "word\u0000word and \ufffd replacement \ufffd\ufffd",
+    "The quick brown fox jumps over the lazy dog. " * 5,
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F",
+    "don't'll've  'tis 'Twas rock'n'roll O'Neill's 's' 't 're",
+    "fin.\n\n  - item\n  - item 2\n\n1. one\n2. two\n\n> quote\n\n```py\nx = 1\n```\n",
+    "$E = mc^2$, \\frac{a}{b} ∑ᵢ xᵢ² ≤ ∞ → ∀x∈ℝ: ¬p ∧ q ≈ ±½ €10 £5 ¥100",
+    "ǅungla ʰaspirated ªº ſ K'S I'ſ it'ſ",
+    "x.y,z;w:v!u?t(s)r[q]p{o}n<m>l/k\\j|i-h_g=f+e*d&c^b%a$@#`~",
+]
+
+PRE = "tokenizer.ggml.pre"
+SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+
+# name -> (model, changed metadata)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"pre {pre}": ("smollm2", {PRE: pre})
+    for pre in (
+        "default",
+        "gpt-2",
+        "phi-2",
+        "olmo",
+        "starcoder",
+        "refact",
+        "command-r",
+        "exaone",
+        "falcon",
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "dbrx",
+        "smaug-bpe",
+        "qwen2",
+        "stablelm2",
+        "deepseek-r1-qwen",
+        "deepseek-coder",
+        "deepseek-v3",
+    )
+} | {"space prefix": ("gemma3", {SPACE_PREFIX: True})}
+
+
+def write_vocabulary(source: Path, changes: dict[str, Any], target: Path) -> None:
+    """A GGUF file without tensors: `source`'s tokenizer with some fields changed."""
+    fields = GGUFReader(source).fields
+    writer = GGUFWriter(target, fields["general.architecture"].contents())
+    for name, field in fields.items():
+        if name.startswith("tokenizer.") and name not in changes:
+            value_type, *element_type = field.types
+            writer.add_key_value(name, field.contents(), value_type, *element_type[-1:])
+    for name, value in changes.items():
+        writer.add_key_value(name, value, GGUFValueType.get_type(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def tokenize(path: Path, special: bool, add_bos: bool = False) -> list[list[int]]:
+    model = Llama(str(path), vocab_only=True, verbose=False)
+    return [model.tokenize(text.encode(), add_bos=add_bos, special=special) for text in TEXTS]
+
+
+def main() -> None:
+    models = {"smollm2": Path(sys.argv[1]), "gemma3": Path(sys.argv[2])}
+    golden: dict[str, Any] = {"texts": TEXTS, "models": {}, "variants": {}}
+    for name, path in models.items():
+        golden["models"][name] = {
+            "special": tokenize(path, special=True),
+            "plain": tokenize(path, special=False),
+            "bos": tokenize(path, special=True, add_bos=True),
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (model, changes) in VARIANTS.items():
+            path = Path(folder) / "vocabulary.gguf"
+            write_vocabulary(models[model], changes, path)
+            golden["variants"][name] = {
+                "model": model,
+                "changes": changes,
+                "special": tokenize(path, special=True),
+            }
+    target = Path(__file__).with_name("tokens.json")
+    target.write_text(json.dumps(golden, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Reference logits: two architectures in plain float32 numpy, to be read and compared with.
+
+Weights come through the `gguf` package, dequantised to float32 one matrix at a time, so nothing
+here shares code with what it judges. Positions start at 0, every position attends to those before
+it and to itself, and nothing is cached: one call is one sequence.
+
+Checked against llama.cpp: given the same weights widened to float32, and a float32 cache, its
+logits are at a mean KL divergence of 1e-10 (SmolLM2, llama) and 5e-7 (Gemma 3 270M).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+HEAD_ROWS = 16384  # rows of the output matrix in float32 at a time
+
+
+class Model:
+    """Metadata and dequantised tensors of one file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.reader = GGUFReader(path)
+        self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
+        self.architecture = str(self.reader.fields["general.architecture"].contents())
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the architecture's own metadata; a key without default must be there."""
+        field = self.reader.fields.get(f"{self.architecture}.{key}")
+        if field is None and default is None:
+            raise KeyError(f"{self.architecture}.{key}")
+        return default if field is None else field.contents()
+
+    def tensor(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> Array:
+        tensor = self.tensors[name]
+        return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), np.float32)
+
+    def layer(self, index: int) -> Callable[[str], Array]:
+        return lambda name: self.tensor(f"blk.{index}.{name}.weight")
+
+
+def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
+    mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
+    return np.asarray(x / np.sqrt(mean_square + epsilon), np.float32) * weight
+
+
+def silu(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(x / (1 + np.exp(-x)))
+
+
+def gelu(x: Array) -> Array:
+    """The tanh approximation, as the models were trained with."""
+    return np.asarray(
+        x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi, dtype=x.dtype) * (x + 0.044715 * x**3)))
+    )
+
+
+def split_heads(x: Array, head_dim: int) -> Array:
+    return x.reshape(len(x), -1, head_dim)
+
+
+@dataclass
+class Rope:
+    """Rotary position embedding, over the first `dims` elements of each head.
+
+    Pair i turns by position * base^(-2i / dims) / factors[i]. It is made of neighbours (2i, 2i + 1)
+    or, in the NEOX manner, of elements i of the two halves.
+    """
+
+    base: float
+    dims: int
+    neox: bool
+    factors: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        frequencies = self.base ** (-2 * np.arange(self.dims // 2) / self.dims)
+        if self.factors is not None:
+            frequencies /= self.factors
+        angles = np.arange(len(x))[:, None, None] * frequencies
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+        half = self.dims // 2
+        first = slice(0, half) if self.neox else slice(0, self.dims, 2)
+        second = slice(half, self.dims) if self.neox else slice(1, self.dims, 2)
+        a, b = x[..., first], x[..., second]
+        turned = x.copy()
+        turned[..., first] = a * cos - b * sin
+        turned[..., second] = a * sin + b * cos
+        return turned
+
+
+def attention(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
+    """Causal softmax attention; q, k, v are (positions, heads, head_dim), the result has its heads
+    joined. Consecutive query heads share a head of k and v. With a window, a position sees itself
+    and the window - 1 before it."""
+    n, heads, head_dim = q.shape
+    distance = np.arange(n)[:, None] - np.arange(n)
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+
+    out = np.empty((n, heads, v.shape[-1]), np.float32)
+    for head in range(heads):
+        shared = head * k.shape[1] // heads
+        scores = q[:, head] @ k[:, shared].T / np.float32(np.sqrt(head_dim))
+        scores = np.where(visible, scores, np.float32(-np.inf))
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        out[:, head] = weights @ v[:, shared]
+    return out.reshape(n, -1)
+
+
+def llama(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Pre-norm blocks with SwiGLU; RoPE on neighbours, whose factors may be in the file."""
+    epsilon = model.get("attention.layer_norm_rms_epsilon")
+    head_dim = model.get(
+        "attention.key_length", model.get("embedding_length") // model.get("attention.head_count")
+    )
+    rope = Rope(
+        base=model.get("rope.freq_base", 10000.0),
+        dims=model.get("rope.dimension_count", head_dim),
+        neox=False,
+        factors=model.tensor("rope_freqs.weight") if "rope_freqs.weight" in model.tensors else None,
+    )
+
+    x = model.tensor("token_embd.weight", ids)
+    for index in range(model.get("block_count")):
+        weight = model.layer(index)
+
+        h = rms_norm(x, weight("attn_norm"), epsilon)
+        q = rope(split_heads(h @ weight("attn_q").T, head_dim))
+        k = rope(split_heads(h @ weight("attn_k").T, head_dim))
+        v = split_heads(h @ weight("attn_v").T, head_dim)
+        x = x + attention(q, k, v) @ weight("attn_output").T
+
+        h = rms_norm(x, weight("ffn_norm"), epsilon)
+        h = silu(h @ weight("ffn_gate").T) * (h @ weight("ffn_up").T)
+        x = x + h @ weight("ffn_down").T
+    return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
+
+
+def gemma3(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Norms before and after each half of a block, and on q and k; NEOX RoPE; five layers with a
+    sliding window to each global one. As in the small sizes: the largest scales its queries
+    differently, and those from 4B on stretch the positions of the global layers."""
+    epsilon = model.get("attention.layer_norm_rms_epsilon")
+    head_dim = model.get("attention.key_length")
+    local_rope = Rope(base=10000.0, dims=head_dim, neox=True)
+    global_rope = Rope(base=model.get("rope.freq_base"), dims=head_dim, neox=True)
+
+    x = model.tensor("token_embd.weight", ids) * np.float32(np.sqrt(model.get("embedding_length")))
+    for index in range(model.get("block_count")):
+        weight = model.layer(index)
+        is_global = index % 6 == 5
+        rope = global_rope if is_global else local_rope
+        window = None if is_global else model.get("attention.sliding_window")
+
+        h = rms_norm(x, weight("attn_norm"), epsilon)
+        q = split_heads(h @ weight("attn_q").T, head_dim)
+        k = split_heads(h @ weight("attn_k").T, head_dim)
+        v = split_heads(h @ weight("attn_v").T, head_dim)
+        q = rope(rms_norm(q, weight("attn_q_norm"), epsilon))
+        k = rope(rms_norm(k, weight("attn_k_norm"), epsilon))
+        h = attention(q, k, v, window) @ weight("attn_output").T
+        x = x + rms_norm(h, weight("post_attention_norm"), epsilon)
+
+        h = rms_norm(x, weight("ffn_norm"), epsilon)
+        h = gelu(h @ weight("ffn_gate").T) * (h @ weight("ffn_up").T)
+        x = x + rms_norm(h @ weight("ffn_down").T, weight("post_ffw_norm"), epsilon)
+    return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
+
+
+FORWARD = {"llama": llama, "gemma3": gemma3}
+
+
+def logits(path: str | Path, ids: Sequence[int]) -> Array:
+    """One row a position: the scores of every token to come after ids[: position + 1]."""
+    model = Model(path)
+    x = FORWARD[model.architecture](model, np.asarray(ids, np.int64))
+
+    head = "output.weight" if "output.weight" in model.tensors else "token_embd.weight"
+    vocabulary = len(model.tensors[head].data)
+    out = np.empty((len(x), vocabulary), np.float32)
+    for start in range(0, vocabulary, HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        out[:, rows] = x @ model.tensor(head, rows).T
+    return out

@@ -1,0 +1,74 @@
+"""Byte-pair encoding: the same tokens as naive merging gives on small vocabularies."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+from vocabularies import MERGES, PIECES, byte_level, sentence_piece
+
+from mmrt.bpe import BYTE_LETTERS, Vocabulary
+from mmrt.tokenizer import Tokenizer
+
+BYTE_LEVEL = Tokenizer.from_metadata(byte_level(MERGES), "tiny")
+SENTENCE_PIECE = Tokenizer.from_metadata(sentence_piece(PIECES), "tiny")
+
+
+@given(st.lists(st.text(max_size=3)), st.text(max_size=3))
+def test_vocabulary_finds_what_a_dict_finds(texts: list[str], other: str) -> None:
+    vocabulary = Vocabulary(texts)
+    expected = {text: token for token, text in enumerate(texts)}
+    assert len(vocabulary) == len(texts)
+    assert [vocabulary.text(token).decode() for token in range(len(texts))] == texts
+    for text in [*texts, other]:
+        assert vocabulary.find(text.encode()) == expected.get(text)
+
+
+small_texts = st.text(alphabet="abc é▁日", max_size=40)
+
+
+def naive_sentence_piece(text: str) -> list[bytes]:
+    scores = dict(PIECES)
+    parts = list(text.replace(" ", "▁"))
+    while True:
+        pairs = [a + b for a, b in itertools.pairwise(parts)]
+        known = [(-scores[pair], place) for place, pair in enumerate(pairs) if pair in scores]
+        if not known:
+            break
+        _, place = min(known)
+        parts[place : place + 2] = [pairs[place]]
+    return [
+        token
+        for part in parts
+        for token in (
+            [part.replace("▁", " ").encode()]
+            if part in scores
+            else [bytes([byte]) for byte in part.encode()]
+        )
+    ]
+
+
+def naive_byte_level(word: str) -> list[bytes]:
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(MERGES)}
+    parts = [BYTE_LETTERS[byte] for byte in word.encode()]
+    while True:
+        pairs = list(itertools.pairwise(parts))
+        known = [(ranks[pair], place) for place, pair in enumerate(pairs) if pair in ranks]
+        if not known:
+            break
+        _, place = min(known)
+        parts[place : place + 2] = ["".join(pairs[place])]
+    return [bytes(BYTE_LETTERS.index(letter) for letter in part) for part in parts]
+
+
+@given(small_texts)
+def test_sentence_piece_merges_like_the_naive_way(text: str) -> None:
+    ids = SENTENCE_PIECE.encode(text, add_bos=False)
+    assert [SENTENCE_PIECE.token_bytes(token) for token in ids] == naive_sentence_piece(text)
+
+
+@given(st.text(alphabet="abcé", max_size=60))
+def test_byte_level_merges_like_the_naive_way(letters: str) -> None:
+    word = " " + letters  # one word to GPT-2's expression
+    ids = BYTE_LEVEL.encode(word)
+    expected = naive_byte_level(word if letters else " ")
+    assert [BYTE_LEVEL.token_bytes(token) for token in ids] == expected
