@@ -17,6 +17,7 @@ import math
 import operator
 
 from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.kernels import matmul
 from mmrt.quant import TYPES, dequantize
 
 # Plain types: how a buffer spells an element (memoryview, NumPy and struct agree on the letters).
@@ -157,8 +158,6 @@ cdef class Tensor:
         The blocks are multiplied where they lie in the file, on all CPUs of this process: see
         mmrt.kernels.matmul, also for what is raised.
         """
-        if not isinstance(self, Tensor):
-            return NotImplemented
         with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
             return matmul(self.type, blocks, self.shape, x)
 

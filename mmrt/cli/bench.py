@@ -96,15 +96,13 @@ def run(arguments: argparse.Namespace) -> None:
 def _about(file: mmrt.TensorFile) -> dict[str, Any]:
     """What is the same in every row, under llama-bench's names."""
     said = summary(file)
-    type_ = (said["architecture"], file.metadata.get("general.size_label"), *said["types"])
+    kind = [said["architecture"], file.metadata.get("general.size_label"), *said["types"]]
     return {
         "build_commit": f"mmrt {mmrt.__version__}",
         "build_number": 0,
         "cpu_info": mmrt.cpu_info().model,
         "model_filename": file.path,
-        "model_type": " ".join(
-            filter(None, (said["architecture"], label, *list(said["types"])[:1]))
-        ),
+        "model_type": " ".join(str(word) for word in kind[:3] if word),
         "model_size": file.nbytes,
         "model_n_params": said["parameters"],
     }

@@ -1,9 +1,8 @@
 """`mmrt chat`: a conversation."""
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    options = generation(arguments)
     with open_model(one_model(arguments), arguments, arguments.ctx_size) as model:
         conversation = Conversation(model, arguments.system)
         for line in _lines():
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             elif line.startswith("/"):
                 note(f"no command {line}: there are /clear, /help and /exit")
             elif line:
-                _turn(conversation, line, generation(arguments))
+                _turn(conversation, line, options)
 
 
 class Conversation:
@@ -79,7 +79,7 @@ class Conversation:
         ids = self._model.chat_tokens([*self._messages, question])
         # What the new prompt shares with the last one is not read again, but for one token: the
         # answer begins with the logits after it.
-        shared = len(os.path.commonprefix([self._sequence.tokens, ids[:-1]]))
+        shared = _common_prefix(self._sequence.tokens, ids[:-1])
         self._sequence.truncate(shared)
         answer = ""
         try:
@@ -89,6 +89,15 @@ class Conversation:
         finally:
             if answer:
                 self._messages += [question, _message("assistant", answer)]
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _turn(conversation: Conversation, line: str, options: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.output import note, progress
+from mmrt.errors import ArgumentError
 
 if TYPE_CHECKING:
     from mmrt.model import Model
@@ -80,16 +81,21 @@ def add_generation_arguments(parser: argparse.ArgumentParser, n_predict: int) ->
 
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of Model.stream that `arguments` stand for."""
-    return {
-        "max_tokens": arguments.n_predict,
+    from mmrt.sampler import Sampler
+
+    sampling = {
         "temperature": arguments.temp,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,
         "min_p": arguments.min_p,
         "repeat_penalty": arguments.repeat_penalty,
         "seed": arguments.seed,
-        "stop": tuple(arguments.stop),
     }
+    try:
+        Sampler(**sampling)  # knows the ranges
+    except ArgumentError as error:
+        raise UsageError(str(error)) from None
+    return {**sampling, "max_tokens": arguments.n_predict, "stop": tuple(arguments.stop)}
 
 
 def one_model(arguments: argparse.Namespace) -> str | None:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.options import (
     UsageError,
@@ -43,10 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     path, prompt = _model_and_prompt(arguments)
+    options = generation(arguments)
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")  # an editor's or echo's, not the writer's
     with open_model(path, arguments, arguments.ctx_size) as model:
-        _continue(model, prompt, arguments)
+        _continue(model, prompt, options, arguments.stats)
 
 
 def _model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
@@ -67,15 +68,15 @@ def _is_model(word: str) -> bool:
     return word.endswith(".gguf") or os.path.isfile(word)
 
 
-def _continue(model: "Model", prompt: str, arguments: argparse.Namespace) -> None:
+def _continue(model: "Model", prompt: str, options: dict[str, Any], stats: bool) -> None:
     ids = model.tokenize(prompt)
     started = time.perf_counter()
     with progress("reading the prompt") as update:
-        pieces = model.stream(ids, on_prefill=update, **generation(arguments))
+        pieces = model.stream(ids, on_prefill=update, **options)
         first = next(pieces)
     read = time.perf_counter()
     n_tokens = _write(chain([first], pieces))
-    if arguments.stats:
+    if stats:
         wrote = time.perf_counter()
         note(f"prompt: {len(ids)} tokens, {_rate(len(ids), read - started)}")
         # The first token comes with the prompt's last step.

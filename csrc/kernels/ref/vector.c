@@ -47,10 +47,12 @@ void mmrt_add_ref(float *y, const float *x, size_t n) {
         y[i] += x[i];
 }
 
+/* 1 + tanh u = 2 / (1 + e^-2u): the left side loses its digits where tanh u is near -1. */
 static double activate(enum mmrt_activation activation, double x) {
-    if (activation == MMRT_SILU)
-        return x / (1 + exp(-x));
-    return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    double z = x;
+    if (activation == MMRT_GELU)
+        z = 2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+    return x / (1 + exp(-z));
 }
 
 void mmrt_glu_ref(enum mmrt_activation activation, const float *gate, const float *up, float *out,
