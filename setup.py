@@ -8,7 +8,7 @@ mmrt/libmmrt.so, so that the Cython modules share one copy of its state.
 import os
 import platform
 import subprocess
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from setuptools.command.build_ext import build_ext
 
 # -ffp-contract=off: a fused multiply-add happens only where the source says so, so that every
 # compiler gives the same bits.
-CORE_FLAGS = ["-std=gnu11", "-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno",
-              "-fno-trapping-math", "-pthread"]
+CORE_FLAGS = [
+    "-std=gnu11", "-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno",
+    "-fno-trapping-math", "-pthread",
+]  # fmt: skip
 
 # One line an instruction set: the folder in csrc/kernels/isa, its machines, its flags. Each is
-# compiled into its own static library.
+# compiled into its own static library, or left out where the compiler does not know the flags.
 INSTRUCTION_SETS = [
     ("avx2", ("x86_64", "AMD64"), ["-mavx2", "-mfma", "-mf16c"]),
     ("avx512vnni", ("x86_64", "AMD64"),
@@ -36,44 +38,45 @@ HEADERS = sorted(
 )
 
 
-def compiles(flags: list[str]) -> bool:
-    """Whether the C compiler takes `flags`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch, "probe.c")
-        source.write_text("int main(void) { return 0; }\n")
-        command = [*os.environ.get("CC", "cc").split(), *flags, str(source), "-o", source.stem]
-        return subprocess.run(command, cwd=scratch, capture_output=True).returncode == 0
+def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]:
+    """A static library, as setuptools' build_clib wants it."""
+    return name, {
+        "sources": sorted(sources),
+        "obj_deps": {"": HEADERS},
+        "include_dirs": ["csrc"],
+        "cflags": CORE_FLAGS + flags,
+    }
 
 
 def core_libraries() -> list[tuple[str, dict]]:
-    """The static libraries of the core, as setuptools' build_clib wants them."""
-    built = [
-        (name, flags)
-        for name, machines, flags in INSTRUCTION_SETS
-        if platform.machine() in machines and compiles(flags)
-    ]
     common = [path for path in glob("csrc/**/*.c", recursive=True) if "/isa/" not in path]
-    parts = [("mmrt_common", common, [])]
-    for name, flags in built:
-        parts.append((f"mmrt_{name}", [f"csrc/kernels/isa/{name}/{name}.c"], flags))
-    macros = [(f"MMRT_BUILD_{name.upper()}", "1") for name, _ in built]
-    return [
-        (
-            library,
-            {
-                "sources": sorted(sources),
-                "obj_deps": {"": HEADERS},
-                "include_dirs": ["csrc"],
-                "macros": macros,
-                "cflags": CORE_FLAGS + flags,
-            },
-        )
-        for library, sources, flags in parts
+    return [library("mmrt_common", common, [])] + [
+        library(f"mmrt_{name}", [f"csrc/kernels/isa/{name}/{name}.c"], flags)
+        for name, machines, flags in INSTRUCTION_SETS
+        if platform.machine() in machines
     ]
 
 
-class BuildExtensions(build_ext):
-    """Links the static libraries into mmrt/libmmrt.so before the modules that need it."""
+class BuildCore(build_clib):
+    """Builds the static libraries whose flags the compiler knows, all at once."""
+
+    def knows(self, flags: list[str]) -> bool:
+        command = [*self.compiler.compiler_so, *flags, "-fsyntax-only", "-xc", os.devnull]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def build_libraries(self, libraries):
+        # In place: what is linked later is what is left in this list.
+        libraries[:] = [(name, info) for name, info in libraries if self.knows(info["cflags"])]
+        for _, info in libraries:
+            info["macros"] = [
+                (name.replace("mmrt_", "mmrt_build_").upper(), "1") for name, _ in libraries
+            ]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(super().build_libraries, [[one] for one in libraries]))
+
+
+class BuildModules(build_ext):
+    """Links the static libraries into mmrt/libmmrt.so, and against that the Cython modules."""
 
     def initialize_options(self):
         super().initialize_options()
@@ -84,10 +87,24 @@ class BuildExtensions(build_ext):
         return Path(self.build_lib, "mmrt", "libmmrt.so")
 
     def run(self):
-        self.run_command("build_clib")
+        self.run_command("build_clib")  # which an editable installation would leave out
         super().run()
 
     def build_extensions(self):
+        self.link_core()
+        # Only here, and into the build folder: an sdist needs no C of Cython's, nor does the tree.
+        translated = cythonize(
+            self.extensions,
+            build_dir=self.build_temp,
+            force=self.force,
+            compiler_directives={"show_performance_hints": False},
+        )
+        for extension, in_c in zip(self.extensions, translated, strict=True):
+            extension.sources = in_c.sources
+            extension.library_dirs.append(str(self.core.parent))
+        super().build_extensions()
+
+    def link_core(self):
         self.core.parent.mkdir(parents=True, exist_ok=True)
         self.core.unlink(missing_ok=True)  # or the linker, given no objects, sees nothing to do
         archives = [f"-l{name}" for name, _ in self.distribution.libraries]
@@ -95,16 +112,21 @@ class BuildExtensions(build_ext):
             [],
             str(self.core),
             library_dirs=[self.get_finalized_command("build_clib").build_clib],
-            extra_postargs=["-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive", "-lm",
-                            "-pthread"],
+            extra_postargs=[
+                "-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive", "-lm", "-pthread",
+            ],
         )  # fmt: skip
-        for extension in self.extensions:
-            extension.library_dirs.append(str(self.core.parent))
-        super().build_extensions()
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         self.copy_file(str(self.core), "mmrt")
+
+    def get_output_mapping(self):
+        inplace = {str(self.core): "mmrt/libmmrt.so"} if self.inplace else {}
+        return super().get_output_mapping() | inplace
+
+    def get_outputs(self):
+        return sorted({*super().get_outputs(), str(self.core)})
 
 
 modules = [
@@ -122,6 +144,6 @@ modules = [
 
 setup(
     libraries=core_libraries(),
-    ext_modules=cythonize(modules, language_level=3, nthreads=0),
-    cmdclass={"build_ext": BuildExtensions},
+    ext_modules=modules,
+    cmdclass={"build_clib": BuildCore, "build_ext": BuildModules},
 )

@@ -15,6 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "ArgumentError",
+    "FileError",
+    "FormatError",
+    "Mapping",
+    "MmrtError",
+    "Model",
+    "OutOfMemoryError",
+    "Residency",
+    "Sampler",
+    "Sequence",
+    "Tensor",
+    "TensorFile",
+    "Tokenizer",
+    "UnsupportedError",
+    "cpu_info",
+    "errors",
+    "formats",
+    "kernels",
+    "models",
+    "open",
+    "quant",
+]
+
 # Public name -> the module that has it.
 _HOMES = {
     "open": "mmrt.formats",
@@ -35,8 +59,6 @@ _HOMES = {
     "OutOfMemoryError": "mmrt.errors",
 }
 _MODULES = {"errors", "formats", "kernels", "models", "quant"}
-
-__all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
     from mmrt import errors, formats, kernels, models, quant

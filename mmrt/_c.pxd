@@ -100,6 +100,7 @@ cdef extern from "mmrt.h" nogil:
     const char *mmrt_isa_missing(mmrt_isa isa)
     mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err)
     int mmrt_cpu_count()
+    void mmrt_trim_heap()
 
     ctypedef struct mmrt_pool:
         pass

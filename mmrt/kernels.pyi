@@ -20,6 +20,7 @@ class Variant:
     source: str
 
 def variants() -> list[Variant]: ...
+def trim_heap() -> None: ...
 @dataclass(frozen=True)
 class CpuInfo:
     model: str

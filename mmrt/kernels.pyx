@@ -5,7 +5,7 @@ from libc.stddef cimport size_t
 from mmrt._c cimport (
     MMRT_ISA_COUNT, mmrt_cpu_count, mmrt_error, mmrt_isa, mmrt_isa_choose,
     mmrt_isa_missing, mmrt_isa_name, mmrt_matmul, mmrt_matmul_isa, mmrt_pool_create,
-    mmrt_pool_free, mmrt_pool_threads, mmrt_status, mmrt_weight,
+    mmrt_pool_free, mmrt_pool_threads, mmrt_status, mmrt_trim_heap, mmrt_weight,
 )
 from mmrt._status cimport check
 
@@ -123,6 +123,12 @@ def variants():
         for kind in TYPES.values()
         if kind.has_unpack
     ]
+
+
+def trim_heap():
+    """Gives freed memory that the C library keeps for reuse back to the system, if it can."""
+    with nogil:
+        mmrt_trim_heap()
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt import chat, formats, models, quant
-from mmrt.errors import ArgumentError, FormatError
+from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
 from mmrt.generation import Piece, generate
-from mmrt.kernels import Pool, cpu_info
+from mmrt.kernels import Pool, cpu_info, trim_heap
 from mmrt.memory import Memory
 from mmrt.models.weights import Weights
 from mmrt.program import Cache, Program
@@ -57,18 +57,18 @@ class Model:
             fields = Fields(self.file.metadata, self.path, architecture.__name__.split(".")[-1])
             self.config = architecture.config(fields)
             self.context = self._context(context)
-            self.program = Program(
-                self._pool,
-                STEP_TOKENS,
-                self.config.n_layers,
-                self.config.n_kv_heads,
-                self.config.head_dim,
-            )
             try:
-                architecture.build(self.program, self.config, Weights(self.file, self.path))
+                self.program = Program(
+                    self._pool,
+                    STEP_TOKENS,
+                    self.config.n_layers,
+                    self.config.n_kv_heads,
+                    self.config.head_dim,
+                )
+                architecture.build(self.program, self.config, Weights(self.file))
                 self.program.finish()
-            except FormatError as error:
-                raise FormatError(f"{self.path}: {error}") from None
+            except (FormatError, UnsupportedError) as error:
+                raise type(error)(f"{self.path}: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -125,7 +125,14 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """Built from the file's metadata when first asked for."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_metadata(self.file.metadata, self.path)
+            tokenizer = Tokenizer.from_metadata(self.file.metadata, self.path)
+            trim_heap()  # the vocabulary's lists, many megabytes, are garbage now
+            if tokenizer.vocab_size != self.vocab_size:
+                raise FormatError(
+                    f"{self.path}: tokenizer.ggml.tokens: {tokenizer.vocab_size} tokens where the "
+                    f"model has {self.vocab_size}"
+                )
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
@@ -197,13 +204,15 @@ class Model:
             repeat_last_n=repeat_last_n,
             seed=seed,
         )
-        text = sequence or self.sequence()
+        if sequence is not None and not sequence.belongs_to(self):
+            raise ArgumentError("the sequence belongs to another model")
+        text = self.sequence() if sequence is None else sequence
         ids = self.tokenize(prompt, not len(text)) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise ArgumentError("the prompt is empty")
         self.require_room(len(text) + len(ids))
         pieces = generate(self, text, ids, max_tokens, sampler, stop, on_prefill)
-        return pieces if sequence else _closing(text, pieces)
+        return _closing(text, pieces) if sequence is None else pieces
 
     def generate(
         self, prompt: str | Iterable[int], *, max_tokens: int | None = None, **options: Any

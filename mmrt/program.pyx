@@ -251,7 +251,7 @@ cdef class Program:
         op.softcap = softcap
         op.outputs_only = True
         self._add(&op, [weight], "logits")
-        self.vocab_size = weight.shape[0]
+        self.vocab_size = weight.shape[0] if len(weight.shape) == 2 else 1
 
     def finish(self):
         """Allocates scratch; the program can run from now on."""

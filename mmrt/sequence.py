@@ -29,6 +29,9 @@ class Sequence:
     def __len__(self) -> int:
         return self._cache.length
 
+    def belongs_to(self, model: "Model") -> bool:
+        return self._model is model
+
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values held."""
@@ -50,13 +53,13 @@ class Sequence:
         if not given:
             raise ArgumentError("there are no tokens to read: the text is empty")
         self._model.require_room(len(self) + len(given))
-        try:
-            tokens = np.array(given, np.int32)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ArgumentError(f"token ids: {error}") from None
         vocabulary = self._model.vocab_size
-        if tokens.min() < 0 or tokens.max() >= vocabulary:
-            raise ArgumentError(f"token ids must be from 0 to {vocabulary - 1}")
+        for token in given:
+            if not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
+                raise ArgumentError(
+                    f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
+                )
+        tokens = np.array(given, np.int32)
         wanted = len(given) if outputs == "all" else 1
         logits = np.empty((wanted, vocabulary), np.float32)
         step = self._model.program.max_tokens

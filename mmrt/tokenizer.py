@@ -18,12 +18,12 @@ from mmrt.bpe import (
     LETTER_BYTES,
     WORD_SEPARATOR,
     ByteLevelModel,
-    MergeTable,
     SentencePieceModel,
     Vocabulary,
+    load_library,
 )
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
-from mmrt.words import WORD_RULES, WordRule, word_cutter
+from mmrt.words import WORD_RULES, WordRule
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
@@ -91,6 +91,8 @@ class Tokenizer:
         if kind not in ("gpt2", "llama"):
             raise UnsupportedError(fields.complaint("model", f"unknown vocabulary {kind!r}"))
         sentence_piece = kind == "llama"
+        if not sentence_piece:
+            load_library()
         texts = fields.strings("tokens")
         if not texts:
             raise FormatError(fields.complaint("tokens", "the list is empty"))
@@ -115,12 +117,8 @@ class Tokenizer:
         else:
             rule = fields.word_rule("pre")
             add_bos = rule.add_bos
-            self._model = ByteLevelModel(
-                self._vocabulary,
-                MergeTable(fields.merges("merges", self._vocabulary)),
-                word_cutter(rule),
-                rule.whole_words_first,
-            )
+            merges = fields.merges("merges", self._vocabulary)
+            self._model = ByteLevelModel(texts, merges, rule)
         self.add_bos = fields.flag("add_bos_token", add_bos) and self.bos_id is not None
         self.add_eos = fields.flag("add_eos_token", False) and self.eos_id is not None
 
@@ -336,20 +334,16 @@ class _Fields:
             raise FormatError(self.complaint(name, f"unknown token type {max(kinds)}"))
         return kinds
 
-    def merges(self, name: str, vocabulary: Vocabulary) -> list[tuple[int, int, int]]:
-        """(left, right, merged) ids."""
+    def merges(self, name: str, vocabulary: Vocabulary) -> list[tuple[str, str]]:
+        """(left, right) texts."""
         merges = []
         for index, merge in enumerate(self.strings(name)):
-            left, _, right = merge.encode("utf-8", "surrogateescape").partition(b" ")
-            ids = [
-                token
-                for text in (left, right, left + right)
-                if text and (token := vocabulary.find(text)) is not None
-            ]
-            if len(ids) != 3:
-                what = f"{merge!r:.60} at {index} is not two tokens that make a third"
-                raise FormatError(self.complaint(name, what))
-            merges.append((ids[0], ids[1], ids[2]))
+            left, _, right = merge.partition(" ")
+            for text in (left, right, left + right):
+                if not text or vocabulary.find(text.encode("utf-8", "surrogateescape")) is None:
+                    what = f"{merge!r:.60} at {index} is not two tokens that make a third"
+                    raise FormatError(self.complaint(name, what))
+            merges.append((left, right))
         return merges
 
     def word_rule(self, name: str) -> WordRule:

@@ -1,6 +1,5 @@
 """How byte-level vocabularies cut a text into words before any merging, by tokenizer.ggml.pre."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -57,14 +56,3 @@ WORD_RULES = {
         )
     ),
 }
-
-
-def word_cutter(rule: WordRule) -> Callable[[str], list[str]]:
-    """A function that cuts a text as `rule` says. Python's own `re` lacks classes like \\p{L}, so
-    the expressions run in the `tokenizers` library.
-    """
-    from tokenizers import Regex, pre_tokenizers
-
-    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
-    splitter = pre_tokenizers.Sequence(steps)
-    return lambda text: [word for word, _ in splitter.pre_tokenize_str(text)]

@@ -1,15 +1,36 @@
-"""Real models for the tests that need one: found through the environment, else skipped."""
+"""What every test runs with: the installed mmrt, and the real models named in the environment."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
+START = Path.cwd()
+
+# `python -m pytest` has Python look for modules in the clone first, whose mmrt/ is source without
+# its compiled parts. What is installed goes before it: here and, as the tests run elsewhere, in
+# the processes that they start.
+if str(ROOT) in sys.path:
+    sys.path.remove(str(ROOT))
+    sys.path.append(str(ROOT))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(START)
+
 
 def _model(variable: str) -> Path:
-    path = Path(os.environ.get(variable, ""))
-    if not path.is_file():
-        pytest.skip(f"set {variable} to the path of the GGUF file")
+    """The model that `variable` names; the test is skipped if it is not set, and else fails."""
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set: see tests/fetch_models.py")
+    path = START / os.environ[variable]
+    assert path.is_file(), f"{variable}={path}: there is no such file"
     return path
 
 

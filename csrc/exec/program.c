@@ -214,7 +214,7 @@ static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error
     case MMRT_OP_ATTEND: return check_heads(program, op, err);
     case MMRT_OP_QUANTIZE: return MMRT_OK;
     case MMRT_OP_LOGITS:
-        status = check_matrix(program, op->weights[0], op->in, 0, err);
+        status = check_matrix(program, op->weights[0], op->in, program->vocabulary, err);
         if (!status)
             program->outputs = program->weights[op->weights[0]].rows;
         return status;

@@ -29,6 +29,8 @@ struct mmrt_program {
     int32_t n_weights, n_buffers, n_ropes, n_ops;
     uint64_t vocabulary; /* rows of the EMBED weight: token ids are below it */
     uint64_t outputs;    /* rows of the LOGITS weight */
+    mmrt_mark *marks;    /* the caller's: what each step notes */
+    int32_t n_marks;
     /* filled by mmrt_program_finish */
     int n_threads;
     uint8_t *memory; /* buffers and tables */

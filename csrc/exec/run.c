@@ -6,6 +6,7 @@
 #include "kv/kv.h"
 
 #include <math.h>
+#include <sys/resource.h>
 #include <time.h>
 
 static op_fn *const functions[] = {
@@ -36,6 +37,22 @@ static double seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+void mmrt_program_set_marks(mmrt_program *program, mmrt_mark *marks, int32_t n) {
+    program->marks = marks;
+    program->n_marks = n;
+}
+
+static void take(mmrt_mark *mark) {
+    struct timespec t;
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    mark->ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    mark->minor_faults = usage.ru_minflt;
+    mark->major_faults = usage.ru_majflt;
+    mark->read_bytes = (int64_t)usage.ru_inblock * 512;
+}
+
 /* Between polls; asking the caller costs it a lock. */
 static const double POLL_SECONDS = 0.05;
 
@@ -45,6 +62,9 @@ static void step_job(void *context, int thread, int n_threads) {
     struct worker w = {.step = step, .thread = thread, .n_threads = n_threads};
     w.scratch = program->thread_scratch + (size_t)thread * program->thread_bytes;
     double polled = seconds();
+    mmrt_mark *mark = program->marks, *const marks_end = mark + (thread ? 0 : program->n_marks);
+    if (mark < marks_end && mark->op < 0)
+        take(mark++);
     fill_ropes(step, thread, n_threads);
     for (int32_t i = 0; i < program->n_ops; i++) {
         w.op = &program->ops[i];
@@ -56,6 +76,8 @@ static void step_job(void *context, int thread, int n_threads) {
             polled = seconds();
         }
         mmrt_pool_barrier(step->pool);
+        if (mark < marks_end && mark->op == i)
+            take(mark++);
         /* Thread 0 may already be past the next operation: only its number tells all alike. */
         if (atomic_load_explicit(&step->last_op, memory_order_relaxed) <= i)
             return;

@@ -55,10 +55,14 @@ const struct mmrt_kernels *mmrt_kernels_for(mmrt_isa isa) {
     return &tables[isa];
 }
 
-static size_t columns_stride(size_t k) { return (k + 255) / 256 * 256; }
+static size_t columns_stride(size_t k) {
+    return (k + 255) / 256 * 256;
+}
 
 /* The arrays follow one another, each a multiple of 64 bytes long. */
-static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t rounded(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
 
 size_t mmrt_columns_bytes(size_t n, size_t k) {
     size_t stride = columns_stride(k);
@@ -93,5 +97,6 @@ size_t mmrt_matmul_scratch(size_t k) {
 /* Keys, values and sums of a tile, its scores, and three numbers a row. */
 size_t mmrt_attend_scratch(size_t head_dim) {
     return ((2 * MMRT_ATTEND_KEYS + MMRT_ATTEND_ROWS) * head_dim +
-            MMRT_ATTEND_ROWS * (MMRT_ATTEND_KEYS + 3)) * sizeof(float);
+            MMRT_ATTEND_ROWS * (MMRT_ATTEND_KEYS + 3)) *
+           sizeof(float);
 }

@@ -23,14 +23,14 @@ enum { MMRT_GROUP = 32 };
  * The quantised rows have room for `stride` elements, stride >= k; what lies past k is zero. */
 struct mmrt_columns {
     size_t k;
-    size_t stride;   /* multiple of 256 */
-    float *x;        /* [n][k] */
-    int8_t *q;       /* [n][stride], -127 to 127 */
-    float *d;        /* [n][stride / 32] */
-    float *sum16;    /* [n][stride / 16], d times the sum of q over 16 elements */
-    float *sum32;    /* [n][stride / 32], the same over 32 */
-    int32_t *start;  /* [n][stride / 32], -128 times the sum of q: where an integer dot product
-                        starts whose weights are shifted by 128 to be unsigned */
+    size_t stride;  /* multiple of 256 */
+    float *x;       /* [n][k] */
+    int8_t *q;      /* [n][stride], -127 to 127 */
+    float *d;       /* [n][stride / 32] */
+    float *sum16;   /* [n][stride / 16], d times the sum of q over 16 elements */
+    float *sum32;   /* [n][stride / 32], the same over 32 */
+    int32_t *start; /* [n][stride / 32], -128 times the sum of q: where an integer dot product
+                       starts whose weights are shifted by 128 to be unsigned */
 };
 
 /* Bytes that mmrt_columns_place needs for n columns of k. */
@@ -81,21 +81,21 @@ enum { MMRT_PAGE_KEYS = 32 };
  * Gimelshein 2018, arXiv:1805.02867). The token at position p sees the keys at positions p - window
  * + 1 to p. */
 struct mmrt_attention {
-    const float *q;   /* [n_tokens][q_stride]; a token's heads follow one another, head_dim each */
-    float *out;       /* [n_tokens][out_stride], likewise */
+    const float *q; /* [n_tokens][q_stride]; a token's heads follow one another, head_dim each */
+    float *out;     /* [n_tokens][out_stride], likewise */
     size_t q_stride;
     size_t out_stride;
     size_t n_tokens;
     size_t n_heads;
-    size_t head_dim;  /* a multiple of 16 */
-    uint64_t position; /* of the first token */
-    uint64_t window;   /* 0: all that came before */
+    size_t head_dim;       /* a multiple of 16 */
+    uint64_t position;     /* of the first token */
+    uint64_t window;       /* 0: all that came before */
     uint8_t *const *pages; /* page i holds positions 32 i to 32 i + 31 */
-    size_t k_offset;   /* bytes from a page's start to this layer's and head's keys */
+    size_t k_offset;       /* bytes from a page's start to this layer's and head's keys */
     size_t v_offset;
     float scale;
-    float softcap;     /* 0: none; else scores become softcap * tanh(score / softcap) */
-    void *scratch;     /* mmrt_attend_scratch() bytes, 64-byte aligned */
+    float softcap; /* 0: none; else scores become softcap * tanh(score / softcap) */
+    void *scratch; /* mmrt_attend_scratch() bytes, 64-byte aligned */
 };
 typedef void mmrt_attend_fn(const struct mmrt_attention *a);
 

@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import mmrt
+from mmrt import __version__, formats, kernels
 from mmrt.cli import counters
 from mmrt.cli.inspect import summary
 from mmrt.cli.options import (
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not tests:
         raise UsageError("nothing to measure: -p and -n are both 0")
     path = one_model(arguments) or default_model()
-    with mmrt.open(path) as file:
+    with formats.open(path) as file:
         about = _about(file)
     rows = []
     for test in tests:
@@ -93,14 +93,14 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=2) if arguments.output == "json" else _markdown(rows))
 
 
-def _about(file: mmrt.TensorFile) -> dict[str, Any]:
+def _about(file: formats.TensorFile) -> dict[str, Any]:
     """What is the same in every row, under llama-bench's names."""
     said = summary(file)
     kind = [said["architecture"], file.metadata.get("general.size_label"), *said["types"]]
     return {
-        "build_commit": f"mmrt {mmrt.__version__}",
+        "build_commit": f"mmrt {__version__}",
         "build_number": 0,
-        "cpu_info": mmrt.cpu_info().model,
+        "cpu_info": kernels.cpu_info().model,
         "model_filename": file.path,
         "model_type": " ".join(str(word) for word in kind[:3] if word),
         "model_size": file.nbytes,
@@ -146,7 +146,7 @@ def _evict(path: str) -> None:
     """Drops the file from memory. Raises MmrtError where that did not work: a figure from a
     half-warm file would be worth nothing.
     """
-    with mmrt.open(path) as file:
+    with formats.open(path) as file:
         for mapping in file.mappings:
             mapping.advise("evict")
         left = max(mapping.residency().fraction for mapping in file.mappings)

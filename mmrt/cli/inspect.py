@@ -4,14 +4,13 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmrt import formats
 from mmrt.cli.output import print_table, printable
 from mmrt.errors import ArgumentError
+from mmrt.formats import TensorFile
 from mmrt.memory import human
-
-if TYPE_CHECKING:
-    from mmrt.formats import TensorFile
 
 DESCRIPTION = """\
 Shows what is in a weight file: the model, its tensor types, its metadata.
@@ -29,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mmrt import formats
-
     with formats.open(arguments.file) as file:
         if arguments.metadata is not None:
             _print_value(_lookup(file, arguments.metadata), arguments.json)
@@ -40,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
             _print_tables(file, arguments.tensors)
 
 
-def _lookup(file: "TensorFile", key: str) -> Any:
+def _lookup(file: TensorFile, key: str) -> Any:
     if key not in file.metadata:
         raise ArgumentError(f"{file.path}: no metadata {key!r}")
     return file.metadata[key]
@@ -56,7 +53,7 @@ def _print_value(value: Any, as_json: bool) -> None:
         print(_plain(value))
 
 
-def _print_json(file: "TensorFile", with_tensors: bool) -> None:
+def _print_json(file: TensorFile, with_tensors: bool) -> None:
     report = summary(file)
     report["metadata"] = {key: _abbreviated(value) for key, value in file.metadata.items()}
     if with_tensors:
@@ -73,7 +70,7 @@ def _print_json(file: "TensorFile", with_tensors: bool) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
-def _print_tables(file: "TensorFile", with_tensors: bool) -> None:
+def _print_tables(file: TensorFile, with_tensors: bool) -> None:
     said = summary(file)
     types = said.pop("types")
     tokenizer = said.pop("tokenizer") or {}
@@ -116,7 +113,7 @@ def _print_tables(file: "TensorFile", with_tensors: bool) -> None:
         )
 
 
-def summary(file: "TensorFile") -> dict[str, Any]:
+def summary(file: TensorFile) -> dict[str, Any]:
     """What there is to say before any detail; None for what the file does not say."""
     types: dict[str, dict[str, int]] = {}
     for tensor in file.values():

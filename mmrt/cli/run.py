@@ -31,6 +31,7 @@ taken for the model if it is a file or ends in .gguf, else for the prompt.\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mmrt run [MODEL] [PROMPT] [options]"
     parser.add_argument(
         "words", nargs="*", metavar="[MODEL] [PROMPT]",
         help="a GGUF file, and the text to continue (-: read it from stdin)",
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    path, prompt = _model_and_prompt(arguments)
+    path, prompt = model_and_prompt(arguments)
     options = generation(arguments)
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")  # an editor's or echo's, not the writer's
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
         _continue(model, prompt, options, arguments.stats)
 
 
-def _model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
+def model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
+    """What was given as MODEL (None: the default one) and as PROMPT, in whichever way."""
     words = list(arguments.words)
     path, prompt = arguments.model_option, arguments.prompt
     if path is None and words and (len(words) > 1 or prompt is not None or _is_model(words[0])):
@@ -70,18 +72,19 @@ def _is_model(word: str) -> bool:
 
 def _continue(model: "Model", prompt: str, options: dict[str, Any], stats: bool) -> None:
     ids = model.tokenize(prompt)
-    started = time.perf_counter()
-    with progress("reading the prompt") as update:
-        pieces = model.stream(ids, on_prefill=update, **options)
-        first = next(pieces)
-    read = time.perf_counter()
-    n_tokens = _write(chain([first], pieces))
-    if stats:
-        wrote = time.perf_counter()
-        note(f"prompt: {len(ids)} tokens, {_rate(len(ids), read - started)}")
-        # The first token comes with the prompt's last step.
-        note(f"answer: {n_tokens} tokens, {_rate(max(n_tokens - 1, 0), wrote - read)}")
-        note(f"memory: {model.memory}")
+    with model.sequence() as sequence:
+        started = time.perf_counter()
+        with progress("reading the prompt") as update:
+            pieces = model.stream(ids, on_prefill=update, sequence=sequence, **options)
+            first = next(pieces)
+        read = time.perf_counter()
+        n_tokens = _write(chain([first], pieces))
+        if stats:
+            wrote = time.perf_counter()
+            note(f"prompt: {len(ids)} tokens, {_rate(len(ids), read - started)}")
+            # The first token comes with the prompt's last step.
+            note(f"answer: {n_tokens} tokens, {_rate(max(n_tokens - 1, 0), wrote - read)}")
+            note(f"memory: {model.memory}")
 
 
 def _write(pieces: "Iterator[Piece]") -> int:
@@ -92,7 +95,7 @@ def _write(pieces: "Iterator[Piece]") -> int:
         text = piece.text or text
         print(piece.text, end="", flush=True)
     if text and not text.endswith("\n"):
-        print()
+        print(flush=True)
     return n_tokens
 
 

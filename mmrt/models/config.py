@@ -34,6 +34,8 @@ def transformer_config(architecture: str, fields: Fields) -> Config:
     head_dim = fields.integer("attention.key_length", max(n_embd // n_heads, 1))
     if fields.integer("attention.value_length", head_dim) != head_dim:
         raise fields.error("attention.value_length", f"differs from the key length, {head_dim}")
+    if (n_heads + 2 * n_kv_heads) * head_dim >= 1 << 31:
+        raise fields.error("attention.head_count", f"{n_heads} heads of {head_dim} are absurd")
     return Config(
         architecture=architecture,
         context_length=fields.integer("context_length"),

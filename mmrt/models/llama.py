@@ -1,6 +1,8 @@
 """Llama, Mistral, SmolLM and others of the same shape (Touvron et al. 2023, arXiv:2302.13971)."""
 
-from mmrt.errors import UnsupportedError
+import math
+
+from mmrt.errors import FormatError, UnsupportedError
 from mmrt.fields import Fields
 from mmrt.models.config import Config, transformer_config
 from mmrt.models.weights import Weights
@@ -20,9 +22,7 @@ def build(program: Program, config: Config, weights: Weights) -> None:
     normed, qkv = program.buffer(c.n_embd), program.buffer(qkv_width)
     heads, hidden = program.buffer(c.n_heads * c.head_dim), program.buffer(c.n_ff)
 
-    divisors = weights.get("rope_freqs.weight")
-    frequencies = c.rope.frequencies(None if divisors is None else divisors.dequantize().tolist())
-    rope = program.rope_table(frequencies, c.rope.magnitude)
+    rope = program.rope_table(c.rope.frequencies(_divisors(weights, c)), c.rope.magnitude)
 
     embedding = weights["token_embd.weight"]
     program.embed(embedding, stream)
@@ -58,3 +58,17 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         stream, weights["output_norm.weight"], normed, c.rms_eps, add=change, outputs_only=True
     )
     program.logits(normed, weights.get("output.weight") or embedding, c.logit_softcap)
+
+
+def _divisors(weights: Weights, config: Config) -> list[float] | None:
+    """The model's own divisors of its rotations (Llama 3.1 has them), if it has any."""
+    tensor = weights.get("rope_freqs.weight")
+    if tensor is None:
+        return None
+    pairs = config.rope.n_dims // 2
+    if tensor.shape != (pairs,):
+        raise FormatError(f"tensor {tensor.name}: shape {tensor.shape} where {(pairs,)} is expected")
+    divisors: list[float] = tensor.dequantize().tolist()
+    if not all(0 < divisor < math.inf for divisor in divisors):
+        raise FormatError(f"tensor {tensor.name}: expected positive numbers, found others")
+    return divisors

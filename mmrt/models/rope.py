@@ -59,13 +59,16 @@ def rope_from(fields: Fields, head_dim: int) -> Rope:
     n_dims = fields.integer("rope.dimension_count", head_dim)
     if n_dims % 2 or n_dims > head_dim:
         raise fields.error("rope.dimension_count", f"{n_dims} of heads of {head_dim}")
+    base = fields.number("rope.freq_base", 10000.0)
+    if base <= 1:
+        raise fields.error("rope.freq_base", f"expected a number above 1, found {base!r}")
     scaling = fields.text("rope.scaling.type", "none")
     factor = fields.number("rope.scaling.factor", 1.0)
     if scaling not in ("none", "linear", "yarn"):
-        raise UnsupportedError(str(fields.error("rope.scaling.type", f"{scaling!r} is not known")))
+        raise UnsupportedError(str(fields.error("rope.scaling.type", f"{scaling!r:.60} is not known")))
     return Rope(
         n_dims=n_dims,
-        base=fields.number("rope.freq_base", 10000.0),
+        base=base,
         scaling=scaling,
         factor=factor,
         original_context=fields.integer(

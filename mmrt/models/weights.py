@@ -7,11 +7,10 @@ from mmrt.tensor import Tensor
 
 
 class Weights:
-    """The tensors of `file`, which messages call `source`."""
+    """The tensors of `file`."""
 
-    def __init__(self, file: Mapping[str, Tensor], source: str) -> None:
+    def __init__(self, file: Mapping[str, Tensor]) -> None:
         self._file = file
-        self._source = source
 
     def get(self, name: str) -> Tensor | None:
         """The tensor, or None if the model has none."""
@@ -20,7 +19,7 @@ class Weights:
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)
         if tensor is None:
-            raise FormatError(f"{self._source}: tensor {name!r} is missing")
+            raise FormatError(f"tensor {name} is missing")
         return tensor
 
     def layer(self, index: int) -> "Layer":

@@ -102,13 +102,15 @@ static void attend_part(mmrt_attend_fn *attend, size_t token, size_t tokens, siz
 
 /* How far an output may be from ref's. Values are below 1 and their probabilities sum to 1, so it
  * is the largest relative error of a probability: twice that of a score's e^s (its own and the
- * total's). A score is a sum of head_dim products, together below `sharpness` * sqrt(head_dim); a
- * soft cap adds some roundings of its own size. Then come some for the exponentials, and one for
- * each key that is added up. Sums are off by the square root of the number of their roundings. */
+ * total's). A score is a sum of head_dim products of about a quarter, times `sharpness` /
+ * sqrt(head_dim); a soft cap adds some roundings of its own size. Then come some for the
+ * exponentials, and one for each key that is added up. Sums are off by the square root of the
+ * number of their roundings, taken twice. */
 static double attend_bound(void) {
-    const double dim = (double)t.a.head_dim, keys = (double)(t.a.position + t.a.n_tokens);
-    return ROUNDING * (2 * (t.sharpness * sqrt(dim) * sqrt(dim / 4) + 8 * (double)t.a.softcap) +
-                       16 + 2 * sqrt(keys));
+    const double root = sqrt((double)t.a.head_dim);
+    const double keys = (double)(t.a.position + t.a.n_tokens);
+    const double score = t.sharpness * root / 4 * 2 * root + 4 * (double)t.a.softcap;
+    return ROUNDING * (2 * score + 16 + 2 * sqrt(keys));
 }
 
 static void attend_failed(const struct kernel *kernel, const char *what, size_t i, float expected,
@@ -168,10 +170,11 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
             const bool of_q = row == token && within / dim == head;
             const bool sees =
                 row >= token && within < t.a.n_heads * dim && first_key(t.a.position + row) <= key;
-            if (kind == 0 ? of_q : kind == 1 ? sees : sees && within % dim == j) {
+            const bool in_column = within % dim == j;
+            if (kind == 0 ? of_q : kind == 1 ? sees : sees && in_column) {
                 if (!isnan(out[at]))
                     attend_failed(kernel, " with a NaN", at, NAN, out[at]);
-            } else if (kind != 2 && !sees) { /* a hidden value is a factor of 0 */
+            } else if (kind != 2 || !in_column) { /* 0 times a value that is hidden may be NaN */
                 if (memcmp(&out[at], &t.found[at], sizeof *out) != 0)
                     attend_failed(kernel, " beside a NaN", at, t.found[at], out[at]);
             }
