@@ -47,7 +47,8 @@ mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err);
 /* The CPUs that this process may use: its affinity mask, cut to the cgroup's CPU quota; >= 1. */
 int mmrt_cpu_count(void);
 
-/* Gives memory that was freed, but is kept for reuse, back to the system where the C library can. */
+/* Gives memory that was freed, but is kept for reuse, back to the system where the C library can.
+ */
 void mmrt_trim_heap(void);
 
 /* ---- threads (base/) ----------------------------------------------------------------------- */
@@ -223,8 +224,8 @@ typedef struct mmrt_kv_shape {
 
 mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err);
 void mmrt_kv_free(mmrt_kv *kv);
-uint64_t mmrt_kv_length(const mmrt_kv *kv);     /* tokens */
-uint64_t mmrt_kv_bytes(const mmrt_kv *kv);      /* allocated */
+uint64_t mmrt_kv_length(const mmrt_kv *kv);       /* tokens */
+uint64_t mmrt_kv_bytes(const mmrt_kv *kv);        /* allocated */
 uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape); /* of 32 tokens */
 
 /* Forgets all tokens from `length` on and gives their whole pages back. */
@@ -245,9 +246,9 @@ typedef enum mmrt_op_kind {
 
 typedef struct mmrt_op {
     mmrt_op_kind kind;
-    int32_t in;         /* buffer read */
-    int32_t out;        /* buffer written */
-    int32_t stream;     /* NORM: the residual buffer, in place of `in` */
+    int32_t in;     /* buffer read */
+    int32_t out;    /* buffer written */
+    int32_t stream; /* NORM: the residual buffer, in place of `in` */
     int32_t weights[3];
     int32_t biases[3];  /* LINEAR: added to each weight's rows */
     int32_t rope;       /* ROPE: rotation table */
@@ -266,8 +267,8 @@ typedef struct mmrt_op {
 mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
                                 mmrt_program **out, mmrt_error *err);
 void mmrt_program_free(mmrt_program *program);
-mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight, int32_t *index,
-                                    mmrt_error *err);
+mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
+                                    int32_t *index, mmrt_error *err);
 mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
                                     mmrt_error *err);
 
@@ -292,8 +293,9 @@ typedef struct mmrt_mark {
     int64_t read_bytes; /* from storage */
 } mmrt_mark;
 
-/* From now on each step fills in marks[0] to marks[n - 1], the caller's memory, in which `op` rises;
- * n = 0: no longer. Not to be called during a step. A mark costs a system call of 1 to 2 us. */
+/* From now on each step fills in marks[0] to marks[n - 1], the caller's memory, in which `op`
+ * rises; n = 0: no longer. Not to be called during a step. A mark costs a system call of 1 to 2 us.
+ */
 void mmrt_program_set_marks(mmrt_program *program, mmrt_mark *marks, int32_t n);
 
 /* Called now and then by the thread that runs a step; anything but 0 ends the step with

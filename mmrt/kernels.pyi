@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
 from typing_extensions import Buffer
 
 class Pool:
@@ -13,6 +12,7 @@ class Pool:
 def matmul(
     type: str, blocks: Buffer, shape: tuple[int, int], x: ArrayLike, pool: Pool | None = None
 ) -> NDArray[np.float32]: ...
+
 @dataclass(frozen=True)
 class Variant:
     type: str
@@ -21,6 +21,7 @@ class Variant:
 
 def variants() -> list[Variant]: ...
 def trim_heap() -> None: ...
+
 @dataclass(frozen=True)
 class CpuInfo:
     model: str

@@ -15,6 +15,7 @@ from mmrt.mapping cimport Mapping
 
 import math
 import operator
+import sys
 
 from mmrt.errors import ArgumentError, OutOfMemoryError
 from mmrt.kernels import matmul

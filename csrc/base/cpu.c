@@ -27,7 +27,9 @@ enum {
 };
 #define LEAF7_EBX_AVX512VL (1u << 31)
 
-static bool has(uint32_t reg, uint32_t bits) { return (reg & bits) == bits; }
+static bool has(uint32_t reg, uint32_t bits) {
+    return (reg & bits) == bits;
+}
 
 static bool processor_has(mmrt_isa isa) {
     uint32_t a, b, c, d, leaf1_c;

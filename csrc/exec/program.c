@@ -50,8 +50,8 @@ static mmrt_status append(void **array, int32_t *n, const void *item, size_t byt
     return MMRT_OK;
 }
 
-mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight, int32_t *index,
-                                    mmrt_error *err) {
+mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
+                                    int32_t *index, mmrt_error *err) {
     const struct mmrt_format *format = mmrt_format_find(weight->type);
     if (!format || !format->unpack)
         return mmrt_fail(err, MMRT_UNSUPPORTED, "tensor %s: type %s is not supported yet",
@@ -79,7 +79,8 @@ mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequenci
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a rotation table");
     memcpy(rope.frequencies, frequencies, n_pairs * sizeof *frequencies);
     *index = program->n_ropes;
-    mmrt_status status = append((void **)&program->ropes, &program->n_ropes, &rope, sizeof rope, err);
+    mmrt_status status =
+        append((void **)&program->ropes, &program->n_ropes, &rope, sizeof rope, err);
     if (status)
         free(rope.frequencies);
     return status;
@@ -105,8 +106,9 @@ static mmrt_status check_weight(const mmrt_program *program, int32_t index, uint
     if (!rows)
         return mmrt_fail(err, MMRT_FORMAT, "tensor %s: rows of %llu where %llu are expected",
                          w->name, (unsigned long long)w->cols, (unsigned long long)cols);
-    return mmrt_fail(err, MMRT_FORMAT, "tensor %s: shape (%llu, %llu) where (%llu, %llu) is expected",
-                     w->name, (unsigned long long)w->rows, (unsigned long long)w->cols,
+    return mmrt_fail(err, MMRT_FORMAT,
+                     "tensor %s: shape (%llu, %llu) where (%llu, %llu) is expected", w->name,
+                     (unsigned long long)w->rows, (unsigned long long)w->cols,
                      (unsigned long long)rows, (unsigned long long)cols);
 }
 
@@ -121,7 +123,8 @@ static mmrt_status check_vector(const mmrt_program *program, int32_t index, uint
         return mmrt_fail(err, MMRT_UNSUPPORTED, "tensor %s: type %s where F32 is expected", w->name,
                          mmrt_format_find(w->type)->name);
     if ((uintptr_t)w->data % sizeof(float))
-        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: its data is not aligned to 4 bytes", w->name);
+        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: its data is not aligned to 4 bytes",
+                         w->name);
     return MMRT_OK;
 }
 
@@ -177,8 +180,9 @@ static mmrt_status check_heads(const mmrt_program *program, const mmrt_op *op, m
         }
     if (op->rope >= program->n_ropes ||
         (op->rope >= 0 && 2 * program->ropes[op->rope].n_pairs > shape.head_dim))
-        return mmrt_fail(err, MMRT_FORMAT, "layer %d: more dimensions rotated than the %u of a head",
-                         op->layer, shape.head_dim);
+        return mmrt_fail(err, MMRT_FORMAT,
+                         "layer %d: more dimensions rotated than the %u of a head", op->layer,
+                         shape.head_dim);
     return MMRT_OK;
 }
 
@@ -207,9 +211,9 @@ static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error
     case MMRT_OP_LINEAR: return check_linear(program, op, err);
     case MMRT_OP_GLU:
         status = check_matrix(program, op->weights[0], op->in, width_of(program, op->out), err);
-        return status ? status
-                      : check_matrix(program, op->weights[1], op->in, width_of(program, op->out),
-                                     err);
+        return status
+                   ? status
+                   : check_matrix(program, op->weights[1], op->in, width_of(program, op->out), err);
     case MMRT_OP_ROPE:
     case MMRT_OP_ATTEND: return check_heads(program, op, err);
     case MMRT_OP_QUANTIZE: return MMRT_OK;
@@ -231,18 +235,18 @@ mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_e
         (op->kind == MMRT_OP_NORM && !is_buffer(program, op->stream)))
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no such buffer", program->n_ops);
     mmrt_status status = check_op(program, op, err);
-    return status ? status
-                  : append((void **)&program->ops, &program->n_ops, op, sizeof *op, err);
+    return status ? status : append((void **)&program->ops, &program->n_ops, op, sizeof *op, err);
 }
 
 /* ---- memory ---- */
 
-static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t rounded(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
 
 static size_t buffer_bytes(const mmrt_program *program, const struct buffer *buffer) {
-    return buffer->quantised
-               ? mmrt_columns_bytes(program->max_tokens, buffer->columns.k)
-               : rounded(program->max_tokens * buffer->columns.k * sizeof(float));
+    return buffer->quantised ? mmrt_columns_bytes(program->max_tokens, buffer->columns.k)
+                             : rounded(program->max_tokens * buffer->columns.k * sizeof(float));
 }
 
 static size_t rope_bytes(const mmrt_program *program, const struct rope *rope) {
@@ -264,7 +268,8 @@ static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
 
 mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err) {
     if (program->memory || !program->vocabulary || !program->outputs)
-        return mmrt_fail(err, MMRT_ARGUMENT, "a program needs EMBED and LOGITS, and is finished once");
+        return mmrt_fail(err, MMRT_ARGUMENT,
+                         "a program needs EMBED and LOGITS, and is finished once");
     size_t bytes = rounded(2 * (size_t)n_threads * sizeof(struct mmrt_run));
     for (int32_t i = 0; i < program->n_buffers; i++)
         bytes += buffer_bytes(program, &program->buffers[i]);
@@ -302,4 +307,6 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
     return MMRT_OK;
 }
 
-uint64_t mmrt_program_scratch_bytes(const mmrt_program *program) { return program->memory_bytes; }
+uint64_t mmrt_program_scratch_bytes(const mmrt_program *program) {
+    return program->memory_bytes;
+}

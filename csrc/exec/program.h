@@ -95,7 +95,6 @@ typedef void op_fn(struct worker *w);
 #include "exec/ops.def"
 #undef MMRT_OP
 
-
 /* rows [first_row, end_row) of w times n columns: one by one the row kernel, more by panels. */
 void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uint64_t first_row,
                    uint64_t end_row, const struct mmrt_columns *x, size_t first_column, size_t n,

@@ -41,10 +41,18 @@ void mmrt_kv_free(mmrt_kv *kv) {
     free(kv);
 }
 
-uint64_t mmrt_kv_length(const mmrt_kv *kv) { return kv->length; }
-uint64_t mmrt_kv_bytes(const mmrt_kv *kv) { return kv->n_pages * mmrt_kv_page_bytes(kv->shape); }
-uint8_t *const *mmrt_kv_pages(const mmrt_kv *kv) { return kv->pages; }
-mmrt_kv_shape mmrt_kv_shape_of(const mmrt_kv *kv) { return kv->shape; }
+uint64_t mmrt_kv_length(const mmrt_kv *kv) {
+    return kv->length;
+}
+uint64_t mmrt_kv_bytes(const mmrt_kv *kv) {
+    return kv->n_pages * mmrt_kv_page_bytes(kv->shape);
+}
+uint8_t *const *mmrt_kv_pages(const mmrt_kv *kv) {
+    return kv->pages;
+}
+mmrt_kv_shape mmrt_kv_shape_of(const mmrt_kv *kv) {
+    return kv->shape;
+}
 
 size_t mmrt_kv_keys_at(const mmrt_kv *kv, uint32_t layer, uint32_t head) {
     return ((size_t)layer * kv->shape.n_heads + head) * 2 * part_bytes(kv->shape);
@@ -68,8 +76,7 @@ mmrt_status mmrt_kv_reserve(mmrt_kv *kv, uint64_t length, mmrt_error *err) {
         kv->room = room;
     }
     while (kv->n_pages < wanted) {
-        void *page =
-            mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page == MAP_FAILED) {
             mmrt_kv_truncate(kv, kv->length);
             return mmrt_fail(err, MMRT_NO_MEMORY,
@@ -81,7 +88,9 @@ mmrt_status mmrt_kv_reserve(mmrt_kv *kv, uint64_t length, mmrt_error *err) {
     return MMRT_OK;
 }
 
-void mmrt_kv_set_length(mmrt_kv *kv, uint64_t length) { kv->length = length; }
+void mmrt_kv_set_length(mmrt_kv *kv, uint64_t length) {
+    kv->length = length;
+}
 
 void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length) {
     if (length < kv->length)

@@ -4,7 +4,8 @@
 
 #include "mmrt.h"
 
-/* Allocates pages until the sequence has room for `length` tokens; NO_MEMORY leaves it as it was. */
+/* Allocates pages until the sequence has room for `length` tokens; NO_MEMORY leaves it as it was.
+ */
 mmrt_status mmrt_kv_reserve(mmrt_kv *kv, uint64_t length, mmrt_error *err);
 
 /* The pages in order; page i holds tokens 32 i to 32 i + 31. */

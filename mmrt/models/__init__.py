@@ -1,7 +1,7 @@
 """Architectures. A file here is named as GGUF's general.architecture names it, and has
 
-    config(fields) -> Config        from the metadata
-    build(program, config, weights) the operations of the forward pass, in order
+config(fields) -> Config        from the metadata
+build(program, config, weights) the operations of the forward pass, in order
 """
 
 import importlib

@@ -76,9 +76,7 @@ def build(program: Program, config: Config, weights: Weights) -> None:
             post=layer["post_attention_norm"],
             outputs_only=last,
         )
-        program.glu(
-            normed, layer["ffn_gate"], layer["ffn_up"], hidden, "gelu", outputs_only=last
-        )
+        program.glu(normed, layer["ffn_gate"], layer["ffn_up"], hidden, "gelu", outputs_only=last)
         program.linear(hidden, [layer["ffn_down"]], change, outputs_only=last)
         after = layer["post_ffw_norm"]
     program.norm(

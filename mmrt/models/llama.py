@@ -30,16 +30,12 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         layer = weights.layer(i)
         last = i == c.n_layers - 1  # from its attention on, only wanted tokens matter
         names = ("attn_q", "attn_k", "attn_v")
-        program.norm(
-            stream, layer["attn_norm"], normed, c.rms_eps, add=change if i else -1
-        )
+        program.norm(stream, layer["attn_norm"], normed, c.rms_eps, add=change if i else -1)
         program.linear(
             normed, [layer[n] for n in names], qkv, biases=[layer.bias(n) for n in names]
         )
         program.rope(qkv, rope, i, c.n_heads, interleaved=True)
-        program.attend(
-            qkv, heads, i, c.n_heads, c.attention_scale, outputs_only=last
-        )
+        program.attend(qkv, heads, i, c.n_heads, c.attention_scale, outputs_only=last)
         program.linear(
             heads,
             [layer["attn_output"]],
@@ -47,12 +43,8 @@ def build(program: Program, config: Config, weights: Weights) -> None:
             biases=[layer.bias("attn_output")],
             outputs_only=last,
         )
-        program.norm(
-            stream, layer["ffn_norm"], normed, c.rms_eps, add=change, outputs_only=last
-        )
-        program.glu(
-            normed, layer["ffn_gate"], layer["ffn_up"], hidden, "silu", outputs_only=last
-        )
+        program.norm(stream, layer["ffn_norm"], normed, c.rms_eps, add=change, outputs_only=last)
+        program.glu(normed, layer["ffn_gate"], layer["ffn_up"], hidden, "silu", outputs_only=last)
         program.linear(hidden, [layer["ffn_down"]], change, outputs_only=last)
     program.norm(
         stream, weights["output_norm.weight"], normed, c.rms_eps, add=change, outputs_only=True
@@ -67,7 +59,9 @@ def _divisors(weights: Weights, config: Config) -> list[float] | None:
         return None
     pairs = config.rope.n_dims // 2
     if tensor.shape != (pairs,):
-        raise FormatError(f"tensor {tensor.name}: shape {tensor.shape} where {(pairs,)} is expected")
+        raise FormatError(
+            f"tensor {tensor.name}: shape {tensor.shape} where {(pairs,)} is expected"
+        )
     divisors: list[float] = tensor.dequantize().tolist()
     if not all(0 < divisor < math.inf for divisor in divisors):
         raise FormatError(f"tensor {tensor.name}: expected positive numbers, found others")
