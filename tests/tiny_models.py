@@ -1,4 +1,4 @@
-"""Small GGUF models of any shape with random weights, to be changed at will before they are written.
+"""Small GGUF models of any shape with random weights, to be changed before they are written.
 
     model = llama(n_layers=3, type="Q4_K", n_embd=256, n_ff=256)
     model.metadata["llama.rope.scaling.type"] = "linear"

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +35,6 @@ struct mmrt_pool {
     struct event all_arrived;
     _Alignas(64) atomic_int arrived;
     pthread_mutex_t busy; /* held during a job, so that callers queue */
-    mmrt_set *cpus;       /* of each thread, or NULL: any */
     pthread_t threads[MMRT_MAX_THREADS];
 };
 
@@ -95,22 +93,10 @@ void mmrt_pool_barrier(mmrt_pool *pool) {
     }
 }
 
-/* A mmrt_set is laid out as the system's sets of CPUs are. */
-static bool run_on(const mmrt_set *cpus) {
-    return sched_setaffinity(0, sizeof *cpus, (const void *)cpus) == 0;
-}
-
-static bool affinity(mmrt_set *cpus) {
-    memset(cpus, 0, sizeof *cpus);
-    return sched_getaffinity(0, sizeof *cpus, (void *)cpus) == 0;
-}
-
 static void *worker_main(void *argument) {
     struct worker worker = *(struct worker *)argument;
     free(argument);
     mmrt_pool *pool = worker.pool;
-    if (pool->cpus) /* a start after a fork */
-        run_on(&pool->cpus[worker.thread]);
     for (;;) {
         event_wait(&pool->start, worker.seen++, pool->spin);
         if (pool->stop)
@@ -177,7 +163,6 @@ void mmrt_pool_free(mmrt_pool *pool) {
     if (pool->owner == getpid()) /* after a fork the threads are the parent's */
         stop_threads(pool, pool->n_threads);
     pthread_mutex_destroy(&pool->busy);
-    free(pool->cpus);
     free(pool);
 }
 
@@ -185,65 +170,21 @@ int mmrt_pool_threads(const mmrt_pool *pool) {
     return pool->n_threads;
 }
 
-/* Makes the pool this process' own: a fork copied it without its threads, and perhaps while a job
- * of the parent held it. */
-static mmrt_status own(mmrt_pool *pool, mmrt_error *err) {
-    if (pool->owner == getpid())
-        return MMRT_OK;
-    pthread_mutex_init(&pool->busy, NULL);
-    return start_threads(pool, err);
-}
-
 mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err) {
-    mmrt_status status = own(pool, err);
-    if (status)
-        return status;
-    mmrt_set callers;
+    if (pool->owner != getpid()) {
+        /* A fork copied the pool, perhaps while a job of the parent held it. */
+        pthread_mutex_init(&pool->busy, NULL);
+        mmrt_status status = start_threads(pool, err);
+        if (status)
+            return status;
+    }
     pthread_mutex_lock(&pool->busy);
-    const bool lent = pool->cpus && affinity(&callers) && run_on(&pool->cpus[0]);
     pool->job = job;
     pool->context = context;
     if (pool->n_threads > 1)
         event_signal(&pool->start);
     job(context, 0, pool->n_threads);
     mmrt_pool_barrier(pool);
-    if (lent)
-        run_on(&callers);
     pthread_mutex_unlock(&pool->busy);
     return MMRT_OK;
-}
-
-static void bind_job(void *context, int thread, int n_threads) {
-    const mmrt_pool *pool = context;
-    (void)n_threads;
-    run_on(&pool->cpus[thread]);
-}
-
-mmrt_status mmrt_pool_bind(mmrt_pool *pool, const mmrt_set *cpus, mmrt_error *err) {
-    mmrt_set callers;
-    if (!affinity(&callers))
-        return mmrt_fail_errno(err, "cannot ask for this thread's CPUs");
-    for (int thread = 0; thread < pool->n_threads; thread++) {
-        const bool possible = run_on(&cpus[thread]); /* only the kernel knows all that forbids it */
-        run_on(&callers);
-        if (!possible)
-            return mmrt_fail(err, MMRT_ARGUMENT,
-                             "thread %d: none of its CPUs may be used by this process", thread);
-    }
-    const size_t bytes = (size_t)pool->n_threads * sizeof *cpus;
-    mmrt_set *copy = malloc(bytes);
-    if (!copy)
-        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for the CPUs of %d threads",
-                         pool->n_threads);
-    memcpy(copy, cpus, bytes);
-    mmrt_status status = own(pool, err);
-    if (status) {
-        free(copy);
-        return status;
-    }
-    pthread_mutex_lock(&pool->busy);
-    free(pool->cpus);
-    pool->cpus = copy;
-    pthread_mutex_unlock(&pool->busy);
-    return mmrt_pool_run(pool, bind_job, pool, err);
 }

@@ -28,6 +28,7 @@ def architecture(metadata: Mapping[str, Any], source: str) -> ModuleType:
         raise FormatError(f"{source}: general.architecture: missing, or not a string")
     if name not in architectures():
         raise UnsupportedError(
-            f"{source}: general.architecture is {name!r:.60}; mmrt runs {', '.join(architectures())}"
+            f"{source}: general.architecture is {name!r:.60}; "
+            f"mmrt runs {', '.join(architectures())}"
         )
     return importlib.import_module(f"mmrt.models.{name}")

@@ -14,7 +14,7 @@ class Weights:
 
     def get(self, name: str) -> Tensor | None:
         """The tensor, or None if the model has none."""
-        return self._file[name] if name in self._file else None
+        return self._file.get(name)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)
