@@ -15,7 +15,6 @@ from mmrt.mapping cimport Mapping
 
 import math
 import operator
-import sys
 
 from mmrt.errors import ArgumentError, OutOfMemoryError
 from mmrt.kernels import matmul

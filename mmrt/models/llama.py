@@ -59,9 +59,7 @@ def _divisors(weights: Weights, config: Config) -> list[float] | None:
         return None
     pairs = config.rope.n_dims // 2
     if tensor.shape != (pairs,):
-        raise FormatError(
-            f"tensor {tensor.name}: shape {tensor.shape} where {(pairs,)} is expected"
-        )
+        raise FormatError(f"tensor {tensor.name}: shape {tensor.shape}, not {(pairs,)}")
     divisors: list[float] = tensor.dequantize().tolist()
     if not all(0 < divisor < math.inf for divisor in divisors):
         raise FormatError(f"tensor {tensor.name}: expected positive numbers, found others")
