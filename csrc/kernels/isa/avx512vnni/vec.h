@@ -17,8 +17,10 @@
 #define V_SHIFT_128 1 /* panels hold weights shifted by 128, so that they are unsigned */
 #define V_SLICES(X)                                                                                \
     X(12)                                                                                          \
-    X(8) X(4) X(2) X(1) /* columns that a panel is multiplied with at once                         \
-                         */
+    X(8)                                                                                           \
+    X(4)                                                                                           \
+    X(2) X(1) /* columns that a panel is multiplied with at once                                   \
+               */
 
 typedef __m512 vf;
 typedef __m512i vi;
