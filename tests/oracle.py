@@ -2,34 +2,40 @@
 
 Weights come through the `gguf` package, dequantised to float32 one matrix at a time, so nothing
 here shares code with what it judges. Positions start at 0, every position attends to those before
-it and to itself, and nothing is cached: one call is one sequence.
+it and to itself, and nothing is cached: one call is one sequence. On demand it rounds where mmrt
+does, so that what is left between the two is the order of sums, or a mistake.
 
 Checked against llama.cpp: given the same weights widened to float32, and a float32 cache, its
 logits are at a mean KL divergence of 1e-10 (SmolLM2, llama) and 5e-7 (Gemma 3 270M).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 HEAD_ROWS = 16384  # rows of the output matrix in float32 at a time
 
 
 class Model:
-    """Metadata and dequantised tensors of one file."""
+    """Metadata and dequantised tensors of one file.
 
-    def __init__(self, path: str | Path) -> None:
+    rounding: keys and values to float16, and to int8 what is multiplied with a quantised matrix.
+    """
+
+    def __init__(self, path: str | Path, rounding: bool = False) -> None:
         self.reader = GGUFReader(path)
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         self.architecture = str(self.reader.fields["general.architecture"].contents())
+        self.rounding = rounding
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the architecture's own metadata; a key without default must be there."""
@@ -42,8 +48,41 @@ class Model:
         tensor = self.tensors[name]
         return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), np.float32)
 
-    def layer(self, index: int) -> Callable[[str], Array]:
-        return lambda name: self.tensor(f"blk.{index}.{name}.weight")
+    def layer(self, index: int) -> "Layer":
+        return Layer(self, f"blk.{index}.")
+
+    def product(self, x: Array, name: str, rows: slice = slice(None)) -> Array:
+        if self.rounding and self.tensors[name].tensor_type not in FLOATS:
+            x = round_to_int8(x)
+        return x @ self.tensor(name, rows).T
+
+    def stored(self, x: Array) -> Array:
+        """Keys or values as they come back from the cache."""
+        return x.astype(np.float16).astype(np.float32) if self.rounding else x
+
+
+@dataclass
+class Layer:
+    model: Model
+    prefix: str
+
+    def __call__(self, name: str) -> Array:
+        return self.model.tensor(f"{self.prefix}{name}.weight")
+
+    def product(self, x: Array, name: str) -> Array:
+        """The matrix times x, and its bias where the file has one."""
+        y = self.model.product(x, f"{self.prefix}{name}.weight")
+        bias = f"{self.prefix}{name}.bias"
+        return y + self.model.tensor(bias) if bias in self.model.tensors else y
+
+
+def round_to_int8(x: Array) -> Array:
+    """Groups of 32 rounded to -127..127 times a scale."""
+    groups = x.reshape(*x.shape[:-1], -1, 32)
+    scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale > 0, 1 / scale, 0).astype(np.float32)
+    return np.asarray((np.rint(groups * inverse) * scale).reshape(x.shape), np.float32)
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
@@ -72,20 +111,22 @@ class Rope:
     """Rotary position embedding, over the first `dims` elements of each head.
 
     Pair i turns by position * base^(-2i / dims) / factors[i]. It is made of neighbours (2i, 2i + 1)
-    or, in the NEOX manner, of elements i of the two halves.
+    or, in the NEOX manner, of elements i of the two halves. The result is scaled by magnitude.
     """
 
     base: float
     dims: int
     neox: bool
-    factors: Array | None = None
+    factors: NDArray[np.floating[Any]] | None = None
+    magnitude: float = 1.0
 
     def __call__(self, x: Array) -> Array:
         frequencies = self.base ** (-2 * np.arange(self.dims // 2) / self.dims)
         if self.factors is not None:
             frequencies /= self.factors
         angles = np.arange(len(x))[:, None, None] * frequencies
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos = (self.magnitude * np.cos(angles)).astype(np.float32)
+        sin = (self.magnitude * np.sin(angles)).astype(np.float32)
 
         half = self.dims // 2
         first = slice(0, half) if self.neox else slice(0, self.dims, 2)
@@ -97,10 +138,36 @@ class Rope:
         return turned
 
 
-def attention(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
+def stretched(rope: Rope, model: Model) -> Rope:
+    """With the scaling that the metadata asks for: positions divided by a factor (linear), or only
+    those of the pairs that turn slowly, with a ramp between the two (YaRN, arXiv:2309.00071)."""
+    scaling = model.get("rope.scaling.type", "none")
+    factor = model.get("rope.scaling.factor", 1.0)
+    own = np.ones(rope.dims // 2) if rope.factors is None else rope.factors.astype(np.float64)
+    if scaling == "none":
+        return rope
+    if scaling == "linear":
+        return replace(rope, factors=own * factor)
+    if scaling != "yarn":
+        raise NotImplementedError(scaling)
+
+    context = model.get("rope.scaling.original_context_length", model.get("context_length"))
+    turns = context * rope.base ** (-2 * np.arange(rope.dims) / rope.dims) / (2 * np.pi)
+    # The pairs, counted from the fastest, at which a ramp of interpolation begins and ends.
+    fast = np.count_nonzero(turns > model.get("rope.scaling.yarn_beta_fast", 32.0)) - 1
+    slow = np.count_nonzero(turns > model.get("rope.scaling.yarn_beta_slow", 1.0))
+    first, last = max(fast, 0), min(slow, rope.dims - 1)
+    ramp = np.clip((np.arange(rope.dims // 2) - first) / max(last - first, 0.001), 0, 1)
+    magnitude = model.get("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * np.log(factor))
+    return replace(rope, factors=own / (1 - ramp + ramp / factor), magnitude=magnitude)
+
+
+def attention(
+    q: Array, k: Array, v: Array, window: int | None = None, softcap: float = 0.0
+) -> Array:
     """Causal softmax attention; q, k, v are (positions, heads, head_dim), the result has its heads
     joined. Consecutive query heads share a head of k and v. With a window, a position sees itself
-    and the window - 1 before it."""
+    and the window - 1 before it. With a softcap, scores stay below it."""
     n, heads, head_dim = q.shape
     distance = np.arange(n)[:, None] - np.arange(n)
     visible = distance >= 0
@@ -111,6 +178,8 @@ def attention(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
     for head in range(heads):
         shared = head * k.shape[1] // heads
         scores = q[:, head] @ k[:, shared].T / np.float32(np.sqrt(head_dim))
+        if softcap:
+            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
         scores = np.where(visible, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
@@ -119,7 +188,8 @@ def attention(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
 
 
 def llama(model: Model, ids: NDArray[np.int64]) -> Array:
-    """Pre-norm blocks with SwiGLU; RoPE on neighbours, whose factors may be in the file."""
+    """Pre-norm blocks with SwiGLU; RoPE on neighbours, whose factors may be in the file, as may
+    biases of the attention's matrices."""
     epsilon = model.get("attention.layer_norm_rms_epsilon")
     head_dim = model.get(
         "attention.key_length", model.get("embedding_length") // model.get("attention.head_count")
@@ -130,31 +200,34 @@ def llama(model: Model, ids: NDArray[np.int64]) -> Array:
         neox=False,
         factors=model.tensor("rope_freqs.weight") if "rope_freqs.weight" in model.tensors else None,
     )
+    rope = stretched(rope, model)
+    softcap = model.get("attn_logit_softcapping", 0.0)
 
     x = model.tensor("token_embd.weight", ids)
     for index in range(model.get("block_count")):
         weight = model.layer(index)
 
         h = rms_norm(x, weight("attn_norm"), epsilon)
-        q = rope(split_heads(h @ weight("attn_q").T, head_dim))
-        k = rope(split_heads(h @ weight("attn_k").T, head_dim))
-        v = split_heads(h @ weight("attn_v").T, head_dim)
-        x = x + attention(q, k, v) @ weight("attn_output").T
+        q = rope(split_heads(weight.product(h, "attn_q"), head_dim))
+        k = model.stored(rope(split_heads(weight.product(h, "attn_k"), head_dim)))
+        v = model.stored(split_heads(weight.product(h, "attn_v"), head_dim))
+        x = x + weight.product(attention(q, k, v, softcap=softcap), "attn_output")
 
         h = rms_norm(x, weight("ffn_norm"), epsilon)
-        h = silu(h @ weight("ffn_gate").T) * (h @ weight("ffn_up").T)
-        x = x + h @ weight("ffn_down").T
+        h = silu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
+        x = x + weight.product(h, "ffn_down")
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
 def gemma3(model: Model, ids: NDArray[np.int64]) -> Array:
     """Norms before and after each half of a block, and on q and k; NEOX RoPE; five layers with a
-    sliding window to each global one. As in the small sizes: the largest scales its queries
-    differently, and those from 4B on stretch the positions of the global layers."""
+    sliding window to each global one, whose positions alone may be stretched. As in all sizes but
+    the largest, which scales its queries differently."""
     epsilon = model.get("attention.layer_norm_rms_epsilon")
     head_dim = model.get("attention.key_length")
     local_rope = Rope(base=10000.0, dims=head_dim, neox=True)
-    global_rope = Rope(base=model.get("rope.freq_base"), dims=head_dim, neox=True)
+    global_rope = stretched(Rope(model.get("rope.freq_base"), head_dim, neox=True), model)
+    softcap = model.get("attn_logit_softcapping", 0.0)
 
     x = model.tensor("token_embd.weight", ids) * np.float32(np.sqrt(model.get("embedding_length")))
     for index in range(model.get("block_count")):
@@ -164,26 +237,26 @@ def gemma3(model: Model, ids: NDArray[np.int64]) -> Array:
         window = None if is_global else model.get("attention.sliding_window")
 
         h = rms_norm(x, weight("attn_norm"), epsilon)
-        q = split_heads(h @ weight("attn_q").T, head_dim)
-        k = split_heads(h @ weight("attn_k").T, head_dim)
-        v = split_heads(h @ weight("attn_v").T, head_dim)
+        q = split_heads(weight.product(h, "attn_q"), head_dim)
+        k = split_heads(weight.product(h, "attn_k"), head_dim)
+        v = model.stored(split_heads(weight.product(h, "attn_v"), head_dim))
         q = rope(rms_norm(q, weight("attn_q_norm"), epsilon))
-        k = rope(rms_norm(k, weight("attn_k_norm"), epsilon))
-        h = attention(q, k, v, window) @ weight("attn_output").T
+        k = model.stored(rope(rms_norm(k, weight("attn_k_norm"), epsilon)))
+        h = weight.product(attention(q, k, v, window, softcap), "attn_output")
         x = x + rms_norm(h, weight("post_attention_norm"), epsilon)
 
         h = rms_norm(x, weight("ffn_norm"), epsilon)
-        h = gelu(h @ weight("ffn_gate").T) * (h @ weight("ffn_up").T)
-        x = x + rms_norm(h @ weight("ffn_down").T, weight("post_ffw_norm"), epsilon)
+        h = gelu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
+        x = x + rms_norm(weight.product(h, "ffn_down"), weight("post_ffw_norm"), epsilon)
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
 FORWARD = {"llama": llama, "gemma3": gemma3}
 
 
-def logits(path: str | Path, ids: Sequence[int]) -> Array:
+def logits(path: str | Path, ids: Sequence[int], rounding: bool = False) -> Array:
     """One row a position: the scores of every token to come after ids[: position + 1]."""
-    model = Model(path)
+    model = Model(path, rounding)
     x = FORWARD[model.architecture](model, np.asarray(ids, np.int64))
 
     head = "output.weight" if "output.weight" in model.tensors else "token_embd.weight"
@@ -191,5 +264,6 @@ def logits(path: str | Path, ids: Sequence[int]) -> Array:
     out = np.empty((len(x), vocabulary), np.float32)
     for start in range(0, vocabulary, HEAD_ROWS):
         rows = slice(start, start + HEAD_ROWS)
-        out[:, rows] = x @ model.tensor(head, rows).T
-    return out
+        out[:, rows] = model.product(x, head, rows)
+    softcap = np.float32(model.get("final_logit_softcapping", 0.0))
+    return softcap * np.tanh(out / softcap) if softcap else out

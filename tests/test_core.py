@@ -63,7 +63,8 @@ def kernels(scratch: Path) -> list[object]:
     flags as in setup.py, and the macros that say which there are."""
     macros, units, compilers = [], [], []
     for name, machines, flags in setting("INSTRUCTION_SETS"):
-        if platform.machine() in machines:
+        known = subprocess.run([*CC, *flags, "-fsyntax-only", "-xc", os.devnull]).returncode == 0
+        if platform.machine() in machines and known:
             macros.append(f"-DMMRT_BUILD_{name.upper()}")
             units.append(scratch / f"{name}.o")
             command = [*CC, *FLAGS, *sanitizers(scratch), *flags, "-c", "-o", units[-1]]

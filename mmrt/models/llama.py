@@ -35,7 +35,15 @@ def build(program: Program, config: Config, weights: Weights) -> None:
             normed, [layer[n] for n in names], qkv, biases=[layer.bias(n) for n in names]
         )
         program.rope(qkv, rope, i, c.n_heads, interleaved=True)
-        program.attend(qkv, heads, i, c.n_heads, c.attention_scale, outputs_only=last)
+        program.attend(
+            qkv,
+            heads,
+            i,
+            c.n_heads,
+            c.attention_scale,
+            softcap=c.attention_softcap,
+            outputs_only=last,
+        )
         program.linear(
             heads,
             [layer["attn_output"]],
@@ -59,7 +67,9 @@ def _divisors(weights: Weights, config: Config) -> list[float] | None:
         return None
     pairs = config.rope.n_dims // 2
     if tensor.shape != (pairs,):
-        raise FormatError(f"tensor {tensor.name}: shape {tensor.shape}, not {(pairs,)}")
+        raise FormatError(
+            f"tensor {tensor.name}: shape {tensor.shape} where {(pairs,)} is expected"
+        )
     divisors: list[float] = tensor.dequantize().tolist()
     if not all(0 < divisor < math.inf for divisor in divisors):
         raise FormatError(f"tensor {tensor.name}: expected positive numbers, found others")

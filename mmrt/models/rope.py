@@ -65,7 +65,7 @@ def rope_from(fields: Fields, head_dim: int) -> Rope:
     scaling = fields.text("rope.scaling.type", "none")
     factor = fields.number("rope.scaling.factor", 1.0)
     if scaling not in ("none", "linear", "yarn"):
-        raise UnsupportedError(str(fields.error("rope.scaling.type", f"{scaling!r:.60} unknown")))
+        raise UnsupportedError(str(fields.error("rope.scaling.type", f"{scaling!r:.40}: unknown")))
     return Rope(
         n_dims=n_dims,
         base=base,

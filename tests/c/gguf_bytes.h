@@ -58,6 +58,7 @@ static inline mmrt_status parse_and_touch(const unsigned char *bytes, size_t siz
         if (tensor->offset < mmrt_gguf_header_size(gguf))
             abort();
     }
+    (void)total;
     mmrt_gguf_free(gguf);
     return MMRT_OK;
 }

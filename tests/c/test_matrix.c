@@ -318,7 +318,13 @@ int main(void) {
         const char *missing = mmrt_isa_missing(kernel->isa);
         printf("%-18s %6zu cases%s%s\n", kernel->name, kernel->cases, missing ? ": " : "",
                missing ? missing : "");
-        CHECK(missing || kernel->cases > 0); /* else its type is missing from scales_of */
+        if (missing)
+            continue;
+        const struct mmrt_kernels *table = mmrt_kernels_for(kernel->isa);
+        CHECK(kernel->cases > 0); /* else its type is missing from scales_of */
+        CHECK(table->matvec[kernel->type] == kernel->matvec);
+        CHECK(table->matmul[kernel->type] == kernel->matmul);
+        CHECK(table->matrix_isa[kernel->type] == kernel->isa);
     }
     guarded_free(weights_room);
     guarded_free(columns_room);

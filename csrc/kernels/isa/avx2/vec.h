@@ -9,47 +9,30 @@
  */
 #include "kernels/isa/x86.h"
 
-/* clang-format off: one line for what is one instruction */
+/* One line for what is one instruction. */
+/* clang-format off */
 
-#define V_ISA       avx2
-#define V_FLOATS    8
-#define V_BYTES     32
-#define V_BLOCKS    2 /* of 32 weights, whose low and high nibbles fill one vector each */
-#define V_SHIFT_128 0 /* panels hold signed weights */
-#define V_SLICES(X) X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
+#define V_ISA        avx2
+#define V_FLOATS     8
+#define V_BYTES      32
+#define V_BLOCKS     2 /* of 32 weights, whose low and high nibbles fill one vector each */
+#define V_SHIFT_128  0 /* panels hold signed weights */
+#define V_SLICES(X)  X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
 
 typedef __m256 vf;
 typedef __m256i vi;
 
 /* ---- bytes ---- */
 
-V_INLINE vi v_load(const void *p) {
-    return _mm256_loadu_si256((const __m256i *)p);
-}
-V_INLINE void v_store(void *p, vi a) {
-    _mm256_storeu_si256((__m256i *)p, a);
-}
-V_INLINE vi v_zero_bytes(void) {
-    return _mm256_setzero_si256();
-}
-V_INLINE vi v_set_byte(int value) {
-    return _mm256_set1_epi8((char)value);
-}
-V_INLINE vi v_sub_bytes(vi a, vi b) {
-    return _mm256_sub_epi8(a, b);
-}
-V_INLINE vi v_xor(vi a, vi b) {
-    return _mm256_xor_si256(a, b);
-}
-V_INLINE vi v_or(vi a, vi b) {
-    return _mm256_or_si256(a, b);
-}
-V_INLINE vi v_low_nibbles(vi a) {
-    return _mm256_and_si256(a, _mm256_set1_epi8(15));
-}
-V_INLINE vi v_high_nibbles(vi a) {
-    return v_low_nibbles(_mm256_srli_epi16(a, 4));
-}
+V_INLINE vi v_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+V_INLINE void v_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+V_INLINE vi v_zero_bytes(void) { return _mm256_setzero_si256(); }
+V_INLINE vi v_set_byte(int value) { return _mm256_set1_epi8((char)value); }
+V_INLINE vi v_sub_bytes(vi a, vi b) { return _mm256_sub_epi8(a, b); }
+V_INLINE vi v_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+V_INLINE vi v_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+V_INLINE vi v_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm256_srli_epi16(a, 4)); }
 
 /* 16 bytes from each of two places. */
 V_INLINE vi v_gather16(const uint8_t *p, size_t apart) {
@@ -120,9 +103,7 @@ V_INLINE vi v_four(const int8_t *p) {
     __builtin_memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
 }
-V_INLINE vi v_dot_panel(vi acc, vi w, vi x) {
-    return v_dot_signed(acc, w, x);
-}
+V_INLINE vi v_dot_panel(vi acc, vi w, vi x) { return v_dot_signed(acc, w, x); }
 V_INLINE vi v_dot_start(const int32_t *start) {
     (void)start;
     return _mm256_setzero_si256();
@@ -130,56 +111,26 @@ V_INLINE vi v_dot_start(const int32_t *start) {
 
 /* ---- floats ---- */
 
-V_INLINE vf v_zero(void) {
-    return _mm256_setzero_ps();
-}
-V_INLINE vf v_set(float value) {
-    return _mm256_set1_ps(value);
-}
-V_INLINE vf v_loadf(const float *p) {
-    return _mm256_loadu_ps(p);
-}
-V_INLINE void v_storef(float *p, vf a) {
-    _mm256_storeu_ps(p, a);
-}
-V_INLINE vf v_add(vf a, vf b) {
-    return _mm256_add_ps(a, b);
-}
-V_INLINE vf v_sub(vf a, vf b) {
-    return _mm256_sub_ps(a, b);
-}
-V_INLINE vf v_mul(vf a, vf b) {
-    return _mm256_mul_ps(a, b);
-}
-V_INLINE vf v_div(vf a, vf b) {
-    return _mm256_div_ps(a, b);
-}
-V_INLINE vf v_max(vf a, vf b) {
-    return _mm256_max_ps(a, b);
-}
-V_INLINE vf v_min(vf a, vf b) {
-    return _mm256_min_ps(a, b);
-}
-V_INLINE vf v_fma(vf a, vf b, vf c) {
-    return _mm256_fmadd_ps(a, b, c);
-} /* a * b + c */
-V_INLINE vf v_round(vf a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT);
-}
-V_INLINE vf v_to_float(vi a) {
-    return _mm256_cvtepi32_ps(a);
-}
-V_INLINE float v_sum(vf a) {
-    return v8_sum(a);
-}
+V_INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
+V_INLINE vf v_set(float value) { return _mm256_set1_ps(value); }
+V_INLINE vf v_loadf(const float *p) { return _mm256_loadu_ps(p); }
+V_INLINE void v_storef(float *p, vf a) { _mm256_storeu_ps(p, a); }
+V_INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+V_INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+V_INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+V_INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+V_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+V_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); } /* a * b + c */
+V_INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+V_INLINE vf v_to_float(vi a) { return _mm256_cvtepi32_ps(a); }
+V_INLINE float v_sum(vf a) { return v8_sum(a); }
 V_INLINE float v_largest(vf a) {
     __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
-V_INLINE vf v_abs(vf a) {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
-}
+V_INLINE vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
 /* a * 2^n for whole n from -126 to 127. */
 V_INLINE vf v_scale_by_power(vf a, vf n) {
@@ -191,9 +142,7 @@ V_INLINE vf v_scale_by_power(vf a, vf n) {
 V_INLINE vf v_where_below(vf index, float limit, vf a, vf other) {
     return _mm256_blendv_ps(other, a, _mm256_cmp_ps(index, v_set(limit), _CMP_LT_OQ));
 }
-V_INLINE vf v_iota(void) {
-    return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
-}
+V_INLINE vf v_iota(void) { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 
 V_INLINE vf v_load_f16(const void *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
@@ -210,9 +159,7 @@ V_INLINE vf v_each4(const float *p) {
 V_INLINE vf v_first4(const float *p) {
     return _mm256_set_m128(_mm_load_ss(p + 1), _mm_load_ss(p));
 }
-V_INLINE vf v_each32(const float *p) {
-    return _mm256_set1_ps(p[0]);
-}
+V_INLINE vf v_each32(const float *p) { return _mm256_set1_ps(p[0]); }
 
 /* The halves at two places, each in four lanes. */
 V_INLINE vf v_each4_f16(const uint8_t *p, size_t apart) {

@@ -8,52 +8,30 @@
  */
 #include "kernels/isa/x86.h"
 
-/* clang-format off: one line for what is one instruction */
+/* One line for what is one instruction. */
+/* clang-format off */
 
-#define V_ISA       avx512vnni
-#define V_FLOATS    16
-#define V_BYTES     64
-#define V_BLOCKS    4 /* of 32 weights, whose low and high nibbles fill one vector each */
-#define V_SHIFT_128 1 /* panels hold weights shifted by 128, so that they are unsigned */
-#define V_SLICES(X)                                                                                \
-    X(12)                                                                                          \
-    X(8)                                                                                           \
-    X(4)                                                                                           \
-    X(2) X(1) /* columns that a panel is multiplied with at once                                   \
-               */
+#define V_ISA        avx512vnni
+#define V_FLOATS     16
+#define V_BYTES      64
+#define V_BLOCKS     4 /* of 32 weights, whose low and high nibbles fill one vector each */
+#define V_SHIFT_128  1 /* panels hold weights shifted by 128, so that they are unsigned */
+#define V_SLICES(X)  X(12) X(8) X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
 
 typedef __m512 vf;
 typedef __m512i vi;
 
 /* ---- bytes ---- */
 
-V_INLINE vi v_load(const void *p) {
-    return _mm512_loadu_si512(p);
-}
-V_INLINE void v_store(void *p, vi a) {
-    _mm512_storeu_si512(p, a);
-}
-V_INLINE vi v_zero_bytes(void) {
-    return _mm512_setzero_si512();
-}
-V_INLINE vi v_set_byte(int value) {
-    return _mm512_set1_epi8((char)value);
-}
-V_INLINE vi v_sub_bytes(vi a, vi b) {
-    return _mm512_sub_epi8(a, b);
-}
-V_INLINE vi v_xor(vi a, vi b) {
-    return _mm512_xor_si512(a, b);
-}
-V_INLINE vi v_or(vi a, vi b) {
-    return _mm512_or_si512(a, b);
-}
-V_INLINE vi v_low_nibbles(vi a) {
-    return _mm512_and_si512(a, _mm512_set1_epi8(15));
-}
-V_INLINE vi v_high_nibbles(vi a) {
-    return v_low_nibbles(_mm512_srli_epi16(a, 4));
-}
+V_INLINE vi v_load(const void *p) { return _mm512_loadu_si512(p); }
+V_INLINE void v_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
+V_INLINE vi v_zero_bytes(void) { return _mm512_setzero_si512(); }
+V_INLINE vi v_set_byte(int value) { return _mm512_set1_epi8((char)value); }
+V_INLINE vi v_sub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
+V_INLINE vi v_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+V_INLINE vi v_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+V_INLINE vi v_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm512_srli_epi16(a, 4)); }
 
 /* 16 bytes from each of four places: loads with a merging mask need no shuffle port. */
 V_INLINE vi v_gather16(const uint8_t *p, size_t apart) {
@@ -116,9 +94,7 @@ V_INLINE void v_bits45(const uint8_t *p, int which, vi *low, vi *high) {
 }
 
 /* Each lane: acc + the sum of four products, weights unsigned (below 128) or signed. */
-V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) {
-    return _mm512_dpbusd_epi32(acc, w, x);
-}
+V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) { return _mm512_dpbusd_epi32(acc, w, x); }
 V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
     __m512i signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
     return _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(w), signed_x);
@@ -130,68 +106,30 @@ V_INLINE vi v_four(const int8_t *p) {
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
 }
-V_INLINE vi v_dot_panel(vi acc, vi w, vi x) {
-    return _mm512_dpbusd_epi32(acc, w, x);
-}
-V_INLINE vi v_dot_start(const int32_t *start) {
-    return _mm512_set1_epi32(*start);
-}
+V_INLINE vi v_dot_panel(vi acc, vi w, vi x) { return _mm512_dpbusd_epi32(acc, w, x); }
+V_INLINE vi v_dot_start(const int32_t *start) { return _mm512_set1_epi32(*start); }
 
 /* ---- floats ---- */
 
-V_INLINE vf v_zero(void) {
-    return _mm512_setzero_ps();
-}
-V_INLINE vf v_set(float value) {
-    return _mm512_set1_ps(value);
-}
-V_INLINE vf v_loadf(const float *p) {
-    return _mm512_loadu_ps(p);
-}
-V_INLINE void v_storef(float *p, vf a) {
-    _mm512_storeu_ps(p, a);
-}
-V_INLINE vf v_add(vf a, vf b) {
-    return _mm512_add_ps(a, b);
-}
-V_INLINE vf v_sub(vf a, vf b) {
-    return _mm512_sub_ps(a, b);
-}
-V_INLINE vf v_mul(vf a, vf b) {
-    return _mm512_mul_ps(a, b);
-}
-V_INLINE vf v_div(vf a, vf b) {
-    return _mm512_div_ps(a, b);
-}
-V_INLINE vf v_max(vf a, vf b) {
-    return _mm512_max_ps(a, b);
-}
-V_INLINE vf v_min(vf a, vf b) {
-    return _mm512_min_ps(a, b);
-}
-V_INLINE vf v_fma(vf a, vf b, vf c) {
-    return _mm512_fmadd_ps(a, b, c);
-} /* a * b + c */
-V_INLINE vf v_round(vf a) {
-    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT);
-}
-V_INLINE vf v_to_float(vi a) {
-    return _mm512_cvtepi32_ps(a);
-}
-V_INLINE float v_sum(vf a) {
-    return _mm512_reduce_add_ps(a);
-}
-V_INLINE float v_largest(vf a) {
-    return _mm512_reduce_max_ps(a);
-}
-V_INLINE vf v_abs(vf a) {
-    return _mm512_abs_ps(a);
-}
+V_INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
+V_INLINE vf v_set(float value) { return _mm512_set1_ps(value); }
+V_INLINE vf v_loadf(const float *p) { return _mm512_loadu_ps(p); }
+V_INLINE void v_storef(float *p, vf a) { _mm512_storeu_ps(p, a); }
+V_INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+V_INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+V_INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+V_INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+V_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+V_INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); } /* a * b + c */
+V_INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+V_INLINE vf v_to_float(vi a) { return _mm512_cvtepi32_ps(a); }
+V_INLINE float v_sum(vf a) { return _mm512_reduce_add_ps(a); }
+V_INLINE float v_largest(vf a) { return _mm512_reduce_max_ps(a); }
+V_INLINE vf v_abs(vf a) { return _mm512_abs_ps(a); }
 
 /* a * 2^n for whole n. */
-V_INLINE vf v_scale_by_power(vf a, vf n) {
-    return _mm512_scalef_ps(a, n);
-}
+V_INLINE vf v_scale_by_power(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 
 /* Lane i of a where lane i of `index` is below `limit`, else `other`. */
 V_INLINE vf v_where_below(vf index, float limit, vf a, vf other) {

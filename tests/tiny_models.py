@@ -1,0 +1,212 @@
+"""Small GGUF models of any shape with random weights, to be changed before they are written.
+
+    model = llama(n_layers=3, type="Q4_K", n_embd=256, n_ff=256)
+    model.metadata["llama.rope.scaling.type"] = "linear"
+    model.tensors["blk.1.attn_q.bias"] = floats(random, 64)
+    model.write(path)
+
+Their vocabulary is byte-level: every text has ids, though what such models write is noise.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
+from numpy.typing import NDArray
+from vocabularies import CONTROL, MERGES, NORMAL, byte_level
+
+FLOATS = ("F32", "F16", "BF16")
+TYPES = (
+    *FLOATS,
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+
+# Where the scale and the minimum's scale lie in a block that `gguf` cannot make of values, and the
+# second over the first that puts the values' mean near zero when all other bytes are random.
+_SCALES = {
+    "Q2_K": (80, 82, 1.5),
+    "Q3_K": (108, None, 0.0),
+    "Q4_K": (0, 2, 7.5),
+    "Q5_K": (0, 2, 15.5),
+    "Q6_K": (208, None, 0.0),
+}
+
+_SPECIALS = [("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL)]
+_SMALLEST_VOCABULARY = len(byte_level(MERGES, _SPECIALS)["tokenizer.ggml.tokens"])
+
+
+class Blocks(NamedTuple):
+    """A tensor: rows of blocks, in bytes."""
+
+    type: str
+    data: NDArray[np.uint8]
+
+
+def elements_of(type: str) -> int:
+    """Elements in a block."""
+    return GGML_QUANT_SIZES[GGMLQuantizationType[type]][0]
+
+
+def dequantize(blocks: Blocks) -> NDArray[np.float32]:
+    values = quants.dequantize(blocks.data, GGMLQuantizationType[blocks.type])
+    return np.asarray(values, np.float32)
+
+
+def blocks_of(type: str, values: NDArray[np.float32]) -> Blocks:
+    """`values` rounded to a type that `gguf` can write; for an integer type, their whole parts."""
+    if type[0] == "I":
+        data = values.astype(f"<i{int(type[1:]) // 8}")
+    elif type == "F64":
+        data = values.astype("<f8")
+    else:
+        data = quants.quantize(values, GGMLQuantizationType[type])
+    return Blocks(type, np.ascontiguousarray(data).view(np.uint8))
+
+
+def random_blocks(
+    random: np.random.Generator, type: str, rows: int, cols: int, spread: float
+) -> Blocks:
+    """A matrix with weights of mean 0 (nearly) and standard deviation `spread`."""
+    if type not in _SCALES:
+        return blocks_of(type, random.normal(0, spread, (rows, cols)).astype(np.float32))
+    elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
+    data = random.integers(0, 256, (rows * cols // elements, size), np.uint8)
+    scale_at, minimum_at, ratio = _SCALES[type]
+
+    def set_scales(scales: NDArray[np.float64]) -> None:
+        halves = {scale_at: scales} | ({} if minimum_at is None else {minimum_at: scales * ratio})
+        for at, values in halves.items():
+            data[:, at : at + 2] = values.astype("<f2")[:, None].view(np.uint8)
+
+    set_scales(np.ones(len(data)))
+    unit = dequantize(Blocks(type, data[:64])).std()
+    set_scales(spread / unit * random.uniform(0.7, 1.3, len(data)))
+    return Blocks(type, data.reshape(rows, -1))
+
+
+def floats(random: np.random.Generator, n: int, mean: float = 0.0, spread: float = 0.1) -> Blocks:
+    """A vector in F32: a bias, or with mean 1 a norm."""
+    return blocks_of("F32", random.normal(mean, spread, n).astype(np.float32))
+
+
+@dataclass
+class TinyModel:
+    """A file to be: change its fields and tensors, then write it."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, Blocks]
+
+    def write(self, path: Path) -> Path:
+        writer = GGUFWriter(path, "")
+        writer.kv_data[0].clear()
+        for name, value in self.metadata.items():
+            kind = GGUFValueType.get_type(value)
+            if kind == GGUFValueType.INT32 and 0 <= value < 1 << 32:
+                kind = GGUFValueType.UINT32  # as converters write counts
+            elif kind == GGUFValueType.INT32 and value >= 1 << 32:
+                kind = GGUFValueType.UINT64
+            writer.add_key_value(name, value, kind)
+        for name, (type, data) in self.tensors.items():
+            writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[type])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+
+def _vocabulary(size: int) -> dict[str, Any]:
+    padding = [(f"<pad{i}>", NORMAL) for i in range(size - _SMALLEST_VOCABULARY)]
+    fields = byte_level(MERGES, [*padding, *_SPECIALS])
+    assert len(fields["tokenizer.ggml.tokens"]) == size, f"at least {_SMALLEST_VOCABULARY} tokens"
+    return {**fields, "tokenizer.ggml.eos_token_id": size - 1}
+
+
+def llama(**shape: Any) -> TinyModel:
+    """A model of the llama architecture; arguments as transformer()'s."""
+    return transformer("llama", **shape)
+
+
+def gemma3(*, window: int = 16, **shape: Any) -> TinyModel:
+    """A model of the gemma3 architecture, whose sixth layer sees all keys and the others `window`;
+    other arguments as transformer()'s."""
+    model = transformer("gemma3", **shape)
+    model.metadata["gemma3.attention.sliding_window"] = window
+    random = np.random.default_rng(1)
+    n_embd, head_dim = (
+        model.metadata[f"gemma3.{name}"] for name in ("embedding_length", "attention.key_length")
+    )
+    for i in range(model.metadata["gemma3.block_count"]):
+        widths = {"attn_q_norm": head_dim, "attn_k_norm": head_dim}
+        widths |= {"post_attention_norm": n_embd, "post_ffw_norm": n_embd}
+        for name, width in widths.items():
+            model.tensors[f"blk.{i}.{name}.weight"] = floats(random, width, mean=1.0)
+    return model
+
+
+def transformer(
+    architecture: str,
+    *,
+    n_layers: int = 2,
+    n_embd: int = 64,
+    n_ff: int = 96,
+    n_heads: int = 4,
+    n_kv_heads: int = 2,
+    head_dim: int = 16,
+    n_vocab: int = 300,
+    context: int = 512,
+    type: str = "F32",
+    types: dict[str, str] | None = None,
+    separate_output: bool = False,
+    seed: int = 0,
+) -> TinyModel:
+    """type: of all matrices; types: of some, by role ("attn_q", "ffn_down", "token_embd",
+    "output", ...). separate_output: with an output.weight beside the embedding."""
+    random = np.random.default_rng(seed)
+
+    def matrix(role: str, rows: int, cols: int, gain: float = 1.0) -> Blocks:
+        kind = (types or {}).get(role, type)
+        return random_blocks(random, kind, rows, cols, gain / np.sqrt(cols))
+
+    # A larger gain makes the odds of tokens as uneven as a real model's.
+    tensors = {"token_embd.weight": matrix("token_embd", n_vocab, n_embd, gain=3.0)}
+    for i in range(n_layers):
+        layer = {
+            "attn_norm": floats(random, n_embd, mean=1.0),
+            "attn_q": matrix("attn_q", n_heads * head_dim, n_embd),
+            "attn_k": matrix("attn_k", n_kv_heads * head_dim, n_embd),
+            "attn_v": matrix("attn_v", n_kv_heads * head_dim, n_embd),
+            "attn_output": matrix("attn_output", n_embd, n_heads * head_dim),
+            "ffn_norm": floats(random, n_embd, mean=1.0),
+            "ffn_gate": matrix("ffn_gate", n_ff, n_embd),
+            "ffn_up": matrix("ffn_up", n_ff, n_embd),
+            "ffn_down": matrix("ffn_down", n_embd, n_ff),
+        }
+        tensors |= {f"blk.{i}.{role}.weight": blocks for role, blocks in layer.items()}
+    tensors["output_norm.weight"] = floats(random, n_embd, mean=1.0)
+    if separate_output:
+        tensors["output.weight"] = matrix("output", n_vocab, n_embd, gain=3.0)
+    fields = {
+        "context_length": context,
+        "block_count": n_layers,
+        "embedding_length": n_embd,
+        "feed_forward_length": n_ff,
+        "attention.head_count": n_heads,
+        "attention.head_count_kv": n_kv_heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": head_dim,
+        "rope.freq_base": 10000.0,
+    }
+    return TinyModel(
+        {
+            "general.architecture": architecture,
+            **{f"{architecture}.{name}": value for name, value in fields.items()},
+            **_vocabulary(n_vocab),
+        },
+        tensors,
+    )
