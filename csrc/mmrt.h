@@ -112,6 +112,10 @@ uint64_t mmrt_mapping_pages(const mmrt_mapping *mapping, uint64_t offset, uint64
 mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                    unsigned char *pages, bool *trusted, mmrt_error *err);
 
+/* The same for what this process has mapped (/proc/self/pagemap), whoever may know more. */
+mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                unsigned char *pages, mmrt_error *err);
+
 /* ---- GGUF directories (gguf/) -------------------------------------------------------------- */
 
 typedef struct mmrt_gguf mmrt_gguf;

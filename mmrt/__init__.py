@@ -30,12 +30,14 @@ __all__ = [
     "TensorFile",
     "Tokenizer",
     "UnsupportedError",
+    "counters",
     "cpu_info",
     "errors",
     "formats",
     "kernels",
     "models",
     "open",
+    "pagetables",
     "quant",
 ]
 
@@ -58,10 +60,10 @@ _HOMES = {
     "ArgumentError": "mmrt.errors",
     "OutOfMemoryError": "mmrt.errors",
 }
-_MODULES = {"errors", "formats", "kernels", "models", "quant"}
+_MODULES = {"counters", "errors", "formats", "kernels", "models", "pagetables", "quant"}
 
 if TYPE_CHECKING:
-    from mmrt import errors, formats, kernels, models, quant
+    from mmrt import counters, errors, formats, kernels, models, pagetables, quant
     from mmrt.errors import (
         ArgumentError,
         FileError,

@@ -51,6 +51,8 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset,
                                        uint64_t length, unsigned char *pages, bool_t *trusted,
                                        mmrt_error *err)
+    mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                    unsigned char *pages, mmrt_error *err)
 
     # ---- GGUF directories ----
     ctypedef struct mmrt_gguf:

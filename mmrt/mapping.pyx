@@ -8,7 +8,8 @@ from libc.stdint cimport uint64_t
 from mmrt._c cimport (
     MMRT_ADVICE_EVICT, MMRT_ADVICE_NORMAL, MMRT_ADVICE_POPULATE, MMRT_ADVICE_RANDOM,
     MMRT_ADVICE_SEQUENTIAL, MMRT_ADVICE_WILLNEED, bool_t, mmrt_advice, mmrt_error, mmrt_mapping_advise,
-    mmrt_mapping_close, mmrt_mapping_data, mmrt_mapping_lock, mmrt_mapping_modified_ns,
+    mmrt_mapping_close, mmrt_mapping_data, mmrt_mapping_lock, mmrt_mapping_mapped,
+    mmrt_mapping_modified_ns,
     mmrt_mapping_open, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
     mmrt_mapping_size, mmrt_mapping_unlock, mmrt_status,
 )
@@ -98,6 +99,14 @@ cdef class Mapping:
 
     def __len__(self):
         return self.shape[0]
+
+    @property
+    def address(self):
+        """Where in this process's address space the file begins."""
+        self.pin()
+        address = <size_t> mmrt_mapping_data(self.handle)
+        self.unpin()
+        return address
 
     @property
     def page_size(self):
@@ -210,9 +219,27 @@ cdef class Mapping:
         finally:
             self.unpin()
         check(status, &error)
-        return Residency(
-            pages.count(1), len(pages), bytes(pages), "mincore" if trusted else "pagemap"
-        )
+        return Residency.of(bytes(pages), "mincore" if trusted else "pagemap")
+
+    def mapped(self, offset=0, length=None):
+        """Which pages of the range this process has in its page table: a Residency whose source is
+        "pagemap". Fewer than residency() tells of: a page may be cached and not mapped here yet.
+        """
+        cdef uint64_t start, size
+        cdef unsigned char *flags
+        cdef mmrt_error error
+        cdef mmrt_status status
+        start, size = _checked(self, offset, length)
+        self.pin()
+        try:
+            pages = bytearray(mmrt_mapping_pages(self.handle, start, size))
+            flags = pages
+            with nogil:
+                status = mmrt_mapping_mapped(self.handle, start, size, flags, &error)
+        finally:
+            self.unpin()
+        check(status, &error)
+        return Residency.of(bytes(pages), "pagemap")
 
 
 cdef tuple _checked(Mapping mapping, offset, length):

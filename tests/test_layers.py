@@ -22,7 +22,7 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 
 # Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
-    *["errors", "residency", "fields"],  # plain Python
+    *["errors", "residency", "layers", "fields", "pagetables", "counters"],  # plain Python
     *["_c", "_dlpack", "_status", "mapping", "gguf", "quant", "kernels", "tensor"],  # bindings
     *["formats", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],

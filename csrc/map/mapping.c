@@ -321,3 +321,12 @@ mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset,
         pages[i] &= 1; /* the other bits are reserved */
     return MMRT_OK;
 }
+
+mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                unsigned char *pages, mmrt_error *err) {
+    mmrt_status status = check_range(mapping, offset, length, err);
+    if (status != MMRT_OK)
+        return status;
+    page_range range = pages_touched(mapping, offset, length);
+    return read_pagemap(mapping, range.start, range.length / mapping->page, pages, err);
+}

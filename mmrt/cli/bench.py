@@ -7,8 +7,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmrt import __version__, formats, kernels
-from mmrt.cli import counters
+from mmrt import __version__, counters, formats, kernels
 from mmrt.cli.inspect import summary
 from mmrt.cli.options import (
     UsageError,
@@ -75,7 +74,7 @@ class _Test(NamedTuple):
 class _Sample(NamedTuple):
     ns: int
     reads: counters.Reads
-    memory: dict[str, int | None]
+    memory: counters.Footprint
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -147,9 +146,7 @@ def _evict(path: str) -> None:
     half-warm file would be worth nothing.
     """
     with formats.open(path) as file:
-        for mapping in file.mappings:
-            mapping.advise("evict")
-        left = max(mapping.residency().fraction for mapping in file.mappings)
+        left = file.evict().after.fraction
     if left > _EVICTED:
         raise MmrtError(f"cannot evict {path}: {left:.0%} of it stays in memory")
 
@@ -166,7 +163,7 @@ def _sample(model: "Model", test: _Test) -> _Sample:
             for token in tokens:
                 sequence.extend([token])
         ns = time.perf_counter_ns() - started
-        return _Sample(ns, counters.reads().since(before), counters.memory())
+        return _Sample(ns, counters.reads() - before, counters.footprint())
 
 
 def _speed(test: _Test, samples: list[_Sample]) -> dict[str, Any]:
@@ -186,12 +183,16 @@ def _speed(test: _Test, samples: list[_Sample]) -> dict[str, Any]:
 def _cost(samples: list[_Sample]) -> dict[str, Any]:
     """Faults and reads of all samples together; memory at the last of them, but the highest PSS."""
     n_bytes = [sample.reads.read_bytes for sample in samples]
-    pss = [sample.memory["pss"] for sample in samples]
+    pss = [sample.memory.pss for sample in samples]
+    last = samples[-1].memory
     return {
-        "majflt": sum(sample.reads.majflt for sample in samples),
-        "minflt": sum(sample.reads.minflt for sample in samples),
+        "majflt": sum(sample.reads.major_faults for sample in samples),
+        "minflt": sum(sample.reads.minor_faults for sample in samples),
         "read_bytes": None if None in n_bytes else sum(filter(None, n_bytes)),
-        **{key: value for key, value in samples[-1].memory.items() if key != "pss"},
+        "peak_rss": last.peak_rss,
+        "rss_anon": last.rss_anon,
+        "rss_file": last.rss_file,
+        "page_tables": last.page_tables,
         "peak_pss": max(filter(None, pss), default=None),
         "memory_limit": counters.memory_limit(),
     }

@@ -1,10 +1,12 @@
 """What every weight format opens to: names and their tensors."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrt import mapping as mapped
+from mmrt.formats import caching, selection
+from mmrt.formats.residency import FileResidency
 from mmrt.tensor import Tensor
 
 
@@ -67,6 +69,36 @@ class TensorFile(Mapping[str, Tensor]):
     def nbytes(self) -> int:
         """Bytes in all tensors together."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def residency(self) -> FileResidency:
+        """Which pages of all its files are in memory now. Reads no weights in."""
+        return FileResidency(self)
+
+    def select(self, layers: str | None = None, tensors: Sequence[str] = ()) -> list[str]:
+        """Names of the tensors in `layers` ("0-3,7"; None: in all, and in none) that match one of
+        the shell patterns `tensors` (none: all). ArgumentError where a part of it finds nothing.
+        """
+        numbers = None if layers is None else selection.layer_numbers(layers)
+        return selection.select(self, numbers, tensors)
+
+    def warm(
+        self, names: Iterable[str] | None = None, progress: caching.Progress | None = None
+    ) -> caching.Moved:
+        """Reads these tensors (None: all files whole) into the page cache, and waits for it.
+
+        progress(done, total) is called with bytes. What came of it is returned: where memory is
+        short, the first pages are gone again when the last are read. Raises UnsupportedError
+        before Linux 5.14.
+        """
+        return caching.move(self, "in", names, progress)
+
+    def evict(
+        self, names: Iterable[str] | None = None, progress: caching.Progress | None = None
+    ) -> caching.Moved:
+        """Drops these tensors (None: all files whole) from memory, but for edge pages shared with
+        others. The page cache keeps what other processes map or the disk has not got yet.
+        """
+        return caching.move(self, "out", names, progress)
 
     @property
     def closed(self) -> bool:

@@ -126,6 +126,7 @@ static int residency_of_a_strangers_file(void) {
     CHECK(!trusted && first == 0);
     CHECK(*(const volatile char *)mmrt_mapping_data(mapping) != 0);
     CHECK(mmrt_mapping_residency(mapping, 0, 1, &first, &trusted, &error) == MMRT_OK && first == 1);
+    CHECK(mmrt_mapping_mapped(mapping, 0, 1, &first, &error) == MMRT_OK && first == 1);
     mmrt_mapping_close(mapping);
     return check_result();
 }

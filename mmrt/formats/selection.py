@@ -1,0 +1,70 @@
+"""Choosing tensors of a file: by layer number and by pattern."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from mmrt import layers
+from mmrt.errors import ArgumentError
+
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+
+def layer_numbers(text: str) -> list[range]:
+    """ "0-3,7" -> [range(0, 4), range(7, 8)]. ArgumentError for other text."""
+    ranges = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if not match:
+            raise ArgumentError(f"layers: {part!r} is no number and no range such as 0-3")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ArgumentError(f"layers: the range {part.strip()} ends before it begins")
+        ranges.append(range(first, last + 1))
+    return ranges
+
+
+def select(
+    names: Iterable[str], numbers: Sequence[range] | None, patterns: Sequence[str]
+) -> list[str]:
+    """Of `names`, those in these layers (None: in all, and in none) that match one of the patterns
+    at least (no patterns: all), spelled as the shell's: `*attn_?.weight`.
+
+    Raises ArgumentError where a layer or pattern finds nothing.
+    """
+    chosen = list(names)
+    if patterns:
+        chosen = _matching(chosen, patterns)
+    if numbers is not None:
+        chosen = _in_layers(chosen, numbers)
+    return chosen
+
+
+def _matching(names: list[str], patterns: Sequence[str]) -> list[str]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.5) or names[:2]
+            looks = f"; names look like {' and '.join(near)}" if near else ""
+            raise ArgumentError(f"no tensor matches {pattern!r}{looks}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _in_layers(names: list[str], numbers: Sequence[range]) -> list[str]:
+    found = {layer.number: layer for layer in layers.group(names) if layer.name}
+    if not found:
+        raise ArgumentError("layers: none of these tensors is in a numbered layer")
+    for asked in numbers:
+        if not found.keys() & asked:
+            last = f"-{asked[-1]}" if len(asked) > 1 else ""
+            raise ArgumentError(
+                f"layers: there is no layer {asked[0]}{last}; they go from {min(found)} to "
+                f"{max(found)}"
+            )
+    chosen = {
+        name
+        for layer in layers.group(names)
+        if layer.name and any(layer.number in asked for asked in numbers)
+        for name in layer.names
+    }
+    return [name for name in names if name in chosen]

@@ -1,0 +1,120 @@
+"""What the kernel has counted about this process."""
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from mmrt import counters
+from mmrt.mapping import Mapping
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of 16 MiB, on disk."""
+    path = tmp_path / "weights"
+    with path.open("wb") as out:
+        for i in range(16):
+            out.write(bytes([i]) * MIB)
+        out.flush()
+        os.fsync(out.fileno())
+    return path
+
+
+def test_faults_and_reads_are_those_of_the_pages_touched(path: Path) -> None:
+    with Mapping(path) as mapping, memoryview(mapping) as view:
+        mapping.advise("evict")
+        if mapping.residency().resident:
+            pytest.skip("this file system does not let pages go")
+        mapping.advise("random")
+        start = counters.reads()
+        for at in range(0, 10 * mmap.PAGESIZE, mmap.PAGESIZE):
+            assert view[at] == 0
+        cold = counters.reads() - start
+        assert cold.major_faults >= 1
+        if cold.read_bytes is not None:
+            assert cold.read_bytes >= 10 * mmap.PAGESIZE
+
+        mapping.advise("normal")
+        mapping.advise("populate")
+        start = counters.reads()
+        assert sum(view[:: mmap.PAGESIZE]) >= 0
+        assert (counters.reads() - start).major_faults == 0
+
+
+def test_memory_is_split_by_what_it_holds(path: Path) -> None:
+    if counters.footprint().rss_file is None:
+        pytest.skip("/proc/self/status has no RssFile")
+    before = counters.footprint()
+    with Mapping(path) as mapping:
+        mapping.advise("populate")
+        mapped = counters.footprint() - before
+        share = counters.of_file(path)
+        ours = bytearray(b"x") * (8 * MIB)
+        grown = counters.footprint() - before
+        assert ours[-1] == ord("x")
+    after = counters.footprint() - before
+
+    assert None not in (mapped.rss, mapped.rss_file, mapped.rss_shared, mapped.pss, grown.rss_anon)
+    # In tmpfs a file's pages count as shared memory.
+    assert (mapped.rss_file or 0) + (mapped.rss_shared or 0) >= 15.5 * MIB
+    assert (mapped.rss or 0) >= 15.5 * MIB and abs(mapped.rss_anon or 0) < 4 * MIB
+    assert (grown.rss_anon or 0) >= 6 * MIB  # each processor's count comes in by the batch
+    assert (after.rss_file or 0) < MIB
+
+    assert share.size == share.rss == 16 * MIB
+    assert 0 < share.pss <= share.rss and share.huge % (2 * MIB) == 0
+
+
+def test_a_second_mapping_halves_no_rss_but_pss_counts_a_process_once(path: Path) -> None:
+    with Mapping(path) as one, Mapping(path) as two:
+        one.advise("populate")
+        two.advise("populate")
+        share = counters.of_file(path)
+        assert share.rss == 32 * MIB
+        assert share.pss == pytest.approx(16 * MIB, rel=0.01)
+
+
+def test_a_child_that_maps_the_same_file_shares_its_pages(path: Path) -> None:
+    with Mapping(path) as mapping:
+        mapping.advise("populate")
+        alone = counters.of_file(path).pss
+        read, write = os.pipe()
+        done_read, done_write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                with Mapping(path) as theirs:
+                    theirs.advise("populate")
+                    os.write(write, b"x")
+                    os.read(done_read, 1)
+            finally:
+                os._exit(0)
+        os.read(read, 1)
+        shared = counters.of_file(path).pss
+        os.write(done_write, b"x")
+        os.waitpid(child, 0)
+        for end in (read, write, done_read, done_write):
+            os.close(end)
+    assert alone == pytest.approx(16 * MIB, rel=0.01)
+    assert shared < 0.7 * alone
+
+
+def test_a_file_that_is_not_mapped_has_no_share(path: Path) -> None:
+    assert counters.of_file(path) == counters.FileShare(0, 0, 0, 0)
+    with pytest.raises(FileNotFoundError):
+        counters.of_file(path.with_name("gone"))
+
+
+def test_what_is_not_told_stays_untold() -> None:
+    known, unknown = counters.Reads(3, 2, 100), counters.Reads(1, 1, None)
+    assert known - counters.Reads(1, 1, 40) == counters.Reads(2, 1, 60)
+    assert (known - unknown).read_bytes is None
+
+
+def test_the_limit_is_a_number_or_none() -> None:
+    for value in (counters.memory_limit(), counters.cgroup_charge()):
+        assert value is None or value > 0
