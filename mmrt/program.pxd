@@ -16,6 +16,7 @@ cdef class Program:
     cdef readonly int vocab_size  # rows of the logits' weight
 
     cdef _release(self)
+    cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
     cdef int _add(self, mmrt_op *op, weights, str note) except -1
 

@@ -107,6 +107,11 @@ cdef class Program:
 
     # ---- building ----
 
+    cdef mmrt_program *_open(self) except NULL:
+        if self.handle is NULL:
+            raise ArgumentError("the program is closed")
+        return self.handle
+
     cdef int _weight(self, Tensor tensor) except -2:
         cdef mmrt_weight weight
         cdef mmrt_error error
@@ -125,7 +130,7 @@ cdef class Program:
             weight.rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
             weight.cols = tensor.shape[-1]
             weight.name = name
-            check(mmrt_program_add_weight(self.handle, &weight, &index, &error), &error)
+            check(mmrt_program_add_weight(self._open(), &weight, &index, &error), &error)
         except BaseException:
             tensor.mapping.unpin()
             raise
@@ -136,7 +141,7 @@ cdef class Program:
 
     cdef int _add(self, mmrt_op *op, weights, str note) except -1:
         cdef mmrt_error error
-        check(mmrt_program_add_op(self.handle, op, &error), &error)
+        check(mmrt_program_add_op(self._open(), op, &error), &error)
         self.lines.append((note, [weight for weight in weights if weight is not None]))
         return 0
 
@@ -144,7 +149,7 @@ cdef class Program:
         """A new buffer of `width` values a token; returns its number."""
         cdef mmrt_error error
         cdef int32_t index
-        check(mmrt_program_add_buffer(self.handle, width, &index, &error), &error)
+        check(mmrt_program_add_buffer(self._open(), width, &index, &error), &error)
         return index
 
     def rope_table(self, frequencies, float magnitude=1.0):
@@ -156,7 +161,7 @@ cdef class Program:
         cdef const double[::1] values = numpy.ascontiguousarray(frequencies, numpy.float64)
         check(
             mmrt_program_add_rope(
-                self.handle, &values[0], values.shape[0], magnitude, &index, &error
+                self._open(), &values[0], values.shape[0], magnitude, &index, &error
             ),
             &error,
         )
@@ -185,6 +190,8 @@ cdef class Program:
 
     def linear(self, int in_, weights, int out, biases=(None, None, None), bint outputs_only=False):
         """out = [w @ in_ + bias for each of one to three weights (rows, width)], side by side."""
+        if not 1 <= len(weights) <= 3:
+            raise ArgumentError(f"linear: takes 1 to 3 weights, not {len(weights)}")
         cdef mmrt_op op = _op(MMRT_OP_LINEAR)
         op.in_ = in_
         op.out = out
@@ -256,7 +263,7 @@ cdef class Program:
     def finish(self):
         """Allocates scratch; the program can run from now on."""
         cdef mmrt_error error
-        check(mmrt_program_finish(self.handle, self.pool.threads, &error), &error)
+        check(mmrt_program_finish(self._open(), self.pool.threads, &error), &error)
 
     # ---- use ----
 

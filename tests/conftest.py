@@ -17,6 +17,8 @@ if str(ROOT) in sys.path:
     sys.path.remove(str(ROOT))
     sys.path.append(str(ROOT))
 
+from instruction_sets import ISAS  # noqa: E402  as it imports mmrt
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -42,3 +44,17 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def gemma3_path() -> Path:
     return _model("MMRT_TEST_GEMMA3")
+
+
+@pytest.fixture(params=["smollm2", "gemma3"])
+def real_path(request: pytest.FixtureRequest) -> Path:
+    """Each of the two."""
+    path: Path = request.getfixturevalue(f"{request.param}_path")
+    return path
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that can run here, in force."""
+    monkeypatch.setenv("MMRT_ISA", request.param)
+    return str(request.param)

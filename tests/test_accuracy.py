@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import tiny_models
+from instruction_sets import ISAS
 from measures import FLIPS, ROUNDING, distances, kl_divergence, perplexity
 from numpy.typing import NDArray
 from tiny_models import TinyModel
@@ -18,15 +19,7 @@ import mmrt
 
 _DOCUMENT = Path(__file__).with_name("golden") / "logits.json"
 GOLDEN = {golden["architecture"]: golden for golden in json.loads(_DOCUMENT.read_text())["models"]}
-ISAS = list(dict.fromkeys(variant.isa for variant in mmrt.kernels.variants()))
 Logits = NDArray[np.float32]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that can run here, in force."""
-    monkeypatch.setenv("MMRT_ISA", request.param)
-    return str(request.param)
 
 
 def logits_of(path: Path, ids: list[int]) -> Logits:

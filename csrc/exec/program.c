@@ -36,9 +36,11 @@ void mmrt_program_free(mmrt_program *program) {
     free(program);
 }
 
-/* Appends a copy of `item` to an array that grows by doubling. */
-static mmrt_status append(void **array, int32_t *n, const void *item, size_t bytes,
-                          mmrt_error *err) {
+/* Appends a copy of `item` to one of the program's arrays, which grow by doubling. */
+static mmrt_status append(const mmrt_program *program, void **array, int32_t *n, const void *item,
+                          size_t bytes, mmrt_error *err) {
+    if (program->memory)
+        return mmrt_fail(err, MMRT_ARGUMENT, "the program is finished: it takes no more");
     if ((*n & (*n - 1)) == 0) { /* full: a power of two, or empty */
         void *grown = realloc(*array, (*n ? 2 * (size_t)*n : 1) * bytes);
         if (!grown)
@@ -60,14 +62,16 @@ mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *we
         return mmrt_fail(err, MMRT_FORMAT, "tensor %s: impossible shape %llu x %llu", weight->name,
                          (unsigned long long)weight->rows, (unsigned long long)weight->cols);
     *index = program->n_weights;
-    return append((void **)&program->weights, &program->n_weights, weight, sizeof *weight, err);
+    return append(program, (void **)&program->weights, &program->n_weights, weight, sizeof *weight,
+                  err);
 }
 
 mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
                                     mmrt_error *err) {
     const struct buffer buffer = {.columns = {.k = width}};
     *index = program->n_buffers;
-    return append((void **)&program->buffers, &program->n_buffers, &buffer, sizeof buffer, err);
+    return append(program, (void **)&program->buffers, &program->n_buffers, &buffer, sizeof buffer,
+                  err);
 }
 
 mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequencies,
@@ -80,7 +84,7 @@ mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequenci
     memcpy(rope.frequencies, frequencies, n_pairs * sizeof *frequencies);
     *index = program->n_ropes;
     mmrt_status status =
-        append((void **)&program->ropes, &program->n_ropes, &rope, sizeof rope, err);
+        append(program, (void **)&program->ropes, &program->n_ropes, &rope, sizeof rope, err);
     if (status)
         free(rope.frequencies);
     return status;
@@ -235,7 +239,8 @@ mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_e
         (op->kind == MMRT_OP_NORM && !is_buffer(program, op->stream)))
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no such buffer", program->n_ops);
     mmrt_status status = check_op(program, op, err);
-    return status ? status : append((void **)&program->ops, &program->n_ops, op, sizeof *op, err);
+    return status ? status
+                  : append(program, (void **)&program->ops, &program->n_ops, op, sizeof *op, err);
 }
 
 /* ---- memory ---- */

@@ -1,0 +1,333 @@
+"""The same logits however they are computed: on any number of threads, in steps of any size, by any
+instruction set. How equal they are is said, with the reasons, in measures.py."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+from instruction_sets import ISAS
+from measures import FLIPS, ROUNDING, Bound
+from numpy.typing import NDArray
+
+import mmrt
+from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.kernels import Pool
+from mmrt.models.weights import Weights
+from mmrt.program import PAGE_TOKENS, Cache, Program
+
+Logits = NDArray[np.float32]
+VARIANTS = [isa for isa in ISAS if isa != "ref"]
+FAST = VARIANTS or ISAS
+IDS = np.random.default_rng(1).integers(0, 300, 300).tolist()  # tiny models have 300 tokens
+
+WIDE: dict[str, int] = {"n_embd": 256, "n_ff": 256, "head_dim": 64}  # whole blocks of 256
+
+# Tiny models that between them take every path: both architectures, float and quantised weights,
+# heads that are whole groups of 32 and heads that are not, windows.
+TINY: dict[str, tuple[tiny_models.TinyModel, Bound]] = {
+    "llama F32": (tiny_models.llama(n_heads=6, n_kv_heads=2, head_dim=48), ROUNDING),
+    "llama F16": (tiny_models.llama(type="F16", n_heads=5, n_kv_heads=1, head_dim=32), ROUNDING),
+    "gemma3 BF16": (tiny_models.gemma3(n_layers=6, type="BF16", separate_output=True), ROUNDING),
+    "llama Q4_1": (tiny_models.llama(type="Q4_1", n_ff=352, head_dim=80), FLIPS),
+    "llama Q8_0": (tiny_models.llama(type="Q8_0", n_embd=288, head_dim=64), FLIPS),
+    "gemma3 Q4_K": (tiny_models.gemma3(n_layers=6, type="Q4_K", **WIDE), FLIPS),
+    "gemma3 Q6_K": (tiny_models.gemma3(n_layers=3, type="Q6_K", **WIDE), FLIPS),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(params=TINY)
+def tiny(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, Bound]:
+    """A tiny model, and what other instruction sets and one-token steps may do to its logits."""
+    path = folder / f"{request.param}.gguf"
+    model, bound = TINY[request.param]
+    return path if path.exists() else model.write(path), bound
+
+
+def passage(model: mmrt.Model, n: int) -> list[int]:
+    text = Path(__file__).with_name("golden").joinpath("passage.txt").read_text()
+    return model.tokenize(text)[:n]
+
+
+def in_steps(model: mmrt.Model, ids: list[int], sizes: Iterable[int]) -> Logits:
+    """Logits after each of `ids`, read in steps of these sizes; the last size goes on."""
+    with model.sequence() as sequence:
+        return np.concatenate([sequence.extend(p, outputs="all") for p in parts(ids, sizes)])
+
+
+def parts(ids: list[int], sizes: Iterable[int]) -> Iterator[list[int]]:
+    rest, size, start = iter(sizes), 0, 0
+    while start < len(ids):
+        size = next(rest, size)
+        yield ids[start : start + size]
+        start += size
+
+
+# ---- threads ----
+
+
+def assert_threads_change_nothing(path: Path, n_threads: list[int], n_prompt: int) -> None:
+    """In a prompt, longer than one step where n_prompt is, and then in tokens one by one."""
+    found = []
+    for threads in n_threads:
+        with mmrt.Model(path, threads=threads) as model, model.sequence() as sequence:
+            assert model.threads == threads
+            ids = IDS if model.vocab_size == 300 else passage(model, n_prompt + 9)
+            rows = [sequence.extend(ids[: n_prompt // 8], outputs="all")[-16:]]
+            rows.append(sequence.extend(ids[n_prompt // 8 : n_prompt])[None])
+            rows += [sequence.extend([token])[None] for token in ids[n_prompt : n_prompt + 9]]
+            found.append(np.concatenate(rows))
+    for other in found[1:]:
+        assert np.array_equal(found[0], other)
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+def test_threads_change_nothing_on_real_models(real_path: Path, isa: str) -> None:
+    assert_threads_change_nothing(real_path, [1, 2, 3], 300)
+
+
+def test_threads_change_nothing(tiny: tuple[Path, Bound], isa: str) -> None:
+    assert_threads_change_nothing(tiny[0], [1, 2, 3], 90)
+
+
+def test_more_threads_than_there_is_work(tiny: tuple[Path, Bound]) -> None:
+    assert_threads_change_nothing(tiny[0], [1, 40], 9)
+
+
+# ---- steps ----
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+def test_one_token_steps_of_real_models(real_path: Path, isa: str) -> None:
+    with mmrt.Model(real_path) as model:
+        ids = passage(model, 64)
+        FLIPS.assert_holds(model.logits(ids), in_steps(model, ids, [1]))
+
+
+def test_one_token_steps(tiny: tuple[Path, Bound], isa: str) -> None:
+    path, bound = tiny
+    with mmrt.Model(path) as model:
+        bound.assert_holds(model.logits(IDS[:80]), in_steps(model, IDS[:80], [1]))
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: str) -> None:
+    found = []
+    with mmrt.Model(real_path) as model:
+        ids = passage(model, 300)
+        for sizes in ([290], [100, 90], [2, 31, 33, 64]):
+            with model.sequence() as sequence:
+                for part in parts(ids[:290], sizes):
+                    sequence.extend(part)
+                found.append(sequence.extend(ids[290:], outputs="all"))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+@pytest.mark.parametrize("sizes", [[2], [3, 7], [31, 33], [32], [255, 45], [2, 298]], ids=str)
+def test_larger_steps_may_be_cut_anywhere(
+    tiny: tuple[Path, Bound], sizes: list[int], isa: str
+) -> None:
+    with mmrt.Model(tiny[0]) as model:
+        assert np.array_equal(model.logits(IDS), in_steps(model, IDS, sizes))
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+def test_the_last_row_is_that_of_all_rows(tiny: tuple[Path, Bound], isa: str) -> None:
+    """Without the others, the last layer works on one token: on its own as in a step of one."""
+    path, bound = tiny
+    for n in (2, 50, 256, 300):
+        with mmrt.Model(path) as model, model.sequence() as sequence:
+            last = sequence.extend(IDS[:n])
+            bound.assert_holds(model.logits(IDS[:n])[-1:], last[None])
+
+
+# ---- instruction sets ----
+
+
+def logits_and_steps(path: Path, ids: list[int], n_prompt: int) -> Logits:
+    with mmrt.Model(path) as model:
+        return in_steps(model, ids, [n_prompt, 1])
+
+
+def test_instruction_sets_agree_on_real_models(
+    real_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mmrt.Model(real_path) as model:
+        ids = passage(model, 20)
+    monkeypatch.setenv("MMRT_ISA", "ref")
+    expected = logits_and_steps(real_path, ids, 14)
+    for isa in VARIANTS:
+        monkeypatch.setenv("MMRT_ISA", isa)
+        FLIPS.assert_holds(expected, logits_and_steps(real_path, ids, 14))
+
+
+@pytest.mark.parametrize("isa", VARIANTS, indirect=True)
+def test_instruction_sets_agree(
+    tiny: tuple[Path, Bound], isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, bound = tiny
+    found = logits_and_steps(path, IDS[:80], 60)
+    monkeypatch.setenv("MMRT_ISA", "ref")
+    bound.assert_holds(logits_and_steps(path, IDS[:80], 60), found)
+
+
+@pytest.mark.parametrize("isa", ["mmx", "AVX2", " "])
+def test_an_unknown_instruction_set_is_refused(
+    tiny: tuple[Path, Bound], isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMRT_ISA", isa)
+    with pytest.raises(ArgumentError, match="MMRT_ISA"):
+        mmrt.Model(tiny[0])
+
+
+# ---- programs made by hand ----
+
+
+@pytest.fixture
+def weights(folder: Path) -> Iterator[Weights]:
+    with mmrt.open(TINY["llama F32"][0].write(folder / "weights.gguf")) as file:
+        yield Weights(file)
+
+
+def a_program(weights: Weights) -> Program:
+    """token_embd, a norm, and token_embd again: 300 tokens, a stream of 64."""
+    program = Program(Pool(1), 8, 2, 2, 48)
+    stream, normed = program.buffer(64), program.buffer(64)
+    program.embed(weights["token_embd.weight"], stream)
+    program.norm(stream, weights["output_norm.weight"], normed, 1e-5)
+    program.logits(normed, weights["token_embd.weight"])
+    return program
+
+
+def test_a_program_lists_its_operations(tiny: tuple[Path, Bound]) -> None:
+    with mmrt.Model(tiny[0]) as model:
+        head, *lines = str(model.program).splitlines()
+        assert head.split() == ["#", "operation", "bytes", "read", "tensors"]
+        assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
+        assert "embed" in lines[0] and "logits" in lines[-1]
+        for tensor in model.program.weights:
+            assert any(tensor.name in line for line in lines), tensor.name
+        read = [tensor for tensor in model.file.values() if tensor.name in str(model.program)]
+        assert {t.name for t in read} == {t.name for t in model.program.weights} == set(model.file)
+
+
+def test_a_program_made_by_hand(weights: Weights) -> None:
+    program = a_program(weights)
+    cache, logits = Cache(program), np.empty((3, 300), np.float32)
+    with pytest.raises(ArgumentError, match="scratch"):
+        program.run(cache, np.array([1, 2, 3], np.int32), logits)
+    program.finish()
+    program.run(cache, np.array([1, 2, 3], np.int32), logits)
+    assert cache.length == 3
+    embedding = weights["token_embd.weight"].dequantize().astype(np.float64)
+    rows = embedding[[1, 2, 3]]
+    normed = rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + 1e-5)
+    expected = normed * weights["output_norm.weight"].dequantize() @ embedding.T
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    program.close()
+
+
+def test_wrong_steps_are_refused_and_change_nothing(weights: Weights) -> None:
+    program = a_program(weights)
+    program.finish()
+    cache, room = Cache(program), np.empty((9, 300), np.float32)
+
+    def ids(*values: int) -> NDArray[np.int32]:
+        return np.array(values, np.int32)
+
+    for tokens, logits, words in [
+        (ids(1), room[:2], "logits: no room"),
+        (ids(1), room[:0], "logits: no room"),
+        (ids(1), np.empty((1, 299), np.float32), "logits: no room"),
+        (ids(), room[:1], "logits: no room"),
+        (ids(*[1] * 9), room[:1], "1 to 8 tokens, not 9"),
+        (ids(5, 300), room[:1], "token 1: id 300 is not from 0 to 299"),
+        (ids(-1), room[:1], "token 0: id -1"),
+    ]:
+        with pytest.raises(ArgumentError, match=words):
+            program.run(cache, tokens, logits)
+        assert (cache.length, cache.nbytes) == (0, 0)
+    other = Cache(Program(Pool(1), 8, 3, 2, 48))
+    with pytest.raises(ArgumentError, match="belongs to another model"):
+        program.run(other, ids(1), room[:1])
+    program.close()
+    with pytest.raises(ArgumentError, match="closed"):
+        program.run(cache, ids(1), room[:1])
+
+
+def test_caches_grow_and_shrink_by_pages(weights: Weights) -> None:
+    program = a_program(weights)
+    program.finish()
+    cache, logits = Cache(program), np.empty((1, 300), np.float32)
+    assert program.page_bytes == PAGE_TOKENS * 2 * 2 * 2 * 48 * 2  # layers, heads, K and V, f16
+    for length in range(1, 70):
+        program.run(cache, np.array([7], np.int32), logits)
+        assert cache.length == length
+        assert cache.nbytes == -(-length // PAGE_TOKENS) * program.page_bytes
+    for length in (64, 33, 32, 1, 0):
+        cache.truncate(length)
+        assert cache.length == length
+        assert cache.nbytes == -(-length // PAGE_TOKENS) * program.page_bytes
+    for length in (1, -1):
+        with pytest.raises(ArgumentError, match=f"cannot cut 0 tokens to {length}"):
+            cache.truncate(length)
+    program.close()
+
+
+def test_wrong_operations_are_refused(weights: Weights) -> None:
+    embedding, norm = weights["token_embd.weight"], weights["output_norm.weight"]
+    query = weights["blk.0.attn_q.weight"]
+    program = Program(Pool(1), 8, 2, 2, 48)
+    narrow, wide = program.buffer(32), program.buffer(64)
+    qkv = program.buffer(480)  # of 6 query heads, and 2 of keys and of values
+    table = program.rope_table(np.ones(24))
+
+    refusals: list[tuple[type[Exception], str, Any]] = [
+        (ArgumentError, "no such buffer", lambda: program.embed(embedding, 9)),
+        (ArgumentError, "no such buffer", lambda: program.linear(-2, [query], wide)),
+        (FormatError, "token_embd.weight", lambda: program.embed(embedding, narrow)),
+        (FormatError, "output_norm.weight", lambda: program.norm(narrow, norm, narrow, 1e-5)),
+        (ArgumentError, "widths differ", lambda: program.norm(wide, norm, narrow, 1e-5)),
+        (FormatError, "blk.0.attn_q.weight", lambda: program.linear(wide, [query], wide)),
+        (FormatError, "blk.0.attn_q.weight", lambda: program.linear(narrow, [query], qkv)),
+        (ArgumentError, "1 to 3", lambda: program.linear(wide, [query] * 4, qkv)),
+        (ArgumentError, "1 to 3", lambda: program.linear(wide, [], qkv)),
+        (FormatError, "layer 2", lambda: program.rope(qkv, table, 2, 6, False)),
+        (FormatError, "layer 0", lambda: program.rope(qkv, table, 0, 5, False)),
+        (FormatError, "layer 0", lambda: program.rope(wide, table, 0, 6, False)),
+        (FormatError, "layer 0", lambda: program.rope(qkv, table + 1, 0, 6, False)),
+        (FormatError, "layer 1", lambda: program.attend(qkv, wide, 1, 0, 1.0)),
+        (ArgumentError, "layer 1", lambda: program.attend(qkv, wide, 1, 6, 1.0)),
+        (ArgumentError, "EMBED and LOGITS", program.finish),
+    ]
+    for kind, words, refused in refusals:
+        with pytest.raises(kind, match=words):
+            refused()
+    program.close()
+    with pytest.raises(UnsupportedError, match="heads of 40 elements"):
+        Program(Pool(1), 8, 1, 1, 40)
+
+
+def test_a_finished_or_closed_program_takes_no_more(weights: Weights) -> None:
+    embedding = weights["token_embd.weight"]
+    program = a_program(weights)
+    program.finish()
+    for state in ("finished", "closed"):
+        for refused in (
+            lambda: program.buffer(64),
+            lambda: program.rope_table([1.0]),
+            lambda: program.embed(embedding, 0),
+            lambda: program.linear(0, [weights["blk.0.attn_q.weight"]], 1),
+            program.finish,
+        ):
+            with pytest.raises(ArgumentError, match=state):
+                refused()
+        program.close()
