@@ -73,6 +73,7 @@ typedef struct mmrt_mapping mmrt_mapping;
  * shrinks later raises SIGBUS where bytes past its new end are touched. */
 mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err);
 void mmrt_mapping_close(mmrt_mapping *mapping);
+int mmrt_mapping_fd(const mmrt_mapping *mapping); /* the mapping's own */
 const void *mmrt_mapping_data(const mmrt_mapping *mapping);
 uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
 uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping);  /* bytes */
@@ -83,8 +84,8 @@ typedef enum mmrt_advice {
     MMRT_ADVICE_SEQUENTIAL, /* a fault reads ahead */
     MMRT_ADVICE_RANDOM,     /* a fault reads its own page: populating such a range is slow */
     MMRT_ADVICE_WILLNEED,   /* start reading exactly the range; waits only for a full disk queue */
-    MMRT_ADVICE_POPULATE,   /* read and map now; UNSUPPORTED before Linux 5.14 */
-    MMRT_ADVICE_EVICT,      /* unmap here and ask the page cache to drop the range */
+    MMRT_ADVICE_POPULATE_READ, /* read and map now; UNSUPPORTED before Linux 5.14 */
+    MMRT_ADVICE_EVICT,         /* unmap here and ask the page cache to drop the range */
 } mmrt_advice;
 
 /* Advises on bytes [offset, offset + length). EVICT works on the whole pages inside the range, so

@@ -38,6 +38,7 @@ __all__ = [
     "models",
     "open",
     "pagetables",
+    "policies",
     "quant",
 ]
 
@@ -60,10 +61,10 @@ _HOMES = {
     "ArgumentError": "mmrt.errors",
     "OutOfMemoryError": "mmrt.errors",
 }
-_MODULES = {"counters", "errors", "formats", "kernels", "models", "pagetables", "quant"}
+_MODULES = {"counters", "errors", "formats", "kernels", "models", "pagetables", "policies", "quant"}
 
 if TYPE_CHECKING:
-    from mmrt import counters, errors, formats, kernels, models, pagetables, quant
+    from mmrt import counters, errors, formats, kernels, models, pagetables, policies, quant
     from mmrt.errors import (
         ArgumentError,
         FileError,

@@ -32,11 +32,12 @@ cdef extern from "mmrt.h" nogil:
         MMRT_ADVICE_SEQUENTIAL
         MMRT_ADVICE_RANDOM
         MMRT_ADVICE_WILLNEED
-        MMRT_ADVICE_POPULATE
+        MMRT_ADVICE_POPULATE_READ
         MMRT_ADVICE_EVICT
 
     mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err)
     void mmrt_mapping_close(mmrt_mapping *mapping)
+    int mmrt_mapping_fd(const mmrt_mapping *mapping)
     const void *mmrt_mapping_data(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_size(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping)

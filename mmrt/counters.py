@@ -133,7 +133,7 @@ def of_file(path: str | os.PathLike[str]) -> FileShare:
 
 def cgroup_charge() -> int | None:
     """Bytes charged to this process's own memory cgroup, the nearest one that is visible."""
-    for folder, version in _groups():
+    for folder, version in cgroups():
         charge = _text(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
         if charge:
             return int(charge)
@@ -144,13 +144,13 @@ def memory_limit() -> int | None:
     """The smallest limit that a cgroup around this process sets, in bytes."""
     limits = [
         _text(folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).strip()
-        for folder, version in _groups()
+        for folder, version in cgroups()
     ]
     numbers = [int(limit) for limit in limits if limit.isdigit()]
     return min((n for n in numbers if n < 1 << 60), default=None)  # version 1 writes "none" so
 
 
-def _groups() -> Iterator[tuple[Path, int]]:
+def cgroups() -> Iterator[tuple[Path, int]]:
     """The folders of the memory cgroups around this process, inner ones first, and the version of
     their interface, 1 or 2.
     """

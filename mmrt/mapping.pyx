@@ -6,9 +6,9 @@ from cpython.buffer cimport (
 from libc.stdint cimport uint64_t
 
 from mmrt._c cimport (
-    MMRT_ADVICE_EVICT, MMRT_ADVICE_NORMAL, MMRT_ADVICE_POPULATE, MMRT_ADVICE_RANDOM,
+    MMRT_ADVICE_EVICT, MMRT_ADVICE_NORMAL, MMRT_ADVICE_POPULATE_READ, MMRT_ADVICE_RANDOM,
     MMRT_ADVICE_SEQUENTIAL, MMRT_ADVICE_WILLNEED, bool_t, mmrt_advice, mmrt_error, mmrt_mapping_advise,
-    mmrt_mapping_close, mmrt_mapping_data, mmrt_mapping_lock, mmrt_mapping_mapped,
+    mmrt_mapping_close, mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_lock, mmrt_mapping_mapped,
     mmrt_mapping_modified_ns,
     mmrt_mapping_open, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
     mmrt_mapping_size, mmrt_mapping_unlock, mmrt_status,
@@ -25,7 +25,7 @@ _ADVICE = {
     "sequential": MMRT_ADVICE_SEQUENTIAL,
     "random": MMRT_ADVICE_RANDOM,
     "willneed": MMRT_ADVICE_WILLNEED,
-    "populate": MMRT_ADVICE_POPULATE,
+    "populate_read": MMRT_ADVICE_POPULATE_READ,
     "evict": MMRT_ADVICE_EVICT,
 }
 
@@ -124,6 +124,13 @@ cdef class Mapping:
         self.unpin()
         return modified
 
+    def fileno(self):
+        """The descriptor of the mapping's own, read-only, open until close()."""
+        self.pin()
+        fd = mmrt_mapping_fd(self.handle)
+        self.unpin()
+        return fd
+
     def __repr__(self):
         state = "closed" if self.handle is NULL else f"{self.size} bytes"
         return f"<Mapping of {self.path!r}, {state}>"
@@ -155,12 +162,12 @@ cdef class Mapping:
         """Advises the kernel on `length` bytes from `offset` (None: to the end).
 
         "normal", "sequential" and "random" say how later faults read ahead. "willneed" starts
-        reading exactly this range and returns; "populate" reads and maps it before it returns.
+        reading exactly this range and returns; "populate_read" reads and maps it before it returns.
         "evict" drops the whole pages inside the range from memory, as far as nothing else uses
         them.
 
         Raises ArgumentError for other words, a range outside the file, or "evict" on locked
-        pages; UnsupportedError for "populate" before Linux 5.14.
+        pages; UnsupportedError for "populate_read" before Linux 5.14.
         """
         if advice not in _ADVICE:
             raise ArgumentError(f"advice is one of {', '.join(_ADVICE)}; not {advice!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt import chat, formats, models, quant
+from mmrt import chat, formats, models, policies, quant
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
 from mmrt.generation import Piece, generate
@@ -33,12 +33,13 @@ class Model:
     Opening maps the file and reads its header; weights are read where they lie when a step needs
     them. threads: None for one on each CPU that this process may use. context: the most tokens of a
     sequence, None for as many as the model was trained on; memory is taken only as they come.
+    policy: how the weights come into memory, one of mmrt.policies.POLICIES.
 
     Any number of Python threads may use one model: its steps queue.
 
     Raises FileError, FormatError (a field or tensor is missing or wrong; the message names it),
     UnsupportedError (an architecture, tensor type or tokenizer that mmrt does not know),
-    ArgumentError.
+    ArgumentError, OutOfMemoryError.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Model:
         *,
         threads: int | None = None,
         context: int | None = None,
+        policy: str = "lazy",
     ) -> None:
+        apply = policies.policy(policy)
         self._pool = Pool(threads)
         self.isa = cpu_info().isa
         self.file = formats.open(path)
@@ -69,6 +72,7 @@ class Model:
                 self.program.finish()
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None
+            apply(self.program.weights)
         except BaseException:
             self.close()
             raise

@@ -39,7 +39,7 @@ def test_faults_and_reads_are_those_of_the_pages_touched(path: Path) -> None:
             assert cold.read_bytes >= 10 * mmap.PAGESIZE
 
         mapping.advise("normal")
-        mapping.advise("populate")
+        mapping.advise("populate_read")
         start = counters.reads()
         assert sum(view[:: mmap.PAGESIZE]) >= 0
         assert (counters.reads() - start).major_faults == 0
@@ -50,7 +50,7 @@ def test_memory_is_split_by_what_it_holds(path: Path) -> None:
         pytest.skip("/proc/self/status has no RssFile")
     before = counters.footprint()
     with Mapping(path) as mapping:
-        mapping.advise("populate")
+        mapping.advise("populate_read")
         mapped = counters.footprint() - before
         share = counters.of_file(path)
         ours = bytearray(b"x") * (8 * MIB)
@@ -71,8 +71,8 @@ def test_memory_is_split_by_what_it_holds(path: Path) -> None:
 
 def test_a_second_mapping_halves_no_rss_but_pss_counts_a_process_once(path: Path) -> None:
     with Mapping(path) as one, Mapping(path) as two:
-        one.advise("populate")
-        two.advise("populate")
+        one.advise("populate_read")
+        two.advise("populate_read")
         share = counters.of_file(path)
         assert share.rss == 32 * MIB
         assert share.pss == pytest.approx(16 * MIB, rel=0.01)
@@ -80,7 +80,7 @@ def test_a_second_mapping_halves_no_rss_but_pss_counts_a_process_once(path: Path
 
 def test_a_child_that_maps_the_same_file_shares_its_pages(path: Path) -> None:
     with Mapping(path) as mapping:
-        mapping.advise("populate")
+        mapping.advise("populate_read")
         alone = counters.of_file(path).pss
         read, write = os.pipe()
         done_read, done_write = os.pipe()
@@ -88,7 +88,7 @@ def test_a_child_that_maps_the_same_file_shares_its_pages(path: Path) -> None:
         if child == 0:
             try:
                 with Mapping(path) as theirs:
-                    theirs.advise("populate")
+                    theirs.advise("populate_read")
                     os.write(write, b"x")
                     os.read(done_read, 1)
             finally:

@@ -24,6 +24,7 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields", "pagetables", "counters"],  # plain Python
     *["_c", "_dlpack", "_status", "mapping", "gguf", "quant", "kernels", "tensor"],  # bindings
+    *["system", "policies"],
     *["formats", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
     *["sampler", "sequence", "generation", "memory", "model"],

@@ -144,10 +144,10 @@ def test_residency_follows_eviction_and_population(file: Path) -> None:
         assert (residency.resident, residency.total) == (0, 9)
         assert residency.source == "mincore" and residency.fraction == 0
 
-        mapping.advise("populate", 2 * PAGE, 3 * PAGE)
+        mapping.advise("populate_read", 2 * PAGE, 3 * PAGE)
         assert mapping.residency(2 * PAGE, 3 * PAGE).fraction == 1
 
-        mapping.advise("populate")
+        mapping.advise("populate_read")
         mapping.advise("evict", 2 * PAGE + 1, 3 * PAGE)  # two whole pages, two edges
         assert mapping.residency().pages == bytes([1, 1, 1, 0, 0, 1, 1, 1, 1])
         assert mapping.residency(3 * PAGE, PAGE) == (0, 1, b"\0", "mincore")

@@ -274,7 +274,7 @@ def test_residency_of_a_tensor(smollm2_path: Path) -> None:
         first, last = tensor.offset // page, (tensor.offset + tensor.nbytes - 1) // page
         assert fresh.total == len(fresh.pages) == last - first + 1
 
-        tensor.advise("populate")
+        tensor.advise("populate_read")
         assert tensor.residency().fraction == 1
         tensor.evict()
         assert tensor.residency().resident <= 2  # edges, shared with neighbours

@@ -111,6 +111,10 @@ void mmrt_mapping_close(mmrt_mapping *mapping) {
     free(mapping);
 }
 
+int mmrt_mapping_fd(const mmrt_mapping *mapping) {
+    return mapping->fd;
+}
+
 const void *mmrt_mapping_data(const mmrt_mapping *mapping) {
     return mapping->data;
 }
@@ -230,7 +234,7 @@ mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t
     case MMRT_ADVICE_SEQUENTIAL: hint = MADV_SEQUENTIAL; break;
     case MMRT_ADVICE_RANDOM: hint = MADV_RANDOM; break;
     case MMRT_ADVICE_WILLNEED: return will_need(mapping, range, err);
-    case MMRT_ADVICE_POPULATE: return populate(mapping, range, err);
+    case MMRT_ADVICE_POPULATE_READ: return populate(mapping, range, err);
     case MMRT_ADVICE_EVICT: return evict(mapping, pages_inside(mapping, offset, length), err);
     default: return mmrt_fail(err, MMRT_ARGUMENT, "there is no advice number %d", (int)advice);
     }

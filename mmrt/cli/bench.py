@@ -120,14 +120,14 @@ def _measure(
             _evict(path)
             with open_model(path, arguments) as model:
                 samples.append(_sample(model, test))
-                settings = _settings(model)
+                settings = _settings(model, arguments)
     else:
         with open_model(path, arguments) as model:
             for done in range(repetitions + 1):
                 update(done, repetitions + 1)
                 samples.append(_sample(model, test))
             del samples[0]  # the warm-up
-            settings = _settings(model)
+            settings = _settings(model, arguments)
     return (
         settings
         | {"n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": 0, "test_time": began}
@@ -137,8 +137,8 @@ def _measure(
     )
 
 
-def _settings(model: "Model") -> dict[str, Any]:
-    return {"n_threads": model.threads, "isa": model.isa}
+def _settings(model: "Model", arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"n_threads": model.threads, "isa": model.isa, "policy": arguments.policy}
 
 
 def _evict(path: str) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.output import note, progress
 from mmrt.errors import ArgumentError
+from mmrt.policies import POLICIES
 
 if TYPE_CHECKING:
     from mmrt.model import Model
@@ -38,6 +39,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-t", "--threads", type=positive, metavar="N", help="threads (default: as many as cores)"
     )
+    parser.add_argument(
+        "--policy", choices=POLICIES, default="lazy", metavar="NAME",
+        help=f"how weights come into memory: {', '.join(POLICIES)} (default: lazy)",
+    )  # fmt: skip
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser, n_predict: int) -> None:
@@ -112,7 +117,12 @@ def open_model(
     """The model at `path` (None: the default one), with as many threads as `arguments` ask for."""
     from mmrt.model import Model
 
-    return Model(path or default_model(), threads=arguments.threads, context=context)
+    return Model(
+        path or default_model(),
+        threads=arguments.threads,
+        context=context,
+        policy=arguments.policy,
+    )
 
 
 def default_model() -> str:

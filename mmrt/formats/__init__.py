@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mmrt import policies
 from mmrt.errors import FormatError
 from mmrt.formats import gguf
 from mmrt.formats.tensor_file import TensorFile
@@ -26,22 +27,31 @@ FORMATS = [
 _HEAD = 4096
 
 
-def open(path: str | os.PathLike[str]) -> TensorFile:
+def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
     """Opens the weight file at `path`, whose format its first bytes tell.
 
     Maps the file and reads its header, none of its weights. Of a GGUF split into parts
-    (`...-00001-of-0000N.gguf`) any part opens all.
+    (`...-00001-of-0000N.gguf`) any part opens all. `policy` says how its weights then come into
+    memory: one of mmrt.policies.POLICIES.
 
     Raises FileError where a file cannot be opened or mapped, FormatError where its content is not
     what its format says or is of no known format, UnsupportedError where it is sound but of a kind
-    that mmrt does not know.
+    that mmrt does not know, ArgumentError for an unknown policy, OutOfMemoryError where a policy
+    needs more memory than there is.
     """
+    apply = policies.policy(policy)
     mapping = Mapping(path)
     try:
-        return from_mapping(mapping)
+        file = from_mapping(mapping)
     except BaseException:
         mapping.close()
         raise
+    try:
+        apply(list(file.values()))
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def from_mapping(mapping: Mapping) -> TensorFile:

@@ -53,7 +53,7 @@ def move(
             else:
                 # The disk is to be busy with what follows while this is waited for.
                 mapping.advise("willneed", start, min(cut + _PIECE, end) - start)
-                mapping.advise("populate", start, cut - start)
+                mapping.advise("populate_read", start, cut - start)
             done += cut - start
             start = cut
     if progress is not None:

@@ -80,7 +80,7 @@ static void test_ranges(mmrt_mapping *mapping) {
 static void test_residency(mmrt_mapping *mapping) {
     uint64_t size = mmrt_mapping_size(mapping);
     mmrt_error error;
-    CHECK_STATUS(mmrt_mapping_advise(mapping, 0, size, MMRT_ADVICE_POPULATE, &error), MMRT_OK,
+    CHECK_STATUS(mmrt_mapping_advise(mapping, 0, size, MMRT_ADVICE_POPULATE_READ, &error), MMRT_OK,
                  &error, "");
     CHECK(resident(mapping, 0, size) == N_PAGES);
 

@@ -1,0 +1,34 @@
+"""Named ways of bringing weights into memory: what `mmrt.open`, `mmrt.Model` and --policy take.
+
+A policy is a module here with `apply(tensors)`, and a line in POLICIES. It is given the tensors of
+a file that was just mapped: all of them in file order, or for a model those that it reads, in the
+order in which it first does. Where it raises, the file is closed again.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mmrt.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from mmrt.tensor import Tensor
+
+POLICIES = {
+    "lazy": "read what is touched, with the kernel's usual read-ahead",
+    "prefetch": "start reading all weights in the background, as far as memory is free",
+    "populate": "read and map all weights before going on",
+    "random": "read single pages as they are touched, nothing around them",
+    "sequential": "read far ahead of what is touched, and let go behind it",
+    "locked": "read all weights, and keep them in memory for good",
+}
+
+Policy = Callable[[Sequence["Tensor"]], None]
+
+
+def policy(name: str) -> Policy:
+    """The `apply` of the policy `name`. Raises ArgumentError if there is none of that name."""
+    if name not in POLICIES:
+        raise ArgumentError(f"there is no policy {name!r:.60}; there are {', '.join(POLICIES)}")
+    apply: Policy = import_module(f"mmrt.policies.{name}").apply
+    return apply

@@ -1,0 +1,15 @@
+"""Each fault reads its own page alone (MADV_RANDOM).
+
+For few scattered reads: rows of an embedding, one expert of many. Whole passes get slow by it, and
+so does populating the range later: both then wait for the disk once a page.
+"""
+
+from collections.abc import Sequence
+
+from mmrt.policies.ranges import ranges
+from mmrt.tensor import Tensor
+
+
+def apply(tensors: Sequence[Tensor]) -> None:
+    for mapping, offset, length in ranges(tensors):
+        mapping.advise("random", offset, length)

@@ -1,0 +1,37 @@
+"""Tensors as byte ranges of mappings, which is what policies work on."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mmrt.mapping import Mapping
+from mmrt.tensor import Tensor
+
+
+class Range(NamedTuple):
+    mapping: Mapping
+    offset: int
+    length: int
+
+
+def ranges(tensors: Sequence[Tensor]) -> list[Range]:
+    """The tensors' bytes in the tensors' order. Those that follow one another in the file, with
+    less than a page between, are one range."""
+    found: list[Range] = []
+    for tensor in tensors:
+        if found and found[-1].mapping is tensor.mapping:
+            mapping, offset, length = found[-1]
+            gap = tensor.offset - (offset + length)
+            if 0 <= gap < mapping.page_size:
+                found[-1] = Range(mapping, offset, length + gap + tensor.nbytes)
+                continue
+        found.append(Range(tensor.mapping, tensor.offset, tensor.nbytes))
+    return found
+
+
+def missing(parts: Sequence[Range]) -> int:
+    """Bytes of the parts' pages that are not in memory."""
+    total = 0
+    for mapping, offset, length in parts:
+        residency = mapping.residency(offset, length)
+        total += (residency.total - residency.resident) * mapping.page_size
+    return total

@@ -1,0 +1,12 @@
+"""Faults read far ahead, and pages behind them are the first to go (MADV_SEQUENTIAL): for a file
+that is read once through, front to back."""
+
+from collections.abc import Sequence
+
+from mmrt.policies.ranges import ranges
+from mmrt.tensor import Tensor
+
+
+def apply(tensors: Sequence[Tensor]) -> None:
+    for mapping, offset, length in ranges(tensors):
+        mapping.advise("sequential", offset, length)
