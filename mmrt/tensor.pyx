@@ -16,7 +16,7 @@ from mmrt.mapping cimport Mapping
 import math
 import operator
 
-from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.kernels import matmul
 from mmrt.quant import TYPES, dequantize
 
@@ -159,7 +159,10 @@ cdef class Tensor:
         mmrt.kernels.matmul, also for what is raised.
         """
         with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
-            return matmul(self.type, blocks, self.shape, x)
+            try:
+                return matmul(self.type, blocks, self.shape, x)
+            except (ArgumentError, UnsupportedError) as error:
+                raise type(error)(f"tensor {self.name!r}: {error}") from None
 
     def __dlpack_device__(self):
         """(kDLCPU, 0)."""
