@@ -12,10 +12,10 @@ START = Path.cwd()
 
 # `python -m pytest` has Python look for modules in the clone first, whose mmrt/ is source without
 # its compiled parts. What is installed goes before it: here and, as the tests run elsewhere, in
-# the processes that they start.
+# the processes that they start. The clone is still the place of bench/.
 if str(ROOT) in sys.path:
     sys.path.remove(str(ROOT))
-    sys.path.append(str(ROOT))
+sys.path.append(str(ROOT))
 
 from instruction_sets import ISAS  # noqa: E402  as it imports mmrt
 

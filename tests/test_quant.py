@@ -6,24 +6,11 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from mmrt.quant import dequantize
+from bench.blocks import HALVES, set_halves
+from mmrt.quant import TYPES, dequantize
 
-# Byte offsets of the binary16 fields in a block of each type.
-HALVES: dict[str, tuple[int, ...]] = {
-    "F32": (),
-    "F16": (0,),
-    "BF16": (),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
+NAMES = [kind.name for kind in TYPES.values() if kind.has_unpack]
+SCALED = [*HALVES, "IQ1_M"]  # types with scales in binary16
 
 # Zeros, the ends of the subnormals and of the normals, one, infinities, and quiet and signalling
 # NaNs, of both signs.
@@ -54,28 +41,26 @@ def assert_same_bits(name: str, blocks: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(got.view(np.uint32)[~nan], want.view(np.uint32)[~nan])
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_random_blocks(name: str) -> None:
     assert_same_bits(name, random_blocks(name, count=1000, seed=1))
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", SCALED)
 def test_plausible_scales(name: str) -> None:
     """Scales as weights have them, where roundings, not infinities, decide the last bit."""
     blocks = random_blocks(name, count=1000, seed=2)
     scales = np.random.default_rng(3).normal(0, 0.01, (2, len(blocks))).astype(np.float16)
-    for field, values in zip(HALVES[name], scales, strict=False):
-        blocks[:, field : field + 2] = values.view(np.uint8).reshape(-1, 2)
+    set_halves(name, blocks, *scales.view(np.uint16))
     assert_same_bits(name, blocks)
 
 
-@pytest.mark.parametrize("name", [name for name, fields in HALVES.items() if fields])
+@pytest.mark.parametrize("name", SCALED)
 def test_special_scales(name: str) -> None:
     """Every pair of special values in the scale and the minimum."""
     first, second = (a.ravel() for a in np.meshgrid(SPECIAL_HALVES, SPECIAL_HALVES))
     blocks = random_blocks(name, count=first.size, seed=4)
-    for field, values in zip(HALVES[name], (first, second), strict=False):
-        blocks[:, field : field + 2] = values.copy().view(np.uint8).reshape(-1, 2)
+    set_halves(name, blocks, first, second)
     assert_same_bits(name, blocks)
 
 
@@ -84,13 +69,24 @@ def test_every_half(name: str) -> None:
     assert_same_bits(name, np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2))
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize(("name", "field"), [("MXFP4", 0), *(("NVFP4", i) for i in range(4))])
+def test_every_scale_of_a_byte(name: str, field: int) -> None:
+    blocks = random_blocks(name, count=256, seed=6)
+    blocks[:, field] = np.arange(256)
+    assert_same_bits(name, blocks)
+
+
+def test_every_type_of_the_oracle_is_there() -> None:
+    assert {kind.name for kind in gguf.quants._type_traits} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 def test_one_byte_repeated(name: str, byte: int) -> None:
     assert_same_bits(name, np.full_like(random_blocks(name, count=3, seed=0), byte))
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_unaligned_input(name: str) -> None:
     blocks = random_blocks(name, count=5, seed=5)
     want = expected(name, blocks)
@@ -98,6 +94,6 @@ def test_unaligned_input(name: str) -> None:
     np.testing.assert_array_equal(dequantize(name, shifted, want.size), want)
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_elements(name: str) -> None:
     assert dequantize(name, b"", 0).size == 0

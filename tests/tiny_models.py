@@ -17,22 +17,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWrit
 from numpy.typing import NDArray
 from vocabularies import CONTROL, MERGES, NORMAL, byte_level
 
-FLOATS = ("F32", "F16", "BF16")
-TYPES = (
-    *FLOATS,
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-)
+from bench import blocks as made
 
-# Where the scale and the minimum's scale lie in a block that `gguf` cannot make of values, and the
-# second over the first that puts the values' mean near zero when all other bytes are random.
-_SCALES = {
-    "Q2_K": (80, 82, 1.5),
-    "Q3_K": (108, None, 0.0),
-    "Q4_K": (0, 2, 7.5),
-    "Q5_K": (0, 2, 15.5),
-    "Q6_K": (208, None, 0.0),
-}
+FLOATS = ("F32", "F16", "BF16")
+ROUNDED = (*FLOATS, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # that `gguf` rounds values to
+TYPES = (
+    *ROUNDED,
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+)
 
 _SPECIALS = [("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL)]
 _SMALLEST_VOCABULARY = len(byte_level(MERGES, _SPECIALS)["tokenizer.ggml.tokens"])
@@ -70,21 +64,10 @@ def random_blocks(
     random: np.random.Generator, type: str, rows: int, cols: int, spread: float
 ) -> Blocks:
     """A matrix with weights of mean 0 (nearly) and standard deviation `spread`."""
-    if type not in _SCALES:
+    if type in ROUNDED:
         return blocks_of(type, random.normal(0, spread, (rows, cols)).astype(np.float32))
-    elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
-    data = random.integers(0, 256, (rows * cols // elements, size), np.uint8)
-    scale_at, minimum_at, ratio = _SCALES[type]
-
-    def set_scales(scales: NDArray[np.float64]) -> None:
-        halves = {scale_at: scales} | ({} if minimum_at is None else {minimum_at: scales * ratio})
-        for at, values in halves.items():
-            data[:, at : at + 2] = values.astype("<f2")[:, None].view(np.uint8)
-
-    set_scales(np.ones(len(data)))
-    unit = dequantize(Blocks(type, data[:64])).std()
-    set_scales(spread / unit * random.uniform(0.7, 1.3, len(data)))
-    return Blocks(type, data.reshape(rows, -1))
+    n = rows * cols // elements_of(type)
+    return Blocks(type, made.random_blocks(random, type, n, spread).reshape(rows, -1))
 
 
 def floats(random: np.random.Generator, n: int, mean: float = 0.0, spread: float = 0.1) -> Blocks:

@@ -1,0 +1,208 @@
+"""Makes a GGUF file of a llama's shape with random weights:
+
+    python -m bench.make_model 8B Q4_0 out.gguf
+
+What such a model writes is noise, but it takes the time, the memory and the reads of a real one of
+that shape and type: all matrices are of the type given, norms are float32, logits are finite. The
+vocabulary is byte-level, with as many merges as it has room for, and serves other runtimes too.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import islice, product
+from typing import Any
+
+import numpy as np
+
+from bench.blocks import random_blocks
+from mmrt.bpe import BYTE_LETTERS
+from mmrt.errors import MmrtError
+from mmrt.formats.gguf_writer import Entry, write_gguf
+from mmrt.quant import TYPES
+
+_NORMAL, _CONTROL = 1, 3
+_SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>"]
+
+# Bytes of random blocks made for each spread; a tensor is written from it, again and again.
+_POOL = 1 << 24
+
+
+@dataclass(frozen=True)
+class Shape:
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+    n_vocab: int
+    context: int = 8192
+    rope_base: float = 500000.0
+
+
+SHAPES = {
+    "1.1B": Shape(22, 2048, 5632, 32, 4, 32000),
+    "8B": Shape(32, 4096, 14336, 32, 8, 128256),
+    "30B": Shape(64, 5120, 27648, 40, 8, 152064),
+}
+
+
+def vocabulary(size: int) -> dict[str, Any]:
+    """All bytes, then words of two, three and more letters, each made of the one before it and a
+    letter, and two control tokens."""
+    n_words = size - len(BYTE_LETTERS) - len(_SPECIALS)
+    if n_words < 0:
+        raise SystemExit(f"a vocabulary of {size} has no room for all bytes")
+    merges = list(islice(_merges("Ġabcdefghijklmnopqrstuvwxyz"), n_words))
+    tokens = [*BYTE_LETTERS, *(merge.replace(" ", "") for merge in merges), *_SPECIALS]
+    named = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [_NORMAL] * (size - len(_SPECIALS)) + [_CONTROL] * len(_SPECIALS),
+        "merges": merges,
+        "bos_token_id": size - 2,
+        "eos_token_id": size - 1,
+        "add_bos_token": True,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in named.items()}
+
+
+def _merges(letters: str) -> Iterator[str]:
+    """ "a b" for the word "ab", "ab c" for "abc", and so on; shorter words first. Only the first
+    letter may be the one that stands for a space."""
+    words = list(letters)
+    while True:
+        longer = [(word, letter) for word, letter in product(words, letters[1:])]
+        yield from (f"{word} {letter}" for word, letter in longer)
+        words = [word + letter for word, letter in longer]
+
+
+def metadata(name: str, shape: Shape) -> dict[str, Any]:
+    head_dim = shape.n_embd // shape.n_heads
+    fields = {
+        "vocab_size": shape.n_vocab,
+        "context_length": shape.context,
+        "block_count": shape.n_layers,
+        "embedding_length": shape.n_embd,
+        "feed_forward_length": shape.n_ff,
+        "attention.head_count": shape.n_heads,
+        "attention.head_count_kv": shape.n_kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": head_dim,
+        "rope.freq_base": shape.rope_base,
+    }
+    return {
+        "general.architecture": "llama",
+        "general.name": f"random {name}",
+        **{f"llama.{key}": value for key, value in fields.items()},
+        **vocabulary(shape.n_vocab),
+    }
+
+
+def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]:
+    n_kv = shape.n_embd // shape.n_heads * shape.n_kv_heads
+    layer = {
+        "attn_norm": ("F32", (shape.n_embd,)),
+        "attn_q": (type, (shape.n_embd, shape.n_embd)),
+        "attn_k": (type, (n_kv, shape.n_embd)),
+        "attn_v": (type, (n_kv, shape.n_embd)),
+        "attn_output": (type, (shape.n_embd, shape.n_embd)),
+        "ffn_norm": ("F32", (shape.n_embd,)),
+        "ffn_gate": (type, (shape.n_ff, shape.n_embd)),
+        "ffn_up": (type, (shape.n_ff, shape.n_embd)),
+        "ffn_down": (type, (shape.n_embd, shape.n_ff)),
+    }
+    return [
+        Entry("token_embd.weight", embedding, (shape.n_vocab, shape.n_embd)),
+        *(
+            Entry(f"blk.{i}.{role}.weight", *kind)
+            for i in range(shape.n_layers)
+            for role, kind in layer.items()
+        ),
+        Entry("output_norm.weight", "F32", (shape.n_embd,)),
+        Entry("output.weight", output, (shape.n_vocab, shape.n_embd)),
+    ]
+
+
+class Weights:
+    """The bytes of random tensors: cuts from a pool of random blocks, each from another place."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._pools: dict[tuple[str, float], bytes] = {}
+
+    def __call__(self, tensor: Entry) -> Iterator[memoryview]:
+        if len(tensor.shape) == 1:
+            norm = 1 + 0.1 * self._random.standard_normal(tensor.shape, np.float32)
+            yield memoryview(norm).cast("B")
+            return
+        n_bytes = TYPES[tensor.type].bytes
+        pool = self._pool(tensor.type, tensor.shape[1] ** -0.5)
+        left = tensor.nbytes
+        while left:
+            start = int(self._random.integers(len(pool) // n_bytes)) * n_bytes
+            part = memoryview(pool)[start : start + left]
+            yield part
+            left -= len(part)
+
+    def _pool(self, type: str, spread: float) -> bytes:
+        if (type, spread) not in self._pools:
+            n = _POOL // TYPES[type].bytes
+            self._pools[type, spread] = random_blocks(self._random, type, n, spread).tobytes()
+        return self._pools[type, spread]
+
+
+def make_model(
+    path: str,
+    shape: Shape,
+    type: str,
+    *,
+    embedding: str | None = None,
+    output: str | None = None,
+    name: str = "llama",
+    seed: int = 0,
+) -> int:
+    """Writes the file and returns its tensors' bytes. embedding, output: types, if not `type`."""
+    entries = tensors(shape, type, embedding or type, output or type)
+    weights = Weights(seed)
+    with write_gguf(path, metadata(name, shape), entries) as writer:
+        for entry in entries:
+            for part in weights(entry):
+                writer.write(part)
+    return sum(entry.nbytes for entry in entries)
+
+
+def main() -> None:
+    types = [kind.name for kind in TYPES.values() if kind.has_unpack]
+    parser = argparse.ArgumentParser(
+        prog="bench.make_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shape", choices=SHAPES, help="what it is to be as large as")
+    parser.add_argument("type", choices=types, metavar="TYPE", help="of all matrices: Q4_0, ...")
+    parser.add_argument("out", metavar="OUT.gguf")
+    parser.add_argument("--embedding", choices=types, metavar="TYPE", help="of the embedding")
+    parser.add_argument("--output", choices=types, metavar="TYPE", help="of the output matrix")
+    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+    changes = parser.add_argument_group("to change the shape")
+    for field in fields(Shape):
+        option = "--" + field.name.replace("_", "-")
+        changes.add_argument(option, type=float if field.type is float else int, metavar="N")
+    arguments = vars(parser.parse_args())
+    name = arguments.pop("shape")
+    given = {field.name: arguments.pop(field.name) for field in fields(Shape)}
+    shape = replace(SHAPES[name], **{key: value for key, value in given.items() if value})
+    start = time.perf_counter()
+    try:
+        size = make_model(arguments.pop("out"), shape, name=name, **arguments)
+    except MmrtError as error:
+        raise SystemExit(f"bench.make_model: {error}") from None
+    seconds = time.perf_counter() - start
+    print(f"{size / 1e9:.2f} GB of weights in {seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s")
+
+
+if __name__ == "__main__":
+    main()
