@@ -32,8 +32,9 @@ class StopStrings:
     """Passes text on until one of `stops` appears, and holds back what may be the start of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str) or not all(isinstance(s, str) and s for s in stops):
-            raise ArgumentError(f"stop: {stops!r} is not a sequence of non-empty strings")
+        """Raises ArgumentError for anything but a list or tuple of non-empty strings."""
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+            raise ArgumentError(f"stop: {stops!r:.60} is not a list of non-empty strings")
         self._stops = tuple(stops)
         self._held = ""
 
@@ -66,11 +67,11 @@ def generate(
     prompt: Sequence[int],
     max_tokens: int | None,
     sampler: Sampler,
-    stop: Sequence[str],
+    stops: StopStrings,
     on_prefill: Progress | None,
 ) -> Iterator[Piece]:
     """Reads `prompt` into `sequence` and yields pieces of what the model writes after it."""
-    decoder, stops = StreamDecoder(model.tokenizer), StopStrings(stop)
+    decoder = StreamDecoder(model.tokenizer)
     logits = sequence.extend(prompt, progress=on_prefill)
     room = model.context - len(sequence)
     left = room if max_tokens is None else min(max_tokens, room)

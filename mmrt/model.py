@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmrt import chat, formats, models, policies, quant
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
-from mmrt.generation import Piece, generate
+from mmrt.generation import Piece, StopStrings, generate
 from mmrt.kernels import Pool, cpu_info, trim_heap
 from mmrt.memory import Memory
 from mmrt.models.weights import Weights
@@ -77,7 +77,8 @@ class Model:
             self.close()
             raise
         self._tokenizer: Tokenizer | None = None
-        self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
+        # No WeakSet: another thread may add to it while it is gone through.
+        self._sequences: set[weakref.ref[Sequence]] = set()
 
     def _context(self, wanted: int | None) -> int:
         trained: int = self.config.context_length
@@ -116,9 +117,10 @@ class Model:
     @property
     def memory(self) -> Memory:
         """What the model holds now."""
+        sequences = [reference() for reference in self._sequences.copy()]
         return Memory(
             weights=sum(tensor.nbytes for tensor in self.program.weights),
-            kv=sum(sequence.nbytes for sequence in self._sequences),
+            kv=sum(sequence.nbytes for sequence in sequences if sequence is not None),
             kv_page=self.program.page_bytes,
             scratch=self.program.scratch_bytes,
         )
@@ -149,7 +151,7 @@ class Model:
     def sequence(self) -> Sequence:
         """A new, empty text."""
         sequence = Sequence(self)
-        self._sequences.add(sequence)
+        self._sequences.add(weakref.ref(sequence, self._sequences.discard))
         return sequence
 
     def require_room(self, tokens: int) -> None:
@@ -195,9 +197,12 @@ class Model:
         stop: strings at which to stop; they are not part of the text. on_prefill(done, total) is
         called as the prompt is read. sequence: the text that the prompt continues.
 
-        Raises ArgumentError at once for an empty prompt or one that the context cannot hold.
+        Raises ArgumentError at once for an option out of its range, an empty prompt, or one that
+        the context cannot hold.
         """
-        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
+        if max_tokens is not None and (
+            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
+        ):
             raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
         sampler = Sampler(
             temperature=temperature,
@@ -208,6 +213,7 @@ class Model:
             repeat_last_n=repeat_last_n,
             seed=seed,
         )
+        stops = StopStrings(stop)
         if sequence is not None and not sequence.belongs_to(self):
             raise ArgumentError("the sequence belongs to another model")
         text = self.sequence() if sequence is None else sequence
@@ -215,7 +221,7 @@ class Model:
         if not ids:
             raise ArgumentError("the prompt is empty")
         self.require_room(len(text) + len(ids))
-        pieces = generate(self, text, ids, max_tokens, sampler, stop, on_prefill)
+        pieces = generate(self, text, ids, max_tokens, sampler, stops, on_prefill)
         return _closing(text, pieces) if sequence is None else pieces
 
     def generate(

@@ -67,8 +67,12 @@ class Sequence:
             part = tokens[start : start + step]
             # Without "all", steps before the last also write one row, which the last overwrites.
             rows = logits[start : start + len(part)] if outputs == "all" else logits
-            self._model.run(self._cache, part, rows)
+            # An interruption can come between any two lines: the cache decides what was read.
             self.tokens += given[start : start + len(part)]
+            try:
+                self._model.run(self._cache, part, rows)
+            finally:
+                del self.tokens[len(self) :]
             if progress is not None:
                 progress(start + len(part), len(given))
         return logits if outputs == "all" else logits[0]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vocabularies import CONTROL, MERGES, NORMAL, byte_level
 
 from bench import blocks as made
+from mmrt.bpe import BYTE_LETTERS
 
 FLOATS = ("F32", "F16", "BF16")
 ROUNDED = (*FLOATS, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # that `gguf` rounds values to
@@ -127,6 +128,31 @@ def gemma3(*, window: int = 16, **shape: Any) -> TinyModel:
         widths |= {"post_attention_norm": n_embd, "post_ffw_norm": n_embd}
         for name, width in widths.items():
             model.tensors[f"blk.{i}.{name}.weight"] = floats(random, width, mean=1.0)
+    return model
+
+
+def speaker(*says: bytes, ends: bool = True, context: int = 512) -> TinyModel:
+    """A model that after any prompt says these bytes, each of them one token, and then ends its
+    text, or else begins again. Only the latest token matters to it."""
+    letters = [("".join(BYTE_LETTERS[byte] for byte in said), NORMAL) for said in says]
+    vocabulary = byte_level(MERGES, letters + _SPECIALS)
+    size = _SMALLEST_VOCABULARY + len(says)
+    eos, first = size - 1, size - len(_SPECIALS) - len(says)
+    said = [*range(first, first + len(says)), eos if ends else first]
+    following = np.full(size, said[0])
+    following[said[:-1]] = said[1:]
+
+    # Embeddings are the axes; nothing is added to them; the output turns each to its follower.
+    model = llama(n_layers=1, n_embd=size, n_heads=1, n_kv_heads=1, n_vocab=size, context=context)
+    model.metadata |= vocabulary
+    turns = np.zeros((size, size), np.float32)
+    turns[following, np.arange(size)] = 1
+    values = {"token_embd": np.eye(size), "output_norm": np.ones(size), "output": turns}
+    for role in ("attn_output", "ffn_down"):
+        nothing = dequantize(model.tensors[f"blk.0.{role}.weight"]) * 0
+        values[f"blk.0.{role}"] = nothing
+    for name, array in values.items():
+        model.tensors[f"{name}.weight"] = blocks_of("F32", array.astype(np.float32))
     return model
 
 
