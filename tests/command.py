@@ -1,9 +1,11 @@
 """Calling `mmrt` in tests: in this process, or as one of its own."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,3 +55,17 @@ def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+
+
+def await_text(terminal: int, text: bytes, seconds: float = 60) -> bytes:
+    """Reads from the terminal until `text` comes."""
+    os.set_blocking(terminal, False)
+    read = b""
+    deadline = time.monotonic() + seconds
+    while text not in read:
+        assert time.monotonic() < deadline, read
+        try:
+            read += os.read(terminal, 4096)
+        except BlockingIOError:
+            time.sleep(0.01)
+    return read

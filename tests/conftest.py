@@ -1,6 +1,7 @@
 """What every test runs with: the installed mmrt, and the real models named in the environment."""
 
 import os
+import pty
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,12 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set that can run here, in force."""
     monkeypatch.setenv("MMRT_ISA", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """The two ends of a terminal: ours, and the one for a process."""
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)

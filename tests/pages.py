@@ -1,5 +1,6 @@
 """Files and pages for the tests of paging: what is in memory, and what the kernel was told."""
 
+import ctypes
 import mmap
 import os
 import resource
@@ -14,6 +15,7 @@ from mmrt.mapping import Mapping
 PAGE = mmap.PAGESIZE
 
 NOBODY = 65534
+PR_SET_DUMPABLE = 4
 
 
 def write_file(path: Path, data: bytes) -> Path:
@@ -61,6 +63,7 @@ def without_privilege(work: Callable[[], object], memlock: int | None = None) ->
                 os.setgroups([])
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
+                ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # or its /proc/self would be root's
             work()
             status = 0
         except BaseException:

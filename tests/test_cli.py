@@ -2,16 +2,14 @@
 
 import argparse
 import os
-import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import HOME, STORY, Ended, call, start
+from command import HOME, STORY, Ended, await_text, call, start
 
 import mmrt
 from mmrt.cli import COMMANDS
@@ -159,29 +157,6 @@ def test_what_the_model_cannot_do_is_one_line_and_status_1(
 
 
 # ---- signals and pipes ----
-
-
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """The two ends of a terminal: ours, and the one for a process."""
-    ours, theirs = pty.openpty()
-    yield ours, theirs
-    os.close(ours)
-    os.close(theirs)
-
-
-def await_text(terminal: int, text: bytes, seconds: float = 60) -> bytes:
-    """Reads from the terminal until `text` comes."""
-    os.set_blocking(terminal, False)
-    read = b""
-    deadline = time.monotonic() + seconds
-    while text not in read:
-        assert time.monotonic() < deadline, read
-        try:
-            read += os.read(terminal, 4096)
-        except BlockingIOError:
-            time.sleep(0.01)
-    return read
 
 
 def test_an_interrupt_ends_a_long_prefill_within_a_second(

@@ -27,7 +27,7 @@ PYTHON_LAYERS = [
     *["system", "policies"],
     *["formats", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
-    *["sampler", "sequence", "generation", "memory", "model"],
+    *["sampler", "sequence", "generation", "memory", "model", "pictures"],
     *["__init__", "default_model", "cli", "__main__"],
 ]
 

@@ -22,6 +22,10 @@ COMMANDS = {
     "chat": "converse with a model",
     "inspect": "show what is in a weight file",
     "bench": "measure prefill and decode speed",
+    "residency": "show which pages of a weight file are in memory",
+    "warm": "read a weight file, or parts of it, into the page cache",
+    "evict": "drop a weight file, or parts of it, from the page cache",
+    "pagetables": "explain how many page tables a mapping needs",
 }
 
 # What a shell reports of a process that died of SIGINT, and of SIGPIPE.
@@ -62,7 +66,7 @@ def _dispatch(argv: Sequence[str] | None) -> int:
         prog="mmrt",
         description="Runs quantised language models on CPUs, straight from their mapped files.",
         epilog="commands:\n"
-        + "".join(f"  {name:9} {what}\n" for name, what in COMMANDS.items())
+        + "".join(f"  {name:11} {what}\n" for name, what in COMMANDS.items())
         + "\n`mmrt COMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.output import note, progress
 from mmrt.errors import ArgumentError
+from mmrt.memory import parse_size
 from mmrt.policies import POLICIES
 
 if TYPE_CHECKING:
@@ -29,6 +30,22 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
     return value
+
+
+def seconds(text: str) -> float:
+    """The type of arguments that are lengths of time."""
+    value = float(text)
+    if not 0.05 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"must be from 0.05 to 86400 seconds, not {text}")
+    return value
+
+
+def size(text: str) -> int:
+    """The type of arguments that are numbers of bytes."""
+    try:
+        return parse_size(text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
