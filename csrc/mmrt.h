@@ -26,6 +26,10 @@ typedef struct mmrt_error {
     char message[480];
 } mmrt_error;
 
+/* Called now and then by the thread that called a function which takes long; anything but 0 ends
+ * that with INTERRUPTED. */
+typedef int mmrt_poll_fn(void *context);
+
 /* ---- processor (base/) --------------------------------------------------------------------- */
 
 typedef enum mmrt_isa {
@@ -47,6 +51,39 @@ mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err);
 /* The CPUs that this process may use: its affinity mask, cut to the cgroup's CPU quota; >= 1. */
 int mmrt_cpu_count(void);
 
+/* A set of CPUs or of memory nodes: bit i % 64 of bits[i / 64] stands for number i. Laid out as the
+ * system's own sets are. */
+#define MMRT_SET_LIMIT 1024
+
+typedef struct mmrt_set {
+    uint64_t bits[MMRT_SET_LIMIT / 64];
+} mmrt_set;
+
+static inline void mmrt_set_add(mmrt_set *set, int i) {
+    set->bits[i / 64] |= UINT64_C(1) << i % 64;
+}
+
+static inline bool mmrt_set_has(const mmrt_set *set, int i) {
+    return i >= 0 && i < MMRT_SET_LIMIT && (set->bits[i / 64] >> i % 64 & 1);
+}
+
+static inline int mmrt_set_count(const mmrt_set *set) {
+    int n = 0;
+    for (int word = 0; word < MMRT_SET_LIMIT / 64; word++)
+        n += __builtin_popcountll(set->bits[word]);
+    return n;
+}
+
+static inline mmrt_set mmrt_set_both(const mmrt_set *a, const mmrt_set *b) {
+    mmrt_set both;
+    for (int word = 0; word < MMRT_SET_LIMIT / 64; word++)
+        both.bits[word] = a->bits[word] & b->bits[word];
+    return both;
+}
+
+/* The CPUs that the calling thread may run on: empty if the system does not say. */
+mmrt_set mmrt_cpu_affinity(void);
+
 /* Gives memory that was freed, but is kept for reuse, back to the system where the C library can.
  */
 void mmrt_trim_heap(void);
@@ -63,6 +100,11 @@ typedef struct mmrt_pool mmrt_pool;
 mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err);
 void mmrt_pool_free(mmrt_pool *pool);
 int mmrt_pool_threads(const mmrt_pool *pool);
+
+/* From now on thread i runs on the CPUs cpus[i], one set for each thread: the others all the time,
+ * the caller (thread 0) while it takes part in a job. Also after a fork. ARGUMENT, and all as
+ * before, if this thread may not run on a set. */
+mmrt_status mmrt_pool_bind(mmrt_pool *pool, const mmrt_set *cpus, mmrt_error *err);
 
 /* ---- mapped files (map/) ------------------------------------------------------------------- */
 
@@ -116,6 +158,90 @@ mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset,
 /* The same for what this process has mapped (/proc/self/pagemap), whoever may know more. */
 mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                 unsigned char *pages, mmrt_error *err);
+
+/* ---- memory nodes, NUMA (map/) ------------------------------------------------------------- */
+
+#define MMRT_MAX_NODES 64
+
+typedef struct mmrt_numa_node {
+    int id;                        /* the kernel's number: there may be gaps */
+    mmrt_set cpus;                 /* online; a node of memory alone has none */
+    uint64_t total, free;          /* bytes of memory; 0 on a node of CPUs alone */
+    int distances[MMRT_MAX_NODES]; /* to the topology's nodes[i]; 10 is local, 0 not known */
+} mmrt_numa_node;
+
+typedef struct mmrt_numa_topology {
+    int n_nodes;
+    mmrt_numa_node nodes[MMRT_MAX_NODES];
+    mmrt_set allowed; /* nodes that have memory, which this process may use */
+} mmrt_numa_topology;
+
+/* Reads the online nodes from `root`, a folder laid out like /sys/devices/system/node (NULL: that
+ * one). Without it there is one node, 0, with all CPUs and memory. FORMAT if it makes no sense,
+ * UNSUPPORTED if there are more nodes than MMRT_MAX_NODES. */
+mmrt_status mmrt_numa_topology_read(const char *root, mmrt_numa_topology *out, mmrt_error *err);
+
+/* Where new pages come from; numbered as in the kernel. */
+typedef enum mmrt_numa_mode {
+    MMRT_NUMA_DEFAULT,             /* no policy: the node of the thread that touches a page */
+    MMRT_NUMA_PREFERRED,           /* one node; others when that is full */
+    MMRT_NUMA_BIND,                /* these nodes and no others */
+    MMRT_NUMA_INTERLEAVE,          /* these nodes in turn, page by page */
+    MMRT_NUMA_LOCAL,               /* as DEFAULT, also against a policy of the thread */
+    MMRT_NUMA_PREFERRED_MANY,      /* these nodes, others when they are full; Linux 5.15 */
+    MMRT_NUMA_WEIGHTED_INTERLEAVE, /* in turn, in proportion to
+                                      /sys/kernel/mm/mempolicy/weighted_interleave; Linux 6.9 */
+    MMRT_NUMA_MODE_COUNT
+} mmrt_numa_mode;
+
+const char *mmrt_numa_mode_name(mmrt_numa_mode mode); /* NULL: there is none of that number */
+
+typedef struct mmrt_numa_policy {
+    mmrt_numa_mode mode;
+    mmrt_set nodes; /* DEFAULT and LOCAL: none; PREFERRED: one; the others: at least one */
+    int flags;      /* 0, or what a policy that was read came with */
+} mmrt_numa_policy;
+
+/* The policy of the calling thread; threads that it starts inherit it. ARGUMENT for nodes that do
+ * not fit or may not be used; UNSUPPORTED where the kernel does not know the policy or has no NUMA,
+ * or a container forbids the call. */
+mmrt_status mmrt_numa_set_policy(const mmrt_numa_policy *policy, mmrt_error *err);
+mmrt_status mmrt_numa_get_policy(mmrt_numa_policy *out, mmrt_error *err);
+
+/* The policy of the whole pages inside a range of memory (mbind), for pages to come; `move`: those
+ * that are there are moved to suit it, but for what other processes map too. It holds for anonymous
+ * memory and tmpfs. Mappings of other files take it too, and the page cache ignores it. */
+mmrt_status mmrt_numa_bind(void *start, uint64_t length, const mmrt_numa_policy *policy, bool move,
+                           mmrt_error *err);
+
+/* The number of pages that `length` bytes from `start` touch, and the node of each: -1 for a page
+ * that this process has not mapped, be it in the page cache or not. UNSUPPORTED where the kernel
+ * has no NUMA or a container forbids the call. */
+uint64_t mmrt_numa_n_pages(const void *start, uint64_t length);
+mmrt_status mmrt_numa_pages(const void *start, uint64_t length, int16_t *nodes, mmrt_error *err);
+
+/* Spreads the threads of a pool over the nodes, in runs and in proportion to the CPUs that this
+ * process may use there, binds each to its node's CPUs, and writes the node of each to `nodes`.
+ * With one node to choose from the threads stay free. */
+mmrt_status mmrt_numa_bind_pool(mmrt_pool *pool, int *nodes, mmrt_error *err);
+
+typedef struct mmrt_numa_range {
+    uint64_t offset, length; /* bytes of the mapping */
+    int node;                /* where they are to lie */
+    uint64_t n_pages;        /* set by mmrt_numa_place: pages that the range touches, ... */
+    uint64_t n_there;        /* ... those that lie there afterwards, ... */
+    uint64_t n_elsewhere;    /* ... and on another node; the rest: the system did not say */
+} mmrt_numa_range;
+
+/* Brings the ranges of a mapped file into the memory of their nodes and maps them, a thread for
+ * each node, for the page cache takes memory where the thread that reads a page in runs and as its
+ * policy says. Pages that lie elsewhere are moved, but for those that other processes map too; a
+ * page that two ranges touch goes to either. On machines of several nodes this turns read-ahead off
+ * for the whole mapping, for good: a fault would read past the ranges' ends. ARGUMENT for ranges
+ * outside the mapping and nodes that are not there, UNSUPPORTED before Linux 5.14, or where a
+ * container forbids memory policies and no CPU of a node may be used. */
+mmrt_status mmrt_numa_place(mmrt_mapping *mapping, mmrt_numa_range *ranges, size_t n,
+                            mmrt_poll_fn *poll, void *poll_context, mmrt_error *err);
 
 /* ---- GGUF directories (gguf/) -------------------------------------------------------------- */
 
@@ -289,6 +415,13 @@ mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_e
 mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err);
 uint64_t mmrt_program_scratch_bytes(const mmrt_program *program);
 
+/* Which rows of a weight each thread multiplies with, of n_threads that run a step: rows
+ * first_rows[t] to first_rows[t + 1] - 1 are thread t's (n_threads + 1 numbers), but for those at
+ * the end of its run that a thread which is done early takes over. False: no operation multiplies
+ * with this weight. */
+bool mmrt_program_shares(const mmrt_program *program, int32_t weight, int n_threads,
+                         uint64_t *first_rows);
+
 /* A note that a step takes: the time, and the process's counters so far. */
 typedef struct mmrt_mark {
     int32_t op;           /* by the caller: taken after this operation; -1: before the first */
@@ -302,10 +435,6 @@ typedef struct mmrt_mark {
  * rises; n = 0: no longer. Not to be called during a step. A mark costs a system call of 1 to 2 us.
  */
 void mmrt_program_set_marks(mmrt_program *program, mmrt_mark *marks, int32_t n);
-
-/* Called now and then by the thread that runs a step; anything but 0 ends the step with
- * INTERRUPTED. */
-typedef int mmrt_poll_fn(void *context);
 
 /* Runs one step on n tokens (1 to max_tokens) at positions kv length to length + n - 1, and appends
  * them to kv. Writes the logits of tokens first_output to n - 1 to logits, float32

@@ -24,7 +24,7 @@ def setting(name: str) -> Any:
 CC = os.environ.get("CC", "cc").split()
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = [*setting("CORE_FLAGS"), "-g1", "-O1", "-Werror", "-Icsrc", "-Itests/c"]
-FOLDERS = ["map", "quant", "gguf"]
+FOLDERS = ["base", "map", "quant", "gguf"]
 CORPUS = sorted((ROOT / "tests/hostile/gguf").glob("*.gguf"))
 
 
@@ -51,7 +51,7 @@ def build(name: str, folder: Path, *parts: object) -> Path:
     core = [path for part in FOLDERS for path in sorted((ROOT / "csrc" / part).glob("*.c"))]
     program = folder / name
     command = [*CC, *FLAGS, *sanitizers(folder), ROOT / "tests/c" / f"{name}.c"]
-    command += [ROOT / "csrc/base/status.c", *core, *parts, "-lm", "-o", program]
+    command += [*core, *parts, "-lm", "-o", program]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return program
@@ -73,7 +73,7 @@ def kernels(scratch: Path) -> list[object]:
     assert not any([compiler.wait() for compiler in compilers])
     folder = ROOT / "csrc/kernels"
     common = [*sorted(folder.glob("*.c")), *sorted(folder.glob("ref/*.c"))]
-    return [*macros, ROOT / "csrc/base/cpu.c", *common, *units]
+    return [*macros, *common, *units]
 
 
 def run(*command: object) -> None:
@@ -87,6 +87,10 @@ def test_the_gguf_parser(scratch: Path) -> None:
 
 def test_the_mapping(scratch: Path) -> None:
     run(build("test_mapping", scratch), scratch / "file")
+
+
+def test_memory_nodes(scratch: Path) -> None:
+    run(build("test_numa", scratch), scratch)
 
 
 @pytest.mark.parametrize("name", ["test_matrix", "test_vector"])

@@ -137,9 +137,18 @@ static int cgroup_quota(void) {
     return found;
 }
 
+mmrt_set mmrt_cpu_affinity(void) {
+    mmrt_set set = {{0}};
+    if (sched_getaffinity(0, sizeof set, (cpu_set_t *)&set) != 0)
+        set = (mmrt_set){{0}};
+    return set;
+}
+
 int mmrt_cpu_count(void) {
-    cpu_set_t set;
-    int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    mmrt_set set = mmrt_cpu_affinity();
+    int cpus = mmrt_set_count(&set);
     int quota = cgroup_quota();
+    if (cpus == 0)
+        cpus = 1;
     return quota > 0 && quota < cpus ? quota : cpus;
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,7 @@ struct mmrt_pool {
     struct event all_arrived;
     _Alignas(64) atomic_int arrived;
     pthread_mutex_t busy; /* held during a job, so that callers queue */
+    mmrt_set *cpus;       /* of each thread, or NULL: any */
     pthread_t threads[MMRT_MAX_THREADS];
 };
 
@@ -163,6 +165,7 @@ void mmrt_pool_free(mmrt_pool *pool) {
     if (pool->owner == getpid()) /* after a fork the threads are the parent's */
         stop_threads(pool, pool->n_threads);
     pthread_mutex_destroy(&pool->busy);
+    free(pool->cpus);
     free(pool);
 }
 
@@ -170,21 +173,73 @@ int mmrt_pool_threads(const mmrt_pool *pool) {
     return pool->n_threads;
 }
 
-mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err) {
-    if (pool->owner != getpid()) {
-        /* A fork copied the pool, perhaps while a job of the parent held it. */
-        pthread_mutex_init(&pool->busy, NULL);
-        mmrt_status status = start_threads(pool, err);
-        if (status)
-            return status;
-    }
+static bool run_on(const mmrt_set *cpus) {
+    return sched_setaffinity(0, sizeof *cpus, (const cpu_set_t *)cpus) == 0;
+}
+
+static void run(mmrt_pool *pool, mmrt_job job, void *context) {
     pthread_mutex_lock(&pool->busy);
+    const mmrt_set callers = pool->cpus ? mmrt_cpu_affinity() : (mmrt_set){{0}};
+    const bool lent = mmrt_set_count(&callers) && run_on(&pool->cpus[0]);
     pool->job = job;
     pool->context = context;
     if (pool->n_threads > 1)
         event_signal(&pool->start);
     job(context, 0, pool->n_threads);
     mmrt_pool_barrier(pool);
+    if (lent)
+        run_on(&callers);
     pthread_mutex_unlock(&pool->busy);
+}
+
+static void bind_job(void *context, int thread, int n_threads) {
+    const mmrt_pool *pool = context;
+    (void)n_threads;
+    run_on(&pool->cpus[thread]);
+}
+
+/* Makes the pool this process' own: a fork copied it without its threads, and perhaps while a job
+ * of the parent held it. */
+static mmrt_status own(mmrt_pool *pool, mmrt_error *err) {
+    if (pool->owner == getpid())
+        return MMRT_OK;
+    pthread_mutex_init(&pool->busy, NULL);
+    mmrt_status status = start_threads(pool, err);
+    if (!status && pool->cpus)
+        run(pool, bind_job, pool);
+    return status;
+}
+
+mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err) {
+    mmrt_status status = own(pool, err);
+    if (!status)
+        run(pool, job, context);
+    return status;
+}
+
+mmrt_status mmrt_pool_bind(mmrt_pool *pool, const mmrt_set *cpus, mmrt_error *err) {
+    const mmrt_set callers = mmrt_cpu_affinity();
+    for (int thread = 0; thread < pool->n_threads; thread++) {
+        const bool possible = run_on(&cpus[thread]); /* only the kernel knows all that forbids it */
+        run_on(&callers);
+        if (!possible)
+            return mmrt_fail(err, MMRT_ARGUMENT, "thread %d: this process may use none of its CPUs",
+                             thread);
+    }
+    const size_t bytes = (size_t)pool->n_threads * sizeof *cpus;
+    mmrt_set *copy = malloc(bytes);
+    mmrt_status status = copy ? own(pool, err)
+                              : mmrt_fail(err, MMRT_NO_MEMORY,
+                                          "no memory for the CPUs of %d threads", pool->n_threads);
+    if (status) {
+        free(copy);
+        return status;
+    }
+    memcpy(copy, cpus, bytes);
+    pthread_mutex_lock(&pool->busy);
+    free(pool->cpus);
+    pool->cpus = copy;
+    pthread_mutex_unlock(&pool->busy);
+    run(pool, bind_job, pool);
     return MMRT_OK;
 }

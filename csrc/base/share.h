@@ -13,11 +13,16 @@ struct mmrt_run {
     _Alignas(64) _Atomic uint64_t end_and_next;
 };
 
+/* The first of a thread's n pieces; its run ends where the next thread's begins. */
+static inline uint64_t mmrt_share_first(uint64_t n, int thread, int n_threads) {
+    return n * (uint64_t)thread / (uint64_t)n_threads;
+}
+
 /* Called by each thread for itself. Two tasks that follow one another need different runs: one that
  * is still looking for the last pieces of a task must not find the first of the next. */
 static inline void mmrt_share_begin(struct mmrt_run *runs, int thread, int n_threads, uint64_t n) {
-    uint64_t first = n * (uint64_t)thread / (uint64_t)n_threads;
-    uint64_t end = n * (uint64_t)(thread + 1) / (uint64_t)n_threads;
+    uint64_t first = mmrt_share_first(n, thread, n_threads);
+    uint64_t end = mmrt_share_first(n, thread + 1, n_threads);
     atomic_store_explicit(&runs[thread].end_and_next, end << 32 | first, memory_order_release);
 }
 

@@ -28,31 +28,77 @@ uint64_t mmrt_piece_rows(const mmrt_weight *w, uint64_t unit) {
     return (PIECE_BYTES / row_bytes(w) + unit) / unit * unit;
 }
 
-/* The concatenated rows of the op's weights are one space of pieces, so that three small matrices
- * are shared out as one. */
+/* Gate and up rows are multiplied side by side into scratch, so that their product is formed while
+ * both are in the cache. A piece is a whole number of quantisation groups. */
+enum { GLU_ROWS = MMRT_GROUP };
+
+/* How the rows of an operation's weights are cut into pieces: one space of pieces for all of them
+ * together, so that three small matrices are shared out as one. */
+struct pieces {
+    int n_weights;
+    uint64_t rows[3], n[3]; /* of each weight: rows of a piece, pieces */
+    uint64_t total;
+};
+
+static struct pieces pieces_of(const mmrt_program *program, const mmrt_op *op) {
+    struct pieces p = {.n_weights = 0};
+    if (op->kind == MMRT_OP_GLU) { /* the same piece of both */
+        const uint64_t rows = program->weights[op->weights[0]].rows;
+        const uint64_t n = (rows + GLU_ROWS - 1) / GLU_ROWS;
+        return (struct pieces){2, {GLU_ROWS, GLU_ROWS}, {n, n}, n};
+    }
+    for (; p.n_weights < 3 && op->weights[p.n_weights] >= 0; p.n_weights++) {
+        const mmrt_weight *weight = &program->weights[op->weights[p.n_weights]];
+        const uint64_t rows = mmrt_piece_rows(weight, PANEL_ROWS);
+        p.rows[p.n_weights] = rows;
+        p.n[p.n_weights] = (weight->rows + rows - 1) / rows;
+        p.total += p.n[p.n_weights];
+    }
+    return p;
+}
+
+bool mmrt_program_shares(const mmrt_program *program, int32_t weight, int n_threads,
+                         uint64_t *first_rows) {
+    for (int32_t i = program->n_ops - 1; i >= 0; i--) {
+        const mmrt_op *op = &program->ops[i];
+        if (op->kind != MMRT_OP_LINEAR && op->kind != MMRT_OP_GLU && op->kind != MMRT_OP_LOGITS)
+            continue;
+        const struct pieces p = pieces_of(program, op);
+        uint64_t before = 0; /* pieces of the weights before this one */
+        int k = 0;
+        for (; k < p.n_weights && op->weights[k] != weight; k++)
+            if (op->kind != MMRT_OP_GLU)
+                before += p.n[k];
+        if (k < p.n_weights) {
+            const uint64_t rows = program->weights[weight].rows;
+            for (int thread = 0; thread <= n_threads; thread++) {
+                const uint64_t piece = mmrt_share_first(p.total, thread, n_threads);
+                const uint64_t row = piece < before ? 0 : (piece - before) * p.rows[k];
+                first_rows[thread] = row < rows ? row : rows;
+            }
+            return true;
+        }
+    }
+    return false;
+}
+
 void mmrt_op_linear(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const size_t token = first_token(w), n = step->n - token;
-    uint64_t pieces[3], piece_rows[3], n_pieces = 0, piece;
-    int n_weights = 0;
-    for (; n_weights < 3 && w->op->weights[n_weights] >= 0; n_weights++) {
-        const mmrt_weight *weight = weight_at(step, w->op->weights[n_weights]);
-        piece_rows[n_weights] = mmrt_piece_rows(weight, PANEL_ROWS);
-        pieces[n_weights] = (weight->rows + piece_rows[n_weights] - 1) / piece_rows[n_weights];
-        n_pieces += pieces[n_weights];
-    }
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, n_pieces);
+    const struct pieces pieces = pieces_of(step->program, w->op);
+    uint64_t piece;
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces.total);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
         uint64_t out_row = 0;
         int i = 0;
-        for (; piece >= pieces[i]; i++) {
-            piece -= pieces[i];
+        for (; piece >= pieces.n[i]; i++) {
+            piece -= pieces.n[i];
             out_row += weight_at(step, w->op->weights[i])->rows;
         }
         const mmrt_weight *weight = weight_at(step, w->op->weights[i]);
-        uint64_t first = piece * piece_rows[i], end = first + piece_rows[i];
+        uint64_t first = piece * pieces.rows[i], end = first + pieces.rows[i];
         if (end > weight->rows)
             end = weight->rows;
         float *y = row_at(out, token) + out_row + first;
@@ -66,10 +112,6 @@ void mmrt_op_linear(struct worker *w) {
     }
 }
 
-/* Gate and up rows are multiplied side by side into scratch, so that their product is formed while
- * both are in the cache. A piece is a whole number of quantisation groups. */
-enum { GLU_ROWS = MMRT_GROUP };
-
 void mmrt_op_glu(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
@@ -81,7 +123,7 @@ void mmrt_op_glu(struct worker *w) {
     float *gates = w->scratch, *ups = gates + n * GLU_ROWS;
     void *scratch = ups + n * GLU_ROWS;
     uint64_t piece;
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, (gate->rows + GLU_ROWS - 1) / GLU_ROWS);
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces_of(step->program, w->op).total);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
         const uint64_t first = piece * GLU_ROWS;
         const uint64_t end = first + GLU_ROWS < gate->rows ? first + GLU_ROWS : gate->rows;
@@ -100,11 +142,12 @@ void mmrt_op_logits(struct worker *w) {
     struct step *step = w->step;
     const mmrt_weight *weight = weight_at(step, w->op->weights[0]);
     const struct mmrt_columns *in = columns_at(step, w->op->in);
-    const uint64_t rows = mmrt_piece_rows(weight, PANEL_ROWS);
+    const struct pieces pieces = pieces_of(step->program, w->op);
+    const uint64_t rows = pieces.rows[0];
     const size_t n = step->n - step->first_output;
     const float cap = w->op->softcap;
     uint64_t piece;
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, (weight->rows + rows - 1) / rows);
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces.total);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
         const uint64_t first = piece * rows;
         const uint64_t end = first + rows < weight->rows ? first + rows : weight->rows;
