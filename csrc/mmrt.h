@@ -88,6 +88,22 @@ mmrt_set mmrt_cpu_affinity(void);
  */
 void mmrt_trim_heap(void);
 
+/* ---- system calls (base/) ------------------------------------------------------------------- */
+
+typedef enum mmrt_call {
+#define MMRT_CALL(name, word, number, since) MMRT_CALL_##name,
+#include "base/calls.def"
+#undef MMRT_CALL
+    MMRT_CALL_COUNT
+} mmrt_call;
+
+const char *mmrt_call_name(mmrt_call call);
+const char *mmrt_call_since(mmrt_call call); /* the Linux that first had it */
+
+/* OK if the kernel offers it to this process, UNSUPPORTED if it has none such, IO if it is
+ * forbidden. */
+mmrt_status mmrt_call_probe(mmrt_call call);
+
 /* ---- threads (base/) ----------------------------------------------------------------------- */
 
 /* Persistent threads that run one job together; the caller is one of them. */
@@ -110,38 +126,91 @@ mmrt_status mmrt_pool_bind(mmrt_pool *pool, const mmrt_set *cpus, mmrt_error *er
 
 typedef struct mmrt_mapping mmrt_mapping;
 
-/* Maps the regular file at `path` read-only and shared, whole, reading none of it. An empty file is
- * refused with FORMAT; a directory, FIFO or device with IO, without waiting for it. A file that
- * shrinks later raises SIGBUS where bytes past its new end are touched. */
+typedef enum mmrt_map_flag {
+#define MMRT_MAP_FLAG(name, word, flag) MMRT_MAP_##name,
+#include "map/flags.def"
+#undef MMRT_MAP_FLAG
+    MMRT_MAP_FLAG_COUNT
+} mmrt_map_flag;
+
+const char *mmrt_map_flag_name(mmrt_map_flag flag);
+
+/* What to map: mmap()'s arguments. */
+typedef struct mmrt_map_request {
+    const char *path; /* opened if fd is -1; with an fd, its name for messages */
+    int fd;           /* copied; -1: none. Without path and fd the memory is its own, all zeros */
+    uint64_t offset;  /* in the file; a multiple of the page size */
+    uint64_t length;  /* 0: to the end of the file */
+    uint64_t address; /* where one would like it, or 0; a multiple of the page size */
+    bool writable;
+    uint32_t flags; /* 1 << MMRT_MAP_...; unless said, files are shared and other memory private */
+} mmrt_map_request;
+
+/* Maps a regular file, or a part of it, reading none of it unless asked to; or memory.
+ *
+ * FORMAT for an empty file; IO for a directory, FIFO or device (without waiting for it) and where
+ * the system refuses; ARGUMENT for a range outside the file, misalignment and flags that exclude
+ * each other; NO_MEMORY without address space, reserved huge pages or, for LOCKED, the right to
+ * lock as much. A file that shrinks later raises SIGBUS where bytes past its new end are touched.
+ */
+mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
+                                mmrt_error *err);
+
+/* The same for a whole file, read-only. */
 mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err);
 void mmrt_mapping_close(mmrt_mapping *mapping);
-int mmrt_mapping_fd(const mmrt_mapping *mapping); /* the mapping's own */
-const void *mmrt_mapping_data(const mmrt_mapping *mapping);
+int mmrt_mapping_fd(const mmrt_mapping *mapping); /* the mapping's own; -1: there is no file */
+void *mmrt_mapping_data(const mmrt_mapping *mapping);
 uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
 uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping);  /* bytes */
 int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping); /* the file's mtime at opening */
 
+/* Returns when what was written to the pages that the range touches is on the disk. */
+mmrt_status mmrt_mapping_flush(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                               mmrt_error *err);
+
 typedef enum mmrt_advice {
-    MMRT_ADVICE_NORMAL,     /* a fault reads around itself, as far as the disk's read-ahead says */
-    MMRT_ADVICE_SEQUENTIAL, /* a fault reads ahead */
-    MMRT_ADVICE_RANDOM,     /* a fault reads its own page: populating such a range is slow */
-    MMRT_ADVICE_WILLNEED,   /* start reading exactly the range; waits only for a full disk queue */
-    MMRT_ADVICE_POPULATE_READ, /* read and map now; UNSUPPORTED before Linux 5.14 */
-    MMRT_ADVICE_EVICT,         /* unmap here and ask the page cache to drop the range */
+#define MMRT_ADVICE(name, word, number, pages, since, needs) MMRT_ADVICE_##name,
+#include "map/advice.def"
+#undef MMRT_ADVICE
+    MMRT_ADVICE_COUNT
 } mmrt_advice;
 
-/* Advises on bytes [offset, offset + length). EVICT works on the whole pages inside the range, so
- * that neighbours keep theirs; the others on every page that the range touches. The page cache
- * keeps what another process maps or has locked, or has not yet written back: EVICT is a request,
- * and residency says what came of it. Locked pages of this mapping: ARGUMENT. */
+const char *mmrt_advice_name(mmrt_advice advice);
+const char *mmrt_advice_since(mmrt_advice advice); /* the first Linux that could know it */
+bool mmrt_advice_known(mmrt_advice advice);        /* by this kernel */
+
+/* Advises on bytes [offset, offset + length): madvise(), with two additions. WILLNEED starts
+ * reading exactly the range, where the kernel would read no more of it than the disk's read-ahead;
+ * it waits only for a full disk queue. EVICT unmaps pages here and asks the page cache to drop
+ * them. The page cache keeps what another process maps or has locked, or has not yet written back:
+ * residency says what came of it. UNSUPPORTED for advice that the kernel does not know, ARGUMENT
+ * for advice that this mapping cannot take. */
 mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                 mmrt_advice advice, mmrt_error *err);
 
-/* mlock and munlock on every page that the range touches. Locking reads the range in. NO_MEMORY
+typedef enum mmrt_file_advice {
+#define MMRT_FILE_ADVICE(name, word, number, pages) MMRT_FILE_ADVICE_##name,
+#include "map/file_advice.def"
+#undef MMRT_FILE_ADVICE
+    MMRT_FILE_ADVICE_COUNT
+} mmrt_file_advice;
+
+const char *mmrt_file_advice_name(mmrt_file_advice advice);
+
+/* Advises on the same bytes of the file: posix_fadvise() and readahead(). READAHEAD and WILLNEED
+ * are asked for in pieces, as above. NORMAL, SEQUENTIAL, RANDOM and NOREUSE hold for the descriptor
+ * whatever the range, and so for faults of this mapping; one that was given as a descriptor shares
+ * that with its giver. ARGUMENT for memory without a file. */
+mmrt_status mmrt_mapping_advise_file(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                     mmrt_file_advice advice, mmrt_error *err);
+
+/* mlock(), mlock2() and munlock() on every page that the range touches. Locking reads the range in;
+ * on_fault: its pages are locked as they come instead (UNSUPPORTED before Linux 4.4). NO_MEMORY
  * where RLIMIT_MEMLOCK (often 8 MiB) does not allow it. Locks do not count: one unlock undoes all,
  * neighbours' on shared edge pages too. */
 mmrt_status mmrt_mapping_lock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                              mmrt_error *err);
+                              bool on_fault, mmrt_error *err);
 mmrt_status mmrt_mapping_unlock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                 mmrt_error *err);
 

@@ -37,6 +37,7 @@ __all__ = [
     "kernels",
     "models",
     "open",
+    "os_info",
     "pagetables",
     "policies",
     "quant",
@@ -54,6 +55,7 @@ _HOMES = {
     "Sampler": "mmrt.sampler",
     "Tokenizer": "mmrt.tokenizer",
     "cpu_info": "mmrt.kernels",
+    "os_info": "mmrt.system",
     "MmrtError": "mmrt.errors",
     "FileError": "mmrt.errors",
     "FormatError": "mmrt.errors",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from mmrt.residency import Residency
     from mmrt.sampler import Sampler
     from mmrt.sequence import Sequence
+    from mmrt.system import os_info
     from mmrt.tensor import Tensor
     from mmrt.tokenizer import Tokenizer
 

@@ -23,29 +23,58 @@ cdef extern from "mmrt.h" nogil:
 
     ctypedef unsigned char bool_t "bool"
 
+    # ---- system calls ----
+    ctypedef enum mmrt_call:
+        MMRT_CALL_COUNT
+
+    const char *mmrt_call_name(mmrt_call call)
+    const char *mmrt_call_since(mmrt_call call)
+    mmrt_status mmrt_call_probe(mmrt_call call)
+
     # ---- mapped files ----
     ctypedef struct mmrt_mapping:
         pass
 
-    ctypedef enum mmrt_advice:
-        MMRT_ADVICE_NORMAL
-        MMRT_ADVICE_SEQUENTIAL
-        MMRT_ADVICE_RANDOM
-        MMRT_ADVICE_WILLNEED
-        MMRT_ADVICE_POPULATE_READ
-        MMRT_ADVICE_EVICT
+    ctypedef enum mmrt_map_flag:
+        MMRT_MAP_FLAG_COUNT
 
-    mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err)
+    ctypedef struct mmrt_map_request:
+        const char *path
+        int fd
+        uint64_t offset
+        uint64_t length
+        uint64_t address
+        bool_t writable
+        uint32_t flags
+
+    ctypedef enum mmrt_advice:
+        MMRT_ADVICE_WILLNEED
+        MMRT_ADVICE_COUNT
+
+    ctypedef enum mmrt_file_advice:
+        MMRT_FILE_ADVICE_COUNT
+
+    const char *mmrt_map_flag_name(mmrt_map_flag flag)
+    mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
+                                    mmrt_error *err)
     void mmrt_mapping_close(mmrt_mapping *mapping)
     int mmrt_mapping_fd(const mmrt_mapping *mapping)
-    const void *mmrt_mapping_data(const mmrt_mapping *mapping)
+    void *mmrt_mapping_data(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_size(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping)
     int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping)
+    mmrt_status mmrt_mapping_flush(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                   mmrt_error *err)
+    const char *mmrt_advice_name(mmrt_advice advice)
+    const char *mmrt_advice_since(mmrt_advice advice)
+    bool_t mmrt_advice_known(mmrt_advice advice)
     mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                     mmrt_advice advice, mmrt_error *err)
+    const char *mmrt_file_advice_name(mmrt_file_advice advice)
+    mmrt_status mmrt_mapping_advise_file(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                         mmrt_file_advice advice, mmrt_error *err)
     mmrt_status mmrt_mapping_lock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                                  mmrt_error *err)
+                                  bool_t on_fault, mmrt_error *err)
     mmrt_status mmrt_mapping_unlock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                     mmrt_error *err)
     uint64_t mmrt_mapping_pages(const mmrt_mapping *mapping, uint64_t offset, uint64_t length)

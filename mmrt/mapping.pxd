@@ -1,3 +1,5 @@
+from libc.stdint cimport uint64_t
+
 from mmrt._c cimport mmrt_mapping
 
 
@@ -6,9 +8,12 @@ cdef class Mapping:
     cdef mmrt_mapping *handle  # NULL once closed
     cdef readonly str path
     cdef readonly Py_ssize_t views
-    cdef Py_ssize_t shape[1]  # what buffers of the whole file point to
+    cdef readonly bint writable
+    cdef readonly tuple flags
+    cdef readonly uint64_t offset  # in the file
+    cdef Py_ssize_t shape[1]  # what buffers of all bytes point to
     cdef Py_ssize_t strides[1]
 
-    # Between pin and unpin the file stays mapped. Both need the GIL. pin raises once closed.
+    # Between pin and unpin the bytes stay mapped. Both need the GIL. pin raises once closed.
     cdef int pin(self) except -1
     cdef void unpin(self) noexcept

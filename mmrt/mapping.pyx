@@ -1,4 +1,4 @@
-"""Files mapped into memory, read-only: the bytes that every tensor lies in."""
+"""Byte ranges mapped into memory, mostly files': what every tensor lies in."""
 
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE,
@@ -6,53 +6,94 @@ from cpython.buffer cimport (
 from libc.stdint cimport uint64_t
 
 from mmrt._c cimport (
-    MMRT_ADVICE_EVICT, MMRT_ADVICE_NORMAL, MMRT_ADVICE_POPULATE_READ, MMRT_ADVICE_RANDOM,
-    MMRT_ADVICE_SEQUENTIAL, MMRT_ADVICE_WILLNEED, bool_t, mmrt_advice, mmrt_error, mmrt_mapping_advise,
-    mmrt_mapping_close, mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_lock, mmrt_mapping_mapped,
-    mmrt_mapping_modified_ns,
-    mmrt_mapping_open, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
+    MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, bool_t,
+    mmrt_advice, mmrt_advice_name, mmrt_error, mmrt_file_advice, mmrt_file_advice_name, mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request,
+    mmrt_mapping_advise, mmrt_mapping_advise_file, mmrt_mapping_close, mmrt_mapping_create,
+    mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_flush, mmrt_mapping_lock, mmrt_mapping_mapped,
+    mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
     mmrt_mapping_size, mmrt_mapping_unlock, mmrt_status,
 )
 from mmrt._status cimport check
 
+import operator
 import os
 
-from mmrt.errors import ArgumentError, FileError
+from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
 from mmrt.residency import Residency
 
-_ADVICE = {
-    "normal": MMRT_ADVICE_NORMAL,
-    "sequential": MMRT_ADVICE_SEQUENTIAL,
-    "random": MMRT_ADVICE_RANDOM,
-    "willneed": MMRT_ADVICE_WILLNEED,
-    "populate_read": MMRT_ADVICE_POPULATE_READ,
-    "evict": MMRT_ADVICE_EVICT,
-}
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
 
+
+# Word -> number in the core, whose lists (csrc/map/*.def) these are.
+_FLAGS = {mmrt_map_flag_name(<mmrt_map_flag> i).decode(): i for i in range(MMRT_MAP_FLAG_COUNT)}
+_ADVICE = {mmrt_advice_name(<mmrt_advice> i).decode(): i for i in range(MMRT_ADVICE_COUNT)}
+_FILE_ADVICE = {
+    mmrt_file_advice_name(<mmrt_file_advice> i).decode(): i for i in range(MMRT_FILE_ADVICE_COUNT)
+}
 
 cdef char *_BYTES = b"B"  # the buffer format of raw bytes
 
+# Between two looks at signals, so that Ctrl-C ends what reads for long.
+cdef uint64_t _PIECE = 64 << 20
+
 
 cdef class Mapping:
-    """The regular file at `path`, mapped whole and read-only. Opening reads none of it.
+    """A regular file, or a part of it, mapped into memory; or memory of its own.
 
-    A buffer of bytes (`memoryview(mapping)`) and a context manager. `path` is as given; `views`
-    counts the buffers and calls that need the file mapped just now.
+    The arguments are those of mmap():
 
-    Raises FileError where the file cannot be opened or is not a regular file, FormatError where it
-    is empty. A file must not be cut short while it is mapped.
+    - file: a path, a descriptor, an object with fileno(), or None for memory of its own, all zeros.
+      The mapping keeps a descriptor of its own.
+    - length: in bytes; None for up to the file's end.
+    - protection: "r" or "rw"; None stands for "r" with a file and "rw" without.
+    - flags: words, in any collection or joined by "|". Of "shared" (what is written reaches the
+      file; the default with a file) and "private" (it stays here; the default without) one at most.
+      "anonymous": no file. "populate": everything is read and mapped before the call returns.
+      "locked": and kept in memory. "noreserve": no memory is promised for what will be written.
+      "hugepages": from the huge pages that root has reserved.
+    - offset: where in the file to begin; a multiple of the page size.
+    - address: where in memory one would like it; a hint, and a multiple of the page size.
+
+    Nothing is read until it is touched, unless asked for. A buffer of bytes (`memoryview(mapping)`)
+    and a context manager. `path` is the file's as given, as the system calls it where a descriptor
+    was given, or "[anonymous]"; `views` counts the buffers and calls that need it mapped just now.
+
+    Raises FileError where the file cannot be opened or mapped or is not a regular file; FormatError
+    where it is empty; ArgumentError for a range outside the file, a misaligned offset or address,
+    and words that are unknown or exclude each other; OutOfMemoryError where address space, reserved
+    huge pages or the limit on locked memory do not suffice.
     """
 
-    def __cinit__(self, path):
+    def __cinit__(self, file=None, length=None, protection=None, flags=(), offset=0, address=0):
+        cdef mmrt_map_request request
         cdef mmrt_error error
         cdef mmrt_status status
-        self.path = os.fsdecode(path)
-        cdef bytes name = os.fsencode(path)
-        if b"\0" in name:
-            raise ArgumentError(f"a path cannot hold NUL: {self.path!r}")
-        cdef const char *c_path = name
+        cdef bytes name
+        descriptor = _descriptor(file)
+        self.path = _path(file, descriptor)
+        if file is not None:
+            name = os.fsencode(self.path)
+            if b"\0" in name:
+                raise ArgumentError(f"a path cannot hold NUL: {self.path!r}")
+            request.path = name
+        else:
+            request.path = NULL
+        if protection not in (None, "r", "rw"):
+            raise ArgumentError(f"protection is 'r' or 'rw'; not {protection!r:.60}")
+        self.writable = protection == "rw" or (protection is None and file is None)
+        self.flags = _words(flags)
+        self.offset = _number("offset", offset)
+        if length is not None and _number("length", length) == 0:
+            raise ArgumentError("length: a mapping has at least one byte")
+        request.fd = descriptor
+        request.offset = self.offset
+        request.length = 0 if length is None else length
+        request.address = _number("address", address)
+        request.writable = self.writable
+        request.flags = sum([1 << _FLAGS[word] for word in self.flags])
         with nogil:
-            status = mmrt_mapping_open(c_path, &self.handle, &error)
+            status = mmrt_mapping_create(&request, &self.handle, &error)
         check(status, &error)
         self.shape[0] = <Py_ssize_t> mmrt_mapping_size(self.handle)
         self.strides[0] = 1
@@ -70,7 +111,7 @@ cdef class Mapping:
         self.views -= 1
 
     def close(self):
-        """Unmaps the file; closing twice is allowed.
+        """Unmaps the bytes; closing twice is allowed.
 
         Raises BufferError while `views` is not 0: while arrays, memoryviews or DLPack tensors of
         the file are alive, or another thread is inside a call on it. It can be closed again later.
@@ -94,7 +135,7 @@ cdef class Mapping:
 
     @property
     def size(self):
-        """Bytes in the file when it was opened."""
+        """Bytes mapped: of the whole file, those that it had when it was opened."""
         return self.shape[0]
 
     def __len__(self):
@@ -102,7 +143,7 @@ cdef class Mapping:
 
     @property
     def address(self):
-        """Where in this process's address space the file begins."""
+        """Where in this process's address space the bytes begin."""
         self.pin()
         address = <size_t> mmrt_mapping_data(self.handle)
         self.unpin()
@@ -118,14 +159,15 @@ cdef class Mapping:
 
     @property
     def modified_ns(self):
-        """When the file was last changed before it was opened, in nanoseconds since 1970."""
+        """When the file was last changed before it was opened, in nanoseconds since 1970; 0 if
+        there is no file."""
         self.pin()
         modified = mmrt_mapping_modified_ns(self.handle)
         self.unpin()
         return modified
 
     def fileno(self):
-        """The descriptor of the mapping's own, read-only, open until close()."""
+        """The descriptor of the mapping's own, open until close(); -1 if there is no file."""
         self.pin()
         fd = mmrt_mapping_fd(self.handle)
         self.unpin()
@@ -136,18 +178,24 @@ cdef class Mapping:
         return f"<Mapping of {self.path!r}, {state}>"
 
     def __reduce__(self):
-        """Pickles as path, size and time of change: the other side maps the same file."""
-        return _reopen, (os.path.abspath(self.path), self.size, self.modified_ns)
+        """Pickles as path, place and time of change: the other side maps the same bytes.
+
+        Raises UnsupportedError for bytes that are in this process alone.
+        """
+        if self.fileno() < 0 or (self.writable and "private" in self.flags):
+            raise UnsupportedError(f"{self.path}: what is in this process alone cannot be pickled")
+        place = (self.size, "rw" if self.writable else "r", self.flags, self.offset)
+        return _reopen, (os.path.abspath(self.path), self.modified_ns, *place)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        if flags & PyBUF_WRITABLE:
-            raise BufferError("a mapped file is read-only")
+        if flags & PyBUF_WRITABLE and not self.writable:
+            raise BufferError(f"{self.path} is mapped read-only")
         self.pin()
         buffer.buf = <void *> mmrt_mapping_data(self.handle)
         buffer.obj = self
         buffer.len = self.shape[0]
         buffer.itemsize = 1
-        buffer.readonly = 1
+        buffer.readonly = not self.writable
         buffer.ndim = 1
         buffer.format = _BYTES if flags & PyBUF_FORMAT else NULL
         buffer.shape = self.shape if flags & PyBUF_ND else NULL
@@ -159,43 +207,76 @@ cdef class Mapping:
         self.unpin()
 
     def advise(self, advice, offset=0, length=None):
-        """Advises the kernel on `length` bytes from `offset` (None: to the end).
+        """Advises the kernel on the pages of `length` bytes from `offset` (None: to the end).
 
-        "normal", "sequential" and "random" say how later faults read ahead. "willneed" starts
-        reading exactly this range and returns; "populate_read" reads and maps it before it returns.
-        "evict" drops the whole pages inside the range from memory, as far as nothing else uses
-        them.
+        - How faults read: "normal" around what was touched, as far as the disk's read-ahead says;
+          "sequential" far ahead; "random" the page alone.
+        - Bringing in: "willneed" starts reading exactly this range and returns; "populate_read"
+          reads and maps it before it returns; "populate_write" readies it for writing.
+        - Letting go: "dontneed" unmaps the pages here, where they stay in the page cache (memory
+          without a file is all zeros afterwards); "evict" asks the page cache to drop them too;
+          "cold" has them dropped before others when memory is short, "pageout" now; "free" drops
+          what was written to private memory when memory is short.
+        - How they are held: "hugepage", "nohugepage", "collapse" (into huge pages, now);
+          "mergeable", "unmergeable" (equal pages of private memory kept once).
 
-        Raises ArgumentError for other words, a range outside the file, or "evict" on locked
-        pages; UnsupportedError for "populate_read" before Linux 5.14.
+        What lets go works on the pages that lie in the range whole, so that neighbours keep theirs;
+        the rest on all that it touches. The kernel may leave undone what it is advised: see
+        residency().
+
+        Raises ArgumentError for other words, a range outside the mapping, and advice that it cannot
+        take, such as to let go of locked pages; UnsupportedError where the kernel does not know it.
         """
         if advice not in _ADVICE:
-            raise ArgumentError(f"advice is one of {', '.join(_ADVICE)}; not {advice!r}")
+            raise ArgumentError(f"advice is one of {', '.join(_ADVICE)}; not {advice!r:.60}")
         cdef mmrt_advice kind = _ADVICE[advice]
         cdef uint64_t start, size
         cdef mmrt_error error
         cdef mmrt_status status
-        start, size = _checked(self, offset, length)
-        self.pin()
-        with nogil:
-            status = mmrt_mapping_advise(self.handle, start, size, kind, &error)
-        self.unpin()
-        check(status, &error)
+        for start, size in _pieces(self, offset, length):
+            with nogil:
+                status = mmrt_mapping_advise(self.handle, start, size, kind, &error)
+            check(status, &error)
 
-    def lock(self, offset=0, length=None):
-        """Reads the pages that the range touches and keeps them in memory.
+    def advise_file(self, advice, offset=0, length=None):
+        """Advises the kernel on the same bytes of the file, mapped or not.
 
-        Raises OutOfMemoryError where RLIMIT_MEMLOCK (often 8 MiB) does not allow it.
+        "willneed" and "readahead" (the same by another call) start reading exactly the range;
+        "dontneed" drops the whole pages in it from the page cache, but for those that are mapped
+        anywhere. "normal", "sequential", "random" and "noreuse" say how reads by descriptor will
+        go; Linux takes them for the whole file, whatever the range, and the giver of a descriptor
+        shares them.
+
+        Raises ArgumentError for other words, a range outside the mapping, or memory without a file.
         """
+        if advice not in _FILE_ADVICE:
+            raise ArgumentError(
+                f"advice on files is one of {', '.join(_FILE_ADVICE)}; not {advice!r:.60}"
+            )
+        cdef mmrt_file_advice kind = _FILE_ADVICE[advice]
         cdef uint64_t start, size
         cdef mmrt_error error
         cdef mmrt_status status
-        start, size = _checked(self, offset, length)
-        self.pin()
-        with nogil:
-            status = mmrt_mapping_lock(self.handle, start, size, &error)
-        self.unpin()
-        check(status, &error)
+        for start, size in _pieces(self, offset, length):
+            with nogil:
+                status = mmrt_mapping_advise_file(self.handle, start, size, kind, &error)
+            check(status, &error)
+
+    def lock(self, offset=0, length=None, *, on_fault=False):
+        """Reads the pages that the range touches and keeps them in memory; on_fault: keeps each
+        from when it is touched, and reads none now.
+
+        Raises OutOfMemoryError where RLIMIT_MEMLOCK (often 8 MiB) does not allow it, and then holds
+        what it could lock before; UnsupportedError for on_fault before Linux 4.4.
+        """
+        cdef uint64_t start, size
+        cdef bool_t lazily = on_fault
+        cdef mmrt_error error
+        cdef mmrt_status status
+        for start, size in _pieces(self, offset, length):
+            with nogil:
+                status = mmrt_mapping_lock(self.handle, start, size, lazily, &error)
+            check(status, &error)
 
     def unlock(self, offset=0, length=None):
         """Lets the pages that the range touches go again. Locks do not count."""
@@ -206,6 +287,18 @@ cdef class Mapping:
         self.pin()
         with nogil:
             status = mmrt_mapping_unlock(self.handle, start, size, &error)
+        self.unpin()
+        check(status, &error)
+
+    def flush(self, offset=0, length=None):
+        """Returns when what was written to the pages that the range touches is on the disk."""
+        cdef uint64_t start, size
+        cdef mmrt_error error
+        cdef mmrt_status status
+        start, size = _checked(self, offset, length)
+        self.pin()
+        with nogil:
+            status = mmrt_mapping_flush(self.handle, start, size, &error)
         self.unpin()
         check(status, &error)
 
@@ -249,8 +342,47 @@ cdef class Mapping:
         return Residency.of(bytes(pages), "pagemap")
 
 
+cdef int _descriptor(file) except -2:
+    """The descriptor that `file` is or has, else -1."""
+    if hasattr(file, "fileno"):
+        file = file.fileno()
+    if isinstance(file, int) and not isinstance(file, bool):
+        if not 0 <= file < 1 << 31:
+            raise ArgumentError(f"{file} is no descriptor")
+        return file
+    return -1
+
+
+cdef str _path(file, int descriptor):
+    if file is None:
+        return "[anonymous]"
+    if descriptor < 0:
+        return os.fsdecode(file)
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return f"descriptor {descriptor}"
+
+
+cdef tuple _words(flags):
+    """The flags as words, each once, sorted."""
+    given = flags.split("|") if isinstance(flags, str) else flags
+    words = sorted({word.strip() for word in given} - {""})
+    for word in words:
+        if word not in _FLAGS:
+            raise ArgumentError(f"flags are {', '.join(_FLAGS)}; not {word!r:.60}")
+    return tuple(words)
+
+
+cdef uint64_t _number(str name, value) except? 0:
+    number = operator.index(value)
+    if not 0 <= number < 1 << 63:
+        raise ArgumentError(f"{name}: {number} is not from 0 to 2^63 - 1")
+    return number
+
+
 cdef tuple _checked(Mapping mapping, offset, length):
-    """The range as two numbers that fit the core's uint64; a length of None ends with the file."""
+    """The range as two numbers that fit the core's uint64; a length of None ends with the mapping."""
     if length is None:
         length = mapping.size - offset
     if offset < 0 or length < 0 or offset + length > mapping.size:
@@ -260,9 +392,29 @@ cdef tuple _checked(Mapping mapping, offset, length):
     return offset, length
 
 
-def _reopen(path, size, modified_ns):
+def _pieces(Mapping mapping, offset, length):
+    """The range in pieces that begin and end with whole pages but for its own ends. The mapping is
+    pinned; signals are seen to after each."""
+    cdef uint64_t start, size, end, cut
+    start, size = _checked(mapping, offset, length)
+    end = start + size
+    mapping.pin()
+    try:
+        while start < end:
+            cut = min(end, (start // _PIECE + 1) * _PIECE)
+            yield start, cut - start
+            PyErr_CheckSignals()
+            start = cut
+    finally:
+        mapping.unpin()
+
+
+def _reopen(path, modified_ns, size, protection, flags, offset):
     """The Mapping that was pickled. Raises FileError if the file has changed since."""
-    mapping = Mapping(path)
-    if (mapping.size, mapping.modified_ns) != (size, modified_ns):
+    try:
+        mapping = Mapping(path, size, protection, flags, offset)
+    except (ArgumentError, FormatError):  # shorter than it was, or empty
+        mapping = None
+    if mapping is None or mapping.modified_ns != modified_ns:
         raise FileError(f"{path} has changed since it was pickled")
     return mapping

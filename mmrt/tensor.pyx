@@ -197,6 +197,10 @@ cdef class Tensor:
         """Advises the kernel on the tensor's bytes: see Mapping.advise()."""
         self.mapping.advise(advice, self.offset, self.nbytes)
 
+    def advise_file(self, advice):
+        """Advises the kernel on the tensor's bytes in the file: see Mapping.advise_file()."""
+        self.mapping.advise_file(advice, self.offset, self.nbytes)
+
     def prefetch(self):
         """Starts reading the tensor into memory, and returns."""
         self.advise("willneed")
@@ -208,9 +212,9 @@ cdef class Tensor:
         """
         self.advise("evict")
 
-    def lock(self):
+    def lock(self, *, on_fault=False):
         """Reads the tensor and keeps its pages in memory: see Mapping.lock()."""
-        self.mapping.lock(self.offset, self.nbytes)
+        self.mapping.lock(self.offset, self.nbytes, on_fault=on_fault)
 
     def unlock(self):
         """Lets the tensor's pages, and edge pages shared with neighbours, go again."""

@@ -1,9 +1,13 @@
 """Files and pages for the tests of paging: what is in memory, and what the kernel was told."""
 
 import ctypes
+import errno
 import mmap
 import os
+import platform
 import resource
+import struct
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -30,24 +34,41 @@ def write_file(path: Path, data: bytes) -> Path:
 def evict(path: Path) -> None:
     """Drops the file from memory, or skips the test where files live in memory alone (tmpfs)."""
     with Mapping(path) as mapping:
-        mapping.advise("evict")
-        if mapping.residency().resident:
-            pytest.skip("this file system does not let pages go")
+        for _ in range(200):
+            mapping.advise("evict")
+            if not mapping.residency().resident:
+                return
+            time.sleep(0.005)  # pages that are just being read stay
+    pytest.skip("this file system does not let pages go")
+
+
+def _smaps(address: int) -> dict[str, str]:
+    """What the kernel says of the mapping at `address`."""
+    found, inside = {}, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            start, end = (int(number, 16) for number in first.split("-"))
+            inside = start <= address < end
+        elif inside:
+            found[first[:-1]] = " ".join(rest)
+    if not found:
+        pytest.skip("this kernel has no smaps")
+    return found
 
 
 def told(address: int) -> set[str]:
     """What the kernel was told of the mapping at `address`: the two-letter flags of smaps, among
     them rr (random), sr (sequential), lo (locked), hg and nh (huge pages or not)."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, *rest = line.split()
-        if first.endswith(":"):
-            if inside and first == "VmFlags:":
-                return set(rest)
-        else:
-            start, end = (int(number, 16) for number in first.split("-"))
-            inside = start <= address < end
-    pytest.skip("this kernel does not tell the flags of a mapping")
+    return set(_smaps(address)["VmFlags"].split())
+
+
+def smaps(address: int, field: str) -> int:
+    """A figure of smaps for the mapping at `address`, in bytes."""
+    said = _smaps(address)
+    if field not in said:
+        pytest.skip(f"this kernel does not tell {field}")
+    return int(said[field].split()[0]) * 1024
 
 
 def without_privilege(work: Callable[[], object], memlock: int | None = None) -> None:
@@ -72,3 +93,28 @@ def without_privilege(work: Callable[[], object], memlock: int | None = None) ->
             os._exit(status)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def without_advice(*refused: int) -> None:
+    """Makes the kernel forget these numbers of madvise(), for this process and for good."""
+    calls = {"x86_64": 28, "aarch64": 233}
+    if platform.machine() not in calls:
+        pytest.skip("the number of madvise() is not known for this machine")
+
+    def step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
+        return struct.pack("=HBBI", code, if_so, if_not, value)
+
+    load, compare, leave = 0x20, 0x15, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EINVAL
+    program = step(load, 0) + step(compare, calls[platform.machine()], 0, len(refused) + 1)
+    program += step(load, 16 + 2 * 8)
+    for i, number in enumerate(refused):
+        program += step(compare, number, len(refused) - i)
+    program += step(leave, allow) + step(leave, refuse)
+    code = ctypes.create_string_buffer(program, len(program))
+    filter = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, seccomp, by_filter = 38, 22, 2
+    libc.prctl(no_new_privileges, 1, 0, 0, 0)
+    if libc.prctl(seccomp, by_filter, filter, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "no seccomp")

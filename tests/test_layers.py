@@ -15,7 +15,7 @@ CORE = ROOT / "csrc"
 C_LAYERS = ["base", "map", "quant", "gguf", "kernels", "kv", "exec"]
 
 # What mmrt.h itself includes, by pattern: lists of names that callers share.
-SHARED_LISTS = ["base/*.def", "exec/ops.def"]
+SHARED_LISTS = ["base/*.def", "map/*.def", "exec/ops.def"]
 
 # Compiled once for each instruction set: they may know the arithmetic alone.
 ARITHMETIC = ["kernels/isa", "kernels/body"]
@@ -23,7 +23,8 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 # Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields", "pagetables", "counters"],  # plain Python
-    *["_c", "_dlpack", "_status", "mapping", "gguf", "quant", "kernels", "tensor"],  # bindings
+    *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
+    *["mapping", "gguf", "quant", "kernels", "tensor"],
     *["system", "policies"],
     *["formats", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],

@@ -1,37 +1,32 @@
 """Mappings: what can be mapped, how long it stays, and what is said of its pages."""
 
-import mmap
 import os
 import pickle
-import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pages import PAGE, evict, smaps, told, without_privilege, write_file
 
-from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError, OutOfMemoryError
+from mmrt import counters
+from mmrt.errors import (
+    ArgumentError,
+    FileError,
+    FormatError,
+    MmrtError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
 from mmrt.mapping import Mapping
-
-PAGE = mmap.PAGESIZE
+from mmrt.system import os_info, read_ahead
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of eight pages and a bit, written back to disk so that it can be evicted."""
-    path = tmp_path / "weights.bin"
-    with path.open("wb") as out:
-        for i in range(8):
-            out.write(bytes([i]) * PAGE)
-        out.write(b"tail")
-        out.flush()
-        os.fsync(out.fileno())
-    return path
-
-
-def evicted(mapping: Mapping) -> None:
-    """Evicts all of `mapping`, or skips the test where files live in memory alone (tmpfs)."""
-    mapping.advise("evict")
-    if mapping.residency().resident:
-        pytest.skip("this file system does not let pages go")
+    """A file of eight pages and a bit."""
+    pages = b"".join(bytes([i]) * PAGE for i in range(8))
+    return write_file(tmp_path / "weights.bin", pages + b"tail")
 
 
 def test_a_mapping_is_the_bytes_of_its_file(file: Path) -> None:
@@ -51,13 +46,6 @@ def test_paths_of_every_kind_are_taken(file: Path) -> None:
     for path in (str(file), os.fsencode(file), file):
         with Mapping(path) as mapping:
             assert mapping.path == str(file)
-
-
-def test_opening_reads_nothing(file: Path) -> None:
-    with Mapping(file) as mapping:
-        evicted(mapping)
-    with Mapping(file) as mapping:
-        assert mapping.residency().resident == 0
 
 
 def test_what_cannot_be_mapped_is_named(tmp_path: Path) -> None:
@@ -82,11 +70,15 @@ def test_an_empty_file_breaks_every_format(tmp_path: Path) -> None:
         Mapping(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_named(file: Path) -> None:
-    file.chmod(0)
-    with pytest.raises(FileError, match="Permission denied"):
-        Mapping(file)
+    with file.open("rb") as opened:
+        file.chmod(0)
+
+        def work() -> None:
+            with pytest.raises(FileError, match="Permission denied"):
+                Mapping(f"/proc/self/fd/{opened.fileno()}")
+
+        without_privilege(work)
 
 
 def test_a_path_with_nul_is_refused() -> None:
@@ -137,53 +129,12 @@ def test_buffers_are_read_only(file: Path) -> None:
             file.open("rb").readinto(mapping)
 
 
-def test_residency_follows_eviction_and_population(file: Path) -> None:
-    with Mapping(file) as mapping:
-        evicted(mapping)
-        residency = mapping.residency()
-        assert (residency.resident, residency.total) == (0, 9)
-        assert residency.source == "mincore" and residency.fraction == 0
-
-        mapping.advise("populate_read", 2 * PAGE, 3 * PAGE)
-        assert mapping.residency(2 * PAGE, 3 * PAGE).fraction == 1
-
-        mapping.advise("populate_read")
-        mapping.advise("evict", 2 * PAGE + 1, 3 * PAGE)  # two whole pages, two edges
-        assert mapping.residency().pages == bytes([1, 1, 1, 0, 0, 1, 1, 1, 1])
-        assert mapping.residency(3 * PAGE, PAGE) == (0, 1, b"\0", "mincore")
-
-
-def test_willneed_reads_exactly_the_range(file: Path) -> None:
-    with Mapping(file) as mapping:
-        evicted(mapping)
-        mapping.advise("willneed", 3 * PAGE, 2 * PAGE)
-        for _ in range(1000):
-            if mapping.residency(3 * PAGE, 2 * PAGE).fraction == 1:
-                break
-            threading.Event().wait(0.001)
-        assert mapping.residency().pages == bytes([0, 0, 0, 1, 1, 0, 0, 0, 0])
-
-
 def test_an_empty_range_is_no_pages(file: Path) -> None:
     with Mapping(file) as mapping:
         assert mapping.residency(5, 0).total == 0
         assert mapping.residency(5, 0).fraction == 1
         assert mapping.residency(PAGE - 1, 2).total == 2
         mapping.advise("evict", mapping.size, 0)
-
-
-def test_locked_pages_stay(file: Path) -> None:
-    with Mapping(file) as mapping:
-        try:
-            mapping.lock(PAGE, 2 * PAGE)
-        except OutOfMemoryError as refused:
-            assert "RLIMIT_MEMLOCK" in str(refused)
-            pytest.skip("locking is not allowed here")
-        with pytest.raises(ArgumentError, match="locked pages cannot be evicted"):
-            mapping.advise("evict")
-        assert mapping.residency(PAGE, 2 * PAGE).fraction == 1
-        mapping.unlock()
-        mapping.advise("evict")
 
 
 def test_ranges_and_words_are_checked(file: Path) -> None:
@@ -194,6 +145,8 @@ def test_ranges_and_words_are_checked(file: Path) -> None:
                 mapping.advise("normal", offset, length)
             with pytest.raises(ArgumentError, match="outside"):
                 mapping.residency(offset, length)
+            with pytest.raises(ArgumentError, match="outside"):
+                mapping.flush(offset, length)
         with pytest.raises(ArgumentError, match="willneed"):
             mapping.advise("soon")  # type: ignore[arg-type]
 
@@ -206,5 +159,297 @@ def test_it_pickles_as_its_path(file: Path) -> None:
         pickled = pickle.dumps(mapping)
     with file.open("ab") as out:
         out.write(b"more")
+    with pytest.raises(FileError, match="has changed since it was pickled"):
+        pickle.loads(pickled)
+
+
+# ---- laziness ----
+
+
+def test_mapping_a_large_file_reads_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as out:
+        out.truncate(64 << 30)
+    before = counters.reads()
+    with Mapping(path) as mapping:
+        spent = counters.reads() - before
+        assert mapping.size == 64 << 30
+        assert spent.read_bytes in (0, None)
+        assert spent.major_faults == 0 and spent.minor_faults < 200
+        for offset in range(0, mapping.size, 8 << 30):
+            assert mapping.residency(offset, 64 << 20).resident == 0
+        with memoryview(mapping) as view:
+            assert view[40 << 30] == 0
+        assert mapping.residency(40 << 30, PAGE).resident == 1
+
+
+@pytest.fixture(scope="module")
+def many_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(tmp_path_factory.mktemp("mapping") / "pages", bytes(range(256)) * (8 * PAGE))
+
+
+TOUCHED = [3, 500, 501, 700, 1023, 2000, 2047]
+
+
+def touch(mapping: Mapping, pages: list[int]) -> None:
+    with memoryview(mapping) as view:
+        assert all(view[page * PAGE] == 0 for page in pages)
+
+
+def test_touching_pages_reads_these_pages(many_pages: Path) -> None:
+    evict(many_pages)
+    with Mapping(many_pages) as mapping:
+        mapping.advise("random")
+        touch(mapping, TOUCHED)
+        pages = mapping.residency().pages
+        assert [i for i, there in enumerate(pages) if there] == TOUCHED
+
+
+def test_touching_pages_reads_what_was_asked_ahead(many_pages: Path) -> None:
+    evict(many_pages)
+    ahead = [(100, 5), (1500, 32)]  # first page, pages
+    with Mapping(many_pages) as mapping:
+        mapping.advise("random")
+        for first, n in ahead:
+            mapping.advise("willneed", first * PAGE, n * PAGE)
+        touch(mapping, [*TOUCHED, 104, 1500])
+        for first, n in ahead:
+            mapping.advise("populate_read", first * PAGE, n * PAGE)  # waits for them
+        pages = mapping.residency().pages
+        expected = {*TOUCHED, *range(100, 105), *range(1500, 1532)}
+        assert {i for i, there in enumerate(pages) if there} == expected
+
+
+def test_unadvised_faults_read_no_more_than_the_device_says(many_pages: Path) -> None:
+    ahead = read_ahead(many_pages)
+    if ahead is None:
+        pytest.skip("the system does not tell the read-ahead of this device")
+    evict(many_pages)
+    with Mapping(many_pages) as mapping:
+        touch(mapping, [1000])
+        assert 1 <= mapping.residency().resident <= max(ahead // PAGE, 1)
+
+
+# ---- the six arguments ----
+
+
+def test_a_part_of_a_file(file: Path) -> None:
+    with Mapping(file, offset=2 * PAGE, length=PAGE + 1) as mapping:
+        assert (mapping.offset, mapping.size) == (2 * PAGE, PAGE + 1)
+        assert bytes(mapping) == file.read_bytes()[2 * PAGE : 3 * PAGE + 1]
+        assert mapping.residency().total == 2
+    with Mapping(file, offset=8 * PAGE) as mapping:
+        assert bytes(mapping) == b"tail"
+
+
+def test_parts_outside_the_file_are_refused(file: Path) -> None:
+    for offset, length in ((0, 8 * PAGE + 5), (9 * PAGE, None), (8 * PAGE, 5), (0, 2**62)):
+        with pytest.raises(ArgumentError, match=r"weights.bin: .* lie outside its 32772 bytes"):
+            Mapping(file, length, offset=offset)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"offset": 1}, f"offset: 1 is not a multiple of the page size, {PAGE}"),
+        ({"offset": PAGE // 2}, "not a multiple"),
+        ({"offset": -PAGE}, "offset: -4096 is not from 0"),
+        ({"offset": 2**64}, "is not from 0"),
+        ({"length": 0}, "length: a mapping has at least one byte"),
+        ({"length": -1}, "length: -1"),
+        ({"address": 12345}, "address: 0x3039 is not a multiple of the page size"),
+        ({"protection": "w"}, "protection is 'r' or 'rw'; not 'w'"),
+        ({"flags": "shard"}, "flags are shared, private, anonymous, .*; not 'shard'"),
+        ({"flags": ["shared", "private"]}, "either shared or private"),
+        ({"flags": "anonymous"}, "anonymous mapping has no file"),
+        ({"flags": "hugepages"}, "hugepages is for memory without a file"),
+    ],
+)
+def test_wrong_arguments_are_said_in_a_line(
+    file: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ArgumentError, match=words) as caught:
+        Mapping(file, **arguments)
+    assert "\n" not in str(caught.value)
+    assert str(file) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_descriptor(file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with file.open("rb") as opened:
+        by_number, by_object = Mapping(opened.fileno()), Mapping(opened)
+    for mapping in (by_number, by_object):  # whose descriptor is its own
+        assert mapping.path == str(file) and bytes(mapping) == file.read_bytes()
+        assert os.fstat(mapping.fileno()).st_ino == file.stat().st_ino
+        mapping.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="Bad file descriptor"):
+        Mapping(987654)
+    with pytest.raises(ArgumentError, match="-3 is no descriptor"):
+        Mapping(-3)
+    read, write = os.pipe()
+    with pytest.raises(FileError, match="a FIFO and not a regular file"):
+        Mapping(read)
+    os.close(read)
+    os.close(write)
+
+
+def test_a_file_without_a_name() -> None:
+    fd = os.memfd_create("weights")
+    os.write(fd, b"abc" * PAGE)
+    with Mapping(fd) as mapping:
+        os.close(fd)
+        assert bytes(mapping) == b"abc" * PAGE and "weights" in mapping.path
+
+
+def test_the_address_is_a_hint(file: Path) -> None:
+    with Mapping(file) as mapping:
+        taken = mapping.address
+        with Mapping(file, address=taken) as other:
+            assert other.address != taken  # the first stays where it is
+    wanted = taken - (1 << 30)
+    with Mapping(file, address=wanted) as mapping:
+        assert mapping.address == wanted or mapping.address % PAGE == 0
+        assert bytes(mapping)[-4:] == b"tail"
+
+
+def test_writing_to_a_shared_mapping_reaches_the_file(file: Path) -> None:
+    with Mapping(file, protection="rw") as mapping:
+        assert mapping.writable
+        with memoryview(mapping) as view:
+            assert not view.readonly
+            view[PAGE] = 77
+        mapping.flush(PAGE, 1)
+        assert file.read_bytes()[PAGE] == 77
+
+
+def test_writing_to_a_private_mapping_stays_here(file: Path) -> None:
+    before = file.read_bytes()
+    file.chmod(0o444)
+    with Mapping(file, protection="rw", flags="private") as mapping:
+        with memoryview(mapping) as view:
+            view[PAGE] = 77
+            assert view[PAGE] == 77
+        assert file.read_bytes() == before
+        with pytest.raises(UnsupportedError, match="cannot be pickled"):
+            pickle.dumps(mapping)
+
+
+def test_writing_needs_the_right_to_it(file: Path) -> None:
+    with file.open("rb") as opened, pytest.raises(FileError, match=r"cannot map .*: Permission"):
+        Mapping(opened, protection="rw")
+
+    file.chmod(0o444)
+    with file.open("rb") as opened:
+
+        def work() -> None:
+            with pytest.raises(FileError, match=r"cannot open .*: Permission"):
+                Mapping(f"/proc/self/fd/{opened.fileno()}", protection="rw")
+
+        without_privilege(work)
+
+
+def test_populated_from_the_start(file: Path) -> None:
+    evict(file)
+    with Mapping(file, flags="populate") as mapping:
+        assert mapping.residency().fraction == 1 == mapping.mapped().fraction
+        assert mapping.flags == ("populate",)
+
+
+def test_locked_from_the_start(file: Path) -> None:
+    try:
+        mapping = Mapping(file, flags="locked")
+    except OutOfMemoryError:
+        pytest.skip("locking is not allowed here")
+    with mapping:
+        assert "lo" in told(mapping.address) and mapping.residency().fraction == 1
+
+    with file.open("rb") as opened:
+
+        def work() -> None:
+            with pytest.raises(OutOfMemoryError, match=f"RLIMIT_MEMLOCK .* lock {PAGE}$"):
+                Mapping(opened, flags="locked")
+
+        without_privilege(work, memlock=PAGE)
+
+
+def test_no_memory_reserved(file: Path) -> None:
+    with Mapping(file, protection="rw", flags="private|noreserve") as mapping:
+        assert "nr" in told(mapping.address)
+        assert mapping.flags == ("noreserve", "private")
+
+
+@pytest.fixture
+def memory() -> Iterator[Mapping]:
+    with Mapping(length=10 * PAGE) as mapping:
+        yield mapping
+
+
+def test_memory_without_a_file(memory: Mapping) -> None:
+    assert memory.writable and memory.path == "[anonymous]"
+    assert (memory.fileno(), memory.modified_ns, memory.size) == (-1, 0, 10 * PAGE)
+    assert memory.mapped().resident == 0  # until it is touched
+    with memoryview(memory) as view:
+        assert not any(view)
+        view[5 * PAGE] = 1
+        assert view[5 * PAGE] == 1
+    assert memory.residency().source == "mincore"
+    with pytest.raises(UnsupportedError, match="cannot be pickled"):
+        pickle.dumps(memory)
+    with pytest.raises(ArgumentError, match="no file to advise on"):
+        memory.advise_file("willneed")
+
+
+def test_memory_of_all_kinds() -> None:
+    for arguments in (
+        {"flags": "anonymous"},
+        {"flags": ("anonymous", "shared")},
+        {"flags": "private|noreserve|populate"},
+        {"protection": "r"},
+    ):
+        with Mapping(None, 3 * PAGE + 1, **arguments) as mapping:  # type: ignore[arg-type]
+            assert bytes(mapping) == bytes(3 * PAGE + 1)
+    with pytest.raises(ArgumentError, match="needs a length, and no offset"):
+        Mapping()
+    with pytest.raises(ArgumentError, match="needs a length, and no offset"):
+        Mapping(length=PAGE, offset=PAGE)
+    with pytest.raises(OutOfMemoryError, match="no address space"):
+        Mapping(length=1 << 62)
+
+
+def test_shared_memory_is_shared_with_children() -> None:
+    with Mapping(length=PAGE, flags="shared") as mapping, memoryview(mapping) as view:
+        child = os.fork()
+        if child == 0:
+            view[7] = 99
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert view[7] == 99
+
+
+def test_reserved_huge_pages() -> None:
+    size = os_info().huge_page_size
+    if size is None:
+        pytest.skip("this kernel has no huge pages to reserve")
+    if os_info().huge_pages_free < 1:
+        with pytest.raises(OutOfMemoryError, match=r"vm.nr_hugepages"):
+            Mapping(length=size, flags="hugepages")
+        pytest.skip("no huge pages are reserved here: vm.nr_hugepages")
+    with Mapping(length=size - 5, flags="hugepages") as mapping:
+        with memoryview(mapping) as view:
+            view[size - 6] = 1
+        assert smaps(mapping.address, "KernelPageSize") == size
+    assert os_info().huge_pages_free >= 1  # given back
+
+
+def test_a_part_pickles_as_its_place(file: Path) -> None:
+    with Mapping(file, length=10, offset=PAGE) as mapping:
+        pickled = pickle.dumps(mapping)
+    with pickle.loads(pickled) as copy:
+        assert bytes(copy) == b"\1" * 10
+    os.truncate(file, PAGE)
     with pytest.raises(FileError, match="has changed since it was pickled"):
         pickle.loads(pickled)

@@ -1,5 +1,7 @@
+/* Mapping byte ranges: of files, or of memory of their own. */
 #define _GNU_SOURCE
-#include "mmrt.h"
+#include "map/mapping.h"
+
 #include "base/status.h"
 
 #include <errno.h>
@@ -8,24 +10,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
-#if defined(__linux__) && !defined(MADV_POPULATE_READ)
-#define MADV_POPULATE_READ 22 /* older C libraries do not name it */
-#endif
-
-struct mmrt_mapping {
-    int fd; /* kept open: eviction goes through it, and it says whether mincore() can be believed */
-    unsigned char *data;
-    uint64_t size;
-    uint64_t page; /* bytes */
-    int64_t modified_ns;
-    bool truthful; /* mincore() tells this process the truth */
+static const struct flag {
+    const char *word;
+    int flag;
+} flags[] = {
+#define MMRT_MAP_FLAG(name, word, flag) {word, flag},
+#include "map/flags.def"
+#undef MMRT_MAP_FLAG
 };
 
-/* ---- opening ------------------------------------------------------------------------------- */
+const char *mmrt_map_flag_name(mmrt_map_flag flag) {
+    return flags[flag].word;
+}
+
+/* ---- the file ------------------------------------------------------------------------------ */
 
 static const char *kind_of(mode_t mode) {
     if (S_ISDIR(mode))
@@ -46,76 +48,213 @@ static bool mincore_is_truthful(int fd, const struct stat *status) {
     return faccessat(AT_FDCWD, link, W_OK, AT_EACCESS) == 0;
 }
 
-static mmrt_status check_file(const char *path, const struct stat *status, mmrt_error *err) {
+static mmrt_status check_file(const char *name, const struct stat *status, mmrt_error *err) {
     if (!S_ISREG(status->st_mode)) {
         errno = S_ISDIR(status->st_mode) ? EISDIR : ENODEV;
-        return mmrt_fail_errno(err, "cannot map '%s', which is %s and not a regular file", path,
+        return mmrt_fail_errno(err, "cannot map '%s', which is %s and not a regular file", name,
                                kind_of(status->st_mode));
     }
     if (status->st_size == 0)
-        return mmrt_fail(err, MMRT_FORMAT, "%s: the file is empty", path);
+        return mmrt_fail(err, MMRT_FORMAT, "%s: the file is empty", name);
     if ((uint64_t)status->st_size > SIZE_MAX)
         return mmrt_fail(err, MMRT_UNSUPPORTED, "%s: %lld bytes do not fit this address space",
-                         path, (long long)status->st_size);
+                         name, (long long)status->st_size);
+    return MMRT_OK;
+}
+
+/* Bytes of a huge page of hugetlbfs, where the file lies on one; else 0. */
+static uint64_t huge_page_of(int fd) {
+    enum { HUGETLBFS = 0x958458f6 };
+    struct statfs system;
+    return fstatfs(fd, &system) == 0 && (uint32_t)system.f_type == (uint32_t)HUGETLBFS
+               ? (uint64_t)system.f_bsize
+               : 0;
+}
+
+/* Bytes of a huge page of the kind that MAP_HUGETLB takes. */
+static uint64_t default_huge_page(void) {
+    unsigned long long kilobytes = 0;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "re");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "Hugepagesize: %llu kB", &kilobytes) == 1)
+            break;
+    if (file)
+        fclose(file);
+    return kilobytes << 10;
+}
+
+/* Fills in what the file says, and the length where none was asked for. */
+static mmrt_status open_file(const mmrt_map_request *request, mmrt_mapping *mapping,
+                             mmrt_error *err) {
+    const bool shared = !(request->flags & 1 << MMRT_MAP_PRIVATE);
+    const int access = request->writable && shared ? O_RDWR : O_RDONLY;
+    /* O_NONBLOCK: a FIFO is refused below instead of waited for; regular files ignore it. */
+    mapping->fd = request->fd < 0 ? open(request->path, access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
+                                  : fcntl(request->fd, F_DUPFD_CLOEXEC, 0);
+    if (mapping->fd < 0)
+        return mmrt_fail_errno(err, "cannot open '%s'", mapping->name);
+
+    struct stat file;
+    if (fstat(mapping->fd, &file) != 0)
+        return mmrt_fail_errno(err, "cannot examine '%s'", mapping->name);
+    mmrt_status status = check_file(mapping->name, &file, err);
+    if (status != MMRT_OK)
+        return status;
+    const uint64_t size = (uint64_t)file.st_size;
+    if (mapping->offset >= size || mapping->size > size - mapping->offset)
+        return mmrt_fail(err, MMRT_ARGUMENT, "%s: %llu bytes from %llu lie outside its %llu bytes",
+                         mapping->name, (unsigned long long)mapping->size,
+                         (unsigned long long)mapping->offset, (unsigned long long)size);
+    if (!mapping->size)
+        mapping->size = size - mapping->offset;
+    mapping->modified_ns = (int64_t)file.st_mtim.tv_sec * 1000000000 + file.st_mtim.tv_nsec;
+    mapping->truthful = mincore_is_truthful(mapping->fd, &file);
+    const uint64_t huge = huge_page_of(mapping->fd);
+    mapping->unit = huge ? huge : mapping->page;
+    return MMRT_OK;
+}
+
+static mmrt_status prepare_memory(const mmrt_map_request *request, mmrt_mapping *mapping,
+                                  mmrt_error *err) {
+    if (!mapping->size || mapping->offset)
+        return mmrt_fail(err, MMRT_ARGUMENT, "memory without a file needs a length, and no offset");
+    mapping->truthful = true;
+    if (request->flags & 1 << MMRT_MAP_HUGEPAGES) {
+        mapping->unit = default_huge_page();
+        if (!mapping->unit)
+            return mmrt_fail(err, MMRT_UNSUPPORTED, "this kernel has no huge pages to reserve");
+    }
+    return MMRT_OK;
+}
+
+/* ---- mapping ------------------------------------------------------------------------------- */
+
+static mmrt_status check_request(const mmrt_map_request *request, uint64_t page, mmrt_error *err) {
+    const bool file = request->path || request->fd >= 0;
+    if (request->flags >> MMRT_MAP_FLAG_COUNT)
+        return mmrt_fail(err, MMRT_ARGUMENT, "flags: %#x holds unknown ones", request->flags);
+    if (request->flags & 1 << MMRT_MAP_SHARED && request->flags & 1 << MMRT_MAP_PRIVATE)
+        return mmrt_fail(err, MMRT_ARGUMENT, "a mapping is either shared or private, not both");
+    if (request->flags & 1 << MMRT_MAP_ANONYMOUS && file)
+        return mmrt_fail(err, MMRT_ARGUMENT, "an anonymous mapping has no file");
+    if (request->offset % page)
+        return mmrt_fail(err, MMRT_ARGUMENT,
+                         "offset: %llu is not a multiple of the page size, %llu",
+                         (unsigned long long)request->offset, (unsigned long long)page);
+    if (request->address % page)
+        return mmrt_fail(err, MMRT_ARGUMENT,
+                         "address: %#llx is not a multiple of the page size, %llu",
+                         (unsigned long long)request->address, (unsigned long long)page);
+    return MMRT_OK;
+}
+
+static uint64_t mapped_bytes(const mmrt_mapping *mapping) {
+    const uint64_t rest = mapping->size % mapping->unit;
+    return mapping->size + (rest ? mapping->unit - rest : 0);
+}
+
+static mmrt_status cannot_map(const mmrt_map_request *request, const mmrt_mapping *mapping,
+                              mmrt_error *err) {
+    const char *name = mapping->name ? mapping->name : "memory";
+    if (errno == ENOMEM && mapping->unit != mapping->page)
+        return mmrt_fail(err, MMRT_NO_MEMORY,
+                         "%s: %llu bytes are more than the free huge pages hold: root reserves "
+                         "them with vm.nr_hugepages",
+                         name, (unsigned long long)mapping->size);
+    if (errno == ENOMEM)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no address space to map the %llu bytes of %s",
+                         (unsigned long long)mapping->size, name);
+    if (request->flags & 1 << MMRT_MAP_LOCKED && (errno == EAGAIN || errno == EPERM))
+        return mmrt_fail_locking(mapping->size, err);
+    if (errno == EINVAL && request->flags & 1 << MMRT_MAP_HUGEPAGES)
+        return mmrt_fail(err, MMRT_ARGUMENT,
+                         "%s: the flag hugepages is for memory without a file, or on hugetlbfs",
+                         name);
+    return mmrt_fail_errno(err, "cannot map '%s'", name);
+}
+
+static mmrt_status map(const mmrt_map_request *request, mmrt_mapping *mapping, mmrt_error *err) {
+    int bits = 0;
+    for (int i = 0; i < MMRT_MAP_FLAG_COUNT; i++)
+        if (request->flags & 1u << i)
+            bits |= flags[i].flag;
+    if (mapping->fd < 0)
+        bits |= MAP_ANONYMOUS;
+    if (!(bits & (MAP_SHARED | MAP_PRIVATE)))
+        bits |= mapping->fd < 0 ? MAP_PRIVATE : MAP_SHARED;
+    void *data = mmap((void *)(uintptr_t)request->address, (size_t)mapped_bytes(mapping),
+                      PROT_READ | (request->writable ? PROT_WRITE : 0), bits, mapping->fd,
+                      (off_t)mapping->offset);
+    if (data == MAP_FAILED)
+        return cannot_map(request, mapping, err);
+    mapping->data = data;
+    return MMRT_OK;
+}
+
+mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
+                                mmrt_error *err) {
+    *out = NULL;
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    mmrt_status status = check_request(request, page, err);
+    if (status != MMRT_OK)
+        return status;
+    const bool file = request->path || request->fd >= 0;
+    mmrt_mapping *mapping = calloc(1, sizeof *mapping);
+    if (mapping)
+        *mapping = (mmrt_mapping){.fd = -1,
+                                  .size = request->length,
+                                  .offset = request->offset,
+                                  .page = page,
+                                  .unit = page};
+    if (mapping && file)
+        mapping->name = strdup(request->path ? request->path : "a descriptor");
+    if (!mapping || (file && !mapping->name)) {
+        free(mapping);
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a mapping");
+    }
+    status = file ? open_file(request, mapping, err) : prepare_memory(request, mapping, err);
+    if (status == MMRT_OK)
+        status = map(request, mapping, err);
+    if (status != MMRT_OK) {
+        mmrt_mapping_close(mapping);
+        return status;
+    }
+    *out = mapping;
     return MMRT_OK;
 }
 
 mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err) {
-    *out = NULL;
-    /* O_NONBLOCK: a FIFO is refused below instead of waited for; regular files ignore it. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return mmrt_fail_errno(err, "cannot open '%s'", path);
-
-    struct stat status;
-    mmrt_status result;
-    if (fstat(fd, &status) != 0)
-        result = mmrt_fail_errno(err, "cannot examine '%s'", path);
-    else
-        result = check_file(path, &status, err);
-    if (result != MMRT_OK) {
-        close(fd);
-        return result;
-    }
-
-    mmrt_mapping *mapping = malloc(sizeof *mapping);
-    void *data =
-        mapping ? mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
-    if (data == MAP_FAILED) {
-        result =
-            !mapping || errno == ENOMEM
-                ? mmrt_fail(err, MMRT_NO_MEMORY, "no address space to map the %lld bytes of %s",
-                            (long long)status.st_size, path)
-                : mmrt_fail_errno(err, "cannot map '%s'", path);
-        free(mapping);
-        close(fd);
-        return result;
-    }
-    *mapping = (mmrt_mapping){
-        .fd = fd,
-        .data = data,
-        .size = (uint64_t)status.st_size,
-        .page = (uint64_t)sysconf(_SC_PAGESIZE),
-        .modified_ns = (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec,
-        .truthful = mincore_is_truthful(fd, &status),
-    };
-    *out = mapping;
-    return MMRT_OK;
+    return mmrt_mapping_create(&(mmrt_map_request){.path = path, .fd = -1}, out, err);
 }
 
 void mmrt_mapping_close(mmrt_mapping *mapping) {
     if (!mapping)
         return;
-    munmap(mapping->data, (size_t)mapping->size);
-    close(mapping->fd);
+    if (mapping->data)
+        munmap(mapping->data, (size_t)mapped_bytes(mapping));
+    if (mapping->fd >= 0)
+        close(mapping->fd);
+    free(mapping->name);
     free(mapping);
+}
+
+mmrt_status mmrt_mapping_flush(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                               mmrt_error *err) {
+    mmrt_status status = mmrt_check_range(mapping, offset, length, err);
+    if (status != MMRT_OK || length == 0)
+        return status;
+    mmrt_pages range = mmrt_pages_touched(mapping, offset, length);
+    if (msync(mapping->data + range.start, (size_t)range.length, MS_SYNC) != 0)
+        return mmrt_fail_errno(err, "cannot write pages back");
+    return MMRT_OK;
 }
 
 int mmrt_mapping_fd(const mmrt_mapping *mapping) {
     return mapping->fd;
 }
 
-const void *mmrt_mapping_data(const mmrt_mapping *mapping) {
+void *mmrt_mapping_data(const mmrt_mapping *mapping) {
     return mapping->data;
 }
 
@@ -133,14 +272,8 @@ int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping) {
 
 /* ---- ranges -------------------------------------------------------------------------------- */
 
-/* Whole pages of the mapping, as a byte range. */
-typedef struct page_range {
-    uint64_t start;
-    uint64_t length;
-} page_range;
-
-static mmrt_status check_range(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                               mmrt_error *err) {
+mmrt_status mmrt_check_range(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                             mmrt_error *err) {
     if (offset > mapping->size || length > mapping->size - offset)
         return mmrt_fail(err, MMRT_ARGUMENT,
                          "bytes %llu to %llu + %llu lie outside a mapping of %llu bytes",
@@ -149,188 +282,24 @@ static mmrt_status check_range(const mmrt_mapping *mapping, uint64_t offset, uin
     return MMRT_OK;
 }
 
-/* The pages that the (checked) range touches. */
-static page_range pages_touched(const mmrt_mapping *mapping, uint64_t offset, uint64_t length) {
+mmrt_pages mmrt_pages_touched(const mmrt_mapping *mapping, uint64_t offset, uint64_t length) {
     uint64_t start = offset - offset % mapping->page;
     uint64_t used = length ? offset - start + length : 0;
     uint64_t rest = used % mapping->page;
-    return (page_range){start, rest ? used - rest + mapping->page : used};
+    return (mmrt_pages){start, rest ? used - rest + mapping->page : used};
 }
 
-/* The pages that lie in the range whole. The last page of the file counts as whole. */
-static page_range pages_inside(const mmrt_mapping *mapping, uint64_t offset, uint64_t length) {
+mmrt_pages mmrt_pages_inside(const mmrt_mapping *mapping, uint64_t offset, uint64_t length) {
     uint64_t skip = offset % mapping->page ? mapping->page - offset % mapping->page : 0;
     if (length <= skip)
-        return (page_range){offset, 0};
-    page_range inside = {offset + skip, length - skip};
+        return (mmrt_pages){offset, 0};
+    mmrt_pages inside = {offset + skip, length - skip};
     if (offset + length == mapping->size)
-        return pages_touched(mapping, inside.start, inside.length);
+        return mmrt_pages_touched(mapping, inside.start, inside.length);
     inside.length -= inside.length % mapping->page;
     return inside;
 }
 
 uint64_t mmrt_mapping_pages(const mmrt_mapping *mapping, uint64_t offset, uint64_t length) {
-    return pages_touched(mapping, offset, length).length / mapping->page;
-}
-
-/* ---- advice -------------------------------------------------------------------------------- */
-
-static mmrt_status evict(mmrt_mapping *mapping, page_range range, mmrt_error *err) {
-    if (range.length == 0)
-        return MMRT_OK;
-    /* First out of this process' page table: the page cache keeps what is mapped anywhere. */
-    if (madvise(mapping->data + range.start, (size_t)range.length, MADV_DONTNEED) != 0)
-        return errno == EINVAL ? mmrt_fail(err, MMRT_ARGUMENT, "locked pages cannot be evicted")
-                               : mmrt_fail_errno(err, "cannot unmap pages");
-#ifdef POSIX_FADV_DONTNEED
-    errno =
-        posix_fadvise(mapping->fd, (off_t)range.start, (off_t)range.length, POSIX_FADV_DONTNEED);
-    if (errno != 0)
-        return mmrt_fail_errno(err, "cannot drop pages from the page cache");
-#endif
-    return MMRT_OK;
-}
-
-/* The kernel reads no more of one WILLNEED than the disk's read-ahead and drops the rest in
- * silence, so a range is asked for in pieces as small as the smallest usual read-ahead. */
-static mmrt_status will_need(mmrt_mapping *mapping, page_range range, mmrt_error *err) {
-    const uint64_t piece = 128 << 10;
-    for (uint64_t done = 0; done < range.length; done += piece) {
-        uint64_t length = range.length - done < piece ? range.length - done : piece;
-        if (madvise(mapping->data + range.start + done, (size_t)length, MADV_WILLNEED) != 0)
-            return mmrt_fail_errno(err, "cannot start reading pages");
-    }
-    return MMRT_OK;
-}
-
-static mmrt_status populate(mmrt_mapping *mapping, page_range range, mmrt_error *err) {
-#ifdef MADV_POPULATE_READ
-    int result;
-    do
-        result = madvise(mapping->data + range.start, (size_t)range.length, MADV_POPULATE_READ);
-    while (result != 0 && (errno == EINTR || errno == EAGAIN));
-    if (result == 0)
-        return MMRT_OK;
-    if (errno == EFAULT)
-        return mmrt_fail_errno(err, "cannot read pages: the file has shrunk or its disk failed");
-    if (errno != EINVAL)
-        return mmrt_fail_errno(err, "cannot populate pages");
-#else
-    (void)mapping, (void)range;
-#endif
-    return mmrt_fail(err, MMRT_UNSUPPORTED, "populating pages needs Linux 5.14 or later");
-}
-
-mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                                mmrt_advice advice, mmrt_error *err) {
-    mmrt_status status = check_range(mapping, offset, length, err);
-    if (status != MMRT_OK || length == 0)
-        return status;
-
-    page_range range = pages_touched(mapping, offset, length);
-    int hint;
-    switch (advice) {
-    case MMRT_ADVICE_NORMAL: hint = MADV_NORMAL; break;
-    case MMRT_ADVICE_SEQUENTIAL: hint = MADV_SEQUENTIAL; break;
-    case MMRT_ADVICE_RANDOM: hint = MADV_RANDOM; break;
-    case MMRT_ADVICE_WILLNEED: return will_need(mapping, range, err);
-    case MMRT_ADVICE_POPULATE_READ: return populate(mapping, range, err);
-    case MMRT_ADVICE_EVICT: return evict(mapping, pages_inside(mapping, offset, length), err);
-    default: return mmrt_fail(err, MMRT_ARGUMENT, "there is no advice number %d", (int)advice);
-    }
-    if (madvise(mapping->data + range.start, (size_t)range.length, hint) != 0)
-        return mmrt_fail_errno(err, "cannot advise on pages");
-    return MMRT_OK;
-}
-
-/* ---- locking ------------------------------------------------------------------------------- */
-
-mmrt_status mmrt_mapping_lock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                              mmrt_error *err) {
-    mmrt_status status = check_range(mapping, offset, length, err);
-    if (status != MMRT_OK || length == 0)
-        return status;
-    page_range range = pages_touched(mapping, offset, length);
-    if (mlock(mapping->data + range.start, (size_t)range.length) == 0)
-        return MMRT_OK;
-
-    struct rlimit limit;
-    if ((errno == ENOMEM || errno == EPERM) && getrlimit(RLIMIT_MEMLOCK, &limit) == 0)
-        return mmrt_fail(err, MMRT_NO_MEMORY,
-                         "cannot lock %llu bytes: RLIMIT_MEMLOCK lets this process lock %llu",
-                         (unsigned long long)range.length, (unsigned long long)limit.rlim_cur);
-    return mmrt_fail_errno(err, "cannot lock pages");
-}
-
-mmrt_status mmrt_mapping_unlock(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                                mmrt_error *err) {
-    mmrt_status status = check_range(mapping, offset, length, err);
-    if (status != MMRT_OK || length == 0)
-        return status;
-    page_range range = pages_touched(mapping, offset, length);
-    if (munlock(mapping->data + range.start, (size_t)range.length) != 0)
-        return mmrt_fail_errno(err, "cannot unlock pages");
-    return MMRT_OK;
-}
-
-/* ---- residency ----------------------------------------------------------------------------- */
-
-/* Whether each of `n` pages from address `start` is in this process' page table. */
-static mmrt_status read_pagemap(const mmrt_mapping *mapping, uint64_t start, uint64_t n,
-                                unsigned char *pages, mmrt_error *err) {
-    enum { BATCH = 1024 };
-    const uint64_t present = UINT64_C(1) << 63;
-    uint64_t words[BATCH];
-
-    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return mmrt_fail_errno(err, "cannot open /proc/self/pagemap");
-    uint64_t first = ((uint64_t)(uintptr_t)mapping->data + start) / mapping->page;
-    for (uint64_t done = 0; done < n;) {
-        uint64_t batch = n - done < BATCH ? n - done : BATCH;
-        ssize_t got = pread(fd, words, (size_t)batch * sizeof *words,
-                            (off_t)((first + done) * sizeof *words));
-        if (got < (ssize_t)sizeof *words) {
-            if (got >= 0)
-                errno = EIO;
-            mmrt_status status = mmrt_fail_errno(err, "cannot read /proc/self/pagemap");
-            close(fd);
-            return status;
-        }
-        batch = (uint64_t)got / sizeof *words;
-        for (uint64_t i = 0; i < batch; i++)
-            pages[done + i] = (words[i] & present) != 0;
-        done += batch;
-    }
-    close(fd);
-    return MMRT_OK;
-}
-
-mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                                   unsigned char *pages, bool *trusted, mmrt_error *err) {
-    mmrt_status status = check_range(mapping, offset, length, err);
-    if (status != MMRT_OK)
-        return status;
-    *trusted = mapping->truthful;
-    page_range range = pages_touched(mapping, offset, length);
-    uint64_t n = range.length / mapping->page;
-    if (n == 0)
-        return MMRT_OK;
-    if (!mapping->truthful)
-        return read_pagemap(mapping, range.start, n, pages, err);
-
-    if (mincore(mapping->data + range.start, (size_t)range.length, pages) != 0)
-        return mmrt_fail_errno(err, "cannot ask which pages are resident");
-    for (uint64_t i = 0; i < n; i++)
-        pages[i] &= 1; /* the other bits are reserved */
-    return MMRT_OK;
-}
-
-mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                                unsigned char *pages, mmrt_error *err) {
-    mmrt_status status = check_range(mapping, offset, length, err);
-    if (status != MMRT_OK)
-        return status;
-    page_range range = pages_touched(mapping, offset, length);
-    return read_pagemap(mapping, range.start, range.length / mapping->page, pages, err);
+    return mmrt_pages_touched(mapping, offset, length).length / mapping->page;
 }

@@ -25,7 +25,7 @@ _PIECE = 128 << 10
 class _Part(NamedTuple):
     mapping: ref[Mapping]  # so that it can be closed meanwhile, which ends the reading
     fd: int  # the reader's own
-    offset: int
+    offset: int  # in the file
     length: int
 
 
@@ -34,7 +34,10 @@ def apply(tensors: Sequence[Tensor]) -> None:
     total = sum(part.length for part in wanted)
     budget = total - max(missing(wanted) - available_memory(), 0)
     fds = {part.mapping: os.dup(part.mapping.fileno()) for part in wanted}
-    parts = [_Part(ref(part.mapping), fds[part.mapping], *part[1:]) for part in wanted]
+    parts = [
+        _Part(ref(mapping), fds[mapping], mapping.offset + offset, length)
+        for mapping, offset, length in wanted
+    ]
     threading.Thread(target=_read, args=(parts, budget), name="prefetch", daemon=True).start()
 
 

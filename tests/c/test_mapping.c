@@ -71,7 +71,7 @@ static void test_ranges(mmrt_mapping *mapping) {
                  &error, "outside a mapping");
     CHECK_STATUS(mmrt_mapping_advise(mapping, 2, UINT64_MAX, MMRT_ADVICE_NORMAL, &error),
                  MMRT_ARGUMENT, &error, "outside a mapping");
-    CHECK_STATUS(mmrt_mapping_lock(mapping, UINT64_MAX, 2, &error), MMRT_ARGUMENT, &error,
+    CHECK_STATUS(mmrt_mapping_lock(mapping, UINT64_MAX, 2, false, &error), MMRT_ARGUMENT, &error,
                  "outside a mapping");
     CHECK_STATUS(mmrt_mapping_advise(mapping, 0, 1, (mmrt_advice)99, &error), MMRT_ARGUMENT, &error,
                  "no advice number 99");
@@ -101,7 +101,7 @@ static void test_residency(mmrt_mapping *mapping) {
 
 static void test_locks(mmrt_mapping *mapping) {
     mmrt_error error = {0};
-    mmrt_status status = mmrt_mapping_lock(mapping, page, 1, &error);
+    mmrt_status status = mmrt_mapping_lock(mapping, page, 1, false, &error);
     if (status == MMRT_NO_MEMORY) { /* RLIMIT_MEMLOCK is zero here */
         CHECK(strstr(error.message, "RLIMIT_MEMLOCK"));
         return;
