@@ -1,4 +1,5 @@
-# The structures of DLPack 1.0, as its specification lays them out.
+# The structures of DLPack 1.x, as its specification lays them out. The codes of element types are in
+# elements.py.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -6,10 +7,6 @@ cdef enum:
     CPU = 1  # a device type
     READ_ONLY = 1  # flags
     COPIED = 2
-    INT = 0  # data type codes
-    UINT = 1
-    FLOAT = 2
-    BFLOAT = 4
 
 ctypedef struct DLVersion:
     uint32_t major

@@ -122,6 +122,8 @@ cdef class Program:
             return self.indices[tensor.name]
         if len(tensor.shape) not in (1, 2):
             raise UnsupportedError(f"tensor {tensor.name}: shape {tensor.shape} is no matrix")
+        if tensor.format is NULL:
+            raise UnsupportedError(f"tensor {tensor.name}: no operation reads {tensor.type}")
         name = tensor.name.encode()
         tensor.mapping.pin()
         try:

@@ -9,17 +9,19 @@ cdef enum:
 cdef class Tensor:
     cdef object __weakref__
     cdef readonly str name
+    cdef readonly str type
     cdef readonly Mapping mapping
     cdef readonly tuple shape
     cdef readonly Py_ssize_t nbytes
     cdef readonly Py_ssize_t offset
-    cdef const mmrt_format *format
+    cdef const mmrt_format *format  # NULL: the core does not know the type
 
-    # The array that buffers export: the elements of a plain type, the blocks of any other.
-    cdef bytes element_format
+    # The array that buffers export: elements of a type that NumPy has, bytes of any other.
+    cdef bytes letter
     cdef Py_ssize_t item_size
     cdef int n_dims
     cdef Py_ssize_t array_shape[MAX_DIMENSIONS]
     cdef Py_ssize_t array_strides[MAX_DIMENSIONS]
 
     cdef const unsigned char *data(self) noexcept
+    cdef _converted(self, element)

@@ -15,15 +15,12 @@ from mmrt.mapping cimport Mapping
 
 import math
 import operator
+import sys
 
+from mmrt.elements import COMPLEX, E4M3FN, ELEMENTS, UINT
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.kernels import matmul
 from mmrt.quant import TYPES, dequantize
-
-# Plain types: how a buffer spells an element (memoryview, NumPy and struct agree on the letters).
-_PLAIN = {
-    "F32": "f", "F16": "e", "F64": "d", "I8": "b", "I16": "h", "I32": "i", "I64": "q",
-}  # fmt: skip
 
 
 cdef class Tensor:
@@ -32,10 +29,15 @@ cdef class Tensor:
     The shape counts elements, in NumPy's order: (rows, columns) for a matrix. `nbytes` is what the
     tensor takes in the file.
 
+    Types are called as GGUF and safetensors call them; "C128" is complex128.
+
     It exports its bytes read-only and without a copy, through the buffer protocol, `__array__` and
-    DLPack. Float16, float32, float64 and integer types appear as arrays of their type and shape.
-    BF16 and quantised types appear as the bytes of their blocks: uint8, with the last dimension
-    replaced by the bytes in a row. Nothing is dequantised unasked. A view keeps the file mapped.
+    DLPack. Types that NumPy has appear as arrays of their type and shape. BF16, the 8-bit floats
+    and quantised types appear as the bytes of their blocks: uint8, with the last dimension replaced
+    by the bytes in a row. Nothing is dequantised unasked. A view keeps the file mapped.
+
+    Formats other than GGUF may place a tensor at any byte. NumPy works with arrays that are not
+    aligned to their elements, and says so in their flags; DLPack cannot say so and is refused.
 
     Raises ArgumentError for an unknown type, a shape that the type cannot have, or a place outside
     the file.
@@ -43,23 +45,27 @@ cdef class Tensor:
 
     def __cinit__(self, Mapping mapping not None, str name not None, str type not None, shape,
                   offset):
-        if type not in TYPES:
+        kind = TYPES.get(type)
+        element = ELEMENTS.get(type)
+        if kind is None and element is None:
             raise ArgumentError(f"tensor {name!r}: there is no type {type!r}")
-        self.format = mmrt_format_find(TYPES[type].id)
+        self.format = NULL if kind is None else mmrt_format_find(kind.id)
+        block_elements, block_bytes = (1, element.bytes) if element else (kind.elements, kind.bytes)
         self.mapping = mapping
         self.name = name
+        self.type = type
         self.shape = tuple(operator.index(n) for n in shape)
         offset = operator.index(offset)
 
         row = self.shape[-1] if self.shape else 1
         if len(self.shape) > MAX_DIMENSIONS or min(self.shape, default=0) < 0:
             raise ArgumentError(f"tensor {name!r}: it cannot have the shape {self.shape}")
-        if row % self.format.elements:
+        if row % block_elements:
             raise ArgumentError(
                 f"tensor {name!r}: rows of {row} elements are not whole blocks of "
-                f"{self.format.elements}, as {type} needs"
+                f"{block_elements}, as {type} needs"
             )
-        nbytes = math.prod(self.shape) // self.format.elements * self.format.bytes
+        nbytes = math.prod(self.shape) // block_elements * block_bytes
         if offset < 0 or offset + nbytes > mapping.shape[0]:
             raise ArgumentError(
                 f"tensor {name!r}: its {nbytes} bytes from {offset} lie outside {mapping.path}, "
@@ -68,11 +74,14 @@ cdef class Tensor:
         self.nbytes = nbytes
         self.offset = offset
 
-        plain = _PLAIN.get(type)
-        self.element_format = (plain or "B").encode()
-        self.item_size = self.format.bytes if plain else 1
-        row_items = row if plain else row // self.format.elements * self.format.bytes
-        exported = (*self.shape[:-1], row_items) if self.shape or not plain else ()
+        letter = element.letter if element else None
+        self.letter = (letter or "B").encode()
+        self.item_size = block_bytes if letter else 1
+        row_items = row if letter else row // block_elements * block_bytes
+        exported = (*self.shape[:-1], row_items) if self.shape or self.item_size < block_bytes else ()
+        # No array can have strides beyond this, even one that is empty.
+        if math.prod(max(n, 1) for n in exported) * self.item_size > sys.maxsize:
+            raise ArgumentError(f"tensor {name!r}: it cannot have the shape {self.shape}")
         self.n_dims = len(exported)
         cdef Py_ssize_t stride = self.item_size
         cdef int d
@@ -83,11 +92,6 @@ cdef class Tensor:
 
     cdef const unsigned char *data(self) noexcept:
         return <const unsigned char *> mmrt_mapping_data(self.mapping.handle) + self.offset
-
-    @property
-    def type(self):
-        """The type's name, as GGUF spells it."""
-        return self.format.name.decode()
 
     def __repr__(self):
         return f"<Tensor {self.name!r} {self.type} {self.shape}, {self.nbytes} bytes>"
@@ -112,7 +116,7 @@ cdef class Tensor:
         buffer.ndim = self.n_dims
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
-            buffer.format = self.element_format
+            buffer.format = self.letter
         buffer.shape = self.array_shape if flags & PyBUF_ND else NULL
         buffer.strides = (
             self.array_strides if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
@@ -126,14 +130,14 @@ cdef class Tensor:
     def __array__(self, dtype=None, copy=None):
         """The tensor as a NumPy array: a read-only view unless `copy` or `dtype` ask for more.
 
-        Quantised types and BF16 give the uint8 blocks; asking these for another dtype raises
+        Types that NumPy lacks give the uint8 blocks; asking these for another dtype raises
         TypeError, for it would turn the blocks' bytes into numbers: see dequantize().
         """
         import numpy
 
         view = numpy.asarray(memoryview(self))
         if dtype is not None and numpy.dtype(dtype) != view.dtype:
-            if self.type not in _PLAIN:
+            if self.type not in ELEMENTS or ELEMENTS[self.type].letter is None:
                 raise TypeError(
                     f"tensor {self.name!r} holds {self.type} blocks, which are not {dtype}: "
                     "dequantize() makes float32 of them"
@@ -144,13 +148,28 @@ cdef class Tensor:
         return view.copy() if copy else view
 
     def dequantize(self):
-        """The elements as a new float32 array of the tensor's shape, whatever its type.
+        """The elements as a new float32 array of the tensor's shape, rounded where float32 is less.
 
-        Raises UnsupportedError for types that the core cannot unpack yet.
+        Raises UnsupportedError for complex numbers, and for types that the core cannot unpack yet.
         """
+        element = ELEMENTS.get(self.type)
+        if element is not None and (self.format is NULL or self.format.unpack is NULL):
+            return self._converted(element)
         n = math.prod(self.shape)
         with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
             return dequantize(self.type, blocks, n).reshape(self.shape)
+
+    cdef _converted(self, element):
+        # What the core does not unpack.
+        import numpy
+
+        if element.dlpack == COMPLEX:
+            raise UnsupportedError(f"tensor {self.name!r}: {self.type} cannot become float32")
+        if element.value is not None:
+            values = [element.value(code) for code in range(256)]
+            return numpy.array(values, numpy.float32)[self.__array__()]
+        with numpy.errstate(over="ignore"):
+            return self.__array__("float32")
 
     def __matmul__(self, x):
         """The matrix times x, float32: (cols,) -> (rows,), or (cols, n) -> (rows, n).
@@ -158,6 +177,8 @@ cdef class Tensor:
         The blocks are multiplied where they lie in the file, on all CPUs of this process: see
         mmrt.kernels.matmul, also for what is raised.
         """
+        if self.format is NULL or self.format.unpack is NULL:
+            raise UnsupportedError(f"tensor {self.name!r}: no kernel multiplies {self.type}")
         with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
             try:
                 return matmul(self.type, blocks, self.shape, x)
@@ -171,19 +192,31 @@ cdef class Tensor:
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         """The tensor as a DLPack capsule, read-only and without a copy unless `copy` is true.
 
-        BF16 appears as bfloat16, quantised types as their uint8 blocks. Raises BufferError where
-        the consumer does not speak DLPack 1.0, which alone can say that memory is read-only, or
-        asks for another device.
+        BF16 appears as bfloat16, quantised types as their uint8 blocks; so do 8-bit floats where
+        the consumer does not speak DLPack 1.1, which has names for them.
+
+        Raises BufferError where the consumer does not speak DLPack 1.0, which alone can say that
+        memory is read-only, or asks for another device, and for a tensor that is not aligned to its
+        elements, unless it is copied.
         """
         if max_version is None or max_version[0] < 1:
             raise BufferError("only DLPack 1.0 and later can say that a tensor is read-only")
         if stream is not None or dl_device not in (None, (dl.CPU, 0)):
             raise BufferError("the tensor is in the memory of the CPU")
 
+        element = ELEMENTS.get(self.type)
+        if element is None or (element.dlpack >= E4M3FN and tuple(max_version) < (1, 1)):
+            element = None
+        elif not copy and self.offset % (element.bytes // (2 if element.dlpack == COMPLEX else 1)):
+            raise BufferError(
+                f"tensor {self.name!r} begins at byte {self.offset}, where no {self.type} may for "
+                "DLPack; copy=True gives one in place"
+            )
+
         cdef dl.DLManagedTensorVersioned *managed
         self.mapping.pin()
         try:
-            managed = _new_managed(self, bool(copy))
+            managed = _new_managed(self, element, bool(copy))
         except BaseException:
             self.mapping.unpin()
             raise
@@ -227,9 +260,10 @@ cdef class Tensor:
 
 # ---- DLPack's managed tensors: a view owns a reference to its Tensor and a pin of the mapping ----
 
-cdef dl.DLManagedTensorVersioned *_new_managed(Tensor tensor, bint copy) except NULL:
-    # One block for the structure and its shape and strides; the caller has pinned the mapping.
-    cdef int n = tensor.n_dims
+cdef dl.DLManagedTensorVersioned *_new_managed(Tensor tensor, element, bint copy) except NULL:
+    # `element` says of what kind the elements are; None: the blocks are bytes. One allocation for
+    # the structure and its shape and strides; the caller has pinned the mapping.
+    cdef int n = tensor.n_dims if element is None else <int> len(tensor.shape)
     cdef dl.DLManagedTensorVersioned *managed = <dl.DLManagedTensorVersioned *> calloc(
         1, sizeof(dl.DLManagedTensorVersioned) + 2 * MAX_DIMENSIONS * sizeof(int64_t)
     )
@@ -237,31 +271,23 @@ cdef dl.DLManagedTensorVersioned *_new_managed(Tensor tensor, bint copy) except 
         raise OutOfMemoryError("no memory for a DLPack tensor")
     cdef int64_t *shape = <int64_t *> (managed + 1)
     cdef int64_t *strides = shape + MAX_DIMENSIONS
+    cdef int64_t stride = 1
     cdef int d
-    for d in range(n):
-        shape[d] = tensor.array_shape[d]
-        strides[d] = tensor.array_strides[d] // tensor.item_size
+    for d in range(n - 1, -1, -1):
+        shape[d] = tensor.array_shape[d] if element is None else tensor.shape[d]
+        strides[d] = stride
+        stride *= shape[d]
 
     managed.version.major = 1
+    managed.version.minor = 1 if element is not None and element.dlpack >= E4M3FN else 0
     managed.deleter = _delete_managed
     managed.dl_tensor.device.device_type = dl.CPU
     managed.dl_tensor.ndim = n
     managed.dl_tensor.shape = shape
     managed.dl_tensor.strides = strides
     managed.dl_tensor.dtype.lanes = 1
-    managed.dl_tensor.dtype.bits = <int> (8 * tensor.item_size)
-    if tensor.element_format in b"efd":
-        managed.dl_tensor.dtype.code = dl.FLOAT
-    elif tensor.element_format in b"bhiq":
-        managed.dl_tensor.dtype.code = dl.INT
-    elif tensor.type == "BF16":  # the same bytes, two to an element
-        managed.dl_tensor.dtype.code = dl.BFLOAT
-        managed.dl_tensor.dtype.bits = 16
-        shape[n - 1] //= 2
-        for d in range(n - 1):
-            strides[d] //= 2
-    else:
-        managed.dl_tensor.dtype.code = dl.UINT
+    managed.dl_tensor.dtype.bits = 8 if element is None else 8 * element.bytes
+    managed.dl_tensor.dtype.code = UINT if element is None else element.dlpack
 
     if copy:
         managed.flags = dl.COPIED

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 from command import call
 
 import mmrt
@@ -39,6 +41,50 @@ def test_inspect_prints_one_value_whole(smollm2_path: Path) -> None:
     key = "tokenizer.ggml.tokens"
     assert call("inspect", smollm2_path, "--metadata", key).out.count("\n") == 49152
     assert len(json.loads(call("inspect", smollm2_path, "--json", "--metadata", key).out)) == 49152
+
+
+def test_inspect_shows_files_of_other_formats(tmp_path: Path) -> None:
+    save = pytest.importorskip("safetensors.numpy").save_file
+    values = {"w": np.ones((3, 4), np.float16), "empty": np.zeros((0, 2), np.uint8)}
+    save(values, tmp_path / "m.safetensors", metadata={"format": "np"})
+    index = {"metadata": {"total_size": 24}, "weight_map": dict.fromkeys(values, "m.safetensors")}
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
+    np.savez(tmp_path / "m.npz", **values)
+    np.save(tmp_path / "w.npy", values["w"])
+
+    tensors = {"w": ["w", "F16", "3x4", "24", "bytes"], "empty": ["empty", "U8", "0x2", "0"]}
+    for name, format, n_tensors, metadata in (
+        ("m.safetensors", "safetensors", 2, ["format", "np"]),
+        ("m.safetensors.index.json", "safetensors", 2, ["total_size", "24"]),
+        ("m.npz", "npz", 2, None),
+        ("w.npy", "npy", 1, None),
+    ):
+        ended = call("inspect", "--tensors", tmp_path / name)
+        assert (ended.status, ended.err) == (0, "")
+        lines = [line.split() for line in ended.out.splitlines()]
+        assert ["format", format] in lines and ["tensor", "count", str(n_tensors)] in lines
+        for expected in list(tensors.values())[:n_tensors]:
+            assert any(line[: len(expected)] == expected for line in lines)
+        assert metadata is None or metadata in lines
+        assert (["key", "value"] in lines) == (metadata is not None)
+        report = json.loads(call("inspect", "--json", "--tensors", tmp_path / name).out)
+        assert (report["format"], report["tensor_count"]) == (format, n_tensors)
+
+    np.savez(tmp_path / "none.npz")
+    np.save(tmp_path / "empty.npy", values["empty"])
+    for name in ("none.npz", "empty.npy"):
+        assert call("inspect", tmp_path / name).status == 0
+
+
+def test_inspect_refuses_broken_files_in_one_line(tmp_path: Path) -> None:
+    for name, data in (
+        ("m.safetensors", b"\x03\0\0\0\0\0\0\0{\x1b}"),
+        ("m.safetensors.index.json", b"{"),
+        ("m.npz", b"PK\3\4"),
+        ("w.npy", b"\x93NUMPY\1\0\6\0{'\\d'}"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        call("inspect", tmp_path / name).assert_refused(1, name)
 
 
 def test_inspect_shows_no_control_characters(tmp_path: Path) -> None:

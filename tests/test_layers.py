@@ -22,7 +22,8 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 
 # Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
-    *["errors", "residency", "layers", "fields", "pagetables", "counters"],  # plain Python
+    *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
+    *["elements", "pagetables", "counters"],
     *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
     *["mapping", "gguf", "quant", "kernels", "tensor"],
     *["system", "policies"],

@@ -1,6 +1,6 @@
-"""What opening costs: an 18 GB file, of which only the header may be touched.
+"""What opening costs: files of up to 18 GB, of which only the headers may be touched.
 
-The file is sparse (its weights are holes), the header is real: run with -s to see the figures.
+They are sparse (their weights are holes), the headers are real: run with -s to see the figures.
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ N_TOKENS = 128_000
 
 # Opens the file in a fresh process and says what that took.
 MEASURE = """
-import json, resource, sys, time
+import json, resource, sys, time, zipfile
 import mmrt.formats
 def counters():
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -61,18 +62,68 @@ def big_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         ),
         tensors,
     )
+    write_sparse(path, {0: header}, len(header) + N_LAYERS * step)
+    return path, len(header)
+
+
+def write_sparse(path: Path, pieces: dict[int, bytes], size: int) -> None:
+    """Writes `pieces` at their offsets, and lets go of all pages; skips the test if it cannot."""
     try:
         with path.open("wb") as out:
-            out.write(header)
-            out.truncate(len(header) + N_LAYERS * step)
+            for offset, piece in pieces.items():
+                out.seek(offset)
+                out.write(piece)
+            out.truncate(size)
             os.fsync(out.fileno())
     except OSError as refused:
-        pytest.skip(f"no sparse file of 18 GB here: {refused}")
+        pytest.skip(f"no sparse file of {size} bytes here: {refused}")
     with Mapping(path) as mapping:
         mapping.advise("evict")
         if mapping.residency().resident:
             pytest.skip("this file system does not let pages go")
-    return path, len(header)
+
+
+def big_safetensors(path: Path) -> int:
+    """48 tensors of 375 MB; gives back the bytes of the header."""
+    size = 18 * GIGABYTE // N_LAYERS
+    entries = {
+        f"blk.{i}.weight": {
+            "dtype": "BF16",
+            "shape": [size // 2],
+            "data_offsets": [i * size, (i + 1) * size],
+        }
+        for i in range(N_LAYERS)
+    }
+    text = json.dumps(entries).encode()
+    write_sparse(path, {0: struct.pack("<Q", len(text)) + text}, 8 + len(text) + N_LAYERS * size)
+    return 8 + len(text)
+
+
+def npy_header(elements: int) -> bytes:
+    text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({elements},), }}".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text
+
+
+def big_npy(path: Path) -> int:
+    header = npy_header(9 * GIGABYTE)
+    write_sparse(path, {0: header}, len(header) + 18 * GIGABYTE)
+    return len(header)
+
+
+def big_npz(path: Path) -> int:
+    """Three members of 1 GB, whose headers lie that far apart."""
+    pieces, directory, at = {}, b"", 0
+    header = npy_header(GIGABYTE // 2)
+    size = len(header) + GIGABYTE
+    for name in (b"a.npy", b"b.npy", b"c.npy"):
+        common = struct.pack("<5H3I2H", 20, 0, 0, 0, 0, 0, size, size, len(name), 0)
+        pieces[at] = b"PK\3\4" + common + name + header
+        directory += b"PK\1\2\x14\0" + common + struct.pack("<3H2I", 0, 0, 0, 0, at) + name
+        at += 30 + len(name) + size
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 3, 3, len(directory), at, 0)
+    pieces[at] = directory + end
+    write_sparse(path, pieces, at + len(directory + end))
+    return sum(map(len, pieces.values()))
 
 
 def measure(path: Path) -> dict[str, float]:
@@ -100,3 +151,25 @@ def test_opening_touches_only_the_header(big_file: tuple[Path, int]) -> None:
     # One fault maps 16 pages that are there already, if all goes well.
     assert cold["major faults"] + cold["minor faults"] <= header // 4096 + 200
     assert warm["bytes read"] == 0 and warm["major faults"] == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs /proc/self/io")
+@pytest.mark.parametrize(
+    ("name", "make", "n_tensors"),
+    [
+        ("big.safetensors", big_safetensors, N_LAYERS),
+        ("big.npy", big_npy, 1),
+        ("big.npz", big_npz, 3),
+    ],
+)
+def test_opening_other_formats_touches_only_headers(
+    tmp_path: Path, name: str, make: Callable[[Path], int], n_tensors: int
+) -> None:
+    path = tmp_path / name
+    header = make(path)
+    cold = measure(path)
+    print(f"\n{name}, {header} bytes of headers: {cold}")
+    assert cold["tensors"] == n_tensors and cold["source"] == "mincore"
+    beyond = 64 << 10  # a page or two at each place
+    assert cold["bytes resident"] <= header + beyond
+    assert cold["bytes read"] <= header + beyond

@@ -1,5 +1,6 @@
 """Tensors as arrays: without copies, never writable, alive as long as any view of them."""
 
+import ctypes
 import gc
 import pickle
 import struct
@@ -11,14 +12,23 @@ import pytest
 from hostile import make_gguf as make
 
 from mmrt import formats
+from mmrt.elements import ELEMENTS, UINT
 from mmrt.errors import ArgumentError, UnsupportedError
 from mmrt.formats import TensorFile
 from mmrt.mapping import Mapping
+from mmrt.quant import TYPES
 from mmrt.tensor import Tensor
 
 PLAIN = {
-    "F32": np.float32, "F16": np.float16, "F64": np.float64,
-    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64,
+    "F32": np.float32, "F16": np.float16, "F64": np.float64, "C64": np.complex64,
+    "C128": np.complex128, "BOOL": np.bool_, "I8": np.int8, "I16": np.int16, "I32": np.int32,
+    "I64": np.int64, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64,
+}  # fmt: skip
+
+# Types that NumPy lacks, and their names in ml_dtypes.
+BYTES = {
+    "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 
 
@@ -28,6 +38,13 @@ def file(tmp_path: Path) -> TensorFile:
     path = tmp_path / "valid.gguf"
     path.write_bytes(make.VALID)
     return formats.open(path)
+
+
+def placed(folder: Path, type: str, shape: tuple[int, ...], data: bytes, offset: int) -> Tensor:
+    """A tensor of `data` at byte `offset` of a file of its own."""
+    path = folder / "placed.bin"
+    path.write_bytes(bytes(offset) + data)
+    return Tensor(Mapping(path), "t", type, shape, offset)
 
 
 def raw(tensor: Tensor) -> bytes:
@@ -50,15 +67,51 @@ def test_attributes(file: TensorFile) -> None:
 @pytest.mark.parametrize(("type", "dtype"), PLAIN.items())
 def test_plain_types_are_arrays_of_their_type(tmp_path: Path, type: str, dtype: type) -> None:
     values = np.arange(24).astype(dtype).reshape(2, 3, 4)
-    path = tmp_path / "plain.bin"
-    path.write_bytes(b"pad....." + values.tobytes())
-    tensor = Tensor(Mapping(path), "t", type, (2, 3, 4), 8)
+    tensor = placed(tmp_path, type, (2, 3, 4), values.tobytes(), 16)
+    assert tensor.nbytes == values.nbytes
     for array in (np.asarray(tensor), tensor.__array__(), np.from_dlpack(tensor)):
         assert array.dtype == dtype and array.shape == (2, 3, 4)
         assert np.array_equal(array, values) and not array.flags.writeable
     with memoryview(tensor) as view:
         assert view.readonly and view.c_contiguous and view.shape == (2, 3, 4)
         assert view.format == np.dtype(dtype).char or view.itemsize == np.dtype(dtype).itemsize
+
+
+def test_every_plain_type_is_tested() -> None:
+    assert {*PLAIN, *BYTES} == set(ELEMENTS)
+
+
+@pytest.mark.parametrize("type", PLAIN)
+def test_views_that_are_not_aligned(tmp_path: Path, type: str) -> None:
+    values = np.arange(24).astype(PLAIN[type]).reshape(4, 6)
+    tensor = placed(tmp_path, type, (4, 6), values.tobytes(), 13)
+    array = np.asarray(tensor)
+    assert array.flags.aligned == (values.dtype.alignment == 1)
+    assert np.array_equal(array, values) and np.array_equal(array.T @ array, values.T @ values)
+    assert memoryview(tensor).tobytes() == values.tobytes()
+    assert np.array_equal(np.from_dlpack(tensor, copy=True), values)
+    if values.dtype.alignment > 1:
+        with pytest.raises(BufferError, match=f"begins at byte 13, where no {type} may"):
+            np.from_dlpack(tensor)
+        assert not np.asarray(tensor).flags.aligned
+    else:
+        assert np.array_equal(np.from_dlpack(tensor), values)
+
+
+@pytest.mark.parametrize(("type", "name"), BYTES.items())
+def test_types_that_numpy_lacks(tmp_path: Path, type: str, name: str) -> None:
+    dtype = pytest.importorskip("ml_dtypes").__dict__[name]
+    codes = np.arange(256 if type != "BF16" else 65536).astype(f"u{np.dtype(dtype).itemsize}")
+    tensor = placed(tmp_path, type, codes.shape, codes.tobytes(), 1)
+    assert np.array_equal(np.asarray(tensor), codes.view(np.uint8))
+    with np.errstate(invalid="ignore"):
+        expected = codes.view(dtype).astype(np.float32)
+    found = tensor.dequantize()
+    numbers = ~np.isnan(expected)
+    assert found.dtype == np.float32 and np.array_equal(np.isnan(found), ~numbers)
+    assert found[numbers].tobytes() == expected[numbers].tobytes()
+    scalar = Tensor(tensor.mapping, "t", type, (), 1)
+    assert scalar.dequantize().shape == () and np.asarray(scalar).nbytes == scalar.nbytes
 
 
 @pytest.mark.parametrize(("name", "shape"), [("blocks", (3, 144)), ("brains", (2, 6))])
@@ -103,6 +156,18 @@ def test_array_converts_plain_types_only(file: TensorFile) -> None:
 # ---- DLPack ----
 
 
+def dlpack(capsule: object) -> tuple[tuple[int, int], tuple[int, int, int], list[int], list[int]]:
+    """What a capsule says: version, (code, bits, lanes) of its type, shape and strides."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.argtypes, pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
+    at = pointer(capsule, b"dltensor_versioned")
+    layout = "2I 2P Q P 2i i 2BH 2P Q"  # DLManagedTensorVersioned
+    fields = struct.unpack(layout, ctypes.string_at(at, struct.calcsize(layout)))
+    n, shape, strides = fields[8], fields[12], fields[13]
+    arrays = [list((ctypes.c_int64 * n).from_address(address)) for address in (shape, strides)]
+    return fields[:2], fields[9:12], arrays[0], arrays[1]
+
+
 def test_dlpack_device(file: TensorFile) -> None:
     assert file["floats"].__dlpack_device__() == (1, 0)
 
@@ -111,6 +176,24 @@ def test_dlpack_of_quantised_blocks(file: TensorFile) -> None:
     array = np.from_dlpack(file["blocks"])
     assert array.dtype == np.uint8 and array.shape == (3, 144)
     assert not array.flags.writeable and array.tobytes() == raw(file["blocks"])
+
+
+@pytest.mark.parametrize("type", BYTES)
+def test_dlpack_of_types_that_numpy_lacks(tmp_path: Path, type: str) -> None:
+    tensor = placed(tmp_path, type, (2, 3), bytes(range(12)), 0)
+    bits = 8 * ELEMENTS[type].bytes
+    found = dlpack(tensor.__dlpack__(max_version=(1, 1)))
+    assert found == ((1, int(bits == 8)), (ELEMENTS[type].dlpack, bits, 1), [2, 3], [3, 1])
+    if bits == 8:  # before DLPack 1.1, which names them, they are bytes
+        found = dlpack(tensor.__dlpack__(max_version=(1, 0)))
+        assert found == ((1, 0), (UINT, 8, 1), [2, 3], [3, 1])
+        assert np.array_equal(np.from_dlpack(tensor), [[0, 1, 2], [3, 4, 5]])
+
+
+def test_dlpack_of_scalars(tmp_path: Path) -> None:
+    for type in ELEMENTS:
+        tensor = placed(tmp_path, type, (), bytes(16), 0)
+        assert dlpack(tensor.__dlpack__(max_version=(1, 1)))[2:] == ([], [])
 
 
 def test_dlpack_copy_is_writable(file: TensorFile) -> None:
@@ -202,10 +285,32 @@ def test_dequantize_plain_and_brain_floats(file: TensorFile) -> None:
     assert file["blocks"].dequantize().shape == (3, 256)
 
 
+@pytest.mark.parametrize("type", PLAIN)
+def test_dequantize_rounds_plain_types(tmp_path: Path, type: str) -> None:
+    values = np.array([1, 0, 77], PLAIN[type])
+    if type == "F64":
+        values[:] = np.pi, 1e300, -np.inf
+    elif type[0] in "IU":
+        values[:] = np.iinfo(values.dtype).max, np.iinfo(values.dtype).min, 77
+    tensor = placed(tmp_path, type, (3,), values.tobytes(), 3)
+    if type[0] == "C":
+        with pytest.raises(UnsupportedError, match=f"{type} cannot become float32"):
+            tensor.dequantize()
+        return
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float32)
+    found = tensor.dequantize()
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+    found[:] = 0  # its own memory
+    assert raw(tensor) == values.tobytes()
+
+
 def test_dequantize_says_what_it_cannot(file: TensorFile) -> None:
-    tensor = Tensor(file.mappings[0], "t", "Q1_0", (256,), 0)
-    with pytest.raises(UnsupportedError, match="Q1_0"):
-        tensor.dequantize()
+    lacking = [kind.name for kind in TYPES.values() if not kind.has_unpack]
+    for type in set(lacking) - set(ELEMENTS):
+        tensor = Tensor(file.mappings[0], "t", type, (256,), 0)
+        with pytest.raises(UnsupportedError, match=type):
+            tensor.dequantize()
 
 
 def test_dequantize_agrees_with_gguf_py(smollm2_path: Path) -> None:
@@ -222,6 +327,37 @@ def test_dequantize_agrees_with_gguf_py(smollm2_path: Path) -> None:
         assert len(seen) >= 2
 
 
+# ---- multiplying ----
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4095])
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16"])
+def test_floats_multiply_wherever_they_lie(tmp_path: Path, type: str, offset: int) -> None:
+    random = np.random.default_rng(offset)
+    for shape in ((5, 7), (33, 100), (64, 256)):
+        w = random.standard_normal(shape, np.float32)
+        if type == "F16":
+            w = w.astype(np.float16)
+        elif type == "BF16":
+            w = (w.view(np.uint32) >> 16).astype(np.uint16)
+        tensor = placed(tmp_path, type, shape, w.tobytes(), offset)
+        exact = tensor.dequantize().astype(np.float64)
+        if type != "BF16":
+            assert np.array_equal(exact, w)
+        for columns in ((), (1,), (6,)):
+            x = random.standard_normal((shape[1], *columns), np.float32)
+            y = tensor @ x
+            assert y.shape == (shape[0], *columns) and y.dtype == np.float32
+            np.testing.assert_allclose(y, exact @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("type", sorted(set(ELEMENTS) - {"F32", "F16", "BF16"}))
+def test_what_does_not_multiply_says_so(tmp_path: Path, type: str) -> None:
+    tensor = placed(tmp_path, type, (1, 1), bytes(16), 0)
+    with pytest.raises(UnsupportedError, match=f"tensor 't': no kernel multiplies {type}"):
+        tensor @ [1]
+
+
 # ---- tensors made by hand ----
 
 
@@ -235,6 +371,8 @@ def test_dequantize_agrees_with_gguf_py(smollm2_path: Path) -> None:
         ("F32", (4,), -4, "outside"),
         ("F32", (10**6,), 0, "outside"),
         ("F32", (2**62, 2**62), 0, "outside"),
+        ("F32", (2**62, 0), 0, "cannot have the shape"),
+        ("I8", (0, 2**64), 0, "cannot have the shape"),
         ("I8", (1,), 2**70, "outside"),
     ],
 )

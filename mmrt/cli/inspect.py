@@ -79,7 +79,7 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
     known = [(key, printable(_plain(value))) for key, value in said.items() if value is not None]
     print_table(("", ""), [(key.replace("_", " "), value) for key, value in known])
 
-    n_bytes = sum(row["nbytes"] for row in types.values())
+    n_bytes = sum(row["nbytes"] for row in types.values()) or 1
     print()
     print_table(
         ("type", "tensors", "parameters", "size", "share"),
@@ -95,12 +95,13 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
         ],
         "Types",
     )
-    print()
-    print_table(
-        ("key", "value"),
-        [(printable(key), printable(_sketch(value))) for key, value in file.metadata.items()],
-        "Metadata",
-    )
+    if file.metadata:
+        print()
+        print_table(
+            ("key", "value"),
+            [(printable(key), printable(_sketch(value))) for key, value in file.metadata.items()],
+            "Metadata",
+        )
     if with_tensors:
         print()
         print_table(

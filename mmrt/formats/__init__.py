@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mmrt import policies
-from mmrt.errors import FormatError
-from mmrt.formats import gguf
+from mmrt.formats import gguf, npy, safetensors
+from mmrt.formats.header import unlike
 from mmrt.formats.tensor_file import TensorFile
 from mmrt.mapping import Mapping
 
@@ -15,12 +15,15 @@ __all__ = ["FORMATS", "Format", "TensorFile", "from_mapping", "open"]
 
 class Format(NamedTuple):
     name: str
-    magic: bytes  # what its files begin with
+    matches: Callable[[bytes, str], bool]  # whether a file is one, by its first bytes and its path
     open: Callable[[Mapping], TensorFile]
 
 
+# The first that matches is taken; safetensors, which has no magic, asks last.
 FORMATS = [
-    Format("GGUF", gguf.MAGIC, gguf.open_gguf),
+    Format("GGUF", gguf.matches, gguf.open_gguf),
+    Format("npy, npz", npy.matches, npy.open_npy),
+    Format("safetensors", safetensors.matches, safetensors.open_safetensors),
 ]
 
 # Enough to tell the format, and little enough to read for nothing.
@@ -31,8 +34,9 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
     """Opens the weight file at `path`, whose format its first bytes tell.
 
     Maps the file and reads its header, none of its weights. Of a GGUF split into parts
-    (`...-00001-of-0000N.gguf`) any part opens all. `policy` says how its weights then come into
-    memory: one of mmrt.policies.POLICIES.
+    (`...-00001-of-0000N.gguf`) any part opens all. A `....safetensors.index.json` opens all shards
+    that it names; a shard opens alone. `policy` says how the weights then come into memory: one of
+    mmrt.policies.POLICIES.
 
     Raises FileError where a file cannot be opened or mapped, FormatError where its content is not
     what its format says or is of no known format, UnsupportedError where it is sound but of a kind
@@ -60,12 +64,7 @@ def from_mapping(mapping: Mapping) -> TensorFile:
     with memoryview(mapping) as view:
         head = bytes(view[:16])
     for format in FORMATS:
-        if head.startswith(format.magic):
+        if format.matches(head, mapping.path):
             return format.open(mapping)
     known = ", ".join(format.name for format in FORMATS)
-    hint = (
-        " (a Git LFS pointer: fetch the file itself)" if head.startswith(b"version https") else ""
-    )
-    raise FormatError(
-        f"{mapping.path}: it begins with {head!r}, like no format that mmrt reads ({known}){hint}"
-    )
+    raise unlike(mapping, head, f"like no format that mmrt reads ({known})")

@@ -10,9 +10,12 @@ from mmrt.gguf import Header, Metadata
 from mmrt.mapping import Mapping
 from mmrt.tensor import Tensor
 
-MAGIC = b"GGUF"
-
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def matches(head: bytes, path: str) -> bool:
+    """Whether a file that begins with `head` is one."""
+    return head.startswith(b"GGUF")
 
 
 def open_gguf(mapping: Mapping) -> TensorFile:
