@@ -51,7 +51,7 @@ def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]
 def core_libraries() -> list[tuple[str, dict]]:
     common = [path for path in glob("csrc/**/*.c", recursive=True) if "/isa/" not in path]
     return [library("mmrt_common", common, [])] + [
-        library(f"mmrt_{name}", [f"csrc/kernels/isa/{name}/{name}.c"], flags)
+        library(f"mmrt_{name}", glob(f"csrc/kernels/isa/{name}/*.c"), flags)
         for name, machines, flags in INSTRUCTION_SETS
         if platform.machine() in machines
     ]

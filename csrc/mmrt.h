@@ -509,7 +509,7 @@ void mmrt_program_set_marks(mmrt_program *program, mmrt_mark *marks, int32_t n);
  * them to kv. Writes the logits of tokens first_output to n - 1 to logits, float32
  * [n - first_output][vocabulary]. On any failure kv keeps its length. NOT_FINITE if a logit is NaN
  * or infinite. */
-mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                              const int32_t *tokens, uint32_t n, uint32_t first_output,
                              float *logits, mmrt_poll_fn *poll, void *poll_context,
                              mmrt_error *err);

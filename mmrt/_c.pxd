@@ -220,7 +220,7 @@ cdef extern from "mmrt.h" nogil:
 
     ctypedef int mmrt_poll_fn(void *context) noexcept
 
-    mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+    mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                                  const int32_t *tokens, uint32_t n, uint32_t first_output,
                                  float *logits, mmrt_poll_fn *poll, void *poll_context,
                                  mmrt_error *err) nogil

@@ -66,10 +66,10 @@ def kernels(scratch: Path) -> list[object]:
         known = subprocess.run([*CC, *flags, "-fsyntax-only", "-xc", os.devnull]).returncode == 0
         if platform.machine() in machines and known:
             macros.append(f"-DMMRT_BUILD_{name.upper()}")
-            units.append(scratch / f"{name}.o")
-            command = [*CC, *FLAGS, *sanitizers(scratch), *flags, "-c", "-o", units[-1]]
-            source = f"csrc/kernels/isa/{name}/{name}.c"
-            compilers.append(subprocess.Popen([*command, source], cwd=ROOT))
+            for source in sorted((ROOT / "csrc/kernels/isa" / name).glob("*.c")):
+                units.append(scratch / f"{name}-{source.stem}.o")
+                command = [*CC, *FLAGS, *sanitizers(scratch), *flags, "-c", "-o", units[-1]]
+                compilers.append(subprocess.Popen([*command, source], cwd=ROOT))
     assert not any([compiler.wait() for compiler in compilers])
     folder = ROOT / "csrc/kernels"
     common = [*sorted(folder.glob("*.c")), *sorted(folder.glob("ref/*.c"))]

@@ -18,7 +18,7 @@ void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uin
     const uint8_t *rows = (const uint8_t *)w->data + first_row * bytes;
     const size_t n_rows = end_row - first_row;
     if (n == 1)
-        kernels->matvec[w->type](rows, bytes, n_rows, x, first_column, y);
+        kernels->matvec[w->type](rows, bytes, n_rows, x, y); /* the single column is the last */
     else
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
 }
@@ -212,7 +212,7 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
     }
     const size_t n_threads = (size_t)mmrt_pool_threads(pool);
     const size_t columns_bytes = mmrt_columns_bytes(n, w->cols);
-    const size_t scratch_bytes = n > 1 ? mmrt_matmul_scratch(w->cols) : 0;
+    const size_t scratch_bytes = n > 1 ? MMRT_MATMUL_SCRATCH : 0;
     const size_t bytes =
         n_threads * sizeof(struct mmrt_run) + columns_bytes + n_threads * scratch_bytes;
     uint8_t *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);

@@ -262,10 +262,9 @@ static size_t rope_bytes(const mmrt_program *program, const struct rope *rope) {
 static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
     switch (op->kind) {
     case MMRT_OP_LINEAR:
-    case MMRT_OP_LOGITS: return mmrt_matmul_scratch(width_of(program, op->in));
+    case MMRT_OP_LOGITS: return MMRT_MATMUL_SCRATCH;
     case MMRT_OP_GLU:
-        return mmrt_matmul_scratch(width_of(program, op->in)) +
-               2 * program->max_tokens * MMRT_GROUP * sizeof(float);
+        return MMRT_MATMUL_SCRATCH + 2 * program->max_tokens * MMRT_GROUP * sizeof(float);
     case MMRT_OP_ATTEND: return mmrt_attend_scratch(program->kv_shape.head_dim);
     default: return 0;
     }

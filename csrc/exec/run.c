@@ -84,7 +84,7 @@ static void step_job(void *context, int thread, int n_threads) {
     }
 }
 
-mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                              const int32_t *tokens, uint32_t n, uint32_t first_output,
                              float *logits, mmrt_poll_fn *poll, void *poll_context,
                              mmrt_error *err) {
@@ -104,6 +104,8 @@ mmrt_status mmrt_program_run(const mmrt_program *program, mmrt_pool *pool, mmrt_
     mmrt_status status = mmrt_kv_reserve(kv, mmrt_kv_length(kv) + n, err);
     if (status)
         return status;
+    for (int32_t i = 0; i < program->n_buffers; i++)
+        program->buffers[i].columns.single = n - 1;
     struct step step = {
         .program = program,
         .pool = pool,

@@ -55,8 +55,10 @@ const struct mmrt_kernels *mmrt_kernels_for(mmrt_isa isa) {
     return &tables[isa];
 }
 
+/* An odd number of cache lines, so that the columns of a slice lie in different sets of the cache.
+ */
 static size_t columns_stride(size_t k) {
-    return (k + 255) / 256 * 256;
+    return (k + 255) / 256 * 256 + 64;
 }
 
 /* The arrays follow one another, each a multiple of 64 bytes long. */
@@ -66,8 +68,8 @@ static size_t rounded(size_t bytes) {
 
 size_t mmrt_columns_bytes(size_t n, size_t k) {
     size_t stride = columns_stride(k);
-    return rounded(n * k * sizeof(float)) + n * stride + n * stride / 16 * 4 +
-           3 * rounded(n * stride / 32 * 4);
+    return rounded(n * k * sizeof(float)) + n * stride + 2 * rounded(n * stride / 16 * 4) +
+           3 * rounded(n * stride / 32 * 4) + rounded(stride) + 2 * rounded(stride / 8 * 4);
 }
 
 void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory) {
@@ -79,19 +81,21 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
     columns->q = (int8_t *)at;
     at += n * stride;
     columns->sum16 = (float *)(void *)at;
-    at += n * stride / 16 * 4;
+    at += rounded(n * stride / 16 * 4);
     columns->sum32 = (float *)(void *)at;
     at += rounded(n * stride / 32 * 4);
     columns->d = (float *)(void *)at;
     at += rounded(n * stride / 32 * 4);
-    columns->start = (int32_t *)(void *)at;
-}
-
-/* A panel of 16 rows: weights as bytes, a float scale and minimum for every 16 elements; and the
- * 16 x 256 bytes that a panel is built from. The float kernels need none. */
-size_t mmrt_matmul_scratch(size_t k) {
-    size_t stride = columns_stride(k);
-    return 16 * stride + 2 * 16 * stride / 16 * sizeof(float) + 16 * 256;
+    columns->start16 = (int32_t *)(void *)at;
+    at += rounded(n * stride / 16 * 4);
+    columns->start32 = (int32_t *)(void *)at;
+    at += rounded(n * stride / 32 * 4);
+    columns->factors = (float *)(void *)at;
+    at += rounded(stride / 8 * 4);
+    columns->lane_sums = (float *)(void *)at;
+    at += rounded(stride / 8 * 4);
+    columns->planes = (int8_t *)at;
+    columns->single = n - 1;
 }
 
 /* Keys, values and sums of a tile, its scores, and three numbers a row. */

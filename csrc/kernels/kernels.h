@@ -23,20 +23,32 @@ enum { MMRT_GROUP = 32 };
  * The quantised rows have room for `stride` elements, stride >= k; what lies past k is zero. */
 struct mmrt_columns {
     size_t k;
-    size_t stride;  /* multiple of 256 */
-    float *x;       /* [n][k] */
-    int8_t *q;      /* [n][stride], -127 to 127 */
-    float *d;       /* [n][stride / 32] */
-    float *sum16;   /* [n][stride / 16], d times the sum of q over 16 elements */
-    float *sum32;   /* [n][stride / 32], the same over 32 */
-    int32_t *start; /* [n][stride / 32], -128 times the sum of q: where an integer dot product
-                       starts whose weights are shifted by 128 to be unsigned */
+    size_t stride; /* multiple of 64, at least k rounded up to 256 */
+    float *x;      /* [n][k] */
+    int8_t *q;     /* [n][stride], -127 to 127 */
+    float *d;      /* [n][stride / 32] */
+    float *sum16;  /* [n][stride / 16], d times the sum of q over 16 elements */
+    float *sum32;  /* [n][stride / 32], the same over 32 */
+    /* -128 times the sum of q over 16 and 32 elements: where an integer dot product starts whose
+     * weights are shifted by 128 to be unsigned */
+    int32_t *start16; /* [n][stride / 16] */
+    int32_t *start32; /* [n][stride / 32] */
+
+    /* One of the columns once more, as matvec reads it against types of 32-element blocks; its
+     * layout is the instruction set's own. A vector of blocks meets 16 elements of each block in
+     * one vector of `planes` and the other 16 in the next; `factors` has d in every lane and
+     * `lane_sums` d times the sum of q in it. Blocks at the end that do not fill a vector are read
+     * with those before them, which are zero here. */
+    size_t single;
+    int8_t *planes;   /* [stride] */
+    float *factors;   /* [stride / 8] */
+    float *lane_sums; /* [stride / 8] */
 };
 
 /* Bytes that mmrt_columns_place needs for n columns of k. */
 size_t mmrt_columns_bytes(size_t n, size_t k);
 
-/* Lays out `columns` in zeroed, 64-byte aligned memory of that size. */
+/* Lays out `columns` in zeroed, 64-byte aligned memory of that size. The last is the single one. */
 void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory);
 
 /* Quantises elements [first, first + count) of one column; both multiples of 32. A group with NaN
@@ -44,17 +56,17 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
 typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column, size_t first,
                               size_t count);
 
-/* y[r] = row r of w times one column, for n_rows rows that lie row_bytes apart. Quantised types
- * read the column's q, float types its x. */
+/* y[r] = row r of w times columns->single, for n_rows rows that lie row_bytes apart. Quantised
+ * types read the column's q, float types its x. */
 typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows,
-                            const struct mmrt_columns *columns, size_t column, float *y);
+                            const struct mmrt_columns *columns, float *y);
 
 /* y[c * y_stride + r] = row r of w times column first + c, for n_rows rows and n_columns columns.
- * scratch: mmrt_matmul_scratch(k) bytes, 64-byte aligned, of this thread's own. */
+ * scratch: MMRT_MATMUL_SCRATCH bytes, 64-byte aligned, of this thread's own. */
 typedef void mmrt_matmul_fn(const void *w, size_t row_bytes, size_t n_rows,
                             const struct mmrt_columns *columns, size_t first, size_t n_columns,
                             float *y, size_t y_stride, void *scratch);
-size_t mmrt_matmul_scratch(size_t k);
+enum { MMRT_MATMUL_SCRATCH = 160 << 10 };
 
 /* out[i] = w[i] * x[i] / sqrt(mean(x^2) + eps), n elements (Zhang and Sennrich 2019,
  * arXiv:1910.07467). out may be x. */

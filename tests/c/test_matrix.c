@@ -39,10 +39,11 @@ static const struct scales {
     uint32_t type;
     int d, m;
 } scales_of[] = {
-    {MMRT_TYPE_F32, -1, -1}, {MMRT_TYPE_F16, 0, -1},    {MMRT_TYPE_BF16, -1, -1},
-    {MMRT_TYPE_Q4_0, 0, -1}, {MMRT_TYPE_Q4_1, 0, 2},    {MMRT_TYPE_Q5_0, 0, -1},
-    {MMRT_TYPE_Q5_1, 0, 2},  {MMRT_TYPE_Q8_0, 0, -1},   {MMRT_TYPE_Q4_K, 0, 2},
-    {MMRT_TYPE_Q5_K, 0, 2},  {MMRT_TYPE_Q6_K, 208, -1},
+    {MMRT_TYPE_F32, -1, -1},   {MMRT_TYPE_F16, 0, -1},    {MMRT_TYPE_BF16, -1, -1},
+    {MMRT_TYPE_Q4_0, 0, -1},   {MMRT_TYPE_Q4_1, 0, 2},    {MMRT_TYPE_Q5_0, 0, -1},
+    {MMRT_TYPE_Q5_1, 0, 2},    {MMRT_TYPE_Q8_0, 0, -1},   {MMRT_TYPE_Q4_K, 0, 2},
+    {MMRT_TYPE_Q5_K, 0, 2},    {MMRT_TYPE_Q6_K, 208, -1}, {MMRT_TYPE_Q2_K, 80, 82},
+    {MMRT_TYPE_Q3_K, 108, -1},
 };
 
 enum { ROWS = 33, COLUMNS = 25, MAX_K = 2048 };
@@ -143,7 +144,7 @@ static void make_case(const struct mmrt_format *format, size_t k, int place, int
 }
 
 static void *scratch(void) {
-    const size_t bytes = mmrt_matmul_scratch(m.k);
+    const size_t bytes = MMRT_MATMUL_SCRATCH;
     CHECK(bytes % 64 == 0);
     void *at = scratch_room.end - bytes;
     memset(at, 0xff, bytes); /* NaN: nothing of it may be used before it is written */
@@ -189,11 +190,23 @@ static void matmul_part(struct kernel *kernel, size_t row, size_t rows, size_t c
     }
 }
 
+/* Lays the column out as the kernel's instruction set has it. */
+static void make_single(const struct kernel *kernel, size_t column) {
+    struct mmrt_columns *c = &m.columns;
+    memset(c->planes, 0, c->stride);
+    memset(c->factors, 0, c->stride / 8 * sizeof *c->factors);
+    memset(c->lane_sums, 0, c->stride / 8 * sizeof *c->lane_sums);
+    c->single = column;
+    if (m.format->elements > 1)
+        mmrt_kernels_for(kernel->isa)->quantize(c, column, 0, m.k);
+}
+
 static void check_matvec(struct kernel *kernel, size_t column) {
     static const size_t row_counts[] = {1, 2, 15, 16, 17};
     float y[ROWS + 2], part[ROWS + 1];
     y[0] = y[ROWS + 1] = -12345;
-    kernel->matvec(m.w, m.row_bytes, ROWS, &m.columns, column, y + 1);
+    make_single(kernel, column);
+    kernel->matvec(m.w, m.row_bytes, ROWS, &m.columns, y + 1);
     kernel->cases++;
     if (y[0] != -12345 || y[ROWS + 1] != -12345)
         failed(kernel, "matvec past its output,", 0, column, -12345, y[0]);
@@ -202,7 +215,7 @@ static void check_matvec(struct kernel *kernel, size_t column) {
     for (size_t i = 0; i < sizeof row_counts / sizeof *row_counts; i++) {
         const size_t rows = row_counts[i], row = random_below(ROWS - rows + 1);
         part[rows] = -12345;
-        kernel->matvec(m.w + row * m.row_bytes, m.row_bytes, rows, &m.columns, column, part);
+        kernel->matvec(m.w + row * m.row_bytes, m.row_bytes, rows, &m.columns, part);
         kernel->cases++;
         if (memcmp(part, y + 1 + row, rows * sizeof *part) != 0 || part[rows] != -12345)
             failed(kernel, "matvec of fewer rows,", row, column, y[1 + row], part[0]);
@@ -230,7 +243,8 @@ static void check_fault(struct kernel *kernel, size_t row, size_t column) {
     matmul_part(kernel, 0, ROWS, 0, COLUMNS, ROWS, NULL, found);
     for (size_t c = 0; c < COLUMNS; c++) {
         float y[ROWS];
-        kernel->matvec(m.w, m.row_bytes, ROWS, &m.columns, c, y);
+        make_single(kernel, c);
+        kernel->matvec(m.w, m.row_bytes, ROWS, &m.columns, y);
         kernel->cases++;
         for (size_t r = 0; r < ROWS; r++) {
             const size_t at = c * ROWS + r;
@@ -311,7 +325,7 @@ static void test_type(struct scales scales) {
 int main(void) {
     weights_room = guarded_pages(ROWS * (MAX_K * 4 + 256));
     columns_room = guarded_pages(mmrt_columns_bytes(COLUMNS, MAX_K));
-    scratch_room = guarded_pages(mmrt_matmul_scratch(MAX_K));
+    scratch_room = guarded_pages(MMRT_MATMUL_SCRATCH);
     for (size_t i = 0; i < sizeof scales_of / sizeof *scales_of; i++)
         test_type(scales_of[i]);
     for (struct kernel *kernel = kernels; kernel->name; kernel++) {

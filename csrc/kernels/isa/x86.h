@@ -3,6 +3,7 @@
 #define MMRT_KERNELS_X86_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 
 #include "quant/f16.h"
 
@@ -27,6 +28,27 @@ V_INLINE float v8_sum(vf8 a) {
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
+
+/* 16 bytes: integer scales. */
+typedef __m128i v4;
+
+V_INLINE v4 v4_load(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+V_INLINE v4 v4_set(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return _mm_setr_epi32((int)a, (int)b, (int)c, (int)d);
+}
+/* The 8 scales and 8 minima of a Q4_K or Q5_K block: words of bytes, once the upper two bits of the
+ * second and the last four have been fetched from above the first and the third. */
+V_INLINE v4 v4_q4_k_scales(const uint8_t *block) {
+    const __m128i order = _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m128i above = _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11);
+    const __m128i mask = _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f);
+    __m128i words = v4_load(block);
+    __m128i low = _mm_srlv_epi32(_mm_shuffle_epi8(words, order), _mm_setr_epi32(0, 0, 0, 4));
+    __m128i high = _mm_srli_epi16(_mm_shuffle_epi8(words, above), 2);
+    return _mm_or_si128(_mm_and_si128(low, mask), _mm_and_si128(high, _mm_set1_epi8(0x30)));
+}
+V_INLINE v4 v4_low_nibbles(v4 a) { return _mm_and_si128(a, _mm_set1_epi8(15)); }
+V_INLINE v4 v4_high_nibbles(v4 a) { return v4_low_nibbles(_mm_srli_epi16(a, 4)); }
 
 V_INLINE float v_f16_at(const void *p) { return _cvtsh_ss(mmrt_load_u16(p)); }
 

@@ -29,7 +29,9 @@ void mmrt_quantize_ref(const struct mmrt_columns *columns, size_t column, size_t
         columns->sum16[2 * group] = d * (float)sums[0];
         columns->sum16[2 * group + 1] = d * (float)sums[1];
         columns->sum32[group] = d * (float)(sums[0] + sums[1]);
-        columns->start[group] = -128 * (sums[0] + sums[1]);
+        columns->start16[2 * group] = -128 * sums[0];
+        columns->start16[2 * group + 1] = -128 * sums[1];
+        columns->start32[group] = -128 * (sums[0] + sums[1]);
     }
 }
 

@@ -1,3 +1,14 @@
-#include "kernels/isa/avx2/vec.h"
+#define V_ISA avx2
+#include "kernels/isa/x86_256.h"
 
-#include "kernels/body/all.inc"
+#include "kernels/body/names.inc"
+
+#include "kernels/body/exp.inc"
+#include "kernels/body/types.inc"
+
+#include "kernels/body/attend.inc"
+#include "kernels/body/float_matrix.inc"
+#include "kernels/body/matvec.inc"
+#include "kernels/body/panel.inc"
+#include "kernels/body/quantize.inc"
+#include "kernels/body/vector.inc"

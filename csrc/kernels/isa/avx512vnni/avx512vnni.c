@@ -1,3 +1,13 @@
-#include "kernels/isa/avx512vnni/vec.h"
+/* All but matvec.c. */
+#define V_ISA avx512vnni
+#include "kernels/isa/x86_512.h"
 
-#include "kernels/body/all.inc"
+#include "kernels/body/names.inc"
+
+#include "kernels/body/exp.inc"
+#include "kernels/body/types.inc"
+
+#include "kernels/body/attend.inc"
+#include "kernels/body/float_matrix.inc"
+#include "kernels/body/panel.inc"
+#include "kernels/body/vector.inc"

@@ -11,12 +11,13 @@
 /* One line for what is one instruction. */
 /* clang-format off */
 
-#define V_ISA        avx512vnni
 #define V_FLOATS     16
 #define V_BYTES      64
 #define V_BLOCKS     4 /* of 32 weights, whose low and high nibbles fill one vector each */
 #define V_SHIFT_128  1 /* panels hold weights shifted by 128, so that they are unsigned */
+enum { V_TILE_ROWS = 4, V_TILE_COLUMNS = 6 }; /* of floats that are multiplied at once */
 #define V_SLICES(X)  X(12) X(8) X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
+#define V_SLICE_16  8  /* of them at most where sub-blocks have 16 weights */
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -28,17 +29,19 @@ V_INLINE void v_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
 V_INLINE vi v_zero_bytes(void) { return _mm512_setzero_si512(); }
 V_INLINE vi v_set_byte(int value) { return _mm512_set1_epi8((char)value); }
 V_INLINE vi v_sub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
-V_INLINE vi v_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 V_INLINE vi v_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm512_srli_epi16(a, 4)); }
 
-/* 16 bytes from each of four places: loads with a merging mask need no shuffle port. */
-V_INLINE vi v_gather16(const uint8_t *p, size_t apart) {
-    __m512i a = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
-    a = _mm512_mask_broadcast_i64x2(a, 0x0c, _mm_loadu_si128((const __m128i *)(p + apart)));
-    a = _mm512_mask_broadcast_i64x2(a, 0x30, _mm_loadu_si128((const __m128i *)(p + 2 * apart)));
-    return _mm512_mask_broadcast_i64x2(a, 0xc0, _mm_loadu_si128((const __m128i *)(p + 3 * apart)));
+/* 16 bytes from `offset` on in each of four blocks: loads with a merging mask need no shuffle. */
+V_INLINE vi v_gather16(const uint8_t *blocks, size_t bytes, size_t offset) {
+    const __m128i *p[4];
+    for (size_t i = 0; i < 4; i++)
+        p[i] = (const __m128i *)(blocks + i * bytes + offset);
+    vi a = _mm512_castsi128_si512(_mm_loadu_si128(p[0]));
+    a = _mm512_mask_broadcast_i64x2(a, 0x0c, _mm_loadu_si128(p[1]));
+    a = _mm512_mask_broadcast_i64x2(a, 0x30, _mm_loadu_si128(p[2]));
+    return _mm512_mask_broadcast_i64x2(a, 0xc0, _mm_loadu_si128(p[3]));
 }
 
 /* 16 wherever one of the 16 bits at each place is set. */
@@ -49,56 +52,44 @@ V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
     return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), _mm512_set1_epi8(16));
 }
 
-/* 16 wherever bit `low` (first 32 bytes) or `high` (last 32) is set in the 32 bytes at p. */
-V_INLINE vi v_bit4_of32(const uint8_t *p, int low, int high) {
-    __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
-    __m512i bit = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << low)),
-                                     _mm256_set1_epi8((char)(1 << high)), 1);
-    return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(both, bit), _mm512_set1_epi8(16));
+/* Of types with 256 weights, 64 in order from 64 i on: nibbles (those of 32 bytes at p are low ones,
+ * then high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
+ * wherever the next of the bits of 32 bytes is set. */
+V_INLINE vi v_twice32(const uint8_t *p) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
+}
+V_INLINE vi v_halves_words(int low, int high) {
+    return _mm512_inserti64x4(_mm512_set1_epi16((short)low), _mm256_set1_epi16((short)high), 1);
+}
+V_INLINE vi v_nibbles_of32(const uint8_t *p, int i) {
+    return v_low_nibbles(_mm512_srlv_epi16(v_twice32(p + 32 * i), v_halves_words(0, 4)));
+}
+V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
+    const int first = i % 2 * 4; /* the shifts down are first and first + 2 */
+    vi q = v_twice32(p + 32 * (i / 2));
+    if (first >= up)
+        q = _mm512_srlv_epi16(q, v_halves_words(first - up, first + 2 - up));
+    else
+        q = _mm512_sllv_epi16(q, v_halves_words(up - first, up - first - 2));
+    return _mm512_and_si512(q, _mm512_set1_epi8((char)(3 << up)));
+}
+V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
+    vi bit = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << 2 * i)),
+                                _mm256_set1_epi8((char)(2 << 2 * i)), 1);
+    return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(v_twice32(p), bit),
+                                 _mm512_set1_epi8((char)value));
 }
 
-/* Activations in the order of low and high nibbles: of the 128 at p, pieces of 16 (of blocks with
- * 32 weights) or of 32 (of blocks with 256) by turns. */
-V_INLINE void v_split16(const int8_t *p, vi *low, vi *high) {
-    __m512i a = v_load(p), b = v_load(p + 64);
-    *low = _mm512_shuffle_i64x2(a, b, 0x88);
-    *high = _mm512_shuffle_i64x2(a, b, 0xdd);
-}
-V_INLINE void v_split32(const int8_t *p, vi *low, vi *high) {
-    __m512i a = v_load(p), b = v_load(p + 64);
-    *low = _mm512_shuffle_i64x2(a, b, 0x44);
-    *high = _mm512_shuffle_i64x2(a, b, 0xee);
-}
-
-/* The inverses, for weights. */
+/* Planes of weights, joined in order. */
 V_INLINE void v_join16(vi low, vi high, uint8_t *out) {
     const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     v_store(out, _mm512_permutex2var_epi64(low, first, high));
     v_store(out + 64, _mm512_permutex2var_epi64(low, second, high));
 }
-V_INLINE void v_join32(vi low, vi high, uint8_t *out) {
-    v_store(out, _mm512_shuffle_i64x2(low, high, 0x44));
-    v_store(out + 64, _mm512_shuffle_i64x2(low, high, 0xee));
-}
 
-/* Q6_K: the upper two bits, in place, of elements 0 to 63 and 64 to 127 of a half block. */
-V_INLINE void v_bits45(const uint8_t *p, int which, vi *low, vi *high) {
-    (void)which; /* one vector covers both pieces of a half */
-    __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
-    const __m512i mask = _mm512_set1_epi8(0x30);
-    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
-    const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
-    *low = _mm512_and_si512(_mm512_sllv_epi16(both, left), mask);
-    *high = _mm512_and_si512(_mm512_srlv_epi16(both, right), mask);
-}
-
-/* Each lane: acc + the sum of four products, weights unsigned (below 128) or signed. */
+/* Each lane: acc + the sum of four products, weights unsigned. */
 V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) { return _mm512_dpbusd_epi32(acc, w, x); }
-V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
-    __m512i signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    return _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(w), signed_x);
-}
 
 /* The same against four activations in every lane, for weights as panels hold them. */
 V_INLINE vi v_four(const int8_t *p) {
@@ -147,39 +138,32 @@ V_INLINE vf v_load_bf16(const void *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-/* Four floats, each in four lanes; or in the first of four, the others zero; or two in eight. */
-V_INLINE vf v_each4(const float *p) {
-    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), lanes);
-}
-V_INLINE vf v_first4(const float *p) {
-    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_maskz_permutevar_ps(0x1111, _mm512_broadcast_f32x4(_mm_loadu_ps(p)), lanes);
-}
-/* p[0] and p[2]: the scales of sub-blocks whose low nibbles share a vector. */
-V_INLINE vf v_each32(const float *p) {
-    return _mm512_insertf32x8(_mm512_set1_ps(p[0]), _mm256_set1_ps(p[2]), 1);
-}
+/* ---- 16 floats: scales of a block of 256 ---- */
 
-/* The halves at four places, each in four lanes. They lie an even distance apart, so words can be
- * picked from loads that stay between the first and the last. */
-V_INLINE vf v_each4_f16(const uint8_t *p, size_t apart) {
-    __m512i words;
-    if (3 * apart + 2 <= 64) {
-        const short a = 0, b = (short)(apart / 2), c = (short)apart, d = (short)(3 * apart / 2);
-        const __m512i pick = _mm512_castsi256_si512(
-            _mm256_setr_epi16(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d));
-        words = _mm512_permutexvar_epi16(pick, v_load(p));
-    } else {
-        const size_t last = 3 * apart + 2 - 64; /* where the second load starts */
-        const short a = 0, d = 63;
-        const short b = (short)(apart + 2 <= 64 ? apart / 2 : 32 + (apart - last) / 2);
-        const short c = (short)(2 * apart + 2 <= 64 ? apart : 32 + (2 * apart - last) / 2);
-        const __m512i pick = _mm512_castsi256_si512(
-            _mm256_setr_epi16(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d));
-        words = _mm512_permutex2var_epi16(v_load(p), pick, v_load(p + last));
-    }
-    return _mm512_cvtph_ps(_mm512_castsi512_si256(words));
+typedef __m512 v16;
+
+V_INLINE v16 v16_zero(void) { return v_zero(); }
+V_INLINE v16 v16_load(const float *p) { return v_loadf(p); }
+V_INLINE v16 v16_mul(v16 a, v16 b) { return v_mul(a, b); }
+V_INLINE v16 v16_add(v16 a, v16 b) { return v_add(a, b); }
+V_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return v_fma(a, b, c); }
+V_INLINE void v16_store(float *p, v16 a) { v_storef(p, a); }
+V_INLINE v16 v16_from_u8(v4 bytes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+V_INLINE v16 v16_from_i8(v4 bytes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+V_INLINE v16 v16_set(float value) { return v_set(value); }
+/* The half at p in all; or that and the next, eight times each. */
+V_INLINE v16 v16_from_f16(const void *p) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)mmrt_load_u16(p)));
+}
+V_INLINE v16 v16_from_two_f16(const uint8_t *p) {
+    const __m256i order = _mm256_setr_epi64x(0x0100010001000100, 0x0100010001000100,
+                                             0x0302030203020302, 0x0302030203020302);
+    __m256i both = _mm256_set1_epi32((int)mmrt_load_u32(p));
+    return _mm512_cvtph_ps(_mm256_shuffle_epi8(both, order));
 }
 
 /* 16 x 16 dwords, transposed in place. */
@@ -207,14 +191,4 @@ V_INLINE void v_transpose(vi r[V_FLOATS]) {
         r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
         r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
-}
-
-/* The bytes of 32 floats rounded to nearest even, for values from -127 to 127. */
-V_INLINE void v_store_bytes32(int8_t *p, const vf a[32 / V_FLOATS]) {
-    for (int i = 0; i < 2; i++)
-        _mm_storeu_si128((__m128i *)(p + 16 * i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a[i])));
-}
-/* The sum of 16 signed bytes. */
-V_INLINE int v_sum_bytes16(const int8_t *p) {
-    return _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }

@@ -1,4 +1,5 @@
 /* The vector primitives of body/ in AVX2 with FMA and F16C: 8 floats, 32 bytes, 2 blocks of 32.
+ * Where AVX-512 has better instructions for the same vectors, units built for it use those.
  *
  *                 latency/throughput in cycles    Zen 4     Skylake
  *   vpmaddubsw ymm                                3 / 0.5   5 / 0.5     32 multiply-adds, int16
@@ -12,12 +13,13 @@
 /* One line for what is one instruction. */
 /* clang-format off */
 
-#define V_ISA        avx2
 #define V_FLOATS     8
 #define V_BYTES      32
 #define V_BLOCKS     2 /* of 32 weights, whose low and high nibbles fill one vector each */
 #define V_SHIFT_128  0 /* panels hold signed weights */
+enum { V_TILE_ROWS = 2, V_TILE_COLUMNS = 4 }; /* of floats that are multiplied at once */
 #define V_SLICES(X)  X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
+#define V_SLICE_16  4  /* of them at most where sub-blocks have 16 weights */
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -29,69 +31,83 @@ V_INLINE void v_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
 V_INLINE vi v_zero_bytes(void) { return _mm256_setzero_si256(); }
 V_INLINE vi v_set_byte(int value) { return _mm256_set1_epi8((char)value); }
 V_INLINE vi v_sub_bytes(vi a, vi b) { return _mm256_sub_epi8(a, b); }
-V_INLINE vi v_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 V_INLINE vi v_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm256_srli_epi16(a, 4)); }
 
-/* 16 bytes from each of two places. */
-V_INLINE vi v_gather16(const uint8_t *p, size_t apart) {
-    return _mm256_loadu2_m128i((const __m128i *)(p + apart), (const __m128i *)p);
+/* 16 bytes from `offset` on in each of two blocks. */
+V_INLINE vi v_gather16(const uint8_t *blocks, size_t bytes, size_t offset) {
+    return _mm256_loadu2_m128i((const __m128i *)(blocks + bytes + offset),
+                               (const __m128i *)(blocks + offset));
 }
 
 /* 16 wherever one of the 16 bits at each place is set. */
 V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
+#ifdef __AVX512BW__
+    uint32_t bits = (uint32_t)mmrt_load_u16(p) | (uint32_t)mmrt_load_u16(p + apart) << 16;
+    return _mm256_maskz_mov_epi8(_cvtu32_mask32(bits), _mm256_set1_epi8(16));
+#else
     __m256i words = _mm256_set_m128i(_mm_set1_epi16((short)mmrt_load_u16(p + apart)),
                                      _mm_set1_epi16((short)mmrt_load_u16(p)));
     const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0, 0x0101010101010101);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
     __m256i picked = _mm256_and_si256(_mm256_shuffle_epi8(words, byte), bit);
     return _mm256_and_si256(_mm256_cmpeq_epi8(picked, bit), _mm256_set1_epi8(16));
+#endif
 }
 
-/* 16 wherever bit `low` is set in the 32 bytes at p (`high` is for wider vectors). */
-V_INLINE vi v_bit4_of32(const uint8_t *p, int low, int high) {
-    (void)high;
-    __m256i bit = _mm256_set1_epi8((char)(1 << low));
+/* Of types with 256 weights, 32 in order from 32 i on: nibbles (those of 32 bytes at p are low ones,
+ * then high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
+ * wherever bit i of 32 bytes is set. */
+V_INLINE vi v_nibbles_of32(const uint8_t *p, int i) {
+    vi q = v_load(p + 32 * (i / 2));
+    return i % 2 ? v_high_nibbles(q) : v_low_nibbles(q);
+}
+V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
+    const int down = i % 4 * 2 - up;
+    vi q = v_load(p + 32 * (i / 4));
+    q = down >= 0 ? _mm256_srli_epi16(q, down) : _mm256_slli_epi16(q, -down);
+    return _mm256_and_si256(q, _mm256_set1_epi8((char)(3 << up)));
+}
+V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
+    const vi bit = _mm256_set1_epi8((char)(1 << i));
+#ifdef __AVX512BW__
+    return _mm256_maskz_mov_epi8(_mm256_test_epi8_mask(v_load(p), bit),
+                                 _mm256_set1_epi8((char)value));
+#else
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(v_load(p), bit), bit),
-                            _mm256_set1_epi8(16));
+                            _mm256_set1_epi8((char)value));
+#endif
 }
 
-/* Activations in the order of low and high nibbles: of the 64 at p, pieces of 16 (of blocks with
- * 32 weights) or of 32 (of blocks with 256) by turns. */
-V_INLINE void v_split16(const int8_t *p, vi *low, vi *high) {
-    __m256i a = v_load(p), b = v_load(p + 32);
-    *low = _mm256_permute2x128_si256(a, b, 0x20);
-    *high = _mm256_permute2x128_si256(a, b, 0x31);
-}
-V_INLINE void v_split32(const int8_t *p, vi *low, vi *high) {
-    *low = v_load(p);
-    *high = v_load(p + 32);
+/* 32 quantised activations in two pieces of 16, the factor of them in four lanes, and it times the
+ * sums of what four lanes will multiply. */
+V_INLINE void v_spread_group(const int8_t *q, float d, int8_t *low, int8_t *high, float *factors,
+                             float *sums) {
+    __m128i a = _mm_loadu_si128((const __m128i *)q), b = _mm_loadu_si128((const __m128i *)(q + 16));
+    const __m128i ones = _mm_set1_epi8(1);
+    __m128i pairs = _mm_add_epi16(_mm_maddubs_epi16(ones, a), _mm_maddubs_epi16(ones, b));
+    __m128i sum = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
+    _mm_storeu_si128((__m128i *)low, a);
+    _mm_storeu_si128((__m128i *)high, b);
+    _mm_storeu_ps(factors, _mm_set1_ps(d));
+    _mm_storeu_ps(sums, _mm_mul_ps(_mm_set1_ps(d), _mm_cvtepi32_ps(sum)));
 }
 
-/* The inverses, for weights. */
+/* Planes of weights, joined in order. */
 V_INLINE void v_join16(vi low, vi high, uint8_t *out) {
     v_store(out, _mm256_permute2x128_si256(low, high, 0x20));
     v_store(out + 32, _mm256_permute2x128_si256(low, high, 0x31));
 }
-V_INLINE void v_join32(vi low, vi high, uint8_t *out) {
-    v_store(out, low);
-    v_store(out + 32, high);
-}
-
-/* Q6_K: the upper two bits, in place, of the 32 elements at 32 * which of a half block, and of
- * those 64 further on. */
-V_INLINE void v_bits45(const uint8_t *p, int which, vi *low, vi *high) {
-    __m256i q = v_load(p);
-    const __m256i mask = _mm256_set1_epi8(0x30);
-    *low = _mm256_and_si256(which ? _mm256_slli_epi16(q, 2) : _mm256_slli_epi16(q, 4), mask);
-    *high = _mm256_and_si256(which ? _mm256_srli_epi16(q, 2) : q, mask);
-}
 
 /* Each lane: acc + the sum of four products, weights unsigned (below 128) or signed. */
 V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) {
+#ifdef __AVX512VNNI__
+    return _mm256_dpbusd_epi32(acc, w, x);
+#else
     __m256i pairs = _mm256_maddubs_epi16(w, x);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
     return v_dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
@@ -124,6 +140,7 @@ V_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); } /* a * b + c */
 V_INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT); }
 V_INLINE vf v_to_float(vi a) { return _mm256_cvtepi32_ps(a); }
+V_INLINE vf v_as_float(vi a) { return _mm256_castsi256_ps(a); }
 V_INLINE float v_sum(vf a) { return v8_sum(a); }
 V_INLINE float v_largest(vf a) {
     __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -152,21 +169,74 @@ V_INLINE vf v_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-/* Two floats, each in four lanes; or in the first of four, the others zero; or one in all. */
-V_INLINE vf v_each4(const float *p) {
-    return _mm256_set_m128(_mm_set1_ps(p[1]), _mm_set1_ps(p[0]));
+/* The first half of two blocks, each in four lanes, and the second half. */
+V_INLINE void v_two_halves(const uint8_t *blocks, size_t bytes, vf *first, vf *second) {
+    vf both = _mm256_cvtph_ps(_mm_unpacklo_epi64(_mm_set1_epi32((int)mmrt_load_u32(blocks)),
+                                                 _mm_set1_epi32((int)mmrt_load_u32(blocks + bytes))));
+    *first = _mm256_moveldup_ps(both);
+    *second = _mm256_movehdup_ps(both);
 }
-V_INLINE vf v_first4(const float *p) {
-    return _mm256_set_m128(_mm_load_ss(p + 1), _mm_load_ss(p));
-}
-V_INLINE vf v_each32(const float *p) { return _mm256_set1_ps(p[0]); }
 
-/* The halves at two places, each in four lanes. */
-V_INLINE vf v_each4_f16(const uint8_t *p, size_t apart) {
-    __m128i words = _mm_unpacklo_epi64(_mm_set1_epi16((short)mmrt_load_u16(p)),
-                                       _mm_set1_epi16((short)mmrt_load_u16(p + apart)));
-    return _mm256_cvtph_ps(words);
+/* ---- 16 floats: scales of a block of 256 ---- */
+
+typedef struct {
+    __m256 part[2];
+} v16;
+
+#define V16_EACH(first, second) ((v16){{(first), (second)}})
+V_INLINE v16 v16_zero(void) { return V16_EACH(v_zero(), v_zero()); }
+V_INLINE v16 v16_load(const float *p) { return V16_EACH(v_loadf(p), v_loadf(p + 8)); }
+V_INLINE v16 v16_mul(v16 a, v16 b) {
+    return V16_EACH(v_mul(a.part[0], b.part[0]), v_mul(a.part[1], b.part[1]));
 }
+V_INLINE v16 v16_add(v16 a, v16 b) {
+    return V16_EACH(v_add(a.part[0], b.part[0]), v_add(a.part[1], b.part[1]));
+}
+V_INLINE v16 v16_fma(v16 a, v16 b, v16 c) {
+    return V16_EACH(v_fma(a.part[0], b.part[0], c.part[0]), v_fma(a.part[1], b.part[1], c.part[1]));
+}
+V_INLINE void v16_store(float *p, v16 a) {
+    v_storef(p, a.part[0]);
+    v_storef(p + 8, a.part[1]);
+}
+V_INLINE v16 v16_from_u8(v4 bytes) {
+    return V16_EACH(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))));
+}
+V_INLINE v16 v16_from_i8(v4 bytes) {
+    return V16_EACH(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
+}
+V_INLINE v16 v16_set(float value) { return V16_EACH(v_set(value), v_set(value)); }
+/* The half at p in all; or that and the next, eight times each. */
+V_INLINE v16 v16_from_f16(const void *p) {
+    vf half = _mm256_cvtph_ps(_mm_set1_epi16((short)mmrt_load_u16(p)));
+    return V16_EACH(half, half);
+}
+V_INLINE v16 v16_from_two_f16(const uint8_t *p) {
+    return V16_EACH(_mm256_cvtph_ps(_mm_set1_epi16((short)mmrt_load_u16(p))),
+                    _mm256_cvtph_ps(_mm_set1_epi16((short)mmrt_load_u16(p + 2))));
+}
+/* The eight at a, then the eight at b; the eight at p twice each. */
+V_INLINE v16 v16_join8(const float *a, const float *b) { return V16_EACH(v_loadf(a), v_loadf(b)); }
+V_INLINE v16 v16_twice8(const float *p) {
+    const __m256i low = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    const __m256i high = _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7);
+    return V16_EACH(_mm256_permutevar8x32_ps(v_loadf(p), low),
+                    _mm256_permutevar8x32_ps(v_loadf(p), high));
+}
+/* For the weights from 32 i on: the scale of each lane, whose sub-blocks are 32 or 16 weights. */
+V_INLINE vf v16_spread32(v16 a, int i) {
+    return _mm256_permutevar8x32_ps(a.part[0], _mm256_set1_epi32(i));
+}
+V_INLINE vf v16_spread16(v16 a, int i) {
+    const int lane = 2 * i % 8;
+    const __m256i lanes = _mm256_setr_epi32(lane, lane, lane, lane, lane + 1, lane + 1, lane + 1, lane + 1);
+    return _mm256_permutevar8x32_ps(a.part[i / 4], lanes);
+}
+/* What is in the upper eight, or in all, in any lanes. */
+V_INLINE vf v16_upper(v16 a) { return a.part[1]; }
+V_INLINE vf v16_sum_halves(v16 a) { return v_add(a.part[0], a.part[1]); }
 
 /* 8 x 8 dwords, transposed in place. */
 V_INLINE void v_transpose(vi r[V_FLOATS]) {
