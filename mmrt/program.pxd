@@ -23,4 +23,5 @@ cdef class Program:
 
 cdef class Cache:
     cdef mmrt_kv *handle
+    cdef readonly list tokens  # of the same number as the core's keys
     cdef bint busy

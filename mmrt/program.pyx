@@ -36,13 +36,15 @@ cdef int _poll(void *context) noexcept with gil:
 
 
 cdef class Cache:
-    """The keys and values of one sequence, in pages that are allocated as it grows."""
+    """The keys and values of one sequence, in pages that are allocated as it grows; and its
+    `tokens`."""
 
     def __cinit__(self, Program program not None):
         cdef mmrt_error error
         cdef mmrt_kv_shape shape
         shape.n_layers, shape.n_heads, shape.head_dim = program.kv_shape
         check(mmrt_kv_create(shape, &self.handle, &error), &error)
+        self.tokens = []
 
     def __dealloc__(self):
         mmrt_kv_free(self.handle)
@@ -64,6 +66,7 @@ cdef class Cache:
         if not 0 <= length <= self.length:
             raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
         mmrt_kv_truncate(self.handle, length)
+        del self.tokens[length:]
 
 
 cdef class Program:
@@ -318,6 +321,8 @@ cdef class Program:
         if status == MMRT_INTERRUPTED and raised:
             raise raised[0]
         check(status, &error)
+        for i in range(n):  # here, where no signal handler can come between
+            cache.tokens.append(tokens[i])
 
     def __str__(self):
         rows = []

@@ -24,10 +24,14 @@ class Sequence:
     def __init__(self, model: "Model") -> None:
         self._model = model
         self._cache = Cache(model.program)
-        self.tokens: list[int] = []
 
     def __len__(self) -> int:
         return self._cache.length
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens read; the list is the sequence's own."""
+        return self._cache.tokens
 
     def belongs_to(self, model: "Model") -> bool:
         return self._model is model
@@ -67,12 +71,7 @@ class Sequence:
             part = tokens[start : start + step]
             # Without "all", steps before the last also write one row, which the last overwrites.
             rows = logits[start : start + len(part)] if outputs == "all" else logits
-            # An interruption can come between any two lines: the cache decides what was read.
-            self.tokens += given[start : start + len(part)]
-            try:
-                self._model.run(self._cache, part, rows)
-            finally:
-                del self.tokens[len(self) :]
+            self._model.run(self._cache, part, rows)
             if progress is not None:
                 progress(start + len(part), len(given))
         return logits if outputs == "all" else logits[0]
@@ -80,7 +79,6 @@ class Sequence:
     def truncate(self, length: int) -> None:
         """Forgets the tokens from `length` on and gives their memory back."""
         self._cache.truncate(length)
-        del self.tokens[length:]
 
     def close(self) -> None:
         self.truncate(0)

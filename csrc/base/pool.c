@@ -26,9 +26,9 @@ struct event {
 
 struct mmrt_pool {
     int n_threads;
-    pid_t owner; /* the process whose threads these are */
-    bool spin;   /* false when there are more threads than CPUs: spinning would keep the CPU from
-                    the thread that is waited for */
+    atomic_int owner; /* the process whose threads these are; negative: that is starting them */
+    bool spin; /* false when there are more threads than CPUs: spinning would keep the CPU from
+                  the thread that is waited for */
     bool stop;
     mmrt_job job;
     void *context;
@@ -120,7 +120,6 @@ static mmrt_status start_threads(mmrt_pool *pool, mmrt_error *err) {
     memset(&pool->start, 0, sizeof pool->start);
     memset(&pool->all_arrived, 0, sizeof pool->all_arrived);
     atomic_store(&pool->arrived, 0);
-    pool->owner = getpid();
     pool->spin = pool->n_threads <= mmrt_cpu_count();
     for (int thread = 1; thread < pool->n_threads; thread++) {
         struct worker *worker = malloc(sizeof *worker);
@@ -132,7 +131,6 @@ static mmrt_status start_threads(mmrt_pool *pool, mmrt_error *err) {
         if (failed) {
             free(worker);
             stop_threads(pool, thread);
-            pool->owner = 0;
             return mmrt_fail(err, MMRT_NO_MEMORY, "cannot start thread %d of %d: %s", thread + 1,
                              pool->n_threads, strerror(failed));
         }
@@ -155,6 +153,7 @@ mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err) {
         free(pool);
         return status;
     }
+    atomic_store(&pool->owner, getpid());
     *out = pool;
     return MMRT_OK;
 }
@@ -162,7 +161,7 @@ mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err) {
 void mmrt_pool_free(mmrt_pool *pool) {
     if (!pool)
         return;
-    if (pool->owner == getpid()) /* after a fork the threads are the parent's */
+    if (atomic_load(&pool->owner) == getpid()) /* after a fork the threads are the parent's */
         stop_threads(pool, pool->n_threads);
     pthread_mutex_destroy(&pool->busy);
     free(pool->cpus);
@@ -199,15 +198,23 @@ static void bind_job(void *context, int thread, int n_threads) {
 }
 
 /* Makes the pool this process' own: a fork copied it without its threads, and perhaps while a job
- * of the parent held it. */
+ * of the parent held it. The first caller starts new ones; others wait for that. */
 static mmrt_status own(mmrt_pool *pool, mmrt_error *err) {
-    if (pool->owner == getpid())
-        return MMRT_OK;
-    pthread_mutex_init(&pool->busy, NULL);
-    mmrt_status status = start_threads(pool, err);
-    if (!status && pool->cpus)
-        run(pool, bind_job, pool);
-    return status;
+    const int process = getpid();
+    int owner;
+    while ((owner = atomic_load(&pool->owner)) != process) {
+        if (owner == -process) {
+            sched_yield();
+        } else if (atomic_compare_exchange_strong(&pool->owner, &owner, -process)) {
+            pthread_mutex_init(&pool->busy, NULL);
+            mmrt_status status = start_threads(pool, err);
+            if (!status && pool->cpus)
+                run(pool, bind_job, pool);
+            atomic_store(&pool->owner, status ? 0 : process);
+            return status;
+        }
+    }
+    return MMRT_OK;
 }
 
 mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err) {

@@ -1,0 +1,216 @@
+"""Sequences: texts that grow, are cut back, and stay whole whatever goes wrong meanwhile."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+import mmrt
+from mmrt.errors import ArgumentError, FormatError, MmrtError
+from mmrt.program import PAGE_TOKENS
+
+IDS = np.random.default_rng(3).integers(0, 300, 600).tolist()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_models.gemma3(n_layers=6, window=40, context=700, separate_output=True)
+    return model.write(tmp_path_factory.mktemp("sequence") / "model.gguf")
+
+
+@pytest.fixture
+def model(path: Path) -> Iterator[mmrt.Model]:
+    with mmrt.Model(path) as model:
+        yield model
+
+
+def test_an_empty_sequence(model: mmrt.Model) -> None:
+    sequence = model.sequence()
+    assert (len(sequence), sequence.tokens, sequence.nbytes) == (0, [], 0)
+
+
+def test_logits_of_the_last_token_or_of_all(model: mmrt.Model) -> None:
+    with model.sequence() as sequence:
+        last = sequence.extend(IDS[:3])
+        assert (last.shape, last.dtype) == ((300,), np.float32)
+        every = sequence.extend(IDS[3:500], outputs="all")
+        assert (every.shape, every.dtype) == ((497, 300), np.float32)
+        assert np.array_equal(every, model.logits(IDS[:500])[3:])
+        assert len(np.unique(every, axis=0)) == 497
+
+
+def test_ids_of_every_kind_are_taken(model: mmrt.Model) -> None:
+    expected = model.logits(IDS[:9])
+    kinds: list[Any] = [tuple(IDS[:9]), iter(IDS[:9]), np.array(IDS[:9]), np.array(IDS[:9], "u2")]
+    for ids in kinds:
+        assert np.array_equal(model.logits(ids), expected)
+
+
+def test_memory_grows_by_pages_and_is_given_back(model: mmrt.Model) -> None:
+    page = model.memory.kv_page
+    assert page == PAGE_TOKENS * 6 * 2 * 2 * 16 * 2  # layers, heads, keys and values, f16
+    first, second = model.sequence(), model.sequence()
+    for n in (1, 31, 1, 64, 300):
+        first.extend(IDS[:n])
+        assert first.nbytes == -(-len(first) // PAGE_TOKENS) * page
+    second.extend(IDS[:33])
+    assert model.memory.kv == first.nbytes + second.nbytes == (13 + 2) * page
+    first.truncate(32)
+    assert (len(first), first.nbytes) == (32, page)
+    second.close()
+    assert (len(second), second.nbytes, second.tokens) == (0, 0, [])
+    assert model.memory.kv == page
+    del first
+    assert model.memory.kv == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 255, 299])
+def test_a_text_that_was_cut_goes_on_as_if_it_had_never_been_longer(
+    model: mmrt.Model, length: int
+) -> None:
+    other = IDS[300:350]
+    with model.sequence() as sequence:
+        sequence.extend(IDS[:300])
+        sequence.truncate(length)
+        assert sequence.tokens == IDS[:length]
+        found = sequence.extend(other, outputs="all")
+        assert sequence.tokens == IDS[:length] + other
+    expected = model.logits(IDS[:length] + other)[length:]
+    if length == 1:  # that row was computed alone; see measures.py
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    else:
+        assert np.array_equal(found, expected)
+
+
+# ---- what is refused changes nothing ----
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([], "there are no tokens"),
+        ([5, 300], "from 0 to 299, not 300"),
+        ([5] * 300 + [-1], "from 0 to 299, not -1"),
+        ([2**31], "from 0 to 299"),
+        ([2**70], "from 0 to 299"),
+        ([1.0], "not 1.0"),
+        (["a"], "not 'a'"),
+        ([None], "not None"),
+        ([5] * 691, "701 tokens are more than the context of 700"),
+    ],
+)
+def test_tokens_that_cannot_be_read(model: mmrt.Model, ids: list[Any], words: str) -> None:
+    with model.sequence() as sequence:
+        sequence.extend(IDS[:10])
+        with pytest.raises(ArgumentError, match=words):
+            sequence.extend(ids)
+        assert sequence.tokens == IDS[:10] and len(sequence) == 10
+        assert len(sequence.extend([5] * 690, outputs="all")) == 690
+
+
+@pytest.mark.parametrize("length", [-1, 11, 2**70])
+def test_lengths_that_cannot_be_cut_to(model: mmrt.Model, length: int) -> None:
+    with model.sequence() as sequence:
+        sequence.extend(IDS[:10])
+        with pytest.raises(ArgumentError, match=f"cannot cut 10 tokens to {length}"):
+            sequence.truncate(length)
+        assert sequence.tokens == IDS[:10]
+
+
+def test_a_step_that_fails_leaves_what_was_read_before(tmp_path: Path) -> None:
+    spoilt = tiny_models.llama(n_vocab=300, context=700, separate_output=True)
+    embedding = spoilt.tensors["token_embd.weight"].data.view("<f4")
+    embedding[77] = np.nan
+    with mmrt.Model(spoilt.write(tmp_path / "nan.gguf")) as model, model.sequence() as sequence:
+        ids = [5] * 256 + [6] * 10 + [77]
+        with pytest.raises(FormatError, match=r"nan\.gguf: tensor 'token_embd\.weight' holds NaN"):
+            sequence.extend(ids)
+        assert sequence.tokens == [5] * 256 and len(sequence) == 256
+        found = sequence.extend([6] * 10, outputs="all")
+        assert np.array_equal(found, model.logits([5] * 256 + [6] * 10)[256:])
+
+
+def test_an_error_of_the_caller_comes_through(model: mmrt.Model) -> None:
+    class Unforeseen(Exception):
+        pass
+
+    def progress(done: int, total: int) -> None:
+        raise Unforeseen
+
+    with model.sequence() as sequence:
+        with pytest.raises(Unforeseen):
+            sequence.extend(IDS, progress=progress)
+        assert sequence.tokens == IDS[:256] and len(sequence) == 256
+
+
+def test_one_thread_at_a_time(path: Path) -> None:
+    """Either a step of ours runs, or it is refused: never two at once."""
+    with mmrt.Model(path, threads=1) as model, model.sequence() as sequence:
+        refused = 0
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    sequence.extend(IDS[:250])
+                    sequence.truncate(0)
+                except MmrtError:  # as the other thread is inside
+                    pass
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while refused < 20 and time.monotonic() < deadline:
+            try:
+                sequence.truncate(0)
+            except ArgumentError as error:
+                assert "running in another thread" in str(error)
+                refused += 1
+            assert len(sequence) == len(sequence.tokens)
+        stop.set()
+        thread.join()
+        assert refused == 20
+        sequence.truncate(0)
+        assert np.array_equal(sequence.extend(IDS[:9], outputs="all"), model.logits(IDS[:9]))
+
+
+# ---- interruptions ----
+
+
+def test_tokens_and_keys_stay_in_step_through_interruptions(model: mmrt.Model) -> None:
+    """A signal may come at any moment: in a step, and between steps."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    in_prompt = in_answer = 0
+    try:
+        for i in range(300):
+            sequence = model.sequence()
+            n_prompt = 0
+            try:
+                # Again after 5 s, lest one is lost in a callback, where Python cannot raise it.
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + i % 40), 5)
+                sequence.extend(IDS[:500])
+                n_prompt = 500
+                while True:
+                    sequence.truncate(500)
+                    for token in IDS[500:600]:
+                        sequence.extend([token])
+            except KeyboardInterrupt:
+                in_prompt += n_prompt == 0
+                in_answer += n_prompt > 0
+            assert sequence.tokens == IDS[: len(sequence)]
+            assert n_prompt or len(sequence) in (0, 256, 500)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert in_prompt + in_answer == 300
+    assert np.array_equal(model.logits(IDS[:9]), model.logits(IDS[:9]))
