@@ -491,27 +491,26 @@ uint64_t mmrt_program_scratch_bytes(const mmrt_program *program);
 bool mmrt_program_shares(const mmrt_program *program, int32_t weight, int n_threads,
                          uint64_t *first_rows);
 
-/* A note that a step takes: the time, and the process's counters so far. */
+/* A note that a step takes: the time, and the process's counters so far, of all threads. All fields
+ * are 64 bits wide, so that marks are rows of an array. */
 typedef struct mmrt_mark {
-    int32_t op;           /* by the caller: taken after this operation; -1: before the first */
-    int64_t ns;           /* CLOCK_MONOTONIC */
-    int64_t minor_faults; /* these three are getrusage()'s, of all threads */
+    int64_t op; /* by the caller: taken after this operation; -1: before the first */
+    int64_t ns; /* CLOCK_MONOTONIC */
+    int64_t minor_faults;
     int64_t major_faults;
     int64_t read_bytes; /* from storage */
 } mmrt_mark;
 
-/* From now on each step fills in marks[0] to marks[n - 1], the caller's memory, in which `op`
- * rises; n = 0: no longer. Not to be called during a step. A mark costs a system call of 1 to 2 us.
- */
-void mmrt_program_set_marks(mmrt_program *program, mmrt_mark *marks, int32_t n);
-
 /* Runs one step on n tokens (1 to max_tokens) at positions kv length to length + n - 1, and appends
  * them to kv. Writes the logits of tokens first_output to n - 1 to logits, float32
  * [n - first_output][vocabulary]. On any failure kv keeps its length. NOT_FINITE if a logit is NaN
- * or infinite. */
+ * or infinite.
+ *
+ * Fills in marks[0] to marks[n_marks - 1], in which `op` rises; each costs a system call of 1 to
+ * 2 us. */
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                              const int32_t *tokens, uint32_t n, uint32_t first_output,
-                             float *logits, mmrt_poll_fn *poll, void *poll_context,
-                             mmrt_error *err);
+                             float *logits, mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
+                             void *poll_context, mmrt_error *err);
 
 #endif

@@ -41,6 +41,7 @@ __all__ = [
     "pagetables",
     "policies",
     "quant",
+    "trace",
 ]
 
 # Public name -> the module that has it.
@@ -63,10 +64,13 @@ _HOMES = {
     "ArgumentError": "mmrt.errors",
     "OutOfMemoryError": "mmrt.errors",
 }
-_MODULES = {"counters", "errors", "formats", "kernels", "models", "pagetables", "policies", "quant"}
+_MODULES = {
+    *("counters", "errors", "formats", "kernels", "models", "pagetables", "policies", "quant"),
+    "trace",
+}
 
 if TYPE_CHECKING:
-    from mmrt import counters, errors, formats, kernels, models, pagetables, policies, quant
+    from mmrt import counters, errors, formats, kernels, models, pagetables, policies, quant, trace
     from mmrt.errors import (
         ArgumentError,
         FileError,

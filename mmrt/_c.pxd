@@ -218,12 +218,15 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err)
     uint64_t mmrt_program_scratch_bytes(const mmrt_program *program)
 
+    ctypedef struct mmrt_mark:
+        pass
+
     ctypedef int mmrt_poll_fn(void *context) noexcept
 
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                                  const int32_t *tokens, uint32_t n, uint32_t first_output,
-                                 float *logits, mmrt_poll_fn *poll, void *poll_context,
-                                 mmrt_error *err) nogil
+                                 float *logits, mmrt_mark *marks, int32_t n_marks,
+                                 mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) nogil
 
 
 cdef extern from "quant/quant.h" nogil:

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
 from typing import Any
 
@@ -25,6 +25,8 @@ from mmrt.tokenizer import Tokenizer
 # Tokens that one step takes at most: enough for the panels of a matrix to be unpacked for nothing,
 # and the scratch still small.
 STEP_TOKENS = 256
+
+RunStep = Callable[[Cache, NDArray[np.int32], NDArray[np.float32]], None]
 
 
 class Model:
@@ -76,6 +78,8 @@ class Model:
         except BaseException:
             self.close()
             raise
+        # What runs a step: the program, or one who watches it.
+        self.run_step: RunStep = self.program.run
         self._tokenizer: Tokenizer | None = None
         # No WeakSet: another thread may add to it while it is gone through.
         self._sequences: set[weakref.ref[Sequence]] = set()
@@ -162,7 +166,7 @@ class Model:
     def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """One step of `cache`'s sequence; if it fails over NaN, says in which tensor it is."""
         try:
-            self.program.run(cache, tokens, logits)
+            self.run_step(cache, tokens, logits)
         except FormatError as error:
             culprit = next((t for t in self.program.weights if not _is_finite(t)), None)
             what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)

@@ -78,7 +78,15 @@ class Program:
     def page_bytes(self) -> int: ...
     @property
     def weights(self) -> list[Tensor]: ...
-    def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None: ...
+    @property
+    def operations(self) -> list[tuple[str, list[Tensor]]]: ...
+    def run(
+        self,
+        cache: Cache,
+        tokens: NDArray[np.int32],
+        logits: NDArray[np.float32],
+        marks: NDArray[np.int64] | None = None,
+    ) -> None: ...
 
 class Cache:
     tokens: list[int]

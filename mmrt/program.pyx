@@ -1,13 +1,13 @@
 """A forward pass as a list of operations, and the key-value cache that it fills."""
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
 from mmrt._c cimport (
     MMRT_INTERRUPTED, MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
     MMRT_OP_NORM, MMRT_OP_QUANTIZE, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
     mmrt_kv_create, mmrt_kv_free, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
-    mmrt_kv_truncate, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
+    mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_status, mmrt_weight,
 )
@@ -288,13 +288,23 @@ cdef class Program:
         """The tensors in the order in which the program first reads them."""
         return list(self.tensors)
 
+    @property
+    def operations(self):
+        """(what it does, the tensors it reads) of each operation, in order."""
+        return [(note, list(tensors)) for note, tensors in self.lines]
+
     def run(self, Cache cache not None, const int32_t[::1] tokens not None,
-            float[:, ::1] logits not None):
+            float[:, ::1] logits not None, int64_t[:, ::1] marks=None):
         """One step: appends `tokens` (1 to max_tokens) to the cache.
 
         logits, float32 (outputs, vocabulary), receives those of the last `outputs` tokens. Releases
         the GIL; signals are handled meanwhile, and what their handlers raise ends the step. After
         any exception the cache is as it was before.
+
+        marks, int64 (marks, 5), may say when to take note: its first column holds numbers of
+        operations, which rise; -1 is before the first, others are after the operation. The rest of
+        the row receives the time (as time.monotonic_ns() tells it), and of the process so far the
+        minor faults, the major faults and the bytes read from storage.
         """
         cdef mmrt_error error
         cdef mmrt_status status
@@ -306,6 +316,11 @@ cdef class Program:
             raise ArgumentError(f"logits: no room of shape (1 to {n}, {self.vocab_size})")
         if cache.busy:
             raise ArgumentError("this sequence is running in another thread")
+        cdef mmrt_mark *first_mark = NULL
+        cdef int32_t n_marks = 0
+        if marks is not None and marks.shape[0]:
+            _check_marks(marks, len(self.lines))
+            first_mark, n_marks = <mmrt_mark *> &marks[0, 0], marks.shape[0]
         first_output = n - <uint32_t> logits.shape[0]
         cache.busy = True
         self.running += 1
@@ -313,7 +328,7 @@ cdef class Program:
             with nogil:
                 status = mmrt_program_run(
                     self.handle, self.pool.handle, cache.handle, &tokens[0], n, first_output,
-                    &logits[0, 0], _poll, <void *> raised, &error,
+                    &logits[0, 0], first_mark, n_marks, _poll, <void *> raised, &error,
                 )
         finally:
             self.running -= 1
@@ -332,6 +347,17 @@ cdef class Program:
             rows.append(f"{len(rows):4}  {note:32}  {size:>12,}  {names}" if tensors else
                         f"{len(rows):4}  {note}")
         return "\n".join([f"{'#':>4}  {'operation':32}  {'bytes read':>12}  tensors", *rows])
+
+
+cdef int _check_marks(int64_t[:, ::1] marks, int64_t n_operations) except -1:
+    cdef int64_t before = -2
+    if marks.shape[1] * sizeof(int64_t) != sizeof(mmrt_mark):
+        raise ArgumentError(f"marks have {sizeof(mmrt_mark) // sizeof(int64_t)} columns")
+    for i in range(marks.shape[0]):
+        if not before < marks[i, 0] < n_operations:
+            raise ArgumentError(f"marks: operations from -1 to {n_operations - 1} that rise")
+        before = marks[i, 0]
+    return 0
 
 
 cdef mmrt_op _op(mmrt_op_kind kind) noexcept:

@@ -29,7 +29,8 @@ PYTHON_LAYERS = [
     *["system", "policies"],
     *["formats", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
-    *["sampler", "sequence", "generation", "memory", "model", "pictures"],
+    *["sampler", "sequence", "generation", "memory", "model"],
+    *["trace", "chrome_trace", "pictures"],
     *["__init__", "default_model", "cli", "__main__"],
 ]
 

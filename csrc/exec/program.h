@@ -29,8 +29,6 @@ struct mmrt_program {
     int32_t n_weights, n_buffers, n_ropes, n_ops;
     uint64_t vocabulary; /* rows of the EMBED weight: token ids are below it */
     uint64_t outputs;    /* rows of the LOGITS weight */
-    mmrt_mark *marks;    /* the caller's: what each step notes */
-    int32_t n_marks;
     /* filled by mmrt_program_finish */
     int n_threads;
     uint8_t *memory; /* buffers and tables */
@@ -50,6 +48,8 @@ struct step {
     uint32_t first_output; /* logits are wanted from this token on */
     uint64_t position;     /* of token 0 */
     float *logits;
+    mmrt_mark *marks;
+    int32_t n_marks;
     mmrt_poll_fn *poll;
     void *poll_context;
     _Atomic int32_t last_op; /* the step ends after this operation: the poll asked for it */

@@ -37,11 +37,6 @@ static double seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-void mmrt_program_set_marks(mmrt_program *program, mmrt_mark *marks, int32_t n) {
-    program->marks = marks;
-    program->n_marks = n;
-}
-
 static void take(mmrt_mark *mark) {
     struct timespec t;
     struct rusage usage;
@@ -62,9 +57,9 @@ static void step_job(void *context, int thread, int n_threads) {
     struct worker w = {.step = step, .thread = thread, .n_threads = n_threads};
     w.scratch = program->thread_scratch + (size_t)thread * program->thread_bytes;
     double polled = seconds();
-    mmrt_mark *mark = program->marks, *const marks_end = mark + (thread ? 0 : program->n_marks);
-    if (mark < marks_end && mark->op < 0)
-        take(mark++);
+    int32_t mark = thread ? step->n_marks : 0; /* the next to take */
+    if (mark < step->n_marks && step->marks[mark].op < 0)
+        take(&step->marks[mark++]);
     fill_ropes(step, thread, n_threads);
     for (int32_t i = 0; i < program->n_ops; i++) {
         w.op = &program->ops[i];
@@ -76,8 +71,8 @@ static void step_job(void *context, int thread, int n_threads) {
             polled = seconds();
         }
         mmrt_pool_barrier(step->pool);
-        if (mark < marks_end && mark->op == i)
-            take(mark++);
+        if (mark < step->n_marks && step->marks[mark].op == i)
+            take(&step->marks[mark++]);
         /* Thread 0 may already be past the next operation: only its number tells all alike. */
         if (atomic_load_explicit(&step->last_op, memory_order_relaxed) <= i)
             return;
@@ -86,8 +81,8 @@ static void step_job(void *context, int thread, int n_threads) {
 
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                              const int32_t *tokens, uint32_t n, uint32_t first_output,
-                             float *logits, mmrt_poll_fn *poll, void *poll_context,
-                             mmrt_error *err) {
+                             float *logits, mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
+                             void *poll_context, mmrt_error *err) {
     if (!program->memory || mmrt_pool_threads(pool) > program->n_threads)
         return mmrt_fail(err, MMRT_ARGUMENT, "the program has no scratch for %d threads",
                          mmrt_pool_threads(pool));
@@ -115,6 +110,8 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
         .first_output = first_output,
         .position = mmrt_kv_length(kv),
         .logits = logits,
+        .marks = marks,
+        .n_marks = n_marks,
         .poll = poll,
         .poll_context = poll_context,
         .last_op = INT32_MAX,

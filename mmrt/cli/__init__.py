@@ -25,6 +25,7 @@ COMMANDS = {
     "residency": "show which pages of a weight file are in memory",
     "warm": "read a weight file, or parts of it, into the page cache",
     "evict": "drop a weight file, or parts of it, from the page cache",
+    "trace": "record a generation: time, faults and reads by token and layer",
     "pagetables": "explain how many page tables a mapping needs",
 }
 

@@ -42,7 +42,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Line:
-    points: list[tuple[float, float]]
+    points: Sequence[tuple[float, float]]
     colour: str
     width: float
 
@@ -83,7 +83,7 @@ class Drawing:
     ) -> None:
         self.items.append(Words(x, y, _printable(text), size, fill, anchor, turned))
 
-    def line(self, points: list[tuple[float, float]], colour: str, width: float = 1) -> None:
+    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
         self.items.append(Line(points, colour, width))
 
     def tip(self, x: float, y: float, width: float, height: float, lines: Sequence[str]) -> None:

@@ -1,0 +1,145 @@
+"""`mmrt trace`: what a generation costs, by token and by layer."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmrt import chrome_trace, trace
+from mmrt.cli.options import (
+    add_generation_arguments,
+    add_model_arguments,
+    generation,
+    open_model,
+)
+from mmrt.cli.output import note, print_table, printable, progress
+from mmrt.cli.run import model_and_prompt
+from mmrt.memory import human
+from mmrt.trace import Span, Trace
+
+DESCRIPTION = """\
+Continues PROMPT, and records for each token and layer what it cost: time, page
+faults, bytes read from the disk; and what of the weights was in memory.
+
+Writes trace.json, which chrome://tracing and https://ui.perfetto.dev open, and a
+picture of it beside, trace.html; prints a row for each layer.\
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mmrt trace [MODEL] [PROMPT] [options]"
+    parser.add_argument(
+        "words", nargs="*", metavar="[MODEL] [PROMPT]", help="a GGUF file, and the text to continue"
+    )
+    add_model_arguments(parser)
+    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as PROMPT")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("trace.json"), metavar="TRACE",
+        help="the trace to write (default: trace.json)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--html", type=Path, metavar="PICTURE", help="the picture (default: beside the trace)"
+    )
+    parser.add_argument(
+        "--png", type=Path, metavar="PICTURE", help="the picture as PNG, too (this needs Pillow)"
+    )
+    parser.add_argument("--cold", action="store_true", help="evict the file before")
+    parser.add_argument(
+        "--operations", action="store_true", help="record each operation of each layer by itself"
+    )
+    add_generation_arguments(parser, n_predict=16)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    path, prompt = model_and_prompt(arguments)
+    options = generation(arguments)
+    interrupted: KeyboardInterrupt | None = None
+    with open_model(path, arguments, arguments.ctx_size) as model:
+        ids = model.tokenize(prompt)
+        if arguments.cold:
+            left = model.file.evict().after
+            note(f"evicted; {left.fraction:.1%} of the file stays in memory ({left.source})")
+        with trace.recording(model, arguments.operations) as recorder:
+            try:
+                with progress("tracing") as update:
+                    for done, piece in enumerate(model.stream(ids, **options)):
+                        recorder.note(piece)
+                        update(done + 1, arguments.n_predict)
+            except KeyboardInterrupt as signal:
+                interrupted = signal  # what there is is written first
+    _write(recorder.trace, arguments)
+    _print(recorder.trace)
+    if interrupted:
+        raise interrupted
+
+
+def _write(found: Trace, arguments: argparse.Namespace) -> None:
+    from mmrt.pictures import drawing, timeline
+
+    page = arguments.html or arguments.output.with_suffix(".html")
+    arguments.output.write_text(json.dumps(chrome_trace.events(found)), encoding="utf-8")
+    picture = timeline.draw(found)
+    page.write_text(drawing.page(picture), encoding="utf-8")
+    if arguments.png:
+        arguments.png.write_bytes(drawing.png(picture))
+    for path in filter(None, (arguments.output, page, arguments.png)):
+        note(f"wrote {path}, {human(path.stat().st_size)}")
+
+
+def _print(found: Trace) -> None:
+    """A row for each layer, times and faults of a token as means over those that were decoded."""
+    decode = found.decode or found.steps
+    n = max(len(decode), 1)
+    first, each = found.by_label(found.prompt), found.by_label(decode)
+    before, after = found.looks[0].resident, found.looks[-1].resident
+
+    def share(resident: dict[str, int], label: str) -> str:
+        size = found.sizes.get(label)
+        return f"{resident[label] / size:.1%}" if size else ""
+
+    def cells(label: str, prompt: Span, token: Span) -> tuple[str, ...]:
+        return (
+            printable(label),
+            *(f"{prompt.ns / 1e6:.2f}", human(prompt.read_bytes), str(prompt.major_faults)),
+            *(f"{token.ns / 1e6 / n:.2f}", human(token.read_bytes // n)),
+            f"{token.major_faults / n:.1f}",
+            *(share(before, label), share(after, label)),
+        )
+
+    rows = [cells(label, first[label], each[label]) for label in first if label in each]
+    if rows:
+        whole = [_sum(list(costs.values())) for costs in (first, each)]
+        rows.append(cells("all", *whole))
+    print_table(
+        ("layer", "prompt ms", "read", "majflt", "token ms", "read", "majflt", "before", "after"),
+        rows,
+    )
+    _print_process(found)
+
+
+def _sum(spans: list[Span]) -> Span:
+    columns = list(zip(*spans, strict=True))
+    return Span(spans[0].start_ns, *map(sum, columns[1:]))
+
+
+def _print_process(found: Trace) -> None:
+    """What the kernel counted of the whole process."""
+    if found.before is None or found.after is None or found.page_tables is None:
+        return
+
+    def size(n_bytes: int | None) -> str:
+        return "not known" if n_bytes is None else human(n_bytes)
+
+    print()
+    rows: list[tuple[str, ...]] = [
+        (name, size(getattr(found.before, field)), size(getattr(found.after, field)))
+        for name, field in (
+            ("RSS", "rss"),
+            ("PSS", "pss"),
+            ("of files", "rss_file"),
+            ("anonymous", "rss_anon"),
+            ("page tables (VmPTE)", "page_tables"),
+        )
+    ]
+    predicted = [f"{human(tables.nbytes)}, {tables.tables} tables" for tables in found.page_tables]
+    rows.append(("  for mapped weights, by arithmetic", *predicted))
+    print_table(("process", "before", "after"), rows)
