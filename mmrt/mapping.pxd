@@ -7,6 +7,7 @@ cdef class Mapping:
     cdef object __weakref__
     cdef mmrt_mapping *handle  # NULL once closed
     cdef readonly str path
+    cdef str absolute  # path, for when the current folder is another one
     cdef readonly Py_ssize_t views
     cdef readonly bint writable
     cdef readonly tuple flags
@@ -17,3 +18,5 @@ cdef class Mapping:
     # Between pin and unpin the bytes stay mapped. Both need the GIL. pin raises once closed.
     cdef int pin(self) except -1
     cdef void unpin(self) noexcept
+
+    cdef tuple identity(self)

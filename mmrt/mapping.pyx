@@ -17,6 +17,7 @@ from mmrt._status cimport check
 
 import operator
 import os
+import weakref
 
 from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
 from mmrt.residency import Residency
@@ -72,6 +73,7 @@ cdef class Mapping:
         cdef bytes name
         descriptor = _descriptor(file)
         self.path = _path(file, descriptor)
+        self.absolute = os.path.abspath(self.path)
         if file is not None:
             name = os.fsencode(self.path)
             if b"\0" in name:
@@ -178,14 +180,33 @@ cdef class Mapping:
         return f"<Mapping of {self.path!r}, {state}>"
 
     def __reduce__(self):
-        """Pickles as path, place and time of change: the other side maps the same bytes.
+        """Pickles as path, place in the file, inode and time of change: whoever unpickles it maps
+        the same bytes, or gets a FileError that says that they are gone.
 
-        Raises UnsupportedError for bytes that are in this process alone.
+        Raises UnsupportedError for bytes that are in this process alone, FileError where the file
+        has changed since it was mapped or its path leads to it no more.
         """
+        return _reopen, self.identity()
+
+    cdef tuple identity(self):
+        """What _reopen() takes."""
         if self.fileno() < 0 or (self.writable and "private" in self.flags):
             raise UnsupportedError(f"{self.path}: what is in this process alone cannot be pickled")
-        place = (self.size, "rw" if self.writable else "r", self.flags, self.offset)
-        return _reopen, (os.path.abspath(self.path), self.modified_ns, *place)
+        about = os.fstat(self.fileno())
+        # Who may write a file changes it: then only its inode tells that it is the same.
+        modified_ns = None if self.writable else self.modified_ns
+        try:
+            same = os.path.samestat(os.stat(self.absolute), about)
+        except OSError as error:
+            why = "it has been deleted" if about.st_nlink == 0 else error.strerror
+            raise FileError(f"{self.absolute} cannot be opened again: {why}") from None
+        if not same:
+            raise FileError(f"{self.absolute} has been replaced since it was mapped")
+        if modified_ns not in (None, about.st_mtime_ns):
+            raise FileError(f"{self.absolute} has changed since it was mapped")
+        protection = "rw" if self.writable else "r"
+        place = (self.size, protection, self.flags, self.offset)
+        return self.absolute, about.st_ino, modified_ns, *place
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if flags & PyBUF_WRITABLE and not self.writable:
@@ -409,12 +430,27 @@ def _pieces(Mapping mapping, offset, length):
         mapping.unpin()
 
 
-def _reopen(path, modified_ns, size, protection, flags, offset):
-    """The Mapping that was pickled. Raises FileError if the file has changed since."""
+def _reopen(path, inode, modified_ns, size, protection, flags, offset):
+    """The Mapping that was pickled. Raises FileError if the file has changed since, or is gone."""
     try:
         mapping = Mapping(path, size, protection, flags, offset)
     except (ArgumentError, FormatError):  # shorter than it was, or empty
-        mapping = None
-    if mapping is None or mapping.modified_ns != modified_ns:
+        raise FileError(f"{path} has changed since it was pickled") from None
+    if os.fstat(mapping.fileno()).st_ino != inode:
+        raise FileError(f"{path} has been replaced since it was pickled")
+    if modified_ns not in (None, mapping.modified_ns):
         raise FileError(f"{path} has changed since it was pickled")
+    return mapping
+
+
+# What reopen_shared() gave out, as long as something uses it.
+_in_use = weakref.WeakValueDictionary()
+
+
+def reopen_shared(*identity):
+    """The same for a tensor: one Mapping for all tensors of a file that come one by one, so that a
+    process maps it, and has page tables for it, once."""
+    mapping = _in_use.get(identity)
+    if mapping is None or mapping.closed:
+        mapping = _in_use[identity] = _reopen(*identity)
     return mapping

@@ -20,6 +20,7 @@ import sys
 from mmrt.elements import COMPLEX, E4M3FN, ELEMENTS, UINT
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.kernels import matmul
+from mmrt.mapping import reopen_shared
 from mmrt.quant import TYPES, dequantize
 
 
@@ -97,8 +98,10 @@ cdef class Tensor:
         return f"<Tensor {self.name!r} {self.type} {self.shape}, {self.nbytes} bytes>"
 
     def __reduce__(self):
-        """Pickles as the mapping's path and the tensor's place in it, without its bytes."""
-        return Tensor, (self.mapping, self.name, self.type, self.shape, self.offset)
+        """Pickles as the mapping's path and the tensor's place in it, without its bytes: see
+        Mapping. Raises what pickling the mapping does."""
+        place = (self.name, self.type, self.shape, self.offset)
+        return _reopen, (self.mapping.identity(), *place)
 
     # ---- as an array ----
 
@@ -256,6 +259,11 @@ cdef class Tensor:
     def residency(self):
         """Which of the tensor's pages are in memory now: a Residency. Reads nothing in."""
         return self.mapping.residency(self.offset, self.nbytes)
+
+
+def _reopen(identity, *place):
+    """The Tensor that was pickled. Raises FileError if the file has changed since, or is gone."""
+    return Tensor(reopen_shared(*identity), *place)
 
 
 # ---- DLPack's managed tensors: a view owns a reference to its Tensor and a pin of the mapping ----

@@ -186,9 +186,8 @@ def test_a_file_pickles_as_its_path(tmp_path: Path) -> None:
     with formats.open(write(tmp_path, "valid.gguf", make.VALID)) as f:
         copy, tensor = pickle.loads(pickle.dumps((f, f["blocks"])))
         assert list(copy) == list(f) and copy.metadata["one.0"] == 255
-        assert tensor.mapping is copy.mappings[0]
+        copy.close()  # a tensor that came by itself does not depend on it
         assert bytes(memoryview(tensor)) == bytes(memoryview(f["blocks"]))
-        copy.close()
 
 
 # ---- models in parts ----

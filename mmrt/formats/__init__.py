@@ -1,7 +1,7 @@
 """Weight files, opened by mapping them. A new format is one line in FORMATS."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mmrt import policies
@@ -56,6 +56,19 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
         file.close()
         raise
     return file
+
+
+def reopen(mappings: Sequence[Mapping]) -> TensorFile:
+    """The TensorFile that was pickled. That its files are still the same, its mappings have seen to
+    when they were unpickled."""
+    try:
+        return from_mapping(mappings[0])
+    except BaseException:
+        mappings[0].close()
+        raise
+    finally:
+        for mapping in mappings[1:]:  # the format opens these by itself
+            mapping.close()
 
 
 def from_mapping(mapping: Mapping) -> TensorFile:

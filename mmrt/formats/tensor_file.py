@@ -16,8 +16,7 @@ class TensorFile(Mapping[str, Tensor]):
     `metadata` is what else the file says; `format` is its format's name. `paths` are the files that
     it is made of, usually one; `path` is the first of them and `mappings` are theirs.
 
-    It pickles as the path, size and time of change of its first file, so that other processes map
-    the same pages.
+    It pickles as its mappings do, by path, without its bytes: other processes map the same pages.
     """
 
     def __init__(
@@ -126,6 +125,6 @@ class TensorFile(Mapping[str, Tensor]):
         return f"<{self.format} file {self.path!r}, {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from mmrt.formats import from_mapping
+        from mmrt.formats import reopen
 
-        return from_mapping, (self.mappings[0],)
+        return reopen, (self.mappings,)
