@@ -50,6 +50,34 @@ class Mmrt:
             return time.perf_counter() - start
 
 
+class Limit:
+    """The machine itself: what reading the weights that a token needs takes at least, and what the
+    multiply-adds of a prompt take, each measured when asked for."""
+
+    version = ""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import mmrt
+
+        self.file = mmrt.open(path)
+        self.pool = mmrt.kernels.Pool(threads)
+        self.roof = mmrt.kernels.roof
+        tensors = dict(self.file)
+        if "output.weight" in tensors:
+            del tensors["token_embd.weight"]  # of which a token reads one row
+        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        head = tensors.get("output.weight", tensors.get("token_embd.weight"))
+        matrices = [t for t in tensors.values() if len(t.shape) == 2 and t is not head]
+        self.products = sum(t.shape[0] * t.shape[1] for t in matrices)
+
+    def prefill(self, n: int) -> float:
+        return n * self.products / self.roof("int8", None, self.pool)
+
+    def decode(self, n: int) -> float:
+        with memoryview(next(iter(self.file.values())).mapping) as pages:
+            return n * self.nbytes / self.roof("read", pages, self.pool)
+
+
 class LlamaCpp:
     """llama-cpp-python, through llama_decode itself, so that Python costs it nothing; mapped.
 
@@ -105,6 +133,10 @@ def _mmrt(path: str, threads: int) -> Engine:
     return Mmrt(path, threads)
 
 
+def _limit(path: str, threads: int) -> Engine:
+    return Limit(path, threads)
+
+
 def _llama_mapped(path: str, threads: int) -> Engine:
     return LlamaCpp(path, threads, repack=False)
 
@@ -115,6 +147,7 @@ def _llama_repacked(path: str, threads: int) -> Engine:
 
 ENGINES: dict[str, Callable[[str, int], Engine]] = {
     "mmrt": _mmrt,
+    "the machine's limit": _limit,
     "llama.cpp mapped": _llama_mapped,
     "llama.cpp repacked": _llama_repacked,
 }

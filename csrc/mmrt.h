@@ -407,6 +407,15 @@ typedef struct mmrt_weight {
 mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
                         size_t n, float *y, mmrt_error *err);
 
+/* What bounds the speed of a machine: bytes read in order, multiply-adds of bytes, and of floats.
+ */
+typedef enum mmrt_roof_kind { MMRT_ROOF_READ, MMRT_ROOF_INT8, MMRT_ROOF_FLOAT32 } mmrt_roof_kind;
+
+/* Reads n bytes at data, or makes n multiply-adds, shared out among the pool's threads; *done is
+ * how many it were. To be timed by the caller. */
+mmrt_status mmrt_roof(mmrt_pool *pool, mmrt_isa isa, mmrt_roof_kind kind, const void *data,
+                      uint64_t n, uint64_t *done, mmrt_error *err);
+
 /* The set whose kernel multiplies matrices of this type when `isa` is chosen. */
 mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type);
 

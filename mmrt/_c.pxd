@@ -152,6 +152,13 @@ cdef extern from "mmrt.h" nogil:
         uint64_t cols
         const char *name
 
+    ctypedef enum mmrt_roof_kind:
+        MMRT_ROOF_READ
+        MMRT_ROOF_INT8
+        MMRT_ROOF_FLOAT32
+
+    mmrt_status mmrt_roof(mmrt_pool *pool, mmrt_isa isa, mmrt_roof_kind kind, const void *data,
+                          uint64_t n, uint64_t *done, mmrt_error *err) nogil
     mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
                             size_t n, float *y, mmrt_error *err)
     mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type)

@@ -1,11 +1,13 @@
 """Matrix products on mapped blocks, and what they run on."""
 
 from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
 
 from mmrt._c cimport (
     MMRT_ISA_COUNT, mmrt_cpu_count, mmrt_error, mmrt_isa, mmrt_isa_choose,
     mmrt_isa_missing, mmrt_isa_name, mmrt_matmul, mmrt_matmul_isa, mmrt_pool_create,
-    mmrt_pool_free, mmrt_pool_threads, mmrt_status, mmrt_trim_heap, mmrt_weight,
+    mmrt_pool_free, mmrt_pool_threads, mmrt_roof, mmrt_roof_kind, MMRT_ROOF_FLOAT32,
+    MMRT_ROOF_INT8, MMRT_ROOF_READ, mmrt_status, mmrt_trim_heap, mmrt_weight,
 )
 from mmrt._status cimport check
 
@@ -49,6 +51,13 @@ cdef class Pool:
 cdef Pool _default_pool = None
 
 
+cdef Pool default_pool():
+    global _default_pool
+    if _default_pool is None:
+        _default_pool = Pool()
+    return _default_pool
+
+
 def matmul(str type not None, blocks, shape, x, Pool pool=None):
     """W @ x for a matrix W of `shape` (rows, cols), float32.
 
@@ -61,7 +70,6 @@ def matmul(str type not None, blocks, shape, x, Pool pool=None):
     """
     import numpy
 
-    global _default_pool
     cdef mmrt_weight weight
     cdef mmrt_error error
     cdef mmrt_status status
@@ -82,10 +90,7 @@ def matmul(str type not None, blocks, shape, x, Pool pool=None):
     out = numpy.zeros((n_columns, shape[0]), numpy.float32)
     if out.size == 0 or columns.size == 0:
         return out[0] if given.ndim == 1 else out.T
-    if pool is None:
-        if _default_pool is None:
-            _default_pool = Pool()
-        pool = _default_pool
+    pool = pool or default_pool()
     cdef const float[:, ::1] from_ = columns
     cdef float[:, ::1] to = out
     cdef size_t n = n_columns
@@ -98,6 +103,40 @@ def matmul(str type not None, blocks, shape, x, Pool pool=None):
         status = mmrt_matmul(pool.handle, isa, &weight, &from_[0, 0], n, &to[0, 0], &error)
     check(status, &error)
     return out[0] if given.ndim == 1 else out.T
+
+
+def roof(str kind not None, data=None, Pool pool=None):
+    """The most that this machine can do, in one measurement: take the best or the median of several.
+
+    kind: "read", bytes a second read in order from `data`, any bytes-like object, which should be
+    larger than the caches and in memory; "int8" or "float32", multiply-adds a second in registers.
+    pool: None for one thread on each CPU. Measured with the instruction set in force.
+    """
+    import time
+
+    cdef mmrt_error error
+    cdef mmrt_status status
+    cdef mmrt_isa isa = chosen_isa()
+    cdef uint64_t done = 0, n = 1 << 31
+    cdef const unsigned char[::1] bytes
+    cdef const void *at = NULL
+    kinds = {"read": MMRT_ROOF_READ, "int8": MMRT_ROOF_INT8, "float32": MMRT_ROOF_FLOAT32}
+    if kind not in kinds:
+        raise ArgumentError(f"kind: {kind!r} is not one of {', '.join(kinds)}")
+    cdef mmrt_roof_kind roof_kind = kinds[kind]
+    if roof_kind == MMRT_ROOF_READ:
+        if data is None or not memoryview(data).nbytes:
+            raise ArgumentError("data: there is nothing to read")
+        bytes = memoryview(data).cast("B")
+        at, n = &bytes[0], bytes.shape[0]
+    elif isa == 0:
+        n = 1 << 27  # plain C
+    pool = pool or default_pool()
+    start = time.perf_counter()
+    with nogil:
+        status = mmrt_roof(pool.handle, isa, roof_kind, at, n, &done, &error)
+    check(status, &error)
+    return done / (time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 #include "base/pool.h"
 #include "base/status.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,13 +25,15 @@ void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uin
 }
 
 uint64_t mmrt_piece_rows(const mmrt_weight *w, uint64_t unit) {
-    enum { PIECE_BYTES = 16384 };
+    enum { PIECE_BYTES = 16384, LARGE = 2048, PANELS = 64 };
+    if (w->rows >= LARGE)
+        unit = PANELS; /* what a kernel multiplies with one look at the columns */
     return (PIECE_BYTES / row_bytes(w) + unit) / unit * unit;
 }
 
 /* Gate and up rows are multiplied side by side into scratch, so that their product is formed while
  * both are in the cache. A piece is a whole number of quantisation groups. */
-enum { GLU_ROWS = MMRT_GROUP };
+static_assert(MMRT_GLU_ROWS % MMRT_GROUP == 0, "whole groups");
 
 /* How the rows of an operation's weights are cut into pieces: one space of pieces for all of them
  * together, so that three small matrices are shared out as one. */
@@ -44,8 +47,8 @@ static struct pieces pieces_of(const mmrt_program *program, const mmrt_op *op) {
     struct pieces p = {.n_weights = 0};
     if (op->kind == MMRT_OP_GLU) { /* the same piece of both */
         const uint64_t rows = program->weights[op->weights[0]].rows;
-        const uint64_t n = (rows + GLU_ROWS - 1) / GLU_ROWS;
-        return (struct pieces){2, {GLU_ROWS, GLU_ROWS}, {n, n}, n};
+        const uint64_t n = (rows + MMRT_GLU_ROWS - 1) / MMRT_GLU_ROWS;
+        return (struct pieces){2, {MMRT_GLU_ROWS, MMRT_GLU_ROWS}, {n, n}, n};
     }
     for (; p.n_weights < 3 && op->weights[p.n_weights] >= 0; p.n_weights++) {
         const mmrt_weight *weight = &program->weights[op->weights[p.n_weights]];
@@ -120,20 +123,21 @@ void mmrt_op_glu(struct worker *w) {
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const size_t token = first_token(w), n = step->n - token;
-    float *gates = w->scratch, *ups = gates + n * GLU_ROWS;
-    void *scratch = ups + n * GLU_ROWS;
+    float *gates = w->scratch, *ups = gates + n * MMRT_GLU_ROWS;
+    void *scratch = ups + n * MMRT_GLU_ROWS;
     uint64_t piece;
     mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces_of(step->program, w->op).total);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
-        const uint64_t first = piece * GLU_ROWS;
-        const uint64_t end = first + GLU_ROWS < gate->rows ? first + GLU_ROWS : gate->rows;
-        mmrt_multiply(kernels, gate, first, end, in, token, n, gates, GLU_ROWS, scratch);
-        mmrt_multiply(kernels, up, first, end, in, token, n, ups, GLU_ROWS, scratch);
+        const uint64_t first = piece * MMRT_GLU_ROWS;
+        const uint64_t end =
+            first + MMRT_GLU_ROWS < gate->rows ? first + MMRT_GLU_ROWS : gate->rows;
+        mmrt_multiply(kernels, gate, first, end, in, token, n, gates, MMRT_GLU_ROWS, scratch);
+        mmrt_multiply(kernels, up, first, end, in, token, n, ups, MMRT_GLU_ROWS, scratch);
         for (size_t t = 0; t < n; t++) {
-            kernels->glu((enum mmrt_activation)w->op->activation, gates + t * GLU_ROWS,
-                         ups + t * GLU_ROWS, row_at(out, token + t) + first, end - first);
+            kernels->glu((enum mmrt_activation)w->op->activation, gates + t * MMRT_GLU_ROWS,
+                         ups + t * MMRT_GLU_ROWS, row_at(out, token + t) + first, end - first);
             if (out->q)
-                kernels->quantize(out, token + t, first, GLU_ROWS);
+                kernels->quantize(out, token + t, first, end - first);
         }
     }
 }

@@ -100,6 +100,9 @@ void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uin
                    uint64_t end_row, const struct mmrt_columns *x, size_t first_column, size_t n,
                    float *y, size_t y_stride, void *scratch);
 
+/* Rows of a gated unit in a piece of work. */
+enum { MMRT_GLU_ROWS = 64 };
+
 /* Rows that one piece of a multiplication should have: enough to amortise taking it, a multiple of
  * `unit`. */
 uint64_t mmrt_piece_rows(const mmrt_weight *w, uint64_t unit);

@@ -115,6 +115,10 @@ typedef void mmrt_attend_fn(const struct mmrt_attention *a);
 enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 64 };
 size_t mmrt_attend_scratch(size_t head_dim);
 
+/* Reads about n bytes at data, in order, or makes about n multiply-adds of registers, as fast as it
+ * can be done; returns how many. */
+typedef uint64_t mmrt_roof_fn(mmrt_roof_kind kind, const uint8_t *data, uint64_t n);
+
 struct mmrt_kernels {
     mmrt_matvec_fn *matvec[MMRT_TYPE_LIMIT]; /* NULL where the type has no unpack */
     mmrt_matmul_fn *matmul[MMRT_TYPE_LIMIT];
@@ -124,6 +128,7 @@ struct mmrt_kernels {
     mmrt_add_fn *add;
     mmrt_glu_fn *glu;
     mmrt_attend_fn *attend;
+    mmrt_roof_fn *roof;
 };
 
 /* The table of an instruction set that can run here (mmrt_isa_missing() is NULL): every entry that

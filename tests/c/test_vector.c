@@ -212,6 +212,21 @@ static void test_glu(struct kernel *kernel) {
 
 #include "test_attend.h"
 
+/* All bytes but the last few, and none after them. */
+static void test_roof(struct kernel *kernel) {
+    struct guarded room = guarded_pages(MAX_LENGTH);
+    for (uint64_t n = 0; n <= 2000; n += 77) {
+        uint64_t done = kernel->with.roof(MMRT_ROOF_READ, room.end - n, n);
+        CHECK(done <= n && n - done < 64);
+        for (int kind = MMRT_ROOF_INT8; kind <= MMRT_ROOF_FLOAT32; kind++) {
+            done = kernel->with.roof((mmrt_roof_kind)kind, NULL, n);
+            CHECK(done <= n && n - done < 1000);
+        }
+        kernel->cases++;
+    }
+    guarded_free(room);
+}
+
 /* clang-format off */
 static struct kernel kernels[] = {
 #define MMRT_MATRIX_KERNEL(ISA, isa, type)
@@ -225,6 +240,7 @@ static struct kernel kernels[] = {
     MMRT_VECTOR_KERNEL(REF, ref, add)
     MMRT_VECTOR_KERNEL(REF, ref, glu)
     MMRT_VECTOR_KERNEL(REF, ref, attend)
+    MMRT_VECTOR_KERNEL(REF, ref, roof)
 #include "kernels/kernels.def"
     {.name = NULL},
 };

@@ -24,6 +24,10 @@ enum { V_TILE_ROWS = 2, V_TILE_COLUMNS = 4 }; /* of floats that are multiplied a
 typedef __m256 vf;
 typedef __m256i vi;
 
+/* The compiler must have the value at hand, and knows nothing of what it is after that. */
+V_INLINE void v_opaque(vf *a) { __asm__ volatile("" : "+x"(*a)); }
+V_INLINE void v_opaque_bytes(vi *a) { __asm__ volatile("" : "+x"(*a)); }
+
 /* ---- bytes ---- */
 
 V_INLINE vi v_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }

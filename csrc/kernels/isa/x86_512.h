@@ -22,6 +22,10 @@ enum { V_TILE_ROWS = 4, V_TILE_COLUMNS = 6 }; /* of floats that are multiplied a
 typedef __m512 vf;
 typedef __m512i vi;
 
+/* The compiler must have the value at hand, and knows nothing of what it is after that. */
+V_INLINE void v_opaque(vf *a) { __asm__ volatile("" : "+v"(*a)); }
+V_INLINE void v_opaque_bytes(vi *a) { __asm__ volatile("" : "+v"(*a)); }
+
 /* ---- bytes ---- */
 
 V_INLINE vi v_load(const void *p) { return _mm512_loadu_si512(p); }

@@ -11,4 +11,5 @@
 #include "kernels/body/matvec.inc"
 #include "kernels/body/panel.inc"
 #include "kernels/body/quantize.inc"
+#include "kernels/body/roof.inc"
 #include "kernels/body/vector.inc"

@@ -10,4 +10,5 @@
 #include "kernels/body/attend.inc"
 #include "kernels/body/float_matrix.inc"
 #include "kernels/body/panel.inc"
+#include "kernels/body/roof.inc"
 #include "kernels/body/vector.inc"
