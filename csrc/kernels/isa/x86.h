@@ -47,6 +47,16 @@ V_INLINE v4 v4_q4_k_scales(const uint8_t *block) {
     __m128i high = _mm_srli_epi16(_mm_shuffle_epi8(words, above), 2);
     return _mm_or_si128(_mm_and_si128(low, mask), _mm_and_si128(high, _mm_set1_epi8(0x30)));
 }
+/* The 8 scales of an IQ4_XS block: nibbles of four bytes, under pairs of bits of a word. */
+V_INLINE v4 v4_iq4_xs_scales(const uint8_t *block) {
+    const uint32_t nibbles = mmrt_load_u32(block + 4);
+    __m128i low = _mm_cvtsi32_si128((int)(nibbles & 0x0f0f0f0f));
+    __m128i high = _mm_cvtsi32_si128((int)(nibbles >> 4 & 0x0f0f0f0f));
+    const __m128i to_top = _mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1);
+    __m128i pairs = _mm_mullo_epi16(_mm_set1_epi16((short)mmrt_load_u16(block + 2)), to_top);
+    pairs = _mm_slli_epi16(_mm_srli_epi16(pairs, 14), 4);
+    return _mm_or_si128(_mm_unpacklo_epi8(low, high), _mm_packus_epi16(pairs, _mm_setzero_si128()));
+}
 V_INLINE v4 v4_low_nibbles(v4 a) { return _mm_and_si128(a, _mm_set1_epi8(15)); }
 V_INLINE v4 v4_high_nibbles(v4 a) { return v4_low_nibbles(_mm_srli_epi16(a, 4)); }
 

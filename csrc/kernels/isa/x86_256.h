@@ -39,6 +39,11 @@ V_INLINE vi v_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm256_srli_epi16(a, 4)); }
 
+/* table[a], 16 signed bytes by numbers from 0 to 15. */
+V_INLINE vi v_look_up(const int8_t *table, vi a) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), a);
+}
+
 /* 16 bytes from `offset` on in each of two blocks. */
 V_INLINE vi v_gather16(const uint8_t *blocks, size_t bytes, size_t offset) {
     return _mm256_loadu2_m128i((const __m128i *)(blocks + bytes + offset),
@@ -60,12 +65,16 @@ V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
 #endif
 }
 
-/* Of types with 256 weights, 32 in order from 32 i on: nibbles (those of 32 bytes at p are low ones,
- * then high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
+/* Of types with 256 weights, 32 in order from 32 i on: nibbles (of 32 bytes, or 16, at p the low ones,
+ * then the high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
  * wherever bit i of 32 bytes is set. */
 V_INLINE vi v_nibbles_of32(const uint8_t *p, int i) {
     vi q = v_load(p + 32 * (i / 2));
     return i % 2 ? v_high_nibbles(q) : v_low_nibbles(q);
+}
+V_INLINE vi v_nibbles_of16(const uint8_t *p, int i) {
+    __m128i q = _mm_loadu_si128((const __m128i *)(p + 16 * i));
+    return v_low_nibbles(_mm256_set_m128i(_mm_srli_epi16(q, 4), q));
 }
 V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
     const int down = i % 4 * 2 - up;
@@ -173,6 +182,8 @@ V_INLINE vf v_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+/* Two floats, each in four lanes. */
+V_INLINE vf v_two(float a, float b) { return _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a)); }
 /* The first half of two blocks, each in four lanes, and the second half. */
 V_INLINE void v_two_halves(const uint8_t *blocks, size_t bytes, vf *first, vf *second) {
     vf both = _mm256_cvtph_ps(_mm_unpacklo_epi64(_mm_set1_epi32((int)mmrt_load_u32(blocks)),

@@ -37,6 +37,11 @@ V_INLINE vi v_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm512_srli_epi16(a, 4)); }
 
+/* table[a], 16 signed bytes by numbers from 0 to 15. */
+V_INLINE vi v_look_up(const int8_t *table, vi a) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a);
+}
+
 /* 16 bytes from `offset` on in each of four blocks: loads with a merging mask need no shuffle. */
 V_INLINE vi v_gather16(const uint8_t *blocks, size_t bytes, size_t offset) {
     const __m128i *p[4];
@@ -56,8 +61,8 @@ V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
     return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), _mm512_set1_epi8(16));
 }
 
-/* Of types with 256 weights, 64 in order from 64 i on: nibbles (those of 32 bytes at p are low ones,
- * then high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
+/* Of types with 256 weights, 64 in order from 64 i on: nibbles (of 32 bytes, or 16, at p the low ones,
+ * then the high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
  * wherever the next of the bits of 32 bytes is set. */
 V_INLINE vi v_twice32(const uint8_t *p) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
@@ -67,6 +72,13 @@ V_INLINE vi v_halves_words(int low, int high) {
 }
 V_INLINE vi v_nibbles_of32(const uint8_t *p, int i) {
     return v_low_nibbles(_mm512_srlv_epi16(v_twice32(p + 32 * i), v_halves_words(0, 4)));
+}
+V_INLINE vi v_nibbles_of16(const uint8_t *p, int i) {
+    vi q = v_twice32(p + 32 * i); /* pieces 0, 1, 0, 1 of 16 */
+    q = _mm512_shuffle_i64x2(q, q, 0x50);
+    const vi down = _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0,
+                                      0x0004000400040004, 0x0004000400040004);
+    return v_low_nibbles(_mm512_srlv_epi16(q, down));
 }
 V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
     const int first = i % 2 * 4; /* the shifts down are first and first + 2 */
