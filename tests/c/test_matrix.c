@@ -39,12 +39,14 @@ static const struct scales {
     uint32_t type;
     int d, m;
 } scales_of[] = {
-    {MMRT_TYPE_F32, -1, -1},   {MMRT_TYPE_F16, 0, -1},    {MMRT_TYPE_BF16, -1, -1},
-    {MMRT_TYPE_Q4_0, 0, -1},   {MMRT_TYPE_Q4_1, 0, 2},    {MMRT_TYPE_Q5_0, 0, -1},
-    {MMRT_TYPE_Q5_1, 0, 2},    {MMRT_TYPE_Q8_0, 0, -1},   {MMRT_TYPE_Q4_K, 0, 2},
-    {MMRT_TYPE_Q5_K, 0, 2},    {MMRT_TYPE_Q6_K, 208, -1}, {MMRT_TYPE_Q2_K, 80, 82},
-    {MMRT_TYPE_Q3_K, 108, -1}, {MMRT_TYPE_IQ4_NL, 0, -1}, {MMRT_TYPE_IQ4_XS, 0, -1},
-    {MMRT_TYPE_MXFP4, -1, -1}, {MMRT_TYPE_TQ2_0, 64, -1},
+    {MMRT_TYPE_F32, -1, -1},    {MMRT_TYPE_F16, 0, -1},    {MMRT_TYPE_BF16, -1, -1},
+    {MMRT_TYPE_Q4_0, 0, -1},    {MMRT_TYPE_Q4_1, 0, 2},    {MMRT_TYPE_Q5_0, 0, -1},
+    {MMRT_TYPE_Q5_1, 0, 2},     {MMRT_TYPE_Q8_0, 0, -1},   {MMRT_TYPE_Q4_K, 0, 2},
+    {MMRT_TYPE_Q5_K, 0, 2},     {MMRT_TYPE_Q6_K, 208, -1}, {MMRT_TYPE_Q2_K, 80, 82},
+    {MMRT_TYPE_Q3_K, 108, -1},  {MMRT_TYPE_IQ4_NL, 0, -1}, {MMRT_TYPE_IQ4_XS, 0, -1},
+    {MMRT_TYPE_IQ2_XXS, 0, -1}, {MMRT_TYPE_IQ2_XS, 0, -1}, {MMRT_TYPE_IQ2_S, 0, -1},
+    {MMRT_TYPE_IQ3_XXS, 0, -1}, {MMRT_TYPE_IQ3_S, 0, -1},  {MMRT_TYPE_IQ1_S, 0, -1},
+    {MMRT_TYPE_IQ1_M, -1, -1},  {MMRT_TYPE_MXFP4, -1, -1}, {MMRT_TYPE_TQ2_0, 64, -1},
 };
 
 enum { ROWS = 33, COLUMNS = 25, MAX_K = 2048 };
@@ -80,6 +82,10 @@ static void fill_row(uint8_t *row, int fill) {
             memcpy(row, (char *)&value + 4 - bytes, bytes); /* a bfloat16 is the upper half */
         } else if (m.format->id == MMRT_TYPE_F16) {
             put_half(row, mmrt_f32_to_f16(random_unit()));
+        } else if (m.format->id == MMRT_TYPE_IQ1_M) {
+            const unsigned d = mmrt_f32_to_f16(sign * (0.01f + 0.01f * random_unit()));
+            for (int i = 0; i < 4; i++) /* in the upper nibbles of four words */
+                row[49 + 2 * i] = (uint8_t)((row[49 + 2 * i] & 15) | (d >> (4 * i) & 15) << 4);
         } else if (m.format->id == MMRT_TYPE_MXFP4) {
             row[0] = (uint8_t)(118 + random_below(6)); /* a power of 2 near 0.01 */
         } else {

@@ -60,6 +60,12 @@ V_INLINE v4 v4_iq4_xs_scales(const uint8_t *block) {
 V_INLINE v4 v4_low_nibbles(v4 a) { return _mm_and_si128(a, _mm_set1_epi8(15)); }
 V_INLINE v4 v4_high_nibbles(v4 a) { return v4_low_nibbles(_mm_srli_epi16(a, 4)); }
 
+/* The nibbles of eight bytes in order, low ones first. */
+V_INLINE v4 v4_nibbles_of8(const uint8_t *p) {
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)p);
+    return _mm_unpacklo_epi8(v4_low_nibbles(bytes), v4_high_nibbles(bytes));
+}
+
 V_INLINE float v_f16_at(const void *p) { return _cvtsh_ss(mmrt_load_u16(p)); }
 
 #endif

@@ -39,6 +39,23 @@ V_INLINE vi v_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm256_srli_epi16(a, 4)); }
 
+V_INLINE vi v_from_words(const uint64_t w[4]) {
+    return _mm256_setr_epi64x((long long)w[0], (long long)w[1], (long long)w[2], (long long)w[3]);
+}
+
+/* -a wherever the bit of a byte is set. */
+V_INLINE vi v_negate(vi a, const uint32_t *bits) {
+#ifdef __AVX512BW__
+    return _mm256_mask_sub_epi8(a, _cvtu32_mask32(*bits), _mm256_setzero_si256(), a);
+#else
+    const vi byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const vi bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    vi spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)*bits), byte), bit);
+    vi minus = _mm256_cmpeq_epi8(spread, bit);
+    return _mm256_sub_epi8(_mm256_xor_si256(a, minus), minus);
+#endif
+}
+
 /* table[a], 16 signed bytes by numbers from 0 to 15. */
 V_INLINE vi v_look_up(const int8_t *table, vi a) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), a);

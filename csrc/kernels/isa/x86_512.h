@@ -37,6 +37,17 @@ V_INLINE vi v_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm512_srli_epi16(a, 4)); }
 
+V_INLINE vi v_from_words(const uint64_t w[8]) {
+    return _mm512_setr_epi64((long long)w[0], (long long)w[1], (long long)w[2], (long long)w[3],
+                             (long long)w[4], (long long)w[5], (long long)w[6], (long long)w[7]);
+}
+
+/* -a wherever the bit of a byte is set. */
+V_INLINE vi v_negate(vi a, const uint32_t bits[2]) {
+    const __mmask64 minus = _cvtu64_mask64(bits[0] | (uint64_t)bits[1] << 32);
+    return _mm512_mask_sub_epi8(a, minus, _mm512_setzero_si512(), a);
+}
+
 /* table[a], 16 signed bytes by numbers from 0 to 15. */
 V_INLINE vi v_look_up(const int8_t *table, vi a) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a);

@@ -6,6 +6,8 @@
 #include "kernels/body/exp.inc"
 #include "kernels/body/types.inc"
 
+#include "kernels/body/grid_types.inc"
+
 #include "kernels/body/attend.inc"
 #include "kernels/body/float_matrix.inc"
 #include "kernels/body/matvec.inc"

@@ -7,5 +7,7 @@
 
 #include "kernels/body/types.inc"
 
+#include "kernels/body/grid_types.inc"
+
 #include "kernels/body/matvec.inc"
 #include "kernels/body/quantize.inc"
