@@ -31,6 +31,14 @@ static void fill_ropes(const struct step *step, int thread, int n_threads) {
     }
 }
 
+/* What every operation but the first, EMBED, finds ready: a barrier stands between. It is written
+ * here, and not before the job, as another caller's job may still run then. */
+static void prepare(const struct step *step, int thread, int n_threads) {
+    fill_ropes(step, thread, n_threads);
+    for (int32_t i = thread; i < step->program->n_buffers; i += n_threads)
+        step->program->buffers[i].columns.single = step->n - 1;
+}
+
 static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -60,7 +68,7 @@ static void step_job(void *context, int thread, int n_threads) {
     int32_t mark = thread ? step->n_marks : 0; /* the next to take */
     if (mark < step->n_marks && step->marks[mark].op < 0)
         take(&step->marks[mark++]);
-    fill_ropes(step, thread, n_threads);
+    prepare(step, thread, n_threads);
     for (int32_t i = 0; i < program->n_ops; i++) {
         w.op = &program->ops[i];
         w.runs = program->runs + (i % 2) * program->n_threads;
@@ -99,8 +107,6 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
     mmrt_status status = mmrt_kv_reserve(kv, mmrt_kv_length(kv) + n, err);
     if (status)
         return status;
-    for (int32_t i = 0; i < program->n_buffers; i++)
-        program->buffers[i].columns.single = n - 1;
     struct step step = {
         .program = program,
         .pool = pool,
