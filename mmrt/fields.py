@@ -5,6 +5,8 @@ from typing import Any
 
 from mmrt.errors import FormatError
 
+_LEAST, _LARGEST = 1e-37, 1e38  # well within float32's range
+
 
 class Fields:
     """The fields `prefix.name` of a file's metadata.
@@ -31,16 +33,17 @@ class Fields:
         """A whole number from `least` to 2^31 - 1."""
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31:
-            raise self.error(name, f"expected a whole number from {least} on, found {value!r:.60}")
+            expected = f"a whole number from {least} to {(1 << 31) - 1}"
+            raise self.error(name, f"expected {expected}, found {value!r:.60}")
         return value
 
-    def number(self, name: str, default: float | None = None, *, positive: bool = True) -> float:
-        """A finite number, above zero unless `positive` is false."""
+    def number(self, name: str, default: float | None = None, *, or_zero: bool = False) -> float:
+        """A number above zero, or zero where that is allowed, that float32 can hold."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(name, f"expected a number, found {value!r:.60}")
-        if not abs(value) < float("inf") or (positive and value <= 0):
-            raise self.error(name, f"expected a positive number, found {value!r:.60}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (_LEAST <= value <= _LARGEST or (or_zero and value == 0)):
+            expected = f"a number above zero{', or zero' if or_zero else ''}"
+            raise self.error(name, f"expected {expected}, found {value!r:.60}")
         return float(value)
 
     def text(self, name: str, default: str | None = None) -> str:

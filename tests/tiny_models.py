@@ -29,6 +29,8 @@ TYPES = (
     *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
 )
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 _SPECIALS = [("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL)]
 _SMALLEST_VOCABULARY = len(byte_level(MERGES, _SPECIALS)["tokenizer.ggml.tokens"])
 
@@ -92,6 +94,8 @@ class TinyModel:
                 kind = GGUFValueType.UINT32  # as converters write counts
             elif kind == GGUFValueType.INT32 and value >= 1 << 32:
                 kind = GGUFValueType.UINT64
+            elif kind == GGUFValueType.FLOAT32 and FLOAT32_MAX < abs(value) < np.inf:
+                kind = GGUFValueType.FLOAT64
             writer.add_key_value(name, value, kind)
         for name, (type, data) in self.tensors.items():
             writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[type])

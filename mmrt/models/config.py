@@ -48,7 +48,7 @@ def transformer_config(architecture: str, fields: Fields) -> Config:
         rms_eps=fields.number("attention.layer_norm_rms_epsilon"),
         rope=rope_from(fields, head_dim),
         attention_scale=fields.number("attention.scale", head_dim**-0.5),
-        attention_softcap=fields.number("attn_logit_softcapping", 0.0, positive=False),
-        logit_softcap=fields.number("final_logit_softcapping", 0.0, positive=False),
+        attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
+        logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
         window=fields.integer("attention.sliding_window", 0, least=0),
     )

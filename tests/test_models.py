@@ -1,0 +1,311 @@
+"""Files that are no sound models: each is refused by one exception of ours that names the file, the
+field or tensor, and what was found; on the command line by one line."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+from command import call, start
+from instruction_sets import ISAS
+from tiny_models import FLOATS, TYPES, Blocks, TinyModel
+
+import mmrt
+from bench.blocks import HALVES
+from mmrt import models
+from mmrt.errors import FormatError, MmrtError, UnsupportedError
+
+ARCHITECTURES: dict[str, Callable[..., TinyModel]] = {
+    "llama": tiny_models.llama,
+    "gemma3": tiny_models.gemma3,
+}
+MISSING = object()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> TinyModel:
+    """A sound model, to be spoilt."""
+    return ARCHITECTURES[request.param](separate_output=True)
+
+
+def opened(path: Path) -> None:
+    """Opens the model and has it write a little, if it can be opened."""
+    with mmrt.Model(path) as model:
+        model.generate([5, 6], max_tokens=2)
+        model.generate("abc", max_tokens=2)
+
+
+def assert_refused(path: Path, kind: type[MmrtError], *words: str) -> None:
+    with pytest.raises(kind) as refused:
+        opened(path)
+    message = str(refused.value)
+    assert path.name in message and "\n" not in message and len(message) < 400
+    for word in words:
+        assert word in message, message
+    assert str(path) not in Path("/proc/self/maps").read_text(), "still mapped"
+
+
+def test_sound_models_are_not_refused(model: TinyModel, tmp_path: Path) -> None:
+    opened(model.write(tmp_path / "sound.gguf"))
+
+
+def test_architectures_are_known_by_name() -> None:
+    assert models.architectures() == sorted(ARCHITECTURES)
+
+
+# ---- fields ----
+
+HUGE = 2**63
+NUMBERS = (math.nan, math.inf, -math.inf, -1.0, 1e300, "1", True, [1.0])
+COUNTS = (0, -1, HUGE, 2**31, 1.0, "1", True, [1])
+
+# A field, and what it cannot be.
+FIELDS: list[tuple[str, tuple[Any, ...]]] = [
+    ("context_length", (MISSING, *COUNTS)),
+    ("block_count", (MISSING, *COUNTS)),
+    ("embedding_length", (MISSING, *COUNTS)),
+    ("feed_forward_length", (MISSING, *COUNTS)),
+    ("attention.head_count", (MISSING, *COUNTS, 3, 2**30)),
+    ("attention.head_count_kv", (*COUNTS, 3, 8)),
+    ("attention.key_length", (*COUNTS, 2**30)),
+    ("attention.value_length", (*COUNTS, 32)),
+    ("attention.layer_norm_rms_epsilon", (MISSING, 0.0, *NUMBERS)),
+    ("attention.scale", (0.0, *NUMBERS)),
+    ("attn_logit_softcapping", NUMBERS),
+    ("final_logit_softcapping", NUMBERS),
+    ("rope.dimension_count", (*COUNTS, 15, 18)),
+    ("rope.freq_base", (0.0, 1.0, *NUMBERS)),
+    ("rope.scaling.type", ("", "longrope", 3)),
+    ("rope.scaling.factor", (0.0, *NUMBERS)),
+    ("rope.scaling.original_context_length", COUNTS),
+    ("rope.scaling.yarn_beta_fast", (0.0, *NUMBERS)),
+    ("rope.scaling.attn_factor", (0.0, *NUMBERS)),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in FIELDS for value in values],
+    ids=lambda value: "missing" if value is MISSING else str(value)[:20],
+)
+def test_absurd_fields(model: TinyModel, field: str, value: Any, tmp_path: Path) -> None:
+    name = f"{model.metadata['general.architecture']}.{field}"
+    if value is MISSING:
+        del model.metadata[name]
+    else:
+        model.metadata[name] = value
+    path = model.write(tmp_path / "field.gguf")
+    assert_refused(path, UnsupportedError if value in ("", "longrope") else FormatError)
+    call("run", path, "abc", "-n", 2).assert_refused(1, path.name)
+
+
+@pytest.mark.parametrize("value", [MISSING, "", "perceptron", 3, "llama\n", "../gguf", "rope"])
+def test_architectures_that_are_not_known(model: TinyModel, value: Any, tmp_path: Path) -> None:
+    del model.metadata["general.architecture"]
+    if value is not MISSING:
+        model.metadata["general.architecture"] = value
+    kind = UnsupportedError if isinstance(value, str) else FormatError
+    assert_refused(model.write(tmp_path / "other.gguf"), kind, "general.architecture")
+
+
+def test_mixtures_of_experts_are_not_supported(tmp_path: Path) -> None:
+    model = tiny_models.llama()
+    model.metadata["llama.expert_count"] = 8
+    assert_refused(model.write(tmp_path / "moe.gguf"), UnsupportedError, "llama.expert_count")
+
+
+def test_a_sliding_window_is_needed_where_there_are_such_layers(tmp_path: Path) -> None:
+    for value in (MISSING, 0, -1, HUGE):
+        model = tiny_models.gemma3()
+        del model.metadata["gemma3.attention.sliding_window"]
+        if value is not MISSING:
+            model.metadata["gemma3.attention.sliding_window"] = value
+        path = model.write(tmp_path / "window.gguf")
+        assert_refused(path, FormatError, "gemma3.attention.sliding_window")
+
+
+# ---- tensors ----
+
+
+def test_every_tensor_is_needed(model: TinyModel, tmp_path: Path) -> None:
+    for name in list(model.tensors):
+        blocks = model.tensors.pop(name)
+        path = model.write(tmp_path / "missing.gguf")
+        if name == "output.weight":
+            opened(path)  # the embedding serves
+        else:
+            assert_refused(path, FormatError, f"tensor {name} is missing")
+        model.tensors[name] = blocks
+
+
+def ones(*shape: int) -> Blocks:
+    return tiny_models.blocks_of("F32", np.ones(shape, np.float32))
+
+
+def test_every_shape_must_fit(model: TinyModel, tmp_path: Path) -> None:
+    for name, blocks in list(model.tensors.items()):
+        if name.startswith("blk.0."):
+            continue  # as blk.1
+        *rows, cols = blocks.data.view("<f4").shape
+        shapes: list[tuple[int, ...]] = [(*rows, cols + 1), (2, *rows, cols), (1,)]
+        shapes += [(rows[0] + 1, cols), (rows[0] * cols,)] if rows else [(cols - 1,)]
+        for shape in shapes:
+            model.tensors[name] = ones(*shape)
+            kind = UnsupportedError if len(shape) == 3 else FormatError
+            assert_refused(model.write(tmp_path / "shape.gguf"), kind, "tensor ")
+        model.tensors[name] = blocks
+
+
+@pytest.mark.parametrize("type", ["I8", "I16", "I32", "I64", "F64"])
+def test_integers_are_no_weights(model: TinyModel, type: str, tmp_path: Path) -> None:
+    for name, blocks in list(model.tensors.items()):
+        values = tiny_models.dequantize(blocks)
+        model.tensors[name] = tiny_models.blocks_of(type, values)
+        path = model.write(tmp_path / "type.gguf")
+        assert_refused(path, UnsupportedError, f"tensor {name}", type)
+        model.tensors[name] = blocks
+
+
+@pytest.mark.parametrize("type", ["F16", "BF16", "Q8_0"])
+def test_norms_are_f32(model: TinyModel, type: str, tmp_path: Path) -> None:
+    for name, blocks in list(model.tensors.items()):
+        if "norm" in name:
+            values = tiny_models.dequantize(blocks)
+            if type == "Q8_0":
+                values = values[: len(values) // 32 * 32]
+                if not len(values):
+                    continue
+            model.tensors[name] = tiny_models.blocks_of(type, values)
+            path = model.write(tmp_path / "norm.gguf")
+            assert_refused(path, UnsupportedError, f"tensor {name}", type, "F32")
+            model.tensors[name] = blocks
+
+
+@pytest.mark.parametrize("divisors", [[0.0] * 8, [-1.0] * 8, [math.nan] * 8, [math.inf] * 8])
+def test_divisors_of_rotations_are_positive(divisors: list[float], tmp_path: Path) -> None:
+    model = tiny_models.llama()
+    model.tensors["rope_freqs.weight"] = tiny_models.blocks_of("F32", np.float32(divisors))
+    assert_refused(model.write(tmp_path / "rope.gguf"), FormatError, "tensor rope_freqs.weight")
+    for shape in ((7,), (9,), (2, 4)):
+        model.tensors["rope_freqs.weight"] = ones(*shape)
+        assert_refused(model.write(tmp_path / "rope.gguf"), FormatError, "rope_freqs.weight")
+
+
+# ---- vocabularies ----
+
+
+@pytest.mark.parametrize("size", [299, 301])
+def test_a_vocabulary_that_disagrees_with_the_embedding(
+    model: TinyModel, size: int, tmp_path: Path
+) -> None:
+    for name in ("tokens", "token_type"):
+        values = model.metadata[f"tokenizer.ggml.{name}"]
+        model.metadata[f"tokenizer.ggml.{name}"] = [*values, values[-1]][:size]
+    model.metadata["tokenizer.ggml.eos_token_id"] = 0
+    path = model.write(tmp_path / "vocabulary.gguf")
+    with mmrt.Model(path) as found:
+        assert found.logits([5, 6]).shape == (2, 300)  # no text is needed
+    assert_refused(path, FormatError, "tokenizer.ggml.tokens", str(size), "300")
+    call("run", path, "abc").assert_refused(1, path.name, "tokenizer.ggml.tokens")
+
+
+@pytest.mark.parametrize("name", ["model", "tokens", "merges"])
+def test_a_vocabulary_that_is_not_there(model: TinyModel, name: str, tmp_path: Path) -> None:
+    del model.metadata[f"tokenizer.ggml.{name}"]
+    path = model.write(tmp_path / "vocabulary.gguf")
+    with mmrt.Model(path) as found:
+        assert found.logits([5, 6]).shape == (2, 300)
+    assert_refused(path, FormatError, f"tokenizer.ggml.{name}: missing")
+
+
+# ---- numbers that are none ----
+
+
+EARLY = 5000  # elements, so that of the embedding the first 20 rows have the number
+
+
+def spoil(blocks: Blocks, value: float, random: np.random.Generator) -> Blocks:
+    """With one number, or one block's scale, that is not finite."""
+    data = blocks.data.copy()
+    if blocks.type == "F32":
+        flat = data.reshape(-1).view("<f4")
+        flat[random.integers(min(len(flat), EARLY))] = value
+    elif blocks.type == "BF16":
+        words = data.reshape(-1).view("<u2")
+        words[random.integers(EARLY)] = np.float32(value).view(np.uint32) >> 16
+    else:
+        elements = tiny_models.elements_of(blocks.type)
+        each = data.reshape(tiny_models.dequantize(blocks).size // elements, -1)
+        at = HALVES[blocks.type].scale if blocks.type in HALVES else 0
+        each[random.integers(EARLY // elements), at : at + 2] = np.float16([value]).view(np.uint8)
+    return blocks._replace(data=data)
+
+
+SPOILT = [*FLOATS, *(type for type in TYPES if type in HALVES)]
+CHEAP = ["F32", "Q4_1"]  # for `ref`, which does the same for all
+
+
+@pytest.mark.parametrize(
+    ("type", "isa"),
+    [(type, isa) for isa in ISAS for type in (CHEAP if isa == "ref" else SPOILT)],
+    indirect=["isa"],
+)
+def test_weights_that_are_not_finite_are_named(
+    model: TinyModel, type: str, isa: str, tmp_path: Path
+) -> None:
+    """Wherever they are, and in prompts as in steps of one token."""
+    architecture = ARCHITECTURES[model.metadata["general.architecture"]]
+    shape = {"n_embd": 256, "n_ff": 256, "head_dim": 64, "n_layers": 1}
+    model = architecture(type=type, separate_output=True, **shape)
+    random = np.random.default_rng(5)
+    for i, (name, blocks) in enumerate(model.tensors.items()):
+        value = (math.nan, math.inf, -math.inf)[i % 3]
+        spoilt = TinyModel(model.metadata, {**model.tensors, name: spoil(blocks, value, random)})
+        path = spoilt.write(tmp_path / "nan.gguf")
+        ids = list(range(20)) if name == "token_embd.weight" else [7, 8, 9]
+        with mmrt.Model(path) as found:
+            for use in (found.logits, lambda ids: one_by_one(found, ids)):
+                with pytest.raises(FormatError, match=r"nan\.gguf: tensor '(.*)' holds") as refused:
+                    use(ids)
+                assert f"tensor {name!r} holds NaN or infinity" in str(refused.value)
+
+
+def one_by_one(model: mmrt.Model, ids: list[int]) -> None:
+    with model.sequence() as sequence:
+        for token in ids:
+            sequence.extend([token])
+
+
+def test_generation_says_so_too(model: TinyModel, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down.weight"
+    model.tensors[name] = spoil(model.tensors[name], math.nan, np.random.default_rng(1))
+    path = model.write(tmp_path / "nan.gguf")
+    assert_refused(path, FormatError, f"tensor {name!r} holds NaN or infinity")
+    call("run", path, "abc").assert_refused(1, path.name, name)
+
+
+def test_finite_weights_may_overflow(model: TinyModel, tmp_path: Path) -> None:
+    for name in ("blk.0.attn_k.weight", "blk.0.attn_v.weight"):
+        data = model.tensors[name].data
+        large = tiny_models.blocks_of("F32", data.view("<f4") * np.float32(1e37))
+        model.tensors[name] = large
+    path = model.write(tmp_path / "overflow.gguf")
+    assert_refused(path, FormatError, "a logit is NaN or infinite")
+
+
+# ---- the command line ----
+
+
+def test_refusals_of_every_command(tmp_path: Path) -> None:
+    """In a process of its own: no traceback, and nothing printed on the way out."""
+    model = tiny_models.llama()
+    model.tensors["blk.1.ffn_up.weight"] = ones(5, 64)
+    path = model.write(tmp_path / "bad.gguf")
+    for command in ("run -p x -m", "chat -m", "bench -m"):
+        process = start(*command.split(), path, stdin=-3, stdout=-1, stderr=-1)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err.count("\n")) == (1, "", 1), err
+        assert "bad.gguf: tensor blk.1.ffn_up.weight: shape (5, 64) where (96, 64)" in err
