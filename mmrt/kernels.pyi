@@ -12,8 +12,8 @@ class Pool:
 def matmul(
     type: str, blocks: Buffer, shape: tuple[int, int], x: ArrayLike, pool: Pool | None = None
 ) -> NDArray[np.float32]: ...
-
 def roof(kind: str, data: Buffer | None = None, pool: Pool | None = None) -> float: ...
+
 @dataclass(frozen=True)
 class Variant:
     type: str
