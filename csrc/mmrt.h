@@ -522,4 +522,63 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
                              float *logits, mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
                              void *poll_context, mmrt_error *err);
 
+/* ---- streamed weights (stream/, exec/) ----------------------------------------------------- */
+
+/* How weights that are not kept in memory are read in each step. */
+typedef enum mmrt_reader {
+#define MMRT_READER(id, name, meaning) MMRT_READER_##id,
+#include "stream/readers.def"
+#undef MMRT_READER
+    MMRT_READER_COUNT
+} mmrt_reader;
+
+const char *mmrt_reader_name(mmrt_reader reader);
+
+/* UNSUPPORTED, and why, if this file cannot be read in this way. */
+mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_error *err);
+
+/* From now on a budget can be set for the program's weights. The files are the mappings that they
+ * lie in, at most MMRT_MAX_FILES. To be called once, after finish; reads nothing. Faults on the
+ * mappings will read single pages from the first step on. */
+#define MMRT_MAX_FILES 1024
+mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *files, int32_t n_files,
+                                mmrt_reader reader, mmrt_error *err);
+
+/* Matrices are kept on mapped pages as far as `budget` bytes allow, together with the ring of
+ * buffers through which the others are streamed, spread evenly over a step. Vectors (norms, biases)
+ * are kept besides. The first step after this loads what is to be kept; what is kept no longer is
+ * dropped at once. May be called at any time between two steps, also while one runs, whose end it
+ * waits for. NO_MEMORY, naming the least that would do, changes nothing. */
+mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err);
+
+/* All in bytes. */
+typedef struct mmrt_plan {
+    uint64_t total; /* of the matrices that a step reads */
+    uint64_t kept;
+    uint64_t ring;
+    uint64_t rest;  /* what is kept beside the budget: vectors */
+    uint64_t least; /* the smallest budget */
+    uint64_t most;  /* the one that keeps everything */
+} mmrt_plan;
+
+/* What set_budget would do. kept: NULL, or room for the kept bytes of each weight. With NO_MEMORY
+ * the plan keeps nothing, and says the least that would do. */
+mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt_plan *plan,
+                              uint64_t *kept, mmrt_error *err);
+
+/* What streaming has done so far. */
+typedef struct mmrt_stream_stats {
+    mmrt_reader reader;
+    uint64_t steps;
+    uint64_t kept_bytes;     /* by the present plan; of matrices */
+    uint64_t streamed_bytes; /* likewise: what a step reads */
+    uint64_t ring_bytes;
+    uint64_t read_bytes;   /* of streamed weights */
+    uint64_t loaded_bytes; /* of kept ones, onto their mapped pages */
+    double stall_seconds;  /* in which some thread waited for a read */
+    double busy_seconds;   /* in which some streamed weight was being read */
+} mmrt_stream_stats;
+
+void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats);
+
 #endif

@@ -227,6 +227,41 @@ cdef extern from "mmrt.h" nogil:
 
     ctypedef struct mmrt_mark:
         pass
+    # ---- streamed weights ----
+    ctypedef enum mmrt_reader:
+        MMRT_READER_URING
+        MMRT_READER_COUNT
+
+    const char *mmrt_reader_name(mmrt_reader reader)
+    mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_error *err)
+    int MMRT_MAX_FILES
+    mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping **files, int32_t n_files,
+                                    mmrt_reader reader, mmrt_error *err)
+    mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err)
+
+    ctypedef struct mmrt_plan:
+        uint64_t total
+        uint64_t kept
+        uint64_t ring
+        uint64_t rest
+        uint64_t least
+        uint64_t most
+
+    mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt_plan *plan,
+                                  uint64_t *kept, mmrt_error *err)
+
+    ctypedef struct mmrt_stream_stats:
+        mmrt_reader reader
+        uint64_t steps
+        uint64_t kept_bytes
+        uint64_t streamed_bytes
+        uint64_t ring_bytes
+        uint64_t read_bytes
+        uint64_t loaded_bytes
+        double stall_seconds
+        double busy_seconds
+
+    void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats)
 
     ctypedef int mmrt_poll_fn(void *context) noexcept
 

@@ -10,7 +10,8 @@ cdef class Program:
     cdef list names        # their names as bytes, which the core points to
     cdef dict indices      # tensor name -> weight index
     cdef list lines        # (operation, [weights], note), for printing
-    cdef int running
+    cdef int running       # calls of the core that go on
+    cdef bint streams
     cdef readonly int max_tokens
     cdef readonly tuple kv_shape
     cdef readonly int vocab_size  # rows of the logits' weight

@@ -1,6 +1,7 @@
 """A forward pass as a list of operations, and the key-value cache that it fills."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from mmrt._c cimport (
@@ -11,11 +12,18 @@ from mmrt._c cimport (
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_status, mmrt_weight,
 )
+from mmrt._c cimport (  # streaming
+    MMRT_NO_MEMORY, MMRT_READER_COUNT, mmrt_mapping, mmrt_plan, mmrt_program_plan,
+    mmrt_program_set_budget, mmrt_program_stream, mmrt_program_stream_stats, mmrt_reader,
+    mmrt_reader_check, mmrt_reader_name, mmrt_stream_stats,
+)
 from mmrt._status cimport check
 from mmrt.kernels cimport Pool, chosen_isa
+from mmrt.mapping cimport Mapping
 from mmrt.tensor cimport Tensor
 
-from mmrt.errors import ArgumentError, UnsupportedError
+from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
+from mmrt.streaming import Plan, Streaming
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
@@ -270,6 +278,78 @@ cdef class Program:
         cdef mmrt_error error
         check(mmrt_program_finish(self._open(), self.pool.threads, &error), &error)
 
+    # ---- streaming ----
+
+    def stream(self, str reader not None):
+        """Makes the finished program's weights ones that set_budget() can keep or stream.
+
+        reader: one of mmrt.streaming.READERS. Raises UnsupportedError where their files cannot be
+        read in that way.
+        """
+        cdef mmrt_error error
+        cdef mmrt_reader kind = _reader(reader)
+        cdef list mappings = list({id(t.mapping): t.mapping for t in self.tensors}.values())
+        cdef mmrt_mapping **files = <mmrt_mapping **> calloc(len(mappings), sizeof(mmrt_mapping *))
+        cdef mmrt_status status
+        if files is NULL:
+            raise MemoryError
+        for i, mapping in enumerate(mappings):
+            files[i] = (<Mapping> mapping).handle
+        status = mmrt_program_stream(self._open(), files, len(mappings), kind, &error)
+        free(files)
+        check(status, &error)
+        self.streams = True
+
+    def set_budget(self, uint64_t budget):
+        """Keeps as much of the matrices in memory as fits into `budget` bytes, with the ring that
+        the others are streamed through.
+
+        Waits for a step that runs. OutOfMemoryError, naming the least that would do, changes
+        nothing.
+        """
+        cdef mmrt_error error
+        cdef mmrt_status status
+        self._open()
+        self.running += 1
+        with nogil:
+            status = mmrt_program_set_budget(self.handle, budget, &error)
+        self.running -= 1
+        check(status, &error)
+
+    def plan(self, uint64_t budget):
+        """What set_budget() would do: a Plan. Too small a budget keeps nothing, and is told by the
+        plan's `least`."""
+        cdef mmrt_error error
+        cdef mmrt_plan plan
+        cdef mmrt_status status
+        cdef uint64_t *kept
+        self._open()
+        kept = <uint64_t *> calloc(len(self.tensors) + 1, sizeof(uint64_t))
+        if kept is NULL:
+            raise MemoryError
+        try:
+            status = mmrt_program_plan(self.handle, budget, &plan, kept, &error)
+            if status != MMRT_NO_MEMORY:
+                check(status, &error)
+            by_tensor = {t.name: kept[i] for i, t in enumerate(self.tensors)}
+        finally:
+            free(kept)
+        return Plan(
+            plan.total, plan.kept, plan.ring, plan.rest, plan.least, plan.most, by_tensor
+        )
+
+    @property
+    def streaming(self):
+        """What streaming has done so far: a Streaming, or None for a program that does not."""
+        cdef mmrt_stream_stats s
+        if self.handle is NULL or not self.streams:
+            return None
+        mmrt_program_stream_stats(self.handle, &s)
+        return Streaming(
+            mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.streamed_bytes, s.ring_bytes,
+            s.steps, s.read_bytes, s.loaded_bytes, s.stall_seconds, s.busy_seconds,
+        )
+
     # ---- use ----
 
     @property
@@ -358,6 +438,21 @@ cdef int _check_marks(int64_t[:, ::1] marks, int64_t n_operations) except -1:
             raise ArgumentError(f"marks: operations from -1 to {n_operations - 1} that rise")
         before = marks[i, 0]
     return 0
+cdef mmrt_reader _reader(str name) except *:
+    for kind in range(MMRT_READER_COUNT):
+        if mmrt_reader_name(<mmrt_reader> <int> kind).decode() == name:
+            return <mmrt_reader> <int> kind
+    raise ArgumentError(f"there is no reader {name!r:.60}")
+
+
+def check_reader(str reader not None, Mapping mapping not None):
+    """Raises UnsupportedError, saying why, if `mapping`'s file cannot be read by this reader."""
+    cdef mmrt_error error
+    mapping.pin()
+    try:
+        check(mmrt_reader_check(_reader(reader), mapping.handle, &error), &error)
+    finally:
+        mapping.unpin()
 
 
 cdef mmrt_op _op(mmrt_op_kind kind) noexcept:

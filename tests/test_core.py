@@ -24,7 +24,7 @@ def setting(name: str) -> Any:
 CC = os.environ.get("CC", "cc").split()
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = [*setting("CORE_FLAGS"), "-g1", "-O1", "-Werror", "-Icsrc", "-Itests/c"]
-FOLDERS = ["base", "map", "quant", "gguf"]
+FOLDERS = ["base", "map", "stream", "quant", "gguf"]
 CORPUS = sorted((ROOT / "tests/hostile/gguf").glob("*.gguf"))
 
 
@@ -91,6 +91,14 @@ def test_the_mapping(scratch: Path) -> None:
 
 def test_memory_nodes(scratch: Path) -> None:
     run(build("test_numa", scratch), scratch)
+
+
+def test_the_plan(scratch: Path) -> None:
+    run(build("test_plan", scratch))
+
+
+def test_the_stream(scratch: Path) -> None:
+    run(build("test_stream", scratch), scratch / "streamed")
 
 
 @pytest.mark.parametrize("name", ["test_matrix", "test_vector"])

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "csrc"
 
 # Folders of csrc/. mmrt.h, what callers see, is open to all of them.
-C_LAYERS = ["base", "map", "quant", "gguf", "kernels", "kv", "exec"]
+C_LAYERS = ["base", "map", "stream", "quant", "gguf", "kernels", "kv", "exec"]
 
 # What mmrt.h itself includes, by pattern: lists of names that callers share.
-SHARED_LISTS = ["base/*.def", "map/*.def", "exec/ops.def"]
+SHARED_LISTS = ["base/*.def", "map/*.def", "stream/*.def", "exec/ops.def"]
 
 # Compiled once for each instruction set: they may know the arithmetic alone.
 ARITHMETIC = ["kernels/isa", "kernels/body"]
@@ -23,7 +23,7 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 # Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
-    *["elements", "pagetables", "counters"],
+    *["elements", "pagetables", "counters", "streaming"],
     *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
     *["mapping", "gguf", "quant", "kernels", "tensor"],
     *["system", "policies"],

@@ -60,7 +60,14 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void event_wait(struct event *event, unsigned old, bool spin) {
+/* What a waiter does now and then. */
+struct poll {
+    struct timespec interval;
+    void (*function)(void *);
+    void *context;
+};
+
+static void event_wait(struct event *event, unsigned old, bool spin, const struct poll *poll) {
     if (spin) {
         uint64_t deadline = now() + SPIN_NANOSECONDS;
         do {
@@ -72,8 +79,12 @@ static void event_wait(struct event *event, unsigned old, bool spin) {
         } while (now() < deadline);
     }
     atomic_fetch_add(&event->sleepers, 1);
-    while (atomic_load(&event->value) == old)
-        syscall(SYS_futex, &event->value, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    while (atomic_load(&event->value) == old) {
+        const long failed = syscall(SYS_futex, &event->value, FUTEX_WAIT_PRIVATE, old,
+                                    poll ? &poll->interval : NULL, NULL, 0);
+        if (poll && failed && errno == ETIMEDOUT)
+            poll->function(poll->context);
+    }
     atomic_fetch_sub(&event->sleepers, 1);
 }
 
@@ -83,7 +94,7 @@ static void event_signal(struct event *event) {
         syscall(SYS_futex, &event->value, FUTEX_WAKE_PRIVATE, MMRT_MAX_THREADS, NULL, NULL, 0);
 }
 
-void mmrt_pool_barrier(mmrt_pool *pool) {
+static void barrier(mmrt_pool *pool, const struct poll *poll) {
     if (pool->n_threads == 1)
         return;
     unsigned generation = atomic_load_explicit(&pool->all_arrived.value, memory_order_relaxed);
@@ -91,8 +102,22 @@ void mmrt_pool_barrier(mmrt_pool *pool) {
         atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
         event_signal(&pool->all_arrived);
     } else {
-        event_wait(&pool->all_arrived, generation, pool->spin);
+        event_wait(&pool->all_arrived, generation, pool->spin, poll);
     }
+}
+
+void mmrt_pool_barrier(mmrt_pool *pool) {
+    barrier(pool, NULL);
+}
+
+void mmrt_pool_barrier_polling(mmrt_pool *pool, double seconds, void (*function)(void *),
+                               void *context) {
+    const struct poll poll = {
+        .interval = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)},
+        .function = function,
+        .context = context,
+    };
+    barrier(pool, &poll);
 }
 
 static void *worker_main(void *argument) {
@@ -100,7 +125,7 @@ static void *worker_main(void *argument) {
     free(argument);
     mmrt_pool *pool = worker.pool;
     for (;;) {
-        event_wait(&pool->start, worker.seen++, pool->spin);
+        event_wait(&pool->start, worker.seen++, pool->spin, NULL);
         if (pool->stop)
             return NULL;
         pool->job(pool->context, worker.thread, pool->n_threads);

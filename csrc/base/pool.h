@@ -13,4 +13,8 @@ mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_err
 /* Called by every thread of the running job: returns when all have arrived. */
 void mmrt_pool_barrier(mmrt_pool *pool);
 
+/* The same for one of the threads, which calls poll(context) about every `seconds` as it waits. */
+void mmrt_pool_barrier_polling(mmrt_pool *pool, double seconds, void (*poll)(void *),
+                               void *context);
+
 #endif

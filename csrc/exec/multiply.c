@@ -9,25 +9,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A panel of every instruction set has at most this many rows. */
-enum { PANEL_ROWS = 16 };
-
-void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uint64_t first_row,
-                   uint64_t end_row, const struct mmrt_columns *x, size_t first_column, size_t n,
+void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, const uint8_t *rows,
+                   uint64_t n_rows, const struct mmrt_columns *x, size_t first_column, size_t n,
                    float *y, size_t y_stride, void *scratch) {
     const size_t bytes = row_bytes(w);
-    const uint8_t *rows = (const uint8_t *)w->data + first_row * bytes;
-    const size_t n_rows = end_row - first_row;
     if (n == 1)
         kernels->matvec[w->type](rows, bytes, n_rows, x, y); /* the single column is the last */
     else
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
 }
 
-uint64_t mmrt_piece_rows(const mmrt_weight *w, uint64_t unit) {
-    enum { PIECE_BYTES = 16384, LARGE = 2048, PANELS = 64 };
-    if (w->rows >= LARGE)
-        unit = PANELS; /* what a kernel multiplies with one look at the columns */
+uint64_t mmrt_piece_rows(const mmrt_weight *w) {
+    /* Large ones: as many panels as a kernel multiplies with one look at the columns. */
+    enum { PIECE_BYTES = 16384, LARGE = 2048, PANEL = 16, PANELS = 64 };
+    const uint64_t unit = w->rows >= LARGE ? PANELS : PANEL;
     return (PIECE_BYTES / row_bytes(w) + unit) / unit * unit;
 }
 
@@ -52,7 +47,7 @@ static struct pieces pieces_of(const mmrt_program *program, const mmrt_op *op) {
     }
     for (; p.n_weights < 3 && op->weights[p.n_weights] >= 0; p.n_weights++) {
         const mmrt_weight *weight = &program->weights[op->weights[p.n_weights]];
-        const uint64_t rows = mmrt_piece_rows(weight, PANEL_ROWS);
+        const uint64_t rows = mmrt_piece_rows(weight);
         p.rows[p.n_weights] = rows;
         p.n[p.n_weights] = (weight->rows + rows - 1) / rows;
         p.total += p.n[p.n_weights];
@@ -92,8 +87,8 @@ void mmrt_op_linear(struct worker *w) {
     const size_t token = first_token(w), n = step->n - token;
     const struct pieces pieces = pieces_of(step->program, w->op);
     uint64_t piece;
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces.total);
-    while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
+    pieces_begin(w, pieces.total);
+    while (pieces_next(w, &piece)) {
         uint64_t out_row = 0;
         int i = 0;
         for (; piece >= pieces.n[i]; i++) {
@@ -105,8 +100,12 @@ void mmrt_op_linear(struct worker *w) {
         if (end > weight->rows)
             end = weight->rows;
         float *y = row_at(out, token) + out_row + first;
-        mmrt_multiply(step->program->kernels, weight, first, end, in, token, n, y, out->k,
+        const uint8_t *rows = rows_at(w, w->op->weights[i], first);
+        if (!rows)
+            return;
+        mmrt_multiply(step->program->kernels, weight, rows, end - first, in, token, n, y, out->k,
                       w->scratch);
+        rows_done(w, w->op->weights[i], first, end);
         if (w->op->biases[i] >= 0) {
             const float *bias = weight_at(step, w->op->biases[i])->data;
             for (size_t t = 0; t < n; t++)
@@ -126,13 +125,20 @@ void mmrt_op_glu(struct worker *w) {
     float *gates = w->scratch, *ups = gates + n * MMRT_GLU_ROWS;
     void *scratch = ups + n * MMRT_GLU_ROWS;
     uint64_t piece;
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces_of(step->program, w->op).total);
-    while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
+    pieces_begin(w, pieces_of(step->program, w->op).total);
+    while (pieces_next(w, &piece)) {
         const uint64_t first = piece * MMRT_GLU_ROWS;
         const uint64_t end =
             first + MMRT_GLU_ROWS < gate->rows ? first + MMRT_GLU_ROWS : gate->rows;
-        mmrt_multiply(kernels, gate, first, end, in, token, n, gates, MMRT_GLU_ROWS, scratch);
-        mmrt_multiply(kernels, up, first, end, in, token, n, ups, MMRT_GLU_ROWS, scratch);
+        const uint8_t *gate_rows = rows_at(w, w->op->weights[0], first);
+        const uint8_t *up_rows = rows_at(w, w->op->weights[1], first);
+        if (!gate_rows || !up_rows)
+            return;
+        mmrt_multiply(kernels, gate, gate_rows, end - first, in, token, n, gates, MMRT_GLU_ROWS,
+                      scratch);
+        rows_done(w, w->op->weights[0], first, end);
+        mmrt_multiply(kernels, up, up_rows, end - first, in, token, n, ups, MMRT_GLU_ROWS, scratch);
+        rows_done(w, w->op->weights[1], first, end);
         for (size_t t = 0; t < n; t++) {
             kernels->glu((enum mmrt_activation)w->op->activation, gates + t * MMRT_GLU_ROWS,
                          ups + t * MMRT_GLU_ROWS, row_at(out, token + t) + first, end - first);
@@ -147,16 +153,20 @@ void mmrt_op_logits(struct worker *w) {
     const mmrt_weight *weight = weight_at(step, w->op->weights[0]);
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct pieces pieces = pieces_of(step->program, w->op);
-    const uint64_t rows = pieces.rows[0];
+    const uint64_t piece_rows = pieces.rows[0];
     const size_t n = step->n - step->first_output;
     const float cap = w->op->softcap;
     uint64_t piece;
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, pieces.total);
-    while (mmrt_share_next(w->runs, w->thread, w->n_threads, &piece)) {
-        const uint64_t first = piece * rows;
-        const uint64_t end = first + rows < weight->rows ? first + rows : weight->rows;
-        mmrt_multiply(step->program->kernels, weight, first, end, in, step->first_output, n,
+    pieces_begin(w, pieces.total);
+    while (pieces_next(w, &piece)) {
+        const uint64_t first = piece * piece_rows;
+        const uint64_t end = first + piece_rows < weight->rows ? first + piece_rows : weight->rows;
+        const uint8_t *rows = rows_at(w, w->op->weights[0], first);
+        if (!rows)
+            return;
+        mmrt_multiply(step->program->kernels, weight, rows, end - first, in, step->first_output, n,
                       step->logits + first, weight->rows, w->scratch);
+        rows_done(w, w->op->weights[0], first, end);
         float zero = 0; /* stays so unless a logit is NaN or infinite */
         for (size_t t = 0; t < n; t++) {
             float *logits = step->logits + t * weight->rows;
@@ -186,14 +196,16 @@ struct product {
 
 static void product_job(void *context, int thread, int n_threads) {
     const struct product *p = context;
-    const uint64_t rows = mmrt_piece_rows(p->weight, PANEL_ROWS);
+    const mmrt_weight *w = p->weight;
+    const uint64_t rows = mmrt_piece_rows(w);
     uint64_t piece;
-    mmrt_share_begin(p->runs, thread, n_threads, (p->weight->rows + rows - 1) / rows);
+    mmrt_share_begin(p->runs, thread, n_threads, (w->rows + rows - 1) / rows);
     while (mmrt_share_next(p->runs, thread, n_threads, &piece)) {
         const uint64_t first = piece * rows;
-        const uint64_t end = first + rows < p->weight->rows ? first + rows : p->weight->rows;
-        mmrt_multiply(p->kernels, p->weight, first, end, &p->columns, 0, p->n, p->y + first,
-                      p->weight->rows, p->scratch + (size_t)thread * p->scratch_bytes);
+        const uint64_t end = first + rows < w->rows ? first + rows : w->rows;
+        mmrt_multiply(p->kernels, w, (const uint8_t *)w->data + first * row_bytes(w), end - first,
+                      &p->columns, 0, p->n, p->y + first, w->rows,
+                      p->scratch + (size_t)thread * p->scratch_bytes);
     }
 }
 

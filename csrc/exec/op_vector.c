@@ -19,13 +19,14 @@ void mmrt_op_embed(struct worker *w) {
     const mmrt_weight *weight = weight_at(step, w->op->weights[0]);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const struct mmrt_format *format = mmrt_format_find(weight->type);
-    const size_t bytes = row_bytes(weight);
     uint32_t begin, end;
     token_range(w, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
         float *row = row_at(out, t);
-        format->unpack((const uint8_t *)weight->data + (size_t)step->tokens[t] * bytes, row,
-                       out->k);
+        const uint8_t *blocks = mmrt_row_at(w, w->op->weights[0], (uint64_t)step->tokens[t]);
+        if (!blocks)
+            return;
+        format->unpack(blocks, row, out->k);
         for (size_t i = 0; i < out->k; i++)
             row[i] *= w->op->scale;
     }

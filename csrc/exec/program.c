@@ -26,6 +26,7 @@ mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape
 void mmrt_program_free(mmrt_program *program) {
     if (!program)
         return;
+    mmrt_streamed_free(program);
     for (int32_t i = 0; i < program->n_ropes; i++)
         free(program->ropes[i].frequencies);
     free(program->weights);

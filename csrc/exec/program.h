@@ -5,6 +5,7 @@
 #include "mmrt.h"
 #include "base/share.h"
 #include "kernels/kernels.h"
+#include "stream/stream.h"
 
 struct buffer {
     struct mmrt_columns columns; /* of max_tokens; q is NULL unless quantised */
@@ -18,6 +19,16 @@ struct rope {
     float *table;        /* [max_tokens][n_pairs][2]: cosine, sine of this step's positions */
 };
 
+/* Where a weight is when weights are streamed. Its rows are units of `unit_rows` each; the last may
+ * have fewer. */
+struct place {
+    int32_t file;
+    uint64_t offset;
+    uint64_t unit_rows;
+    int32_t *units; /* [n_units]: their numbers; NULL: it has none, as vectors have */
+    int32_t n_units;
+};
+
 struct mmrt_program {
     const struct mmrt_kernels *kernels;
     mmrt_kv_shape kv_shape;
@@ -27,8 +38,14 @@ struct mmrt_program {
     struct rope *ropes;
     mmrt_op *ops;
     int32_t n_weights, n_buffers, n_ropes, n_ops;
-    uint64_t vocabulary; /* rows of the EMBED weight: token ids are below it */
-    uint64_t outputs;    /* rows of the LOGITS weight */
+    uint64_t vocabulary;    /* rows of the EMBED weight: token ids are below it */
+    uint64_t outputs;       /* rows of the LOGITS weight */
+    mmrt_stream *stream;    /* NULL: all weights are on their mapped pages */
+    struct place *places;   /* [n_weights] of them, with a stream */
+    int32_t (*op_units)[2]; /* [n_ops]: the units that an operation reads, first and end */
+    bool *in_order;         /* [n_ops]: some of them are not there when the step begins */
+    uint8_t *row_scratch;   /* of each thread, row_scratch_bytes */
+    size_t row_scratch_bytes;
     /* filled by mmrt_program_finish */
     int n_threads;
     uint8_t *memory; /* buffers and tables */
@@ -52,7 +69,9 @@ struct step {
     int32_t n_marks;
     mmrt_poll_fn *poll;
     void *poll_context;
-    _Atomic int32_t last_op; /* the step ends after this operation: the poll asked for it */
+    _Atomic int32_t last_op; /* the step ends after this operation */
+    atomic_bool interrupted; /* because the poll asked for it; else because a read failed */
+    _Atomic uint64_t next; /* of operations in order: their number from 1 on, and the next piece */
     atomic_bool not_finite;
 };
 
@@ -63,10 +82,12 @@ struct worker {
     int thread;
     int n_threads;
     struct mmrt_run *runs; /* of this operation */
-    void *scratch;         /* of this thread */
+    bool in_order;         /* so is this operation */
+    uint64_t n_pieces;
+    double polled; /* when thread 0 last asked the caller */
+    void *scratch; /* of this thread */
 };
 
-/* Where a weight is when an operation needs it: on its mapped pages. */
 static inline const mmrt_weight *weight_at(const struct step *step, int32_t index) {
     return &step->program->weights[index];
 }
@@ -85,6 +106,60 @@ static inline size_t row_bytes(const mmrt_weight *w) {
     return w->cols / format->elements * format->bytes;
 }
 
+/* The step ends after operation `op`; the earliest counts. */
+static inline void end_after(struct step *step, int32_t op) {
+    int32_t last = atomic_load(&step->last_op);
+    while (op < last && !atomic_compare_exchange_weak(&step->last_op, &last, op))
+        ;
+}
+
+/* Between polls; asking the caller costs it a lock. */
+#define MMRT_POLL_SECONDS 0.05
+
+/* Asks the caller whether to go on; if not, the step ends after operation `last`, which no thread
+ * must have left. */
+void mmrt_poll_caller(struct worker *w, int32_t last);
+
+/* The operation's work, in pieces that threads take until none is left. Where weights are still on
+ * their way, pieces are taken in order by all threads, so that what comes first is used first. */
+static inline void pieces_begin(struct worker *w, uint64_t n_pieces) {
+    w->n_pieces = n_pieces;
+    if (!w->in_order)
+        mmrt_share_begin(w->runs, w->thread, w->n_threads, n_pieces);
+}
+
+bool mmrt_next_in_order(struct worker *w, uint64_t *piece);
+
+static inline bool pieces_next(struct worker *w, uint64_t *piece) {
+    return w->in_order ? mmrt_next_in_order(w, piece)
+                       : mmrt_share_next(w->runs, w->thread, w->n_threads, piece);
+}
+
+/* Rows of a weight from `first` on, up to the end of its unit; waits until they are there. NULL:
+ * the step ends with this operation. To be given back by rows_done. */
+const uint8_t *mmrt_streamed_rows(struct worker *w, int32_t weight, uint64_t first);
+void mmrt_streamed_rows_done(const struct worker *w, int32_t weight, uint64_t first, uint64_t end);
+
+static inline const uint8_t *rows_at(struct worker *w, int32_t index, uint64_t first) {
+    const mmrt_weight *weight = weight_at(w->step, index);
+    return w->in_order ? mmrt_streamed_rows(w, index, first)
+                       : (const uint8_t *)weight->data + first * row_bytes(weight);
+}
+
+static inline void rows_done(const struct worker *w, int32_t index, uint64_t first, uint64_t end) {
+    if (w->in_order)
+        mmrt_streamed_rows_done(w, index, first, end);
+}
+
+/* One row of a weight, wherever it is, until this thread asks for the next. NULL as above. */
+const uint8_t *mmrt_row_at(struct worker *w, int32_t weight, uint64_t row);
+
+/* Frees what streaming has taken. */
+void mmrt_streamed_free(mmrt_program *program);
+
+/* Begins a pass over the program's stream, and finds which operations are in order. */
+mmrt_status mmrt_streamed_begin(const mmrt_program *program, mmrt_error *err);
+
 /* The tokens that this operation works on start here. */
 static inline uint32_t first_token(const struct worker *w) {
     return w->op->outputs_only ? w->step->first_output : 0;
@@ -95,16 +170,17 @@ typedef void op_fn(struct worker *w);
 #include "exec/ops.def"
 #undef MMRT_OP
 
-/* rows [first_row, end_row) of w times n columns: one by one the row kernel, more by panels. */
-void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, uint64_t first_row,
-                   uint64_t end_row, const struct mmrt_columns *x, size_t first_column, size_t n,
+/* n_rows rows of w, which lie at `rows`, times n columns: one by one the row kernel, more by
+ * panels.
+ */
+void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, const uint8_t *rows,
+                   uint64_t n_rows, const struct mmrt_columns *x, size_t first_column, size_t n,
                    float *y, size_t y_stride, void *scratch);
 
 /* Rows of a gated unit in a piece of work. */
 enum { MMRT_GLU_ROWS = 64 };
 
-/* Rows that one piece of a multiplication should have: enough to amortise taking it, a multiple of
- * `unit`. */
-uint64_t mmrt_piece_rows(const mmrt_weight *w, uint64_t unit);
+/* Rows that one piece of a multiplication should have: enough to amortise taking it. */
+uint64_t mmrt_piece_rows(const mmrt_weight *w);
 
 #endif

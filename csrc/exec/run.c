@@ -56,15 +56,43 @@ static void take(mmrt_mark *mark) {
     mark->read_bytes = (int64_t)usage.ru_inblock * 512;
 }
 
-/* Between polls; asking the caller costs it a lock. */
-static const double POLL_SECONDS = 0.05;
+void mmrt_poll_caller(struct worker *w, int32_t last) {
+    struct step *step = w->step;
+    w->polled = seconds();
+    if (!step->poll || !step->poll(step->poll_context))
+        return;
+    atomic_store(&step->interrupted, true);
+    end_after(step, last);
+    if (step->program->stream)
+        mmrt_stream_interrupt(step->program->stream);
+}
+
+static int32_t number_of(const struct worker *w) {
+    return (int32_t)(w->op - w->step->program->ops);
+}
+
+/* Others may have left this operation meanwhile, but not the next one. */
+static void poll_from_barrier(void *worker) {
+    mmrt_poll_caller(worker, number_of(worker) + 1);
+}
+
+/* Thread 0 polls: between operations, and while it waits for a thread that may wait for the disk.
+ */
+static void end_op(struct worker *w) {
+    if (w->thread == 0 && seconds() - w->polled > MMRT_POLL_SECONDS)
+        mmrt_poll_caller(w, number_of(w));
+    if (w->thread == 0 && w->in_order)
+        mmrt_pool_barrier_polling(w->step->pool, MMRT_POLL_SECONDS, poll_from_barrier, w);
+    else
+        mmrt_pool_barrier(w->step->pool);
+}
 
 static void step_job(void *context, int thread, int n_threads) {
     struct step *step = context;
     const mmrt_program *program = step->program;
     struct worker w = {.step = step, .thread = thread, .n_threads = n_threads};
     w.scratch = program->thread_scratch + (size_t)thread * program->thread_bytes;
-    double polled = seconds();
+    w.polled = seconds();
     int32_t mark = thread ? step->n_marks : 0; /* the next to take */
     if (mark < step->n_marks && step->marks[mark].op < 0)
         take(&step->marks[mark++]);
@@ -72,19 +100,31 @@ static void step_job(void *context, int thread, int n_threads) {
     for (int32_t i = 0; i < program->n_ops; i++) {
         w.op = &program->ops[i];
         w.runs = program->runs + (i % 2) * program->n_threads;
+        w.in_order = program->stream && program->in_order[i];
         functions[w.op->kind](&w);
-        if (thread == 0 && step->poll && seconds() - polled > POLL_SECONDS) {
-            if (step->poll(step->poll_context))
-                atomic_store(&step->last_op, i);
-            polled = seconds();
-        }
-        mmrt_pool_barrier(step->pool);
+        end_op(&w);
         if (mark < step->n_marks && step->marks[mark].op == i)
             take(&step->marks[mark++]);
         /* Thread 0 may already be past the next operation: only its number tells all alike. */
         if (atomic_load_explicit(&step->last_op, memory_order_relaxed) <= i)
             return;
     }
+}
+
+static mmrt_status run_step(struct step *step, mmrt_error *err) {
+    const mmrt_program *program = step->program;
+    mmrt_status status = program->stream ? mmrt_streamed_begin(program, err) : MMRT_OK;
+    if (status)
+        return status;
+    status = mmrt_pool_run(step->pool, step_job, step, err);
+    const bool ended_early = atomic_load(&step->last_op) != INT32_MAX;
+    if (!status && atomic_load(&step->interrupted))
+        status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
+    else if (!status && ended_early)
+        status = mmrt_stream_error(program->stream, err);
+    if (program->stream)
+        mmrt_stream_end(program->stream, !status);
+    return status;
 }
 
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
@@ -122,9 +162,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
         .poll_context = poll_context,
         .last_op = INT32_MAX,
     };
-    status = mmrt_pool_run(pool, step_job, &step, err);
-    if (!status && atomic_load(&step.last_op) != INT32_MAX)
-        status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
+    status = run_step(&step, err);
     if (!status && atomic_load(&step.not_finite))
         status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
     if (status)

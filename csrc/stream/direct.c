@@ -1,0 +1,101 @@
+#define _GNU_SOURCE
+#include "stream/direct.h"
+
+#include "base/status.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Fits every usual disk and file system, where the kernel does not tell (before Linux 6.1). */
+enum { USUAL_ALIGN = 4096 };
+
+/* The file as it is now called, for messages. */
+static const char *name_of(int fd, char name[256]) {
+    char link[32];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t n = readlink(link, name, 255);
+    name[n > 0 ? n : 0] = 0;
+    return n > 0 ? name : "the file";
+}
+
+/* The alignment that the file system asks for; 0 if it says that it has no O_DIRECT. */
+static uint32_t alignment(int fd) {
+#ifdef STATX_DIOALIGN
+    struct statx x;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &x) == 0 && (x.stx_mask & STATX_DIOALIGN)) {
+        if (!x.stx_dio_offset_align)
+            return 0;
+        uint32_t align = USUAL_ALIGN; /* whole pages spare the kernel work */
+        while (align < x.stx_dio_offset_align || align < x.stx_dio_mem_align)
+            align *= 2;
+        return align <= MMRT_DIRECT_MOST_ALIGN ? align : 0;
+    }
+#endif
+    (void)fd;
+    return USUAL_ALIGN;
+}
+
+mmrt_status mmrt_direct_open(struct mmrt_stream_file *file, mmrt_error *err) {
+    const int mapped = mmrt_mapping_fd(file->mapping);
+    char link[32], name[256];
+    /* The same file, whatever has become of its name. */
+    snprintf(link, sizeof link, "/proc/self/fd/%d", mapped);
+    file->fd = open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (file->fd < 0 && errno != EINVAL)
+        return mmrt_fail_errno(err, "cannot open '%s' with O_DIRECT", name_of(mapped, name));
+    file->align = file->fd < 0 ? 0 : alignment(file->fd);
+    bool works = false;
+    if (file->align) { /* some file systems only refuse the read */
+        void *block = aligned_alloc(file->align, file->align);
+        works = block && pread(file->fd, block, file->align, 0) > 0;
+        free(block);
+    }
+    if (works)
+        return MMRT_OK;
+    mmrt_direct_close(file);
+    return mmrt_fail(err, MMRT_UNSUPPORTED, "%s: its file system has no O_DIRECT reads",
+                     name_of(mapped, name));
+}
+
+void mmrt_direct_close(struct mmrt_stream_file *file) {
+    if (file->fd >= 0)
+        close(file->fd);
+    file->fd = -1;
+}
+
+struct mmrt_span mmrt_direct_span(const struct mmrt_stream_file *file, uint64_t offset,
+                                  uint64_t bytes) {
+    const uint64_t start = offset - offset % file->align, need = offset + bytes - start;
+    return (struct mmrt_span){start, (need + file->align - 1) / file->align * file->align, need};
+}
+
+mmrt_status mmrt_direct_fail(const struct mmrt_stream_file *file, uint64_t offset, int os_errno,
+                             mmrt_error *err) {
+    char name[256];
+    name_of(file->fd >= 0 ? file->fd : mmrt_mapping_fd(file->mapping), name);
+    if (!os_errno)
+        return mmrt_fail(err, MMRT_FORMAT, "%s: the file has shrunk: it ends at byte %llu", name,
+                         (unsigned long long)offset);
+    errno = os_errno;
+    return mmrt_fail_errno(err, "%s: cannot read at byte %llu", name, (unsigned long long)offset);
+}
+
+mmrt_status mmrt_direct_read(const struct mmrt_stream_file *file, struct mmrt_span span, void *to,
+                             mmrt_error *err) {
+    uint64_t done = 0;
+    while (done < span.need) {
+        const ssize_t got =
+            pread(file->fd, (uint8_t *)to + done, span.length - done, (off_t)(span.start + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        const uint64_t end = done + (got > 0 ? (uint64_t)got : 0);
+        if (got < 0 || (end < span.need && end / file->align * file->align == done))
+            return mmrt_direct_fail(file, span.start + end, got < 0 ? errno : 0, err);
+        done = end < span.need ? end / file->align * file->align : end;
+    }
+    return MMRT_OK;
+}

@@ -1,0 +1,50 @@
+/* Readers that wait for what they read: O_DIRECT reads into slots, or populated pages. */
+#include "stream/ring.h"
+
+void mmrt_drop_unit(mmrt_stream *stream, int32_t index) {
+    const struct mmrt_unit *range = &stream->units[index].range;
+    mmrt_mapping_advise(stream->files[range->file].mapping, range->offset, range->bytes,
+                        MMRT_ADVICE_EVICT, NULL); /* a request: what stays costs only memory */
+}
+
+/* The mapping is advised to read single pages, so that a fault brings in no neighbours; hence the
+ * range is asked for first, and then waited for. */
+mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err) {
+    const struct mmrt_unit *range = &stream->units[job->unit].range;
+    mmrt_mapping *mapping = stream->files[range->file].mapping;
+    if (job->behind >= 0 && job->behind != job->unit)
+        mmrt_drop_unit(stream, job->behind);
+    mmrt_status status =
+        mmrt_mapping_advise(mapping, range->offset, range->bytes, MMRT_ADVICE_WILLNEED, err);
+    if (!status)
+        status = mmrt_mapping_advise(mapping, range->offset, range->bytes,
+                                     MMRT_ADVICE_POPULATE_READ, err);
+    if (status != MMRT_UNSUPPORTED)
+        return status;
+    const uint8_t *at = (const uint8_t *)mmrt_mapping_data(mapping) + range->offset;
+    for (uint64_t i = 0; i < range->bytes; i += mmrt_mapping_page_size(mapping))
+        (void)*(const volatile uint8_t *)(at + i);
+    (void)*(const volatile uint8_t *)(at + range->bytes - 1);
+    return MMRT_OK;
+}
+
+static void work_off(mmrt_stream *stream, int kinds) {
+    struct mmrt_job job;
+    while (mmrt_ring_take(stream, kinds, true, &job)) {
+        mmrt_error error;
+        const mmrt_status status = job.kind == MMRT_JOB_READ && stream->reader != MMRT_READER_MAPPED
+                                       ? mmrt_direct_read(job.file, job.span, job.to, &error)
+                                       : mmrt_load_unit(stream, &job, &error);
+        mmrt_ring_complete(stream, &job, status ? &error : NULL);
+    }
+}
+
+void *mmrt_reader_blocking(void *stream) {
+    work_off(stream, MMRT_JOB_READ | MMRT_JOB_LOAD);
+    return NULL;
+}
+
+void *mmrt_reader_loading(void *stream) {
+    work_off(stream, MMRT_JOB_LOAD);
+    return NULL;
+}

@@ -1,0 +1,71 @@
+"""What is kept of a model's weights, what is read again for each token, and what that has cost."""
+
+from dataclasses import dataclass
+
+READERS = {
+    "uring": "O_DIRECT reads into a ring of buffers, by io_uring",
+    "threads": "the same by threads that wait for their reads",
+    "mapped": "pages of the mapped file, populated ahead of use and dropped behind",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget for weights does; in bytes."""
+
+    total: int
+    """Of the matrices that a step reads."""
+
+    kept: int
+    """Of these, on mapped pages that stay in memory."""
+
+    ring: int
+    """Of the buffers that the others pass through; 0 if all are kept."""
+
+    rest: int
+    """What is kept besides: norms, biases."""
+
+    least: int
+    """The smallest budget."""
+
+    most: int
+    """The budget that keeps everything."""
+
+    kept_by_tensor: dict[str, int]
+    """Of each tensor that the program reads."""
+
+    @property
+    def streamed(self) -> int:
+        """What each step reads from the disk."""
+        return self.total - self.kept
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What streaming is set to, and what it has done so far."""
+
+    reader: str
+    """One of READERS."""
+
+    kept: int
+    """Bytes of matrices on mapped pages that stay in memory."""
+
+    streamed: int
+    """Bytes of matrices that each step reads."""
+
+    ring: int
+    """Bytes of buffers that these pass through."""
+
+    steps: int
+
+    read: int
+    """Bytes of streamed weights, read for all steps and ahead of the next."""
+
+    loaded: int
+    """Bytes of kept weights, brought onto their pages."""
+
+    stall_seconds: float
+    """For which a thread waited for weights."""
+
+    busy_seconds: float
+    """For which streamed weights were being read."""
