@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from mmrt.words import WordRule
 
@@ -166,6 +167,14 @@ def load_library() -> None:
     importlib.import_module("tokenizers")
 
 
+class Merge(NamedTuple):
+    """Two texts that become one. (Of plain tuples Python keeps thousands for reuse, scattered
+    over two megabytes that it then cannot give back.)"""
+
+    left: str
+    right: str
+
+
 class ByteLevelModel:
     """BPE in the manner of GPT-2, by the `tokenizers` library: a text is cut into words by regular
     expressions, and the bytes of each word are merged by rank. Bytes that the vocabulary lacks are
@@ -173,18 +182,31 @@ class ByteLevelModel:
     """
 
     def __init__(
-        self, texts: Sequence[str], merges: Sequence[tuple[str, str]], rule: WordRule
+        self,
+        texts: Sequence[str],
+        vocabulary: dict[str, int],
+        merges: Sequence[Merge],
+        rule: WordRule,
     ) -> None:
-        """`merges` lists pairs of token texts, the most urgent merge first."""
+        """`texts` by id, `vocabulary` the ids by text; `merges` with the most urgent first."""
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-        vocabulary = {text: token for token, text in enumerate(texts)}
         bpe = models.BPE(vocabulary, merges, ignore_merges=rule.whole_words_first)
         cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._tokenizer = Tokenizer(bpe)
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, letters])
+        # The library knows one id of each text; these are others.
+        self._twins = {token: text for token, text in enumerate(texts) if vocabulary[text] != token}
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a stretch of plain text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def text(self, token: int) -> bytes:
+        """As Vocabulary.text."""
+        return (self._twins.get(token) or self._tokenizer.id_to_token(token) or "").encode()
+
+    def find(self, text: bytes) -> int | None:
+        """As Vocabulary.find."""
+        return self._tokenizer.token_to_id(text.decode())

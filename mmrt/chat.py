@@ -4,7 +4,6 @@ Templates come from strangers: they run in jinja2's immutable sandbox, where the
 messages and make text, and nothing else. (They can still loop for a long time.)
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -112,4 +111,6 @@ def _refuse(reason: str) -> NoReturn:
 
 def _to_json(value: Any, indent: int | None = None) -> str:
     """Plain JSON: jinja2's own filter escapes for HTML, which a model was not trained on."""
+    import json
+
     return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -12,12 +12,14 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 from mmrt.bpe import (
     LETTER_BYTES,
     WORD_SEPARATOR,
     ByteLevelModel,
+    Merge,
     SentencePieceModel,
     Vocabulary,
     load_library,
@@ -98,16 +100,15 @@ class Tokenizer:
             raise FormatError(fields.complaint("tokens", "the list is empty"))
         self.vocab_size = len(texts)
         self._kinds = fields.kinds("token_type", self.vocab_size)
-        self._vocabulary = Vocabulary(texts)
         self.bos_id = fields.token("bos_token_id", self.vocab_size, 1 if sentence_piece else None)
         self.eos_id = fields.token("eos_token_id", self.vocab_size, 2 if sentence_piece else None)
-        self.stop_ids = self._find_stops(fields)
-        self._specials = self._find_specials(texts)
 
         self._space_prefix = sentence_piece and fields.flag("add_space_prefix", True)
         self._model: SentencePieceModel | ByteLevelModel
+        self._vocabulary: Vocabulary | ByteLevelModel
         if sentence_piece:
             add_bos = True
+            self._vocabulary = Vocabulary(texts)
             self._model = SentencePieceModel(
                 self._vocabulary,
                 fields.scores("scores", self.vocab_size),
@@ -117,8 +118,10 @@ class Tokenizer:
         else:
             rule = fields.word_rule("pre")
             add_bos = rule.add_bos
-            merges = fields.merges("merges", self._vocabulary)
-            self._model = ByteLevelModel(texts, merges, rule)
+            ids = {text: token for token, text in enumerate(texts)}
+            merges = fields.merges("merges", ids)
+            self._vocabulary = self._model = ByteLevelModel(texts, ids, merges, rule)
+        self.stop_ids = self._find_stops(fields)
         self.add_bos = fields.flag("add_bos_token", add_bos) and self.bos_id is not None
         self.add_eos = fields.flag("add_eos_token", False) and self.eos_id is not None
 
@@ -134,14 +137,21 @@ class Tokenizer:
                 stops.add(token)
         return frozenset(token for token in stops if token is not None)
 
-    def _find_specials(self, texts: Sequence[str]) -> list[tuple[str, int]]:
-        """(text, id) of the tokens that are matched before any merging, the longest first."""
+    @cached_property
+    def _specials(self) -> list[tuple[str, int]]:
+        """(text, id) of the tokens that are matched before any merging, the longest first.
+
+        Made when first used, of new strings: each one kept of the vocabulary's list would keep a
+        page of memory around it from being given back.
+        """
         specials = [
-            (texts[token], token)
+            (self._vocabulary.text(token).decode("utf-8", "surrogateescape"), token)
             for token, kind in enumerate(self._kinds)
-            if kind in _MATCHED_FIRST and texts[token]
+            if kind in _MATCHED_FIRST
         ]
-        return sorted(specials, key=lambda special: -len(self._vocabulary.text(special[1])))
+        # By length in bytes; those that are equal stay in the order of their ids.
+        specials.sort(key=lambda special: -len(special[0].encode("utf-8", "surrogateescape")))
+        return [(text, token) for text, token in specials if text]
 
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """The token ids of `text`.
@@ -334,16 +344,15 @@ class _Fields:
             raise FormatError(self.complaint(name, f"unknown token type {max(kinds)}"))
         return kinds
 
-    def merges(self, name: str, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-        """(left, right) texts."""
+    def merges(self, name: str, vocabulary: Mapping[str, int]) -> list[Merge]:
         merges = []
         for index, merge in enumerate(self.strings(name)):
             left, _, right = merge.partition(" ")
             for text in (left, right, left + right):
-                if not text or vocabulary.find(text.encode("utf-8", "surrogateescape")) is None:
+                if not text or text not in vocabulary:
                     what = f"{merge!r:.60} at {index} is not two tokens that make a third"
                     raise FormatError(self.complaint(name, what))
-            merges.append((left, right))
+            merges.append(Merge(left, right))
         return merges
 
     def word_rule(self, name: str) -> WordRule:

@@ -2,7 +2,6 @@
 
 import re
 from contextlib import ExitStack
-from pathlib import Path
 
 from mmrt.errors import FileError, FormatError
 from mmrt.formats.tensor_file import TensorFile
@@ -55,6 +54,8 @@ def _tensors(header: Header) -> dict[str, Tensor]:
 
 def _open_parts(given: Header, count: int, opened: ExitStack) -> list[Header]:
     """The headers of all parts in order; those opened here are closed with `opened`."""
+    from pathlib import Path  # half a megabyte, which few need
+
     path = Path(given.mapping.path)
     name = _PART.fullmatch(path.name)
     if not name or int(name["count"]) != count:

@@ -4,7 +4,6 @@ A file is the length of its header in 8 bytes, the header in JSON, and the tenso
 end.
 """
 
-import json
 import os
 from contextlib import ExitStack
 from typing import Any
@@ -185,6 +184,8 @@ def _weight_map(path: str, weight_map: Any) -> dict[str, str]:
 
 def _parse(data: bytes, what: str) -> dict[str, Any]:
     """The JSON object that `data` holds, without keys that are there twice."""
+    import json
+
     try:
         value = json.loads(data.decode(), object_pairs_hook=_object, parse_int=_integer)
     except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError too

@@ -1,6 +1,5 @@
 """Choosing tensors of a file: by layer number and by pattern."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -44,6 +43,8 @@ def select(
 def _matching(names: list[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
+            import difflib
+
             near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.5) or names[:2]
             looks = f"; names look like {' and '.join(near)}" if near else ""
             raise ArgumentError(f"no tensor matches {pattern!r}{looks}")

@@ -1,6 +1,5 @@
 """What every weight format opens to: names and their tensors."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +42,8 @@ class TensorFile(Mapping[str, Tensor]):
         try:
             return self._tensors[name]
         except KeyError:
+            import difflib
+
             near = difflib.get_close_matches(str(name), self._tensors, n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise KeyError(f"{self.path} has no tensor {name!r}{hint}") from None
