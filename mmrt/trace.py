@@ -119,8 +119,7 @@ class Recorder:
         stretches = _stretches(model.program, operations)
         self._numbers = np.array([-1, *(last for _, last in stretches)], np.int64)
         self._residency = _LayerResidency(model)
-        self._began = time.monotonic_ns()
-        self._looking = 0  # ns spent on it
+        self._running = self._looking = 0  # ns spent on it
         self.trace = Trace(
             model.path,
             [label for label, _ in stretches],
@@ -139,8 +138,17 @@ class Recorder:
         position = cache.length
         self._run(cache, tokens, logits, marks)
         self.trace.steps.append(Step(position, len(tokens), marks))
-        if self._may_look(self.trace.steps[-1].whole):
+        if self._may_look(marks):
             self._look()
+
+    def _may_look(self, latest: NDArray[np.int64]) -> bool:
+        """Whether it is worth its time: always where the step waited for the disk far longer."""
+        ns = int(latest[-1, _NS] - latest[0, _NS])
+        self._running += ns
+        cost = self._looking / len(self.trace.looks)
+        if latest[-1, _BYTES] > latest[0, _BYTES] and cost < 0.02 * ns:
+            return True
+        return self._looking + cost < _SHARE * self._running
 
     def note(self, piece: "Piece") -> "Piece":
         """Tells the trace what the model wrote after the latest step."""
@@ -149,13 +157,6 @@ class Recorder:
         if self.trace.n_prompt is None:
             self.trace.n_prompt = len(self.trace.steps)
         return piece
-
-    def _may_look(self, latest: Span) -> bool:
-        """Whether it is worth its time: always where the step waited for the disk far longer."""
-        cost = self._looking / len(self.trace.looks)
-        if latest.read_bytes and cost < 0.02 * latest.ns:
-            return True
-        return self._looking + cost < _SHARE * (time.monotonic_ns() - self._began)
 
     def _look(self) -> None:
         start = time.monotonic_ns()

@@ -1,6 +1,7 @@
 """`mmrt run` and `mmrt chat`."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -65,10 +66,14 @@ def test_run_ends_before_a_stop_text(smollm2_path: Path) -> None:
 def test_statistics_go_to_stderr(smollm2_path: Path) -> None:
     ended = call("run", smollm2_path, STORY, "-n", 6, "--stats")
     assert ended.out == call("run", smollm2_path, STORY, "-n", 6).out
-    prompt, answer, memory = ended.err.splitlines()
+    prompt, answer, memory, paging, process = ended.err.splitlines()
     assert prompt.startswith("mmrt: prompt: 4 tokens, ")
     assert answer.startswith("mmrt: answer: 6 tokens, ")
     assert memory.startswith("mmrt: memory: weights 92")
+    assert re.fullmatch(
+        r"mmrt: paging: \d+ major and \d+ minor faults(; .* from the disk)?", paging
+    )
+    assert "RSS " in process and "anonymous " in process
 
 
 def test_output_is_utf8_whatever_the_locale(smollm2_path: Path) -> None:

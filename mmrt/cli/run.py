@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from mmrt import counters
 from mmrt.cli.options import (
     UsageError,
     add_generation_arguments,
@@ -16,6 +17,7 @@ from mmrt.cli.options import (
     open_model,
 )
 from mmrt.cli.output import note, progress
+from mmrt.memory import human
 
 if TYPE_CHECKING:
     from mmrt.generation import Piece
@@ -73,7 +75,7 @@ def _is_model(word: str) -> bool:
 def _continue(model: "Model", prompt: str, options: dict[str, Any], stats: bool) -> None:
     ids = model.tokenize(prompt)
     with model.sequence() as sequence:
-        started = time.perf_counter()
+        before, started = counters.reads(), time.perf_counter()
         with progress("reading the prompt") as update:
             pieces = model.stream(ids, on_prefill=update, sequence=sequence, **options)
             first = next(pieces)
@@ -85,6 +87,7 @@ def _continue(model: "Model", prompt: str, options: dict[str, Any], stats: bool)
             # The first token comes with the prompt's last step.
             note(f"answer: {n_tokens} tokens, {_rate(max(n_tokens - 1, 0), wrote - read)}")
             note(f"memory: {model.memory}")
+            _note_counters(counters.reads() - before)
 
 
 def _write(pieces: "Iterator[Piece]") -> int:
@@ -97,6 +100,23 @@ def _write(pieces: "Iterator[Piece]") -> int:
     if text and not text.endswith("\n"):
         print(flush=True)
     return n_tokens
+
+
+def _note_counters(reads: counters.Reads) -> None:
+    """What the kernel has counted: of the generation, and of the process now."""
+    faults = f"{reads.major_faults} major and {reads.minor_faults} minor faults"
+    read = "" if reads.read_bytes is None else f"; {human(reads.read_bytes)} read from the disk"
+    note(f"paging: {faults}{read}")
+    now = counters.footprint()
+    sizes = {
+        "RSS": now.rss,
+        "PSS": now.pss,
+        "of files": now.rss_file,
+        "anonymous": now.rss_anon,
+        "page tables": now.page_tables,
+    }
+    said = (f"{name} {human(size)}" for name, size in sizes.items() if size is not None)
+    note(f"process: {', '.join(said)}")
 
 
 def _rate(n_tokens: int, seconds: float) -> str:

@@ -45,7 +45,7 @@ class TerminalMap:
         self.colourful = console.color_system is not None and not console.no_color
         self.width = max(options.max_width, 60)
         for row in self._rows():
-            yield from row
+            yield from Segment.simplify(row)
             yield Segment.line()
 
     def _rows(self) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from statistics import quantiles
+from statistics import median
 from typing import NamedTuple
 
 from mmrt.memory import human
@@ -208,11 +208,9 @@ def _scaled(span: Span, n: int) -> Span:
 
 
 def _ceiling(values: Sequence[float]) -> float:
-    """The value that is drawn in full: the largest, unless it is far above nearly all others."""
+    """The value that is drawn in full: the largest, unless it is far above the usual ones."""
     positive = [value for value in values if value > 0]
-    if len(positive) < 3:
-        return max(positive, default=1.0)
-    return min(1.25 * quantiles(positive, n=20)[-1], max(positive))
+    return min(2.5 * median(positive), max(positive)) if positive else 1.0
 
 
 def _short(value: float) -> str:
