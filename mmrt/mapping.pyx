@@ -58,7 +58,8 @@ cdef class Mapping:
 
     Nothing is read until it is touched, unless asked for. A buffer of bytes (`memoryview(mapping)`)
     and a context manager. `path` is the file's as given, as the system calls it where a descriptor
-    was given, or "[anonymous]"; `views` counts the buffers and calls that need it mapped just now.
+    was given, or "[anonymous]"; `writable` tells whether its bytes may be changed; `views` counts the
+    buffers and calls that need it mapped just now.
 
     Raises FileError where the file cannot be opened or mapped or is not a regular file; FormatError
     where it is empty; ArgumentError for a range outside the file, a misaligned offset or address,

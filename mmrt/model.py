@@ -150,6 +150,7 @@ class Model:
         return self.tokenizer.encode(text, add_bos)
 
     def detokenize(self, ids: Iterable[int]) -> str:
+        """The text of token ids, special ones spelled out."""
         return self.tokenizer.decode(ids)
 
     def sequence(self) -> Sequence:

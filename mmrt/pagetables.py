@@ -38,6 +38,7 @@ class PageTables:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tables."""
         return self.tables * self.page
 
 

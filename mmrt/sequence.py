@@ -34,6 +34,7 @@ class Sequence:
         return self._cache.tokens
 
     def belongs_to(self, model: "Model") -> bool:
+        """Whether `model` made it."""
         return self._model is model
 
     @property
@@ -81,6 +82,7 @@ class Sequence:
         self._cache.truncate(length)
 
     def close(self) -> None:
+        """Gives its memory back. It is then empty, and may begin again."""
         self.truncate(0)
 
     def __enter__(self) -> "Sequence":

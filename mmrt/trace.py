@@ -62,6 +62,7 @@ class Step:
 
     @property
     def whole(self) -> Span:
+        """All of the step."""
         first, last = self.marks[0], self.marks[-1]
         return Span(int(first[_NS]), *(int(n) for n in (last - first)[_NS:]))
 
@@ -165,6 +166,7 @@ class Recorder:
         self._looking += time.monotonic_ns() - start
 
     def finish(self) -> None:
+        """Completes `trace` with what is known at the end."""
         trace = self.trace
         self._look()
         trace.reads = counters.reads() - self._reads

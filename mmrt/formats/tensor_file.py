@@ -102,6 +102,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     @property
     def closed(self) -> bool:
+        """Whether close() has been called."""
         return any(mapping.closed for mapping in self.mappings)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ class Weights:
         return tensor
 
     def layer(self, index: int) -> "Layer":
+        """Those of the layer `index`, counted from 0."""
         return Layer(self, index)
 
 
@@ -37,7 +38,9 @@ class Layer:
         return self._weights[f"{self._prefix}{name}.weight"]
 
     def get(self, name: str) -> Tensor | None:
+        """The weight, or None if the layer has none."""
         return self._weights.get(f"{self._prefix}{name}.weight")
 
     def bias(self, name: str) -> Tensor | None:
+        """The bias, or None if the layer has none."""
         return self._weights.get(f"{self._prefix}{name}.bias")

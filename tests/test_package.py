@@ -1,0 +1,194 @@
+"""The package as such: what its sdist holds, what importing it costs, that its stubs tell the truth
+and its public names have docstrings."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import types
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from command import HOME
+
+import mmrt
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(mmrt.__file__).parent
+BINDINGS = sorted(f"mmrt.{path.stem}" for path in PACKAGE.glob("*.pyi"))
+
+
+def output(*command: str) -> str:
+    done = subprocess.run([*command], cwd=HOME, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+# ---- importing ----
+
+
+def imported(script: str) -> set[str]:
+    """The top-level packages that a fresh process has after `script`."""
+    script += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+    return set(output(sys.executable, "-c", script).split())
+
+
+# What the package needs at run time; each is loaded by what uses it.
+NEEDED = {"numpy", "tokenizers", "jinja2", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("script", "allowed"),
+    [
+        ("import mmrt; dir(mmrt); mmrt.__version__", set()),
+        ("import mmrt; mmrt.MmrtError", set()),
+        ("import mmrt.cli", set()),
+        ("import mmrt; mmrt.open", {"numpy"}),
+        ("import mmrt; mmrt.cpu_info()", {"numpy"}),
+        ("import mmrt; mmrt.Model", {"numpy"}),
+    ],
+)
+def test_imports_are_left_until_they_are_needed(script: str, allowed: set[str]) -> None:
+    assert imported(script) & NEEDED <= allowed
+
+
+def test_public_names() -> None:
+    for name in mmrt.__all__:
+        assert getattr(mmrt, name) is not None
+        assert name in dir(mmrt)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mmrt.nothing  # noqa: B018
+    assert f'version = "{mmrt.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+# ---- docstrings ----
+
+
+def public_members(owner: Any, path: str) -> Iterator[tuple[str, bool]]:
+    """Everything public in `owner`, by its path, and whether it is described."""
+    own = f"{owner.__name__}."
+    if isinstance(owner, types.ModuleType):
+        yield path, bool(owner.__doc__)
+        for name in getattr(owner, "__all__", [n for n in vars(owner) if not n.startswith("_")]):
+            value = getattr(owner, name)
+            if isinstance(value, types.ModuleType):
+                if value.__name__.startswith(own):
+                    yield from public_members(value, f"{path}.{name}")
+            elif callable(value) and (owner is mmrt or f"{value.__module__}.".startswith(own)):
+                yield from public_members(value, f"{path}.{name}")
+    elif isinstance(owner, type):
+        yield path, bool(owner.__doc__)
+        for name, value in vars(owner).items():
+            if not name.startswith("_") and not isinstance(value, type):
+                # Attributes may be described together, by the class.
+                described = re.search(rf"\b{name}\b", owner.__doc__ or "")
+                comment = issubclass(owner, tuple) or hasattr(owner, "__dataclass_fields__")
+                is_field = comment and not callable(value) and not isinstance(value, property)
+                yield f"{path}.{name}", bool(inspect.getdoc(value) or described or is_field)
+    else:
+        yield path, bool(owner.__doc__)
+
+
+def test_public_names_have_docstrings() -> None:
+    found = dict(public_members(mmrt, "mmrt"))
+    assert len(found) > 100 and "mmrt.Model.generate" in found and "mmrt.Tensor.shape" in found
+    assert not [path for path, described in found.items() if not described]
+
+
+# ---- stubs ----
+
+# Cython's own names; and constructors, which classes in C have in other places.
+CYTHON = r""".*\.__(test|pyx_capi|reduce_cython|setstate_cython)__
+mmrt\.\w+\.\w+\.__init__
+mmrt\.\w+\.\w+\.__(buffer|rmatmul)__
+"""
+
+
+def names_from_elsewhere() -> str:
+    """Constants that a compiled module imports: nothing else tells them from its own."""
+    modules = [import_module(name) for name in [*BINDINGS, "mmrt.elements"]]
+    return "".join(
+        rf"{module.__name__}\.{name}" + "\n"
+        for module in modules
+        for name, value in vars(module).items()
+        if name.isupper()
+        and any(vars(m).get(name) is value for m in modules if m is not module)
+        and name not in stub_of(module)
+    )
+
+
+def stub_of(module: types.ModuleType) -> str:
+    path = PACKAGE / f"{module.__name__.split('.')[-1]}.pyi"
+    return path.read_text() if path.exists() else ""
+
+
+def test_every_binding_has_a_stub() -> None:
+    compiled = {path.name.split(".")[0] for path in PACKAGE.glob("*.so")} - {"libmmrt"}
+    public = {name for name in compiled if name != "_status"}
+    assert {f"mmrt.{name}" for name in public} == set(BINDINGS)
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_stubs_tell_the_truth(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs mypy, of the extra 'dev'")
+    allowed = tmp_path / "allowed"
+    allowed.write_text(CYTHON + names_from_elsewhere())
+    command = [sys.executable, "-m", "mypy.stubtest", "--concise", "--allowlist", str(allowed)]
+    command += ["--ignore-unused-allowlist", "--ignore-disjoint-bases", *BINDINGS]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- the sdist ----
+
+GENERATED = {"PKG-INFO", "setup.cfg", "mmrt.egg-info"}
+SUFFIXES = {
+    "csrc": {".c", ".h", ".def", ".inc", ".py"},
+    "mmrt": {".py", ".pyx", ".pxd", ".pyi", ".typed"},
+    "tests": {".py", ".c", ".h", ".gguf", ".json", ".txt"},
+    "bench": {".py", ".json", ".md"},
+    "docs": {".md"},
+}
+
+
+@pytest.fixture(scope="module")
+def sdist() -> list[tarfile.TarInfo]:
+    """The files in it; their names without the folder that all are in."""
+    given = os.environ.get("MMRT_TEST_SDIST")
+    if not given:
+        pytest.skip("MMRT_TEST_SDIST is not set: .ci/run names the sdist that it built")
+    assert os.path.getsize(given) < 2_000_000
+    with tarfile.open(given) as archive:
+        members = archive.getmembers()
+    for member in members:
+        top, _, member.name = member.name.partition("/")
+        assert top == f"mmrt-{mmrt.__version__}"
+    return [member for member in members if not member.isdir()]
+
+
+def test_the_sdist_holds_files_of_the_tree_and_nothing_else(sdist: list[tarfile.TarInfo]) -> None:
+    for member in sdist:
+        path = PurePosixPath(member.name)
+        if path.parts[0] in GENERATED:
+            continue
+        assert member.isfile() and (ROOT / path).is_file(), member.name
+        assert (ROOT / path).stat().st_size == member.size, member.name
+        if len(path.parts) > 1 and path.parts[0] != ".ci":
+            allowed = SUFFIXES.get(path.parts[0], set())
+            assert (path.suffix or path.name) in allowed, member.name
+
+
+def test_the_sdist_holds_all_that_is_needed(sdist: list[tarfile.TarInfo]) -> None:
+    held = {member.name for member in sdist}
+    expected = {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"}
+    expected |= {".ci/run", ".clang-format", "mmrt/py.typed"}
+    for folder, suffixes in SUFFIXES.items():
+        files = [path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+        assert files
+        expected |= {path.relative_to(ROOT).as_posix() for path in files}
+    assert sorted(expected - held) == []
