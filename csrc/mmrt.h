@@ -419,6 +419,14 @@ mmrt_status mmrt_roof(mmrt_pool *pool, mmrt_isa isa, mmrt_roof_kind kind, const 
 /* The set whose kernel multiplies matrices of this type when `isa` is chosen. */
 mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type);
 
+/* Writes rows [first, first + n_rows) of w to `blocks` as blocks of `type`, each as near to its
+ * values as the type comes in the sense of least squares; computed on all threads of the pool, and
+ * the same for any number of them. Rows are to be whole blocks of both types (else ARGUMENT).
+ * UNSUPPORTED for a type that is not written here, or w's if it cannot be read; FORMAT, naming w
+ * and the place, for a value that is NaN or larger than 65504, the largest of binary16. */
+mmrt_status mmrt_quantize(mmrt_pool *pool, const mmrt_weight *w, uint64_t first, uint64_t n_rows,
+                          uint32_t type, void *blocks, mmrt_error *err);
+
 /* ---- key-value cache (kv/) ----------------------------------------------------------------- */
 
 /* Keys and values of one sequence, in pages of 32 tokens that are allocated as it grows. A page

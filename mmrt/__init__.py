@@ -41,6 +41,7 @@ __all__ = [
     "pagetables",
     "policies",
     "quant",
+    "quantize",
     "trace",
 ]
 
@@ -54,6 +55,7 @@ _HOMES = {
     "Model": "mmrt.model",
     "Sequence": "mmrt.sequence",
     "Sampler": "mmrt.sampler",
+    "quantize": "mmrt.quantizer",
     "Tokenizer": "mmrt.tokenizer",
     "cpu_info": "mmrt.kernels",
     "os_info": "mmrt.system",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from mmrt.kernels import cpu_info
     from mmrt.mapping import Mapping
     from mmrt.model import Model
+    from mmrt.quantizer import quantize
     from mmrt.residency import Residency
     from mmrt.sampler import Sampler
     from mmrt.sequence import Sequence

@@ -162,6 +162,8 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
                             size_t n, float *y, mmrt_error *err)
     mmrt_isa mmrt_matmul_isa(mmrt_isa isa, uint32_t type)
+    mmrt_status mmrt_quantize(mmrt_pool *pool, const mmrt_weight *w, uint64_t first,
+                              uint64_t n_rows, uint32_t type, void *blocks, mmrt_error *err)
 
     # ---- key-value cache ----
     ctypedef struct mmrt_kv:
@@ -274,6 +276,7 @@ cdef extern from "mmrt.h" nogil:
 cdef extern from "quant/quant.h" nogil:
     # ---- tensor types ----
     ctypedef void mmrt_unpack_fn(const void *blocks, float *out, size_t n_elements)
+    ctypedef void mmrt_pack_fn(const float *values, void *blocks, size_t n_elements)
 
     cdef struct mmrt_format:
         const char *name
@@ -281,5 +284,6 @@ cdef extern from "quant/quant.h" nogil:
         uint32_t elements
         uint32_t bytes
         mmrt_unpack_fn *unpack
+        mmrt_pack_fn *pack
 
     const mmrt_format *mmrt_format_find(uint32_t id)

@@ -19,6 +19,7 @@ from mmrt._status cimport check
 from mmrt.mapping cimport Mapping
 
 import os
+import struct
 from collections import abc
 
 from mmrt.errors import FormatError
@@ -104,6 +105,21 @@ cdef class Header:
             self.mapping.unpin()
         return values if entry.type == MMRT_GGUF_ARRAY else values[0]
 
+    def raw(self, uint64_t index):
+        """Metadata entry `index` as it stands in the file: the number of its type, and the bytes
+        behind it."""
+        cdef const mmrt_gguf_entry *entry = mmrt_gguf_entry_at(self.handle, index)
+        if entry is NULL:
+            raise IndexError(index)
+        self.mapping.pin()
+        try:
+            data = entry.data[:entry.size]
+        finally:
+            self.mapping.unpin()
+        if entry.type == MMRT_GGUF_ARRAY:
+            data = struct.pack("<IQ", <int> entry.element_type, entry.count) + data
+        return <int> entry.type, data
+
     cdef list strings(self, const mmrt_gguf_entry *entry):
         cdef const unsigned char *at = entry.data
         cdef uint64_t left = entry.size
@@ -166,6 +182,10 @@ class Metadata(abc.Mapping):
 
     def __getitem__(self, key):
         return self._header.value(self._index[key])
+
+    def raw(self, key):
+        """A value as it stands in the file: the number of its type, and the bytes behind it."""
+        return self._header.raw(self._index[key])
 
     def __contains__(self, key):
         return key in self._index

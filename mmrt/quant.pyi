@@ -9,7 +9,8 @@ class TensorType(NamedTuple):
     id: int
     elements: int
     bytes: int
-    has_unpack: bool
+    has_unpack: bool  # its values can be read
+    has_pack: bool  # values can be written as this type
 
 TYPES: dict[str, TensorType]
 

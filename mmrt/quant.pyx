@@ -10,7 +10,7 @@ from collections import namedtuple
 
 from mmrt.errors import ArgumentError
 
-TensorType = namedtuple("TensorType", "name id elements bytes has_unpack")
+TensorType = namedtuple("TensorType", "name id elements bytes has_unpack has_pack")
 
 
 cdef dict _all_types():
@@ -21,7 +21,9 @@ cdef dict _all_types():
         f = mmrt_format_find(number)
         if f is not NULL:
             name = f.name.decode()
-            found[name] = TensorType(name, f.id, f.elements, f.bytes, f.unpack is not NULL)
+            found[name] = TensorType(
+                name, f.id, f.elements, f.bytes, f.unpack is not NULL, f.pack is not NULL
+            )
     return found
 
 

@@ -5,12 +5,17 @@ from cpython.buffer cimport (
 )
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from mmrt cimport _dlpack as dl
-from mmrt._c cimport mmrt_format, mmrt_format_find, mmrt_mapping_data
+from mmrt._c cimport (
+    mmrt_error, mmrt_format, mmrt_format_find, mmrt_mapping_data, mmrt_quantize, mmrt_status,
+    mmrt_weight,
+)
+from mmrt._status cimport check
+from mmrt.kernels cimport Pool, default_pool
 from mmrt.mapping cimport Mapping
 
 import math
@@ -187,6 +192,53 @@ cdef class Tensor:
                 return matmul(self.type, blocks, self.shape, x)
             except (ArgumentError, UnsupportedError) as error:
                 raise type(error)(f"tensor {self.name!r}: {error}") from None
+
+    def quantize(self, str type not None, Py_ssize_t first=0, rows=None, Pool pool=None):
+        """Rows first to first + rows (None: to the last) as blocks of another type.
+
+        The result is uint8, (rows, bytes in a row); a tensor of more than two dimensions counts as
+        the matrix of all its rows. Each block comes as near to its values as `type` does in the
+        sense of least squares. pool: None for one thread on each CPU; any gives the same bytes.
+
+        Raises UnsupportedError for a type that cannot be written, ArgumentError where rows are not
+        whole blocks of it or not in the tensor, FormatError for a value that is NaN or larger than
+        65504 in size.
+        """
+        import numpy
+
+        cdef mmrt_weight weight
+        cdef mmrt_error error
+        cdef mmrt_status status
+        cdef uint64_t begin, count
+        cdef uint32_t number
+        if type not in TYPES:
+            raise ArgumentError(f"tensor {self.name!r}: there is no type {type!r}")
+        kind = TYPES[type]
+        if not self.shape or not self.shape[-1]:
+            raise ArgumentError(f"tensor {self.name!r}: {self.shape} has no rows to quantize")
+        name = self.name.encode()
+        weight.type = self.format.id
+        weight.rows = math.prod(self.shape[:-1])
+        weight.cols = self.shape[-1]
+        weight.name = name
+        if rows is None:
+            rows = max(weight.rows - first, 0)
+        if first < 0 or rows < 0:
+            raise ArgumentError(f"tensor {self.name!r}: {rows} rows from {first} make no sense")
+        begin, count, number = first, rows, kind.id
+        blocks = numpy.empty((rows, weight.cols // kind.elements * kind.bytes), numpy.uint8)
+        cdef unsigned char[:, ::1] out = blocks
+        cdef unsigned char *to = &out[0, 0] if blocks.size else NULL
+        pool = pool or default_pool()
+        self.mapping.pin()
+        try:
+            weight.data = self.data()
+            with nogil:
+                status = mmrt_quantize(pool.handle, &weight, begin, count, number, to, &error)
+        finally:
+            self.mapping.unpin()
+        check(status, &error)
+        return blocks
 
     def __dlpack_device__(self):
         """(kDLCPU, 0)."""

@@ -101,6 +101,10 @@ def test_the_stream(scratch: Path) -> None:
     run(build("test_stream", scratch), scratch / "streamed")
 
 
+def test_the_encoders(scratch: Path) -> None:
+    run(build("test_pack", scratch))
+
+
 @pytest.mark.parametrize("name", ["test_matrix", "test_vector"])
 def test_kernels(name: str, scratch: Path, kernels: list[object]) -> None:
     run(build(name, scratch, *kernels))

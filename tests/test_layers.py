@@ -27,7 +27,7 @@ PYTHON_LAYERS = [
     *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
     *["mapping", "gguf", "quant", "kernels", "tensor"],
     *["system", "policies"],
-    *["formats", "program", "models"],
+    *["formats", "quantizer", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
     *["sampler", "sequence", "generation", "memory", "model"],
     *["trace", "chrome_trace", "pictures"],

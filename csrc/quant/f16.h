@@ -75,6 +75,15 @@ static inline uint32_t mmrt_load_u32(const void *bytes) {
     return value;
 }
 
+/* Stores a finite value as binary16, the largest if it is larger, and returns it as it can be read
+ * again. */
+static inline float mmrt_store_f16(void *bytes, float value) {
+    const float size = value < 0 ? -value : value;
+    const uint16_t half = mmrt_f32_to_f16(size <= 65504 ? value : value < 0 ? -65504 : 65504);
+    memcpy(bytes, &half, sizeof half);
+    return mmrt_f16_to_f32(half);
+}
+
 static inline float mmrt_load_f16(const void *bytes) {
     return mmrt_f16_to_f32(mmrt_load_u16(bytes));
 }

@@ -3,8 +3,11 @@
 
 static const struct mmrt_format formats[] = {
 #define MMRT_FORMAT(id, name, elements, bytes)                                                     \
-    [id] = {#name, id, elements, bytes, mmrt_unpack_##name},
-#define MMRT_FORMAT_SIZE_ONLY(id, name, elements, bytes) [id] = {#name, id, elements, bytes, NULL},
+    [id] = {#name, id, elements, bytes, mmrt_unpack_##name, NULL},
+#define MMRT_FORMAT_PACK(id, name, elements, bytes)                                                \
+    [id] = {#name, id, elements, bytes, mmrt_unpack_##name, mmrt_pack_##name},
+#define MMRT_FORMAT_SIZE_ONLY(id, name, elements, bytes)                                           \
+    [id] = {#name, id, elements, bytes, NULL, NULL},
 #include "formats.def"
 };
 

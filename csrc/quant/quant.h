@@ -1,4 +1,5 @@
-/* Tensor types of GGUF: their ids and block sizes, and for most a scalar unpack to float32.
+/* Tensor types of GGUF: their ids and block sizes, for most a scalar unpack to float32,
+ * and for those that can be written a pack from it.
  *
  * The unpacks are the truth that every faster kernel is tested against, so their arithmetic is
  * fixed: each product and each difference rounds to float32 on its own. Compile these files with
@@ -31,12 +32,18 @@ enum mmrt_block_size {
  * aligned for float and does not overlap it. */
 typedef void mmrt_unpack_fn(const void *blocks, float *out, size_t n_elements);
 
+/* Writes n_elements floats as blocks of one type, as near as its values come in the sense of least
+ * squares. n_elements is a multiple of the type's elements per block; the floats are at most 65504
+ * in size. blocks needs no alignment. The same bits on every machine. */
+typedef void mmrt_pack_fn(const float *values, void *blocks, size_t n_elements);
+
 struct mmrt_format {
     const char *name;       /* as GGUF spells it: "Q4_K" */
     uint32_t id;            /* an enum mmrt_type */
     uint32_t elements;      /* per block, never 0 */
     uint32_t bytes;         /* per block, never 0 */
     mmrt_unpack_fn *unpack; /* NULL: only the sizes of this type are known */
+    mmrt_pack_fn *pack;     /* NULL: this type is not written here */
 };
 
 /* The format with this id, or NULL when there is none. Takes any value, as read from a file;
@@ -46,6 +53,11 @@ const struct mmrt_format *mmrt_format_find(uint32_t id);
 /* mmrt_unpack_Q4_0 and so on, for the types that have one. */
 #define MMRT_FORMAT(id, name, elements, bytes) mmrt_unpack_fn mmrt_unpack_##name;
 #define MMRT_FORMAT_SIZE_ONLY(id, name, elements, bytes)
+#include "formats.def"
+
+/* mmrt_pack_Q4_0 and so on, likewise. */
+#define MMRT_FORMAT(id, name, elements, bytes)
+#define MMRT_FORMAT_PACK(id, name, elements, bytes) mmrt_pack_fn mmrt_pack_##name;
 #include "formats.def"
 
 #endif

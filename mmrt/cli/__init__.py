@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "continue a text with a model",
     "chat": "converse with a model",
     "inspect": "show what is in a weight file",
+    "quantize": "write a smaller file of a model",
     "bench": "measure prefill and decode speed",
     "residency": "show which pages of a weight file are in memory",
     "warm": "read a weight file, or parts of it, into the page cache",
