@@ -36,6 +36,7 @@ __all__ = [
     "formats",
     "kernels",
     "models",
+    "numa",
     "open",
     "os_info",
     "pagetables",
@@ -67,12 +68,23 @@ _HOMES = {
     "OutOfMemoryError": "mmrt.errors",
 }
 _MODULES = {
-    *("counters", "errors", "formats", "kernels", "models", "pagetables", "policies", "quant"),
-    "trace",
+    *("counters", "errors", "formats", "kernels", "models", "numa", "pagetables", "policies"),
+    *("quant", "trace"),
 }
 
 if TYPE_CHECKING:
-    from mmrt import counters, errors, formats, kernels, models, pagetables, policies, quant, trace
+    from mmrt import (
+        counters,
+        errors,
+        formats,
+        kernels,
+        models,
+        numa,
+        pagetables,
+        policies,
+        quant,
+        trace,
+    )
     from mmrt.errors import (
         ArgumentError,
         FileError,

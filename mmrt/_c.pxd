@@ -1,7 +1,7 @@
 # What the bindings see of csrc/mmrt.h: declarations, no logic.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "mmrt.h" nogil:
@@ -22,6 +22,8 @@ cdef extern from "mmrt.h" nogil:
         char message[480]
 
     ctypedef unsigned char bool_t "bool"
+
+    ctypedef int mmrt_poll_fn(void *context) noexcept
 
     # ---- system calls ----
     ctypedef enum mmrt_call:
@@ -84,6 +86,64 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                     unsigned char *pages, mmrt_error *err)
 
+    # ---- memory nodes, NUMA ----
+    ctypedef struct mmrt_pool:
+        pass
+
+    enum:
+        MMRT_MAX_NODES
+        MMRT_SET_LIMIT
+
+    ctypedef struct mmrt_set:
+        pass
+
+    void mmrt_set_add(mmrt_set *set, int i)
+    bool_t mmrt_set_has(const mmrt_set *set, int i)
+
+    ctypedef struct mmrt_numa_node:
+        int id
+        mmrt_set cpus
+        uint64_t total
+        uint64_t free
+        int distances[MMRT_MAX_NODES]
+
+    ctypedef struct mmrt_numa_topology:
+        int n_nodes
+        mmrt_numa_node nodes[MMRT_MAX_NODES]
+        mmrt_set allowed
+
+    mmrt_status mmrt_numa_topology_read(const char *root, mmrt_numa_topology *out, mmrt_error *err)
+
+    ctypedef enum mmrt_numa_mode:
+        MMRT_NUMA_MODE_COUNT
+
+    const char *mmrt_numa_mode_name(mmrt_numa_mode mode)
+
+    ctypedef struct mmrt_numa_policy:
+        mmrt_numa_mode mode
+        mmrt_set nodes
+        int flags
+
+    mmrt_status mmrt_numa_set_policy(const mmrt_numa_policy *policy, mmrt_error *err)
+    mmrt_status mmrt_numa_get_policy(mmrt_numa_policy *out, mmrt_error *err)
+    mmrt_status mmrt_numa_bind(void *start, uint64_t length, const mmrt_numa_policy *policy,
+                               bool_t move, mmrt_error *err)
+    uint64_t mmrt_numa_n_pages(const void *start, uint64_t length)
+    mmrt_status mmrt_numa_pages(const void *start, uint64_t length, int16_t *nodes,
+                                mmrt_error *err)
+    mmrt_status mmrt_numa_bind_pool(mmrt_pool *pool, int *nodes, mmrt_error *err)
+
+    ctypedef struct mmrt_numa_range:
+        uint64_t offset
+        uint64_t length
+        int node
+        uint64_t n_pages
+        uint64_t n_there
+        uint64_t n_elsewhere
+
+    mmrt_status mmrt_numa_place(mmrt_mapping *mapping, mmrt_numa_range *ranges, size_t n,
+                                mmrt_poll_fn *poll, void *poll_context, mmrt_error *err)
+
     # ---- GGUF directories ----
     ctypedef struct mmrt_gguf:
         pass
@@ -133,9 +193,6 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err)
     int mmrt_cpu_count()
     void mmrt_trim_heap()
-
-    ctypedef struct mmrt_pool:
-        pass
 
     mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err)
     void mmrt_pool_free(mmrt_pool *pool)
@@ -227,6 +284,9 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err)
     uint64_t mmrt_program_scratch_bytes(const mmrt_program *program)
 
+    bool_t mmrt_program_shares(const mmrt_program *program, int32_t weight, int n_threads,
+                               uint64_t *first_rows)
+
     ctypedef struct mmrt_mark:
         pass
     # ---- streamed weights ----
@@ -264,8 +324,6 @@ cdef extern from "mmrt.h" nogil:
         double busy_seconds
 
     void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats)
-
-    ctypedef int mmrt_poll_fn(void *context) noexcept
 
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                                  const int32_t *tokens, uint32_t n, uint32_t first_output,

@@ -7,6 +7,9 @@ from mmrt._c cimport (
 
 from mmrt import errors
 
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
 _EXCEPTIONS = {
     MMRT_IO: errors.FileError,
     MMRT_FORMAT: errors.FormatError,
@@ -27,3 +30,18 @@ cdef int check(mmrt_status status, mmrt_error *error) except -1:
         # Two arguments, so that OSError fills errno; its text already holds the system's words.
         raise errors.FileError(error.os_errno, message)
     raise _EXCEPTIONS[status](message)
+
+
+cdef int poll(void *raised) noexcept with gil:
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<list> raised).append(error)
+        return 1
+    return 0
+
+
+cdef int check_polled(mmrt_status status, mmrt_error *error, list raised) except -1:
+    if status == MMRT_INTERRUPTED and raised:
+        raise raised[0]
+    return check(status, error)

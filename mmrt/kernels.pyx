@@ -51,7 +51,8 @@ cdef class Pool:
 cdef Pool _default_pool = None
 
 
-cdef Pool default_pool():
+cpdef Pool default_pool():
+    """The Pool that multiplies where none is given: one thread on each CPU."""
     global _default_pool
     if _default_pool is None:
         _default_pool = Pool()

@@ -74,7 +74,7 @@ class Model:
                 self.program.finish()
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None
-            apply(self.program.weights)
+            apply(self.program.weights, self.program)
         except BaseException:
             self.close()
             raise

@@ -5,7 +5,7 @@ from mmrt.tensor cimport Tensor
 
 cdef class Program:
     cdef mmrt_program *handle  # NULL once closed
-    cdef Pool pool
+    cdef readonly Pool pool
     cdef list tensors      # pinned: weight index -> Tensor
     cdef list names        # their names as bytes, which the core points to
     cdef dict indices      # tensor name -> weight index

@@ -13,6 +13,7 @@ PAGE_TOKENS: int
 def check_reader(reader: str, mapping: Mapping) -> None: ...
 
 class Program:
+    pool: Pool
     max_tokens: int
     kv_shape: tuple[int, int, int]
     vocab_size: int
@@ -89,6 +90,7 @@ class Program:
     def weights(self) -> list[Tensor]: ...
     @property
     def operations(self) -> list[tuple[str, list[Tensor]]]: ...
+    def shares(self, tensor: Tensor) -> list[int] | None: ...
     def run(
         self,
         cache: Cache,

@@ -5,42 +5,32 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from mmrt._c cimport (
-    MMRT_INTERRUPTED, MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
+    MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
     MMRT_OP_NORM, MMRT_OP_QUANTIZE, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
     mmrt_kv_create, mmrt_kv_free, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
     mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
-    mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_status, mmrt_weight,
+    mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
+    mmrt_status, mmrt_weight,
 )
 from mmrt._c cimport (  # streaming
     MMRT_NO_MEMORY, MMRT_READER_COUNT, mmrt_mapping, mmrt_plan, mmrt_program_plan,
     mmrt_program_set_budget, mmrt_program_stream, mmrt_program_stream_stats, mmrt_reader,
     mmrt_reader_check, mmrt_reader_name, mmrt_stream_stats,
 )
-from mmrt._status cimport check
+from mmrt._status cimport check, check_polled, poll
 from mmrt.kernels cimport Pool, chosen_isa
 from mmrt.mapping cimport Mapping
 from mmrt.tensor cimport Tensor
 
+from array import array
+
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.streaming import Plan, Streaming
-
-cdef extern from "Python.h":
-    int PyErr_CheckSignals() except -1
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 PAGE_TOKENS = 32  # of the key-value cache
-
-
-cdef int _poll(void *context) noexcept with gil:
-    """Lets Python handle signals; keeps what the handler raised in the list `context`."""
-    try:
-        PyErr_CheckSignals()
-    except BaseException as error:
-        (<list> context).append(error)
-        return 1
-    return 0
 
 
 cdef class Cache:
@@ -373,6 +363,22 @@ cdef class Program:
         """(what it does, the tensors it reads) of each operation, in order."""
         return [(note, list(tensors)) for note, tensors in self.lines]
 
+    def shares(self, Tensor tensor not None):
+        """Which rows of a weight each thread multiplies with: rows shares[t] to shares[t + 1] - 1
+        are thread t's, but for those that a thread which is done early takes over at the end.
+
+        None if the program does not multiply with it. ArgumentError if it does not read it.
+        """
+        if tensor.name not in self.indices:
+            raise ArgumentError(f"the program does not read tensor {tensor.name!r}")
+        rows = array("Q", bytes(8 * (self.pool.threads + 1)))
+        cdef uint64_t[::1] view = rows
+        if not mmrt_program_shares(
+            self._open(), self.indices[tensor.name], self.pool.threads, &view[0]
+        ):
+            return None
+        return rows.tolist()
+
     def run(self, Cache cache not None, const int32_t[::1] tokens not None,
             float[:, ::1] logits not None, int64_t[:, ::1] marks=None):
         """One step: appends `tokens` (1 to max_tokens) to the cache.
@@ -408,14 +414,12 @@ cdef class Program:
             with nogil:
                 status = mmrt_program_run(
                     self.handle, self.pool.handle, cache.handle, &tokens[0], n, first_output,
-                    &logits[0, 0], first_mark, n_marks, _poll, <void *> raised, &error,
+                    &logits[0, 0], first_mark, n_marks, poll, <void *> raised, &error,
                 )
         finally:
             self.running -= 1
             cache.busy = False
-        if status == MMRT_INTERRUPTED and raised:
-            raise raised[0]
-        check(status, &error)
+        check_polled(status, &error, raised)
         for i in range(n):  # here, where no signal handler can come between
             cache.tokens.append(tokens[i])
 

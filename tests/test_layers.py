@@ -25,7 +25,7 @@ PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
     *["elements", "pagetables", "counters", "streaming"],
     *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
-    *["mapping", "gguf", "quant", "kernels", "tensor"],
+    *["mapping", "gguf", "quant", "kernels", "numa", "tensor"],
     *["system", "policies"],
     *["formats", "quantizer", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
@@ -34,8 +34,8 @@ PYTHON_LAYERS = [
     *["__init__", "default_model", "cli", "__main__"],
 ]
 
-# The parts of a model name it as the type of what they are given; type checkers alone import it.
-TYPES_ONLY = {("sequence", "model"), ("generation", "model")}
+# These name the other as the type of what they are given; type checkers alone import it.
+TYPES_ONLY = {("sequence", "model"), ("generation", "model"), ("policies", "program")}
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">]+)[">]', re.MULTILINE)
 IMPORT = re.compile(

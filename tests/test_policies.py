@@ -85,7 +85,7 @@ def test_populate_has_read_everything(path: Path) -> None:
 def test_populate_refuses_more_than_memory_holds(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmrt.policies.populate.available_memory", lambda: SIZE)
+    monkeypatch.setattr("mmrt.policies.ranges.available_memory", lambda: SIZE)
     with pytest.raises(OutOfMemoryError, match=rf"policy populate: .* has room for {SIZE};"):
         mmrt.open(path, policy="populate")
     assert str(path) not in Path("/proc/self/maps").read_text()

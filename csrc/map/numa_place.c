@@ -6,6 +6,7 @@
  * ranges. Faults read nothing ahead meanwhile, for that would pass a range's ends; announcing a
  * range (WILLNEED) reads all of it in large requests all the same. */
 #define _GNU_SOURCE
+#include "map/mapping.h"
 #include "map/numa.h"
 
 #include "base/status.h"
@@ -126,16 +127,13 @@ static bool wait_for(struct placing *p, int n, mmrt_poll_fn *poll, void *poll_co
 static mmrt_status check_ranges(const mmrt_mapping *mapping, const mmrt_numa_topology *topology,
                                 mmrt_numa_range *ranges, size_t n, mmrt_set *nodes,
                                 mmrt_error *err) {
-    const uint64_t size = mmrt_mapping_size(mapping);
     *nodes = (mmrt_set){{0}};
     for (size_t i = 0; i < n; i++) {
         mmrt_numa_range *range = &ranges[i];
         range->n_pages = range->n_there = range->n_elsewhere = 0;
-        if (range->offset > size || range->length > size - range->offset)
-            return mmrt_fail(err, MMRT_ARGUMENT,
-                             "%llu bytes from %llu lie outside a mapping of %llu bytes",
-                             (unsigned long long)range->length, (unsigned long long)range->offset,
-                             (unsigned long long)size);
+        mmrt_status status = mmrt_check_range(mapping, range->offset, range->length, err);
+        if (status)
+            return status;
         if (!mmrt_set_has(&topology->allowed, range->node))
             return mmrt_fail(err, MMRT_ARGUMENT,
                              "there is no node %d with memory that this process may use",

@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they stand for."""
 
 import argparse
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.output import note, progress
@@ -134,12 +135,17 @@ def open_model(
     """The model at `path` (None: the default one), with as many threads as `arguments` ask for."""
     from mmrt.model import Model
 
-    return Model(
-        path or default_model(),
-        threads=arguments.threads,
-        context=context,
-        policy=arguments.policy,
-    )
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        model = Model(
+            path or default_model(),
+            threads=arguments.threads,
+            context=context,
+            policy=arguments.policy,
+        )
+    for warning in raised:
+        note(str(warning.message))
+    return model
 
 
 def default_model() -> str:

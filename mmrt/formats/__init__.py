@@ -51,7 +51,7 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
         mapping.close()
         raise
     try:
-        apply(list(file.values()))
+        apply(list(file.values()), None)
     except BaseException:
         file.close()
         raise

@@ -6,5 +6,5 @@ from collections.abc import Sequence
 from mmrt.tensor import Tensor
 
 
-def apply(tensors: Sequence[Tensor]) -> None:
+def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     pass

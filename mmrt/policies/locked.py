@@ -9,6 +9,6 @@ from mmrt.policies.ranges import ranges
 from mmrt.tensor import Tensor
 
 
-def apply(tensors: Sequence[Tensor]) -> None:
+def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     for mapping, offset, length in ranges(tensors):
         mapping.lock(offset, length)

@@ -6,19 +6,12 @@ More than memory can hold is refused: the first pages would be gone when the las
 
 from collections.abc import Sequence
 
-from mmrt.errors import OutOfMemoryError
-from mmrt.policies.ranges import missing, ranges
-from mmrt.system import available_memory
+from mmrt.policies.ranges import ranges, require_room
 from mmrt.tensor import Tensor
 
 
-def apply(tensors: Sequence[Tensor]) -> None:
+def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     parts = ranges(tensors)
-    needed, available = missing(parts), available_memory()
-    if needed > available:
-        raise OutOfMemoryError(
-            f"policy populate: {needed} bytes of weights are to be read, but memory has room for "
-            f"{available}; lazy and prefetch do with less"
-        )
+    require_room("populate", parts)
     for mapping, offset, length in parts:
         mapping.advise("populate_read", offset, length)

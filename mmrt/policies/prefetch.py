@@ -29,7 +29,7 @@ class _Part(NamedTuple):
     length: int
 
 
-def apply(tensors: Sequence[Tensor]) -> None:
+def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     wanted = ranges(tensors)
     total = sum(part.length for part in wanted)
     budget = total - max(missing(wanted) - available_memory(), 0)

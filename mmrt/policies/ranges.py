@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mmrt.errors import OutOfMemoryError
 from mmrt.mapping import Mapping
+from mmrt.system import available_memory
 from mmrt.tensor import Tensor
 
 
@@ -35,3 +37,13 @@ def missing(parts: Sequence[Range]) -> int:
         residency = mapping.residency(offset, length)
         total += (residency.total - residency.resident) * mapping.page_size
     return total
+
+
+def require_room(policy: str, parts: Sequence[Range]) -> None:
+    """Raises OutOfMemoryError if memory has no room for all of the parts at once."""
+    needed, available = missing(parts), available_memory()
+    if needed > available:
+        raise OutOfMemoryError(
+            f"policy {policy}: {needed} bytes of weights are to be read, but memory has room for "
+            f"{available}; lazy and prefetch do with less"
+        )

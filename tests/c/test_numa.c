@@ -234,7 +234,7 @@ static void test_placing(void) {
                  "there is no node -1");
     ranges[1] = (mmrt_numa_range){.offset = 2, .length = UINT64_MAX, .node = node};
     CHECK_STATUS(mmrt_numa_place(mapping, ranges, 2, NULL, NULL, &error), MMRT_ARGUMENT, &error,
-                 "lie outside a mapping of 100000 bytes");
+                 "outside a mapping");
     CHECK(mmrt_numa_place(mapping, ranges, 0, NULL, NULL, &error) == MMRT_OK);
     mmrt_mapping_close(mapping);
     unlink(path);
