@@ -7,4 +7,4 @@ cdef class Pool:
 
 
 cdef mmrt_isa chosen_isa() except *
-cdef Pool default_pool()
+cpdef Pool default_pool()
