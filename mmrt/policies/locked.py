@@ -10,5 +10,6 @@ from mmrt.tensor import Tensor
 
 
 def apply(tensors: Sequence[Tensor], program: object = None) -> None:
+    """Reads the tensors' pages and keeps them in memory, as far as RLIMIT_MEMLOCK allows."""
     for mapping, offset, length in ranges(tensors):
         mapping.lock(offset, length)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def apply(tensors: Sequence[Tensor], program: "Program | None" = None) -> None:
+    """Has each row read into the memory of the node whose threads multiply with it."""
     if len(numa.topology().allowed) < 2:
         _warn("there is one memory node to use; all weights are read, as with policy populate")
         populate.apply(tensors)

@@ -11,6 +11,7 @@ from mmrt.tensor import Tensor
 
 
 def apply(tensors: Sequence[Tensor], program: object = None) -> None:
+    """Reads and maps the tensors' pages before it returns."""
     parts = ranges(tensors)
     require_room("populate", parts)
     for mapping, offset, length in parts:

@@ -30,6 +30,7 @@ class _Part(NamedTuple):
 
 
 def apply(tensors: Sequence[Tensor], program: object = None) -> None:
+    """Starts reading what memory has room for, and returns."""
     wanted = ranges(tensors)
     total = sum(part.length for part in wanted)
     budget = total - max(missing(wanted) - available_memory(), 0)

@@ -11,5 +11,6 @@ from mmrt.tensor import Tensor
 
 
 def apply(tensors: Sequence[Tensor], program: object = None) -> None:
+    """Switches read-ahead off for the tensors' pages."""
     for mapping, offset, length in ranges(tensors):
         mapping.advise("random", offset, length)

@@ -8,5 +8,6 @@ from mmrt.tensor import Tensor
 
 
 def apply(tensors: Sequence[Tensor], program: object = None) -> None:
+    """Has the kernel read further ahead, and drop what has been read sooner."""
     for mapping, offset, length in ranges(tensors):
         mapping.advise("sequential", offset, length)
