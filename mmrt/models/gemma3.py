@@ -16,7 +16,7 @@ _LAYERS_OF_27B = 62
 
 
 def config(fields: Fields) -> Config:
-    """The shape of the model, from its metadata. FormatError or UnsupportedError names the field."""
+    """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
     c = transformer_config("gemma3", fields)
     c = replace(c, window=fields.integer("attention.sliding_window"))
     if c.n_layers == _LAYERS_OF_27B:
@@ -26,7 +26,7 @@ def config(fields: Fields) -> Config:
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:
-    """Lists the operations of the forward pass. FormatError names a tensor that is missing or unfit."""
+    """Lists the operations of the forward pass. FormatError names a tensor that is unfit."""
     c = config
     qkv_width = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
     stream, change = program.buffer(c.n_embd), program.buffer(c.n_embd)

@@ -10,14 +10,14 @@ from mmrt.program import Program
 
 
 def config(fields: Fields) -> Config:
-    """The shape of the model, from its metadata. FormatError or UnsupportedError names the field."""
+    """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
     if fields.integer("expert_count", 0, least=0):
         raise UnsupportedError(str(fields.error("expert_count", "mixtures of experts do not run")))
     return transformer_config("llama", fields)
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:
-    """Lists the operations of the forward pass. FormatError names a tensor that is missing or unfit."""
+    """Lists the operations of the forward pass. FormatError names a tensor that is unfit."""
     c = config
     qkv_width = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
     stream, change = program.buffer(c.n_embd), program.buffer(c.n_embd)
