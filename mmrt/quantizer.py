@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mmrt import formats
@@ -77,8 +78,8 @@ def quantize(
     Vectors (norms, biases) keep their type. See choose() for the matrices that get another one.
     threads: None for one on each CPU. progress(done, total): called now and then, in bytes read.
 
-    Memory: one piece of a matrix at a time, about a million elements. `target` appears when it is
-    whole; on any failure, and on Ctrl-C, nothing of it is left.
+    Memory: one piece of a matrix at a time, about a million elements, mapped or not. `target`
+    appears when it is whole; on any failure, and on Ctrl-C, nothing of it is left.
 
     Raises ArgumentError for a type that is none of those, or `target` being a part of `source`;
     FormatError for a weight that is NaN, infinite or larger than 65504; UnsupportedError for
@@ -169,16 +170,18 @@ def _new_metadata(old: Metadata, type: str) -> dict[str, Any]:
 
 
 def _pieces(tensor: Tensor, type: str, pool: Pool) -> Iterator[tuple[Any, int]]:
-    """The tensor's bytes as `type`, with the bytes that were read for each piece."""
-    with memoryview(tensor.mapping) as file:
+    """The tensor's bytes as `type`, with the bytes that were read for each piece, of which the
+    pages are then unmapped."""
+    n_rows = math.prod(tensor.shape[:-1])
+    row_bytes = tensor.nbytes // max(n_rows, 1)
+    at_once = max(_CHUNK // max(tensor.shape[-1], 1), 1)
+    for first in range(0, n_rows, at_once):
+        rows = min(at_once, n_rows - first)
+        start, size = tensor.offset + first * row_bytes, rows * row_bytes
         if type == tensor.type:
-            end = tensor.offset + tensor.nbytes
-            for start in range(tensor.offset, end, _CHUNK):
-                with file[start : min(start + _CHUNK, end)] as piece:
-                    yield piece, len(piece)
-            return
-        n_rows = math.prod(tensor.shape[:-1])
-        at_once = max(_CHUNK // tensor.shape[-1], 1)
-        for first in range(0, n_rows, at_once):
-            rows = min(at_once, n_rows - first)
-            yield tensor.quantize(type, first, rows, pool), tensor.nbytes * rows // n_rows
+            with memoryview(tensor.mapping) as file, file[start : start + size] as piece:
+                yield piece, size
+        else:
+            yield tensor.quantize(type, first, rows, pool), size
+        with suppress(ArgumentError):  # some may be locked
+            tensor.mapping.advise("dontneed", start, size)

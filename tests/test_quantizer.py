@@ -360,18 +360,19 @@ def zeros(tmp_path: Path) -> Path:
 
 
 def test_memory_does_not_grow_with_the_matrices(zeros: Path, tmp_path: Path) -> None:
-    def anonymous() -> int:
+    def resident() -> int:
+        """With pages of the mapped file, which are twice 128 MiB in all."""
         status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
-    start, peak = anonymous(), 0
+    start, peak = resident(), 0
 
     def watch(done: int, total: int) -> None:
         nonlocal peak
-        peak = max(peak, anonymous() - start)
+        peak = max(peak, resident() - start)
 
     quantize(zeros, tmp_path / "out.gguf", "Q8_0", threads=2, progress=watch)
-    assert peak < 24 << 20
+    assert peak < 32 << 20
 
 
 def test_ctrl_c(zeros: Path, tmp_path: Path) -> None:
@@ -396,11 +397,10 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     path = tiny_models.llama(n_embd=288, n_ff=256, head_dim=64).write(tmp_path / "model.gguf")
     ended = command.call("quantize", path, tmp_path / "out.gguf", "q4_k", "-t", 1)
     assert ended.status == 0 and ended.err == ""
-    assert re.search(
-        r"F32 +Q5_0 +blk\.0\.attn_q\.weight and 9 more +rows of 288 are not", ended.out
-    )
+    reason = r"rows of 288 are not whole blocks of 256: "
+    assert re.search(rf"F32 +Q5_0 +10 +{reason}blk\.0\.attn_q\.weight, \.\.\.\n", ended.out)
+    assert re.search(rf"F32 +Q8_0 +1 +{reason}token_embd\.weight\n", ended.out)
     assert re.search(r"F32 +Q4_K +4\n", ended.out)
-    assert re.search(r"F32 +Q8_0 +token_embd\.weight +rows of 288", ended.out)
     assert re.search(r"MiB became .* \(\d\d%\) in \d", ended.out)
 
 

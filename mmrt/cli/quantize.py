@@ -51,7 +51,7 @@ def _report(result: Quantized, seconds: float) -> None:
     print_table(
         ("from", "to", "tensors", "because"),
         [
-            (source, target, _sketch(names) if reason else str(len(names)), reason)
+            (source, target, str(len(names)), f"{reason}: {_sketch(names)}" if reason else "")
             for (source, target, reason), names in kinds.items()
         ],
     )
@@ -63,5 +63,4 @@ def _report(result: Quantized, seconds: float) -> None:
 
 
 def _sketch(names: list[str]) -> str:
-    first = printable(names[0], 40)
-    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+    return printable(names[0], 40) + (", ..." if len(names) > 1 else "")
