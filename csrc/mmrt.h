@@ -151,8 +151,12 @@ typedef struct mmrt_map_request {
  * FORMAT for an empty file; IO for a directory, FIFO or device (without waiting for it) and where
  * the system refuses; ARGUMENT for a range outside the file, misalignment and flags that exclude
  * each other; NO_MEMORY without address space, reserved huge pages or, for LOCKED, the right to
- * lock as much. A file that shrinks later raises SIGBUS where bytes past its new end are touched.
- */
+ * lock as much.
+ *
+ * Where a file is cut short later, or its disk fails, its missing bytes read as zeros: no signal
+ * ends the process. Who has read asks mmrt_mapping_check() whether all of it was there. For this a
+ * handler for SIGBUS is put in place; signals that are not about mapped files go to the handler
+ * that was there before. */
 mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
                                 mmrt_error *err);
 
@@ -164,6 +168,20 @@ void *mmrt_mapping_data(const mmrt_mapping *mapping);
 uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
 uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping);  /* bytes */
 int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping); /* the file's mtime at opening */
+
+/* IO, naming the file and a byte that is missing, if bytes [offset, offset + length) are not all in
+ * the file any more, or if any byte of the mapping was found missing when it was touched: from then
+ * on all of the mapping may hold zeros. A length of 0 asks for the latter alone and costs nothing;
+ * the rest costs a system call. *gone (may be NULL): that byte, from the mapping's start. */
+mmrt_status mmrt_mapping_check(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                               uint64_t *gone, mmrt_error *err);
+
+/* The same for bytes at an address: OK if these are in no mapping. The mapping that they are in
+ * must not be closed meanwhile. */
+mmrt_status mmrt_bytes_check(const void *bytes, uint64_t length, mmrt_error *err);
+
+/* Whether a byte was found missing, and no check has said so yet. */
+bool mmrt_mapping_unreported(const mmrt_mapping *mapping);
 
 /* Returns when what was written to the pages that the range touches is on the disk. */
 mmrt_status mmrt_mapping_flush(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
@@ -403,7 +421,8 @@ typedef struct mmrt_weight {
 } mmrt_weight;
 
 /* y[c * rows + r] = row r of w times column c of x, which is float32 [n][cols]; computed on all
- * threads of the pool. For quantised types x is rounded to int8 in groups of 32. */
+ * threads of the pool. For quantised types x is rounded to int8 in groups of 32. IO if w is in a
+ * mapped file that was cut short or cannot be read. */
 mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, const float *x,
                         size_t n, float *y, mmrt_error *err);
 
@@ -521,7 +540,7 @@ typedef struct mmrt_mark {
 /* Runs one step on n tokens (1 to max_tokens) at positions kv length to length + n - 1, and appends
  * them to kv. Writes the logits of tokens first_output to n - 1 to logits, float32
  * [n - first_output][vocabulary]. On any failure kv keeps its length. NOT_FINITE if a logit is NaN
- * or infinite.
+ * or infinite; IO, naming the tensor, if a weight's file was cut short or cannot be read.
  *
  * Fills in marks[0] to marks[n_marks - 1], in which `op` rises; each costs a system call of 1 to
  * 2 us. */

@@ -65,6 +65,10 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_mapping_size(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping)
     int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping)
+    mmrt_status mmrt_mapping_check(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                                   uint64_t *gone, mmrt_error *err)
+    mmrt_status mmrt_bytes_check(const void *bytes, uint64_t length, mmrt_error *err)
+    bool_t mmrt_mapping_unreported(const mmrt_mapping *mapping)
     mmrt_status mmrt_mapping_flush(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                    mmrt_error *err)
     const char *mmrt_advice_name(mmrt_advice advice)

@@ -9,7 +9,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from mmrt._c cimport (
-    MMRT_ADVICE_WILLNEED, MMRT_GGUF_ARRAY, MMRT_GGUF_STRING, mmrt_error, mmrt_format_find,
+    MMRT_ADVICE_WILLNEED, MMRT_GGUF_ARRAY, MMRT_GGUF_STRING, MMRT_OK, mmrt_error, mmrt_format_find,
     mmrt_gguf, mmrt_gguf_entry, mmrt_gguf_entry_at, mmrt_gguf_free, mmrt_gguf_header_size,
     mmrt_gguf_n_entries, mmrt_gguf_n_tensors, mmrt_gguf_parse, mmrt_gguf_tensor,
     mmrt_gguf_tensor_at, mmrt_gguf_version, mmrt_mapping, mmrt_mapping_advise, mmrt_mapping_data,
@@ -41,7 +41,8 @@ cdef class Header:
     It reads from the mapping when asked and does not keep it open.
 
     Raises FormatError where the file breaks the format, UnsupportedError where it is sound but of
-    a kind that mmrt does not know; each names the file, the field and its offset.
+    a kind that mmrt does not know; each names the file, the field and its offset. FileError where
+    the file is cut short meanwhile.
     """
 
     cdef mmrt_gguf *handle
@@ -60,7 +61,10 @@ cdef class Header:
                 _read_ahead, mapping.handle, &self.handle, &error,
             )
         mapping.unpin()
+        if status != MMRT_OK:
+            mapping.check_read(0, mapping.size)  # what is missing reads as zeros: no fault of its own
         check(status, &error)
+        mapping.check_read(0, mmrt_gguf_header_size(self.handle))
 
     def __dealloc__(self):
         mmrt_gguf_free(self.handle)
@@ -77,9 +81,11 @@ cdef class Header:
         """The keys of the metadata, in file order."""
         self.mapping.pin()
         try:
-            return [self.key(i) for i in range(mmrt_gguf_n_entries(self.handle))]
+            keys = [self.key(i) for i in range(mmrt_gguf_n_entries(self.handle))]
         finally:
             self.mapping.unpin()
+        self.mapping.check_read(0, self.size)
+        return keys
 
     cdef str key(self, uint64_t index):
         cdef const mmrt_gguf_entry *entry = mmrt_gguf_entry_at(self.handle, index)
@@ -103,6 +109,7 @@ cdef class Header:
                 ).cast(_SPELLING[entry.element_type]).tolist()
         finally:
             self.mapping.unpin()
+        self.mapping.check_read(0, self.size)
         return values if entry.type == MMRT_GGUF_ARRAY else values[0]
 
     def raw(self, uint64_t index):
@@ -132,6 +139,7 @@ cdef class Header:
             if left >= 8:
                 memcpy(&length, at, 8)
             if left < 8 or length > left - 8:
+                self.mapping.check_read(0, self.size)
                 raise FormatError(f"{self.mapping.path}: its header changed while it was open")
             text = PyUnicode_DecodeUTF8(<const char *> at + 8, <Py_ssize_t> length, "replace")
             Py_INCREF(text)
@@ -163,6 +171,7 @@ cdef class Header:
                 )
         finally:
             self.mapping.unpin()
+        self.mapping.check_read(0, self.size)
         return found
 
 

@@ -15,8 +15,12 @@ cdef class Mapping:
     cdef Py_ssize_t shape[1]  # what buffers of all bytes point to
     cdef Py_ssize_t strides[1]
 
-    # Between pin and unpin the bytes stay mapped. Both need the GIL. pin raises once closed.
+    # Between pin and unpin the bytes stay mapped. Both need the GIL. pin raises once closed, and
+    # FileError once bytes were found missing.
     cdef int pin(self) except -1
     cdef void unpin(self) noexcept
 
     cdef tuple identity(self)
+
+    # Raises FileError if bytes that were just read are not in the file any more.
+    cdef int check_read(self, uint64_t offset, uint64_t length) except -1

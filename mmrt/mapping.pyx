@@ -6,12 +6,12 @@ from cpython.buffer cimport (
 from libc.stdint cimport uint64_t
 
 from mmrt._c cimport (
-    MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, bool_t,
+    MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, MMRT_OK, bool_t,
     mmrt_advice, mmrt_advice_name, mmrt_error, mmrt_file_advice, mmrt_file_advice_name, mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request,
-    mmrt_mapping_advise, mmrt_mapping_advise_file, mmrt_mapping_close, mmrt_mapping_create,
+    mmrt_mapping_advise, mmrt_mapping_advise_file, mmrt_mapping_check, mmrt_mapping_close, mmrt_mapping_create,
     mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_flush, mmrt_mapping_lock, mmrt_mapping_mapped,
     mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
-    mmrt_mapping_size, mmrt_mapping_unlock, mmrt_status,
+    mmrt_mapping_size, mmrt_mapping_unlock, mmrt_mapping_unreported, mmrt_status,
 )
 from mmrt._status cimport check
 
@@ -56,10 +56,12 @@ cdef class Mapping:
     - offset: where in the file to begin; a multiple of the page size.
     - address: where in memory one would like it; a hint, and a multiple of the page size.
 
-    Nothing is read until it is touched, unless asked for. A buffer of bytes (`memoryview(mapping)`)
-    and a context manager. `path` is the file's as given, as the system calls it where a descriptor
-    was given, or "[anonymous]"; `writable` tells whether its bytes may be changed; `views` counts the
-    buffers and calls that need it mapped just now.
+    Nothing is read until it is touched, unless asked for. Where the file is cut short while it is
+    mapped, or its disk fails, the calls of this package raise FileError; raw views then read zeros:
+    see verify(). A buffer of bytes (`memoryview(mapping)`) and a context manager. `path` is the
+    file's as given, as the system calls it where a descriptor was given, or "[anonymous]";
+    `writable` tells whether its bytes may be changed; `views` counts the buffers and calls that need
+    it mapped just now.
 
     Raises FileError where the file cannot be opened or mapped or is not a regular file; FormatError
     where it is empty; ArgumentError for a range outside the file, a misaligned offset or address,
@@ -107,23 +109,47 @@ cdef class Mapping:
     cdef int pin(self) except -1:
         if self.handle is NULL:
             raise ArgumentError(f"{self.path} is closed")
+        self.check_read(0, 0)
         self.views += 1
         return 0
 
     cdef void unpin(self) noexcept:
         self.views -= 1
 
+    cdef int check_read(self, uint64_t offset, uint64_t length) except -1:
+        cdef mmrt_error error
+        return check(mmrt_mapping_check(self.handle, offset, length, NULL, &error), &error)
+
+    def verify(self, offset=0, length=None):
+        """Raises FileError, naming a byte that is missing, if the file has lost any of the
+        range since it was mapped, or if any byte of the mapping was found missing before.
+
+        Missing bytes read as zeros: after work on a raw view, this tells whether all was there.
+        """
+        cdef uint64_t start, size
+        start, size = _checked(self, offset, length)
+        self.pin()
+        self.unpin()
+        self.check_read(start, size)
+
     def close(self):
         """Unmaps the bytes; closing twice is allowed.
 
         Raises BufferError while `views` is not 0: while arrays, memoryviews or DLPack tensors of
         the file are alive, or another thread is inside a call on it. It can be closed again later.
+
+        Raises FileError, after closing, if bytes were found missing that no call has told of.
         """
+        cdef mmrt_error error
+        cdef mmrt_status status = MMRT_OK
         if self.views:
             raise BufferError(f"cannot close {self.path}: views of it are alive ({self.views})")
         handle, self.handle = self.handle, NULL
+        if handle is not NULL and mmrt_mapping_unreported(handle):
+            status = mmrt_mapping_check(handle, 0, 0, NULL, &error)
         with nogil:
             mmrt_mapping_close(handle)
+        check(status, &error)
 
     def __enter__(self):
         return self

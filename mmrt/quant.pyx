@@ -3,7 +3,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 
-from mmrt._c cimport mmrt_dequantize, mmrt_error, mmrt_format, mmrt_format_find, mmrt_status
+from mmrt._c cimport mmrt_bytes_check, mmrt_dequantize, mmrt_error, mmrt_format, mmrt_format_find, mmrt_status
 from mmrt._status cimport check
 
 from collections import namedtuple
@@ -35,7 +35,7 @@ def dequantize(str type not None, blocks, Py_ssize_t n_elements):
 
     Exact: the same bits as the type's definition in float32. n_elements must be whole blocks of
     the type and lie within the buffer (ArgumentError); UnsupportedError for a type of which only
-    the sizes are known.
+    the sizes are known; FileError where the blocks are in a mapped file that has lost them.
     """
     import numpy
 
@@ -58,4 +58,5 @@ def dequantize(str type not None, blocks, Py_ssize_t n_elements):
     with nogil:
         status = mmrt_dequantize(number, &data[0], &values[0], n, &error)
     check(status, &error)
+    check(mmrt_bytes_check(&data[0], data.shape[0], &error), &error)
     return out

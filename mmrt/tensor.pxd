@@ -25,3 +25,6 @@ cdef class Tensor:
 
     cdef const unsigned char *data(self) noexcept
     cdef _converted(self, element)
+
+    # The copy, if all of the tensor was there to be copied; else raises FileError.
+    cdef object whole(self, object copy)

@@ -152,8 +152,12 @@ cdef class Tensor:
                 )
             if copy is False:
                 raise ValueError(f"{self.type} cannot become {dtype} without a copy")
-            return view.astype(dtype)
-        return view.copy() if copy else view
+            return self.whole(view.astype(dtype))
+        return self.whole(view.copy()) if copy else view
+
+    cdef object whole(self, object copy):
+        self.mapping.check_read(self.offset, self.nbytes)
+        return copy
 
     def dequantize(self):
         """The elements as a new float32 array of the tensor's shape, rounded where float32 is less.
@@ -175,7 +179,7 @@ cdef class Tensor:
             raise UnsupportedError(f"tensor {self.name!r}: {self.type} cannot become float32")
         if element.value is not None:
             values = [element.value(code) for code in range(256)]
-            return numpy.array(values, numpy.float32)[self.__array__()]
+            return self.whole(numpy.array(values, numpy.float32)[self.__array__()])
         with numpy.errstate(over="ignore"):
             return self.__array__("float32")
 
@@ -238,7 +242,7 @@ cdef class Tensor:
         finally:
             self.mapping.unpin()
         check(status, &error)
-        return blocks
+        return self.whole(blocks)
 
     def __dlpack_device__(self):
         """(kDLCPU, 0)."""
@@ -275,9 +279,15 @@ cdef class Tensor:
         except BaseException:
             self.mapping.unpin()
             raise
+        capsule = PyCapsule_New(managed, "dltensor_versioned", _drop_capsule)
         if copy:
             self.mapping.unpin()
-        return PyCapsule_New(managed, "dltensor_versioned", _drop_capsule)
+            self.whole(capsule)
+        return capsule
+
+    def verify(self):
+        """Raises FileError if the file has lost any of the tensor's bytes: see Mapping.verify()."""
+        self.mapping.verify(self.offset, self.nbytes)
 
     # ---- in memory ----
 

@@ -105,6 +105,11 @@ def test_the_encoders(scratch: Path) -> None:
     run(build("test_pack", scratch))
 
 
+def test_files_that_are_cut_while_mapped(scratch: Path, kernels: list[object]) -> None:
+    executor = [path for part in ("exec", "kv") for path in (ROOT / "csrc" / part).glob("*.c")]
+    run(build("test_guard", scratch, *kernels, *executor), scratch / "cut")
+
+
 @pytest.mark.parametrize("name", ["test_matrix", "test_vector"])
 def test_kernels(name: str, scratch: Path, kernels: list[object]) -> None:
     run(build(name, scratch, *kernels))

@@ -248,5 +248,5 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
             p.kernels->quantize(&p.columns, c, 0, w->cols);
     mmrt_status status = mmrt_pool_run(pool, product_job, &p, err);
     free(memory);
-    return status;
+    return status ? status : mmrt_bytes_check(w->data, w->rows * row_bytes(w), err);
 }

@@ -33,6 +33,7 @@ void mmrt_program_free(mmrt_program *program) {
     free(program->buffers);
     free(program->ropes);
     free(program->ops);
+    free(program->spans);
     free(program->memory);
     free(program);
 }
@@ -53,6 +54,25 @@ static mmrt_status append(const mmrt_program *program, void **array, int32_t *n,
     return MMRT_OK;
 }
 
+/* Widens the span of the weight's mapping, if it is in one. */
+static mmrt_status add_span(mmrt_program *program, const mmrt_weight *weight, mmrt_error *err) {
+    mmrt_mapping *mapping = mmrt_guard_find(weight->data);
+    if (!mapping)
+        return MMRT_OK;
+    const unsigned char *data = mmrt_mapping_data(mapping);
+    struct span new = {mapping, (uint64_t)((const unsigned char *)weight->data - data), 0};
+    new.end = new.start + weight->rows * row_bytes(weight);
+    for (int32_t i = 0; i < program->n_spans; i++) {
+        struct span *span = &program->spans[i];
+        if (span->mapping == mapping) {
+            span->start = new.start < span->start ? new.start : span->start;
+            span->end = new.end > span->end ? new.end : span->end;
+            return MMRT_OK;
+        }
+    }
+    return append(program, (void **)&program->spans, &program->n_spans, &new, sizeof new, err);
+}
+
 mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
                                     int32_t *index, mmrt_error *err) {
     const struct mmrt_format *format = mmrt_format_find(weight->type);
@@ -63,8 +83,9 @@ mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *we
         return mmrt_fail(err, MMRT_FORMAT, "tensor %s: impossible shape %llu x %llu", weight->name,
                          (unsigned long long)weight->rows, (unsigned long long)weight->cols);
     *index = program->n_weights;
-    return append(program, (void **)&program->weights, &program->n_weights, weight, sizeof *weight,
-                  err);
+    mmrt_status status = append(program, (void **)&program->weights, &program->n_weights, weight,
+                                sizeof *weight, err);
+    return status ? status : add_span(program, weight, err);
 }
 
 mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,

@@ -5,6 +5,7 @@
 #include "mmrt.h"
 #include "base/share.h"
 #include "kernels/kernels.h"
+#include "map/guard.h"
 #include "stream/stream.h"
 
 struct buffer {
@@ -29,6 +30,12 @@ struct place {
     int32_t n_units;
 };
 
+/* The part of a mapping that weights lie in. */
+struct span {
+    mmrt_mapping *mapping;
+    uint64_t start, end; /* from the mapping's start, bytes */
+};
+
 struct mmrt_program {
     const struct mmrt_kernels *kernels;
     mmrt_kv_shape kv_shape;
@@ -37,7 +44,8 @@ struct mmrt_program {
     struct buffer *buffers;
     struct rope *ropes;
     mmrt_op *ops;
-    int32_t n_weights, n_buffers, n_ropes, n_ops;
+    struct span *spans; /* one a mapping */
+    int32_t n_weights, n_buffers, n_ropes, n_ops, n_spans;
     uint64_t vocabulary;    /* rows of the EMBED weight: token ids are below it */
     uint64_t outputs;       /* rows of the LOGITS weight */
     mmrt_stream *stream;    /* NULL: all weights are on their mapped pages */

@@ -127,6 +127,28 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
     return status;
 }
 
+/* IO, naming the tensor, if a weight's file has lost some of it. */
+static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
+    for (int32_t i = 0; i < program->n_spans; i++) {
+        const struct span *span = &program->spans[i];
+        mmrt_error lost;
+        uint64_t gone;
+        mmrt_status status =
+            mmrt_mapping_check(span->mapping, span->start, span->end - span->start, &gone, &lost);
+        if (status == MMRT_OK)
+            continue;
+        const char *byte = (const char *)mmrt_mapping_data(span->mapping) + gone;
+        for (int32_t w = 0; w < program->n_weights; w++) {
+            const mmrt_weight *weight = &program->weights[w];
+            const char *data = weight->data;
+            if (byte >= data && byte < data + weight->rows * row_bytes(weight))
+                return mmrt_fail(err, status, "tensor %s: %s", weight->name, lost.message);
+        }
+        return mmrt_fail(err, status, "%s", lost.message);
+    }
+    return MMRT_OK;
+}
+
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
                              const int32_t *tokens, uint32_t n, uint32_t first_output,
                              float *logits, mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
@@ -163,6 +185,8 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
         .last_op = INT32_MAX,
     };
     status = run_step(&step, err);
+    if (!status)
+        status = check_weights(program, err);
     if (!status && atomic_load(&step.not_finite))
         status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
     if (status)

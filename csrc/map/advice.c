@@ -78,7 +78,8 @@ bool mmrt_advice_known(mmrt_advice advice) {
     return madvise(NULL, 0, advices[advice].number) == 0;
 }
 
-static mmrt_status refused(const struct advice *advice, mmrt_error *err) {
+static mmrt_status refused(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
+                           const struct advice *advice, mmrt_error *err) {
     const int error = errno;
     if (error == EINVAL && madvise(NULL, 0, advice->number) != 0)
         return mmrt_fail(err, MMRT_UNSUPPORTED,
@@ -87,9 +88,10 @@ static mmrt_status refused(const struct advice *advice, mmrt_error *err) {
                          advice->word, advice->since);
     if (error == EINVAL || error == EBADF)
         return mmrt_fail(err, MMRT_ARGUMENT, "the advice %s needs %s", advice->word, advice->needs);
+    mmrt_status status = mmrt_mapping_check(mapping, offset, length, NULL, err);
+    if (status != MMRT_OK)
+        return status; /* why populating failed */
     errno = error;
-    if (error == EFAULT)
-        return mmrt_fail_errno(err, "%s: the file has shrunk or its disk failed", advice->word);
     return mmrt_fail_errno(err, "cannot take the advice %s", advice->word);
 }
 
@@ -113,7 +115,7 @@ mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t
                              (size_t)(rest < piece ? rest : piece), advice->number);
         while (result != 0 && errno == EINTR);
         if (result != 0)
-            return refused(advice, err);
+            return refused(mapping, offset, length, advice, err);
     }
     /* The page cache keeps what is mapped anywhere: it could not drop them before. */
     if (kind == MMRT_ADVICE_EVICT && mapping->fd >= 0)

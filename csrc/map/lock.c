@@ -31,9 +31,14 @@ mmrt_status mmrt_mapping_lock(mmrt_mapping *mapping, uint64_t offset, uint64_t l
         return status;
     mmrt_pages range = mmrt_pages_touched(mapping, offset, length);
     void *start = mapping->data + range.start;
-    if (!on_fault)
-        return mlock(start, (size_t)range.length) == 0 ? MMRT_OK
-                                                       : mmrt_fail_locking(range.length, err);
+    if (!on_fault) {
+        if (mlock(start, (size_t)range.length) == 0)
+            return MMRT_OK;
+        const int error = errno; /* ENOMEM also says that the file has shrunk */
+        status = mmrt_mapping_check(mapping, offset, length, NULL, err);
+        errno = error;
+        return status != MMRT_OK ? status : mmrt_fail_locking(range.length, err);
+    }
 #ifdef SYS_mlock2
     if (syscall(SYS_mlock2, start, (size_t)range.length, MLOCK_ONFAULT) == 0)
         return MMRT_OK;

@@ -149,11 +149,6 @@ static mmrt_status check_request(const mmrt_map_request *request, uint64_t page,
     return MMRT_OK;
 }
 
-static uint64_t mapped_bytes(const mmrt_mapping *mapping) {
-    const uint64_t rest = mapping->size % mapping->unit;
-    return mapping->size + (rest ? mapping->unit - rest : 0);
-}
-
 static mmrt_status cannot_map(const mmrt_map_request *request, const mmrt_mapping *mapping,
                               mmrt_error *err) {
     const char *name = mapping->name ? mapping->name : "memory";
@@ -183,13 +178,14 @@ static mmrt_status map(const mmrt_map_request *request, mmrt_mapping *mapping, m
         bits |= MAP_ANONYMOUS;
     if (!(bits & (MAP_SHARED | MAP_PRIVATE)))
         bits |= mapping->fd < 0 ? MAP_PRIVATE : MAP_SHARED;
-    void *data = mmap((void *)(uintptr_t)request->address, (size_t)mapped_bytes(mapping),
-                      PROT_READ | (request->writable ? PROT_WRITE : 0), bits, mapping->fd,
+    void *data = mmap((void *)(uintptr_t)request->address, (size_t)mmrt_mapped_bytes(mapping),
+                      PROT_READ | (mapping->writable ? PROT_WRITE : 0), bits, mapping->fd,
                       (off_t)mapping->offset);
     if (data == MAP_FAILED)
         return cannot_map(request, mapping, err);
     mapping->data = data;
-    return MMRT_OK;
+    const bool may_fail = mapping->fd >= 0 || mapping->unit != mapping->page;
+    return may_fail ? mmrt_guard_begin(mapping, err) : MMRT_OK;
 }
 
 mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
@@ -206,7 +202,8 @@ mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **
                                   .size = request->length,
                                   .offset = request->offset,
                                   .page = page,
-                                  .unit = page};
+                                  .unit = page,
+                                  .writable = request->writable};
     if (mapping && file)
         mapping->name = strdup(request->path ? request->path : "a descriptor");
     if (!mapping || (file && !mapping->name)) {
@@ -231,8 +228,9 @@ mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *
 void mmrt_mapping_close(mmrt_mapping *mapping) {
     if (!mapping)
         return;
+    mmrt_guard_end(mapping);
     if (mapping->data)
-        munmap(mapping->data, (size_t)mapped_bytes(mapping));
+        munmap(mapping->data, (size_t)mmrt_mapped_bytes(mapping));
     if (mapping->fd >= 0)
         close(mapping->fd);
     free(mapping->name);
@@ -271,6 +269,11 @@ int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping) {
 }
 
 /* ---- ranges -------------------------------------------------------------------------------- */
+
+uint64_t mmrt_mapped_bytes(const mmrt_mapping *mapping) {
+    const uint64_t rest = mapping->size % mapping->unit;
+    return mapping->size + (rest ? mapping->unit - rest : 0);
+}
 
 mmrt_status mmrt_check_range(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                              mmrt_error *err) {

@@ -2,7 +2,7 @@
 #ifndef MMRT_MAP_MAPPING_H
 #define MMRT_MAP_MAPPING_H
 
-#include "mmrt.h"
+#include "map/guard.h"
 
 struct mmrt_mapping {
     char *name; /* of the file, for messages; NULL: there is none, the memory is its own */
@@ -13,7 +13,10 @@ struct mmrt_mapping {
     uint64_t page;   /* bytes */
     uint64_t unit;   /* bytes; the page, or a reserved huge page: only whole ones can be unmapped */
     int64_t modified_ns;
+    bool writable;
     bool truthful; /* mincore() tells this process the truth */
+    struct mmrt_guard *guard;
+    struct mmrt_loss loss;
 };
 
 /* Whole pages of the mapping, as a byte range. */
@@ -21,6 +24,9 @@ typedef struct mmrt_pages {
     uint64_t start;
     uint64_t length;
 } mmrt_pages;
+
+/* Bytes that are mapped: the size in whole units. */
+uint64_t mmrt_mapped_bytes(const mmrt_mapping *mapping);
 
 /* ARGUMENT unless the range lies in the mapping. */
 mmrt_status mmrt_check_range(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,

@@ -76,6 +76,7 @@ def from_mapping(mapping: Mapping) -> TensorFile:
     mapping.advise("willneed", 0, min(_HEAD, mapping.size))
     with memoryview(mapping) as view:
         head = bytes(view[:16])
+    mapping.verify(0, len(head))
     for format in FORMATS:
         if format.matches(head, mapping.path):
             return format.open(mapping)

@@ -20,7 +20,9 @@ def read(mapping: Mapping, offset: int, length: int) -> bytes:
         return b""
     mapping.advise("willneed", offset, length)
     with memoryview(mapping) as view:
-        return bytes(view[offset : offset + length])
+        data = bytes(view[offset : offset + length])
+    mapping.verify(offset, length)
+    return data
 
 
 def unlike(mapping: Mapping, head: bytes, expected: str) -> FormatError:

@@ -1,6 +1,7 @@
 """What every weight format opens to: names and their tensors."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from mmrt import mapping as mapped
@@ -113,8 +114,9 @@ class TensorFile(Mapping[str, Tensor]):
         views = sum(mapping.views for mapping in self.mappings)
         if views:
             raise BufferError(f"cannot close {self.path}: views of its tensors are alive ({views})")
-        for mapping in self.mappings:
-            mapping.close()
+        with ExitStack() as all_of_them:  # also where one tells that its file was cut short
+            for mapping in self.mappings:
+                all_of_them.callback(mapping.close)
 
     def __enter__(self) -> "TensorFile":
         return self

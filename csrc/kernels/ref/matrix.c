@@ -8,8 +8,7 @@ static double row_times_column(const struct mmrt_format *format, const uint8_t *
                                const struct mmrt_columns *columns, size_t column) {
     size_t k = columns->k;
     const float *x = columns->x + column * k;
-    const int8_t *q = columns->q + column * columns->stride;
-    const float *d = columns->d + column * (columns->stride / MMRT_GROUP);
+    const size_t first_quantum = column * columns->stride;
     double sum = 0;
     float w[PIECE];
     for (size_t first = 0; first < k; first += PIECE) {
@@ -18,7 +17,8 @@ static double row_times_column(const struct mmrt_format *format, const uint8_t *
         for (size_t i = 0; i < n; i++) {
             size_t at = first + i;
             if (format->elements > 1)
-                sum += (double)w[i] * ((double)d[at / MMRT_GROUP] * q[at]);
+                sum += (double)w[i] * ((double)columns->d[(first_quantum + at) / MMRT_GROUP] *
+                                       columns->q[first_quantum + at]);
             else
                 sum += (double)w[i] * x[at];
         }
