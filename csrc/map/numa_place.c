@@ -20,7 +20,7 @@
 #include <string.h>
 #include <time.h>
 
-/* What is announced, mapped and checked at once. */
+/* What is mapped and checked at once; the disk is a chunk ahead. */
 enum { CHUNK_BYTES = 16 << 20 };
 
 struct placing {
@@ -53,11 +53,17 @@ static mmrt_status settle(const mmrt_numa_node *node, mmrt_error *err) {
     return status == MMRT_UNSUPPORTED && there ? MMRT_OK : status;
 }
 
+/* Where the chunk that holds byte `at` of the range ends. No page is in two chunks. */
+static uint64_t chunk_end(const mmrt_numa_range *range, uint64_t at) {
+    const uint64_t next = (at / CHUNK_BYTES + 1) * CHUNK_BYTES, end = range->offset + range->length;
+    return next < end ? next : end;
+}
+
+/* Maps a chunk that has been announced, and sees to it that it lies right. */
 static mmrt_status place_chunk(const struct placing *p, mmrt_numa_range *range, uint64_t offset,
                                uint64_t length, mmrt_error *err) {
-    mmrt_status status = mmrt_mapping_advise(p->mapping, offset, length, MMRT_ADVICE_WILLNEED, err);
-    if (!status)
-        status = mmrt_mapping_advise(p->mapping, offset, length, MMRT_ADVICE_POPULATE_READ, err);
+    mmrt_status status =
+        mmrt_mapping_advise(p->mapping, offset, length, MMRT_ADVICE_POPULATE_READ, err);
     if (status)
         return status;
     const char *start = (const char *)mmrt_mapping_data(p->mapping) + offset;
@@ -74,18 +80,21 @@ static mmrt_status place_chunk(const struct placing *p, mmrt_numa_range *range, 
 
 static mmrt_status place_range(const struct placing *p, mmrt_numa_range *range, mmrt_error *err) {
     const uint64_t end = range->offset + range->length;
-    uint64_t next;
-    for (uint64_t at = range->offset; at < end; at = next) {
+    mmrt_status status = MMRT_OK;
+    for (uint64_t at = range->offset, announced = at; at < end && !status;) {
         if (atomic_load(&p->stop))
             return MMRT_OK;
-        next = (at / CHUNK_BYTES + 1) * CHUNK_BYTES; /* so that no page is in two chunks */
-        if (next > end)
-            next = end;
-        mmrt_status status = place_chunk(p, range, at, next - at, err);
-        if (status)
-            return status;
+        while (announced < end && announced - at <= CHUNK_BYTES && !status) { /* and the next */
+            const uint64_t next = chunk_end(range, announced);
+            status = mmrt_mapping_advise(p->mapping, announced, next - announced,
+                                         MMRT_ADVICE_WILLNEED, err);
+            announced = next;
+        }
+        if (!status)
+            status = place_chunk(p, range, at, chunk_end(range, at) - at, err);
+        at = chunk_end(range, at);
     }
-    return MMRT_OK;
+    return status;
 }
 
 static void *reader_main(void *argument) {
