@@ -153,7 +153,7 @@ SUFFIXES = {
     "mmrt": {".py", ".pyx", ".pxd", ".pyi", ".typed"},
     "tests": {".py", ".c", ".h", ".gguf", ".json", ".txt"},
     "bench": {".py", ".json", ".md"},
-    "docs": {".md"},
+    "docs": {".md", ".py", ".png", ".svg"},
 }
 
 

@@ -128,7 +128,7 @@ def test_a_policy_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.truncate(path, 4096)
         return 1 << 40
 
-    monkeypatch.setattr("mmrt.policies.populate.available_memory", shrink)
+    monkeypatch.setattr("mmrt.policies.ranges.available_memory", shrink)
     with pytest.raises(FileError, match="is gone"):
         mmrt.open(path, policy="populate")
     assert str(path) not in Path("/proc/self/maps").read_text()
