@@ -1,29 +1,16 @@
 """The runtimes that are compared. Each runs in a process of its own, and is asked for one
 measurement at a time, so that they can take turns."""
 
-import ctypes
 import multiprocessing
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-# Token ids that every vocabulary has; what they say does not matter to the time they take.
-FIRST_TOKEN, N_TOKENS = 100, 1000
-
-
-def tokens(n: int) -> list[int]:
-    return [FIRST_TOKEN + i * 7 % N_TOKENS for i in range(n)]
-
-
-class Engine(Protocol):
-    version: str
-
-    def prefill(self, n: int) -> float:
-        """Seconds to read n tokens as one text."""
-
-    def decode(self, n: int) -> float:
-        """Seconds to read n tokens one by one."""
+from bench.engine import Engine, tokens
+from bench.llama import ik_llama_cpp, llama_cpp
 
 
 class Mmrt:
@@ -78,83 +65,33 @@ class Limit:
             return n * self.nbytes / self.roof("read", pages, self.pool)
 
 
-class LlamaCpp:
-    """llama-cpp-python, through llama_decode itself, so that Python costs it nothing; mapped.
-
-    repack: whether it may make its second, rearranged copy of the weights.
-    """
-
-    def __init__(self, path: str, threads: int, repack: bool) -> None:
-        import llama_cpp
-
-        self.api = llama_cpp
-        self.version = llama_cpp.__version__
-        llama_cpp.llama_backend_init()
-        llama_cpp.llama_log_set(_silent, None)
-        model_options = llama_cpp.llama_model_default_params()
-        model_options.use_extra_bufts = repack
-        self.model = llama_cpp.llama_load_model_from_file(path.encode(), model_options)
-        options = llama_cpp.llama_context_default_params()
-        options.n_ctx, options.n_batch = 2048, 2048
-        options.n_threads = options.n_threads_batch = threads
-        self.context = llama_cpp.llama_new_context_with_model(self.model, options)
-
-    def _read(self, ids: list[int]) -> None:
-        array = (ctypes.c_int32 * len(ids))(*ids)
-        batch = self.api.llama_batch_get_one(array, len(ids))
-        if self.api.llama_decode(self.context, batch):
-            raise RuntimeError("llama_decode failed")
-        self.api.llama_synchronize(self.context)
-
-    def _clear(self) -> None:
-        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
-
-    def prefill(self, n: int) -> float:
-        self._clear()
-        start = time.perf_counter()
-        self._read(tokens(n))
-        return time.perf_counter() - start
-
-    def decode(self, n: int) -> float:
-        self._clear()
-        self._read(tokens(1))
-        start = time.perf_counter()
-        for token in tokens(n):
-            self._read([token])
-        return time.perf_counter() - start
+def installed() -> list[str]:
+    """The names of those engines whose packages are there."""
+    return [name for name, engine in ENGINES.items() if find_spec(engine.package)]
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _silent(level: int, text: bytes, data: object) -> None:
-    pass
+OURS, LIMIT = "mmrt", "the machine's limit"
 
 
-def _mmrt(path: str, threads: int) -> Engine:
-    return Mmrt(path, threads)
+class Maker(NamedTuple):
+    """How an engine is started on a model's file with so many threads, and what it needs."""
+
+    start: Callable[[str, int], Engine]
+    package: str
 
 
-def _limit(path: str, threads: int) -> Engine:
-    return Limit(path, threads)
-
-
-def _llama_mapped(path: str, threads: int) -> Engine:
-    return LlamaCpp(path, threads, repack=False)
-
-
-def _llama_repacked(path: str, threads: int) -> Engine:
-    return LlamaCpp(path, threads, repack=True)
-
-
-ENGINES: dict[str, Callable[[str, int], Engine]] = {
-    "mmrt": _mmrt,
-    "the machine's limit": _limit,
-    "llama.cpp mapped": _llama_mapped,
-    "llama.cpp repacked": _llama_repacked,
+ENGINES = {
+    OURS: Maker(Mmrt, "mmrt"),
+    LIMIT: Maker(Limit, "mmrt"),
+    "llama.cpp mapped": Maker(partial(llama_cpp, repack=False), "llama_cpp"),
+    "llama.cpp repacked": Maker(partial(llama_cpp, repack=True), "llama_cpp"),
+    "ik_llama.cpp mapped": Maker(partial(ik_llama_cpp, repack=False), "ik_llama_cpp"),
+    "ik_llama.cpp repacked": Maker(partial(ik_llama_cpp, repack=True), "ik_llama_cpp"),
 }
 
 
 def _serve(connection: Connection, name: str, path: str, threads: int) -> None:
-    engine = ENGINES[name](path, threads)
+    engine = ENGINES[name].start(path, threads)
     connection.send(engine.version)
     while (request := connection.recv()) is not None:
         work, n = request

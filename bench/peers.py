@@ -1,26 +1,33 @@
 """mmrt beside its peers on the same files: `python -m bench.peers MODEL.gguf ... [-p 512] [-n 64]`.
 
 The engines take turns in every round, so that a slow moment of the machine strikes all alike; what
-counts is the median of the rounds' ratios. Install the peers with `pip install '.[peers]'`.
+counts is the median of the rounds' ratios. Install the peers with `pip install '.[peers]'`; the
+wheel of ik-llama-cpp-python is for AVX2, for more it is built where it is to run:
+`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary ik-llama-cpp-python ik-llama-cpp-python`.
 """
 
 import argparse
 import json
 import platform
 import statistics
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mmrt
-from bench.engines import ENGINES, Worker
-
-OURS = "mmrt"
+from bench import bars
+from bench.engines import LIMIT, OURS, Worker, installed
+from mmrt.pictures.drawing import svg
 
 
 @dataclass(frozen=True)
 class Row:
-    """One engine's rounds on one model and kind of work. ratio: ours divided by its rate."""
+    """One engine's rounds on one model and kind of work.
+
+    ratio: ours divided by its rate. share: its rate divided by the machine's limit. Both are taken
+    within each round, and are the median over the rounds.
+    """
 
     model: str
     work: str
@@ -29,13 +36,19 @@ class Row:
     version: str
     tokens_per_second: float  # median
     samples: list[float]
-    ratio: float  # median over rounds
+    ratio: float | None  # None: ours did not run
+    share: float | None
 
 
-def compare(path: str, work: dict[str, int], rounds: int, threads: int) -> list[Row]:
-    rates: dict[tuple[str, str], list[float]] = {}
+Rates = dict[tuple[str, str], list[float]]  # tokens a second by round, of a kind of work and engine
+
+
+def compare(
+    path: str, work: dict[str, int], rounds: int, threads: int, engines: Sequence[str]
+) -> list[Row]:
+    rates: Rates = {}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, path, threads)) for name in ENGINES}
+        workers = {name: stack.enter_context(Worker(name, path, threads)) for name in engines}
         for round in range(rounds + 1):
             for kind, n in work.items():
                 for name, worker in workers.items():
@@ -51,24 +64,47 @@ def compare(path: str, work: dict[str, int], rounds: int, threads: int) -> list[
                 worker.version,
                 statistics.median(rates[kind, name]),
                 rates[kind, name],
-                statistics.median(
-                    ours / theirs
-                    for ours, theirs in zip(rates[kind, OURS], rates[kind, name], strict=True)
-                ),
+                ratio(rates, (kind, OURS), (kind, name)),
+                ratio(rates, (kind, name), (kind, LIMIT)),
             )
             for kind, n in work.items()
             for name, worker in workers.items()
         ]
 
 
+def ratio(rates: Rates, one: tuple[str, str], other: tuple[str, str]) -> float | None:
+    """Of one's rate to the other's, within a round; the median."""
+    if one not in rates or other not in rates:
+        return None
+    return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+
+
 def table(rows: list[Row]) -> str:
-    lines = ["| model | work | engine | tokens/s | mmrt / engine |", "|---|---|---|---:|---:|"]
+    lines = [
+        "| model | work | engine | tokens/s | of the limit | mmrt / engine |",
+        "|---|---|---|---:|---:|---:|",
+    ]
     lines += [
         f"| {r.model} | {r.work} {r.n} | {r.engine} {r.version} | {r.tokens_per_second:.1f} "
-        f"| {r.ratio:.2f} |"
+        f"| {_number(r.share)} | {_number(r.ratio)} |"
         for r in rows
     ]
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def plot(title: str, rows: list[Row]) -> str:
+    """As SVG."""
+    groups: dict[str, list[bars.Bar]] = {}
+    for row in rows:
+        if row.engine != LIMIT and row.share is not None:
+            group = groups.setdefault(f"{row.model}, {row.work} {row.n}", [])
+            text = f"{row.share:.2f}, {row.tokens_per_second:.4g} tokens/s"
+            group.append(bars.Bar(row.engine, row.share, text))
+    return svg(bars.draw(title, [bars.Group(*group) for group in groups.items()]))
 
 
 def main() -> None:
@@ -78,14 +114,23 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=64, help="tokens of decode (default 64)")
     parser.add_argument("-r", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
-    parser.add_argument("-o", type=Path, help="also write the rows as JSON to this file")
+    parser.add_argument(
+        "-e", nargs="+", default=installed(), metavar="ENGINE", choices=installed(),
+        help=f"which to compare (default: {', '.join(installed())})",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o",
+        type=Path,
+        help="also write the rows as JSON to this file, and a plot beside it (.svg)",
+    )
     arguments = parser.parse_args()
     rows: list[Row] = []
     for path in arguments.models:
         work = {"prefill": arguments.p, "decode": arguments.n}
-        rows += compare(path, work, arguments.r, arguments.t)
+        rows += compare(path, work, arguments.r, arguments.t, arguments.e)
     cpu = mmrt.cpu_info()
-    print(f"{cpu.model}, {arguments.t} threads, {arguments.r} rounds\n")
+    title = f"{cpu.model}, {arguments.t} threads, {arguments.r} rounds"
+    print(f"{title}\n")
     print(table(rows))
     if arguments.o:
         machine = {"cpu": cpu.model, "cpus": cpu.cpus, "system": platform.platform()}
@@ -95,6 +140,7 @@ def main() -> None:
             "rows": [asdict(row) for row in rows],
         }
         arguments.o.write_text(json.dumps(document, indent=1) + "\n")
+        arguments.o.with_suffix(".svg").write_text(plot(title, rows) + "\n")
 
 
 if __name__ == "__main__":

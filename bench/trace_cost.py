@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.engines import tokens
+from bench.engine import tokens
 
 OFF, WATCHED, WITHOUT = "off", ("layers", "operations"), "without"
 

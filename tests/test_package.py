@@ -152,7 +152,7 @@ SUFFIXES = {
     "csrc": {".c", ".h", ".def", ".inc", ".py"},
     "mmrt": {".py", ".pyx", ".pxd", ".pyi", ".typed"},
     "tests": {".py", ".c", ".h", ".gguf", ".json", ".txt"},
-    "bench": {".py", ".json", ".md"},
+    "bench": {".py", ".json", ".svg"},
     "docs": {".md", ".py", ".png", ".svg"},
 }
 

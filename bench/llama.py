@@ -1,0 +1,101 @@
+"""llama.cpp and its kin through the C functions of their bindings, so that Python costs nothing."""
+
+import ctypes
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.engine import tokens
+
+CONTEXT = 2048
+
+
+class Llama:
+    """api: the module of ctypes functions and structures; these are alike in all bindings."""
+
+    def __init__(self, api: Any, version: str, model: Any, context: Any) -> None:
+        self.api, self.version, self.model, self.context = api, version, model, context
+        self._batch = api.llama_batch_init(CONTEXT, 0, 1)
+        self._position = 0
+
+    def clear(self) -> None:
+        """Forgets the text."""
+        if hasattr(self.api, "llama_memory_clear"):
+            self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        else:
+            self.api.llama_kv_cache_clear(self.context)
+        self._position = 0
+
+    def read(self, ids: Sequence[int], all_logits: bool = False) -> None:
+        """Goes on with the text; logits are made for its last token, or for all."""
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i] = token, self._position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = all_logits or i == len(ids) - 1
+        if self.api.llama_decode(self.context, batch):
+            raise RuntimeError("llama_decode failed")
+        if hasattr(self.api, "llama_synchronize"):
+            self.api.llama_synchronize(self.context)
+        self._position += len(ids)
+
+    def logits(self, i: int, n_vocab: int) -> NDArray[np.float32]:
+        """Of the i-th token that was read last."""
+        values = self.api.llama_get_logits_ith(self.context, i)
+        return np.ctypeslib.as_array(values, (n_vocab,)).copy()
+
+    def prefill(self, n: int) -> float:
+        self.clear()
+        start = time.perf_counter()
+        self.read(tokens(n))
+        return time.perf_counter() - start
+
+    def decode(self, n: int) -> float:
+        self.clear()
+        self.read(tokens(1))
+        start = time.perf_counter()
+        for token in tokens(n):
+            self.read([token])
+        return time.perf_counter() - start
+
+
+def llama_cpp(path: str, threads: int, repack: bool) -> Llama:
+    """llama-cpp-python, mapped. repack: whether it may make its second, rearranged copy."""
+    import llama_cpp as api
+
+    api.llama_backend_init()
+    api.llama_log_set(_silent, None)
+    model_options = api.llama_model_default_params()
+    model_options.use_extra_bufts = repack
+    model = api.llama_model_load_from_file(path.encode(), model_options)
+    context = api.llama_init_from_model(model, _sized(api, threads))
+    return Llama(api, api.__version__, model, context)
+
+
+def ik_llama_cpp(path: str, threads: int, repack: bool) -> Llama:
+    """ik-llama-cpp-python, mapped, or with weights read into memory and rearranged there."""
+    import ik_llama_cpp
+    from ik_llama_cpp import _ctypes_api as api
+
+    api.llama_backend_init()
+    model_options = api.llama_model_default_params()
+    model_options.repack_tensors, model_options.use_mmap = repack, not repack
+    model = api.llama_model_load_from_file(path.encode(), model_options)
+    context = api.llama_init_from_model(model, _sized(api, threads))
+    return Llama(api, ik_llama_cpp.__version__, model, context)
+
+
+def _sized(api: Any, threads: int) -> Any:
+    options = api.llama_context_default_params()
+    options.n_ctx = options.n_batch = CONTEXT
+    options.n_threads = options.n_threads_batch = threads
+    return options
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _silent(level: int, text: bytes, data: object) -> None:
+    pass
