@@ -16,10 +16,10 @@ from bench.llama import ik_llama_cpp, llama_cpp
 class Mmrt:
     """This runtime, through the same calls that generation makes."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, policy: str = "lazy") -> None:
         import mmrt
 
-        self.model = mmrt.Model(path, threads=threads)
+        self.model = mmrt.Model(path, threads=threads, policy=policy)
         self.version = f"{mmrt.__version__} {self.model.isa}"
 
     def prefill(self, n: int) -> float:
