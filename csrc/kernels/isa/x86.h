@@ -66,6 +66,13 @@ V_INLINE v4 v4_nibbles_of8(const uint8_t *p) {
     return _mm_unpacklo_epi8(v4_low_nibbles(bytes), v4_high_nibbles(bytes));
 }
 
+/* Sixteen E4M3 numbers without a sign as halves, divided by 2^8; 0x7f is zero. */
+V_INLINE __m256i v4_ue4m3_halves(v4 a) {
+    const __m128i most = _mm_set1_epi8(0x7f);
+    __m128i bits = _mm_andnot_si128(_mm_cmpeq_epi8(a, most), _mm_and_si128(a, most));
+    return _mm256_slli_epi16(_mm256_cvtepu8_epi16(bits), 7);
+}
+
 V_INLINE float v_f16_at(const void *p) { return _cvtsh_ss(mmrt_load_u16(p)); }
 
 #endif

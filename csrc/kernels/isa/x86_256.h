@@ -43,6 +43,8 @@ V_INLINE vi v_from_words(const uint64_t w[4]) {
     return _mm256_setr_epi64x((long long)w[0], (long long)w[1], (long long)w[2], (long long)w[3]);
 }
 
+V_INLINE vi v_join4(const v4 parts[2]) { return _mm256_set_m128i(parts[1], parts[0]); }
+
 /* -a wherever the bit of a byte is set. */
 V_INLINE vi v_negate(vi a, const uint32_t *bits) {
 #ifdef __AVX512BW__
@@ -82,6 +84,16 @@ V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
 #endif
 }
 
+/* A digit of each byte, which holds five of base 3 as a fraction of 256: times 3^n it has digit n in
+ * front. A power stands for two bytes. */
+V_INLINE vi v_digits_of_base3(vi a, const uint16_t *powers) {
+    const vi power = v_load(powers), three = _mm256_set1_epi16(3);
+    vi even = _mm256_mullo_epi16(_mm256_slli_epi16(a, 8), power);
+    vi odd = _mm256_mullo_epi16(_mm256_and_si256(a, _mm256_set1_epi16((short)0xff00)), power);
+    return v_or(_mm256_mulhi_epu16(even, three),
+                _mm256_slli_epi16(_mm256_mulhi_epu16(odd, three), 8));
+}
+
 /* Of types with 256 weights, 32 in order from 32 i on: nibbles (of 32 bytes, or 16, at p the low ones,
  * then the high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
  * wherever bit i of 32 bytes is set. */
@@ -92,6 +104,12 @@ V_INLINE vi v_nibbles_of32(const uint8_t *p, int i) {
 V_INLINE vi v_nibbles_of16(const uint8_t *p, int i) {
     __m128i q = _mm_loadu_si128((const __m128i *)(p + 16 * i));
     return v_low_nibbles(_mm256_set_m128i(_mm_srli_epi16(q, 4), q));
+}
+/* Nibbles of 16 bytes, of each eight of them the low ones, then the high ones. */
+V_INLINE vi v_nibbles_of8(const uint8_t *p) {
+    vi q = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    q = _mm256_permute4x64_epi64(q, 0x50);
+    return v_low_nibbles(_mm256_srlv_epi64(q, _mm256_setr_epi64x(0, 4, 0, 4)));
 }
 V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
     const int down = i % 4 * 2 - up;
@@ -238,6 +256,12 @@ V_INLINE v16 v16_from_u8(v4 bytes) {
 V_INLINE v16 v16_from_i8(v4 bytes) {
     return V16_EACH(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
                     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
+}
+V_INLINE v16 v16_from_ue4m3(v4 bytes) {
+    const __m256i halves = v4_ue4m3_halves(bytes);
+    const vf factor = v_set(256);
+    return V16_EACH(v_mul(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), factor),
+                    v_mul(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), factor));
 }
 V_INLINE v16 v16_set(float value) { return V16_EACH(v_set(value), v_set(value)); }
 /* The half at p in all; or that and the next, eight times each. */

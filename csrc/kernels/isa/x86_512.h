@@ -42,6 +42,11 @@ V_INLINE vi v_from_words(const uint64_t w[8]) {
                              (long long)w[4], (long long)w[5], (long long)w[6], (long long)w[7]);
 }
 
+V_INLINE vi v_join4(const v4 parts[4]) {
+    vi a = _mm512_inserti64x2(_mm512_castsi128_si512(parts[0]), parts[1], 1);
+    return _mm512_inserti64x2(_mm512_inserti64x2(a, parts[2], 2), parts[3], 3);
+}
+
 /* -a wherever the bit of a byte is set. */
 V_INLINE vi v_negate(vi a, const uint32_t bits[2]) {
     const __mmask64 minus = _cvtu64_mask64(bits[0] | (uint64_t)bits[1] << 32);
@@ -72,6 +77,16 @@ V_INLINE vi v_bit4(const uint8_t *p, size_t apart) {
     return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), _mm512_set1_epi8(16));
 }
 
+/* A digit of each byte, which holds five of base 3 as a fraction of 256: times 3^n it has digit n in
+ * front. A power stands for two bytes. */
+V_INLINE vi v_digits_of_base3(vi a, const uint16_t *powers) {
+    const vi power = v_load(powers), three = _mm512_set1_epi16(3);
+    vi even = _mm512_mullo_epi16(_mm512_slli_epi16(a, 8), power);
+    vi odd = _mm512_mullo_epi16(_mm512_and_si512(a, _mm512_set1_epi16((short)0xff00)), power);
+    return v_or(_mm512_mulhi_epu16(even, three),
+                _mm512_slli_epi16(_mm512_mulhi_epu16(odd, three), 8));
+}
+
 /* Of types with 256 weights, 64 in order from 64 i on: nibbles (of 32 bytes, or 16, at p the low ones,
  * then the high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
  * wherever the next of the bits of 32 bytes is set. */
@@ -90,6 +105,13 @@ V_INLINE vi v_nibbles_of16(const uint8_t *p, int i) {
     const vi down = _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0,
                                       0x0004000400040004, 0x0004000400040004);
     return v_low_nibbles(_mm512_srlv_epi16(q, down));
+}
+/* Nibbles of 32 bytes, of each eight of them the low ones, then the high ones. */
+V_INLINE vi v_nibbles_of8(const uint8_t *p) {
+    const vi twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
+    vi q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
+    q = _mm512_permutexvar_epi64(twice, q);
+    return v_low_nibbles(_mm512_srlv_epi64(q, _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)));
 }
 V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
     const int first = i % 2 * 4; /* the shifts down are first and first + 2 */
@@ -180,6 +202,9 @@ V_INLINE v16 v16_from_u8(v4 bytes) {
 }
 V_INLINE v16 v16_from_i8(v4 bytes) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+V_INLINE v16 v16_from_ue4m3(v4 bytes) {
+    return v_mul(_mm512_cvtph_ps(v4_ue4m3_halves(bytes)), v_set(256));
 }
 V_INLINE v16 v16_set(float value) { return v_set(value); }
 /* The half at p in all; or that and the next, eight times each. */
