@@ -518,7 +518,9 @@ mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_e
 
 /* Allocates scratch for n_threads. To be called once, after the last operation. */
 mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err);
-uint64_t mmrt_program_scratch_bytes(const mmrt_program *program);
+
+/* Bytes that steps of n tokens take. They stay taken, unless weights have a budget. */
+uint64_t mmrt_program_scratch_bytes(const mmrt_program *program, uint32_t n);
 
 /* Which rows of a weight each thread multiplies with, of n_threads that run a step: rows
  * first_rows[t] to first_rows[t + 1] - 1 are thread t's (n_threads + 1 numbers), but for those at
@@ -564,18 +566,26 @@ const char *mmrt_reader_name(mmrt_reader reader);
 /* UNSUPPORTED, and why, if this file cannot be read in this way. */
 mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_error *err);
 
+/* Bytes a second that this reader brings from the disk, as measured by reading a range of the file,
+ * which it drops from memory before. */
+mmrt_status mmrt_reader_probe(mmrt_reader reader, mmrt_mapping *mapping, uint64_t offset,
+                              uint64_t length, double *bytes_per_second, mmrt_error *err);
+
 /* From now on a budget can be set for the program's weights. The files are the mappings that they
- * lie in, at most MMRT_MAX_FILES. To be called once, after finish; reads nothing. Faults on the
- * mappings will read single pages from the first step on. */
-#define MMRT_MAX_FILES 1024
+ * lie in. To be called once, after finish. Changes nothing else. */
 mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *files, int32_t n_files,
-                                mmrt_reader reader, mmrt_error *err);
+                                mmrt_error *err);
+
+/* How to read what is not kept; at first, MAPPED. UNSUPPORTED changes nothing. */
+mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err);
 
 /* Matrices are kept on mapped pages as far as `budget` bytes allow, together with the ring of
  * buffers through which the others are streamed, spread evenly over a step. Vectors (norms, biases)
  * are kept besides. The first step after this loads what is to be kept; what is kept no longer is
- * dropped at once. May be called at any time between two steps, also while one runs, whose end it
- * waits for. NO_MEMORY, naming the least that would do, changes nothing. */
+ * dropped at once. From the first budget on that does not hold everything, faults on the files read
+ * single pages, and long steps give their scratch back. May be called at any time between two
+ * steps, also while one runs, whose end it waits for. NO_MEMORY, naming the least that would do,
+ * changes nothing. */
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err);
 
 /* All in bytes. */

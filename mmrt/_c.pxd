@@ -286,7 +286,7 @@ cdef extern from "mmrt.h" nogil:
                                       mmrt_error *err)
     mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err)
     mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err)
-    uint64_t mmrt_program_scratch_bytes(const mmrt_program *program)
+    uint64_t mmrt_program_scratch_bytes(const mmrt_program *program, uint32_t n)
 
     bool_t mmrt_program_shares(const mmrt_program *program, int32_t weight, int n_threads,
                                uint64_t *first_rows)
@@ -300,9 +300,11 @@ cdef extern from "mmrt.h" nogil:
 
     const char *mmrt_reader_name(mmrt_reader reader)
     mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_error *err)
-    int MMRT_MAX_FILES
+    mmrt_status mmrt_reader_probe(mmrt_reader reader, mmrt_mapping *mapping, uint64_t offset,
+                                  uint64_t length, double *bytes_per_second, mmrt_error *err)
     mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping **files, int32_t n_files,
-                                    mmrt_reader reader, mmrt_error *err)
+                                    mmrt_error *err)
+    mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err)
     mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err)
 
     ctypedef struct mmrt_plan:

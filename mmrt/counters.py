@@ -5,7 +5,7 @@ import resource
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 _PROC = Path("/proc/self")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -105,6 +105,20 @@ def footprint() -> Footprint:
     )
 
 
+class Resident(NamedTuple):
+    """Bytes of this process in memory; 0 for what the kernel does not tell."""
+
+    anon: int
+    files: int
+    page_tables: int
+
+
+def resident() -> Resident:
+    """Takes 20 microseconds."""
+    status = _fields("status")
+    return Resident(*(status.get(name, 0) for name in ("RssAnon", "RssFile", "VmPTE")))
+
+
 def page_tables() -> int | None:
     """Bytes of this process's page tables (VmPTE), without the rest of a Footprint."""
     return _fields("status").get("VmPTE")
@@ -137,6 +151,16 @@ def cgroup_charge() -> int | None:
         charge = _text(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
         if charge:
             return int(charge)
+    return None
+
+
+def cgroup_peak() -> int | None:
+    """The most that was ever charged to that cgroup; None where the kernel does not say (cgroups of
+    version 2 before Linux 5.19)."""
+    for folder, version in cgroups():
+        peak = _text(folder / ("memory.peak" if version == 2 else "memory.max_usage_in_bytes"))
+        if peak:
+            return int(peak)
     return None
 
 

@@ -41,19 +41,35 @@ class Memory:
     weights: of the tensors that the model reads, on mapped pages of the file: page cache, which the
     system shares between processes and takes back when it must. kv, scratch: anonymous memory of
     this process: the keys and values of its sequences, and what a step needs.
+
+    kept: of the weights, those that may stay in memory. Where a budget does not hold all of them,
+    `streamed` ones are read again for each step, through a ring of buffers, by a reader (see
+    mmrt.streaming); of an embedding table that no step multiplies by, single rows are read.
     """
 
     weights: int
+    kept: int
     kv: int
     kv_page: int  # by which each sequence grows, every 32 tokens
     scratch: int
+    streamed: int = 0
+    ring: int = 0
+    reader: str | None = None
+    budget: int | None = None  # as stated; None: what there is
 
     @property
     def anonymous(self) -> int:
-        return self.kv + self.scratch
+        return self.kv + self.scratch + self.ring
 
     def __str__(self) -> str:
+        weights = f"weights {human(self.weights)} mapped"
+        if self.streamed:
+            weights += (
+                f", {self.kept / self.weights:.0%} kept, {human(self.streamed)} streamed through "
+                f"{human(self.ring)} ({self.reader})"
+            )
+        budget = f"; budget {human(self.budget)}" if self.budget else ""
         return (
-            f"weights {human(self.weights)} mapped; keys and values {human(self.kv)}, "
-            f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}"
+            f"{weights}; keys and values {human(self.kv)}, "
+            f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}{budget}"
         )

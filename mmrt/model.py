@@ -1,5 +1,6 @@
 """A language model that runs from the mapped pages of its file."""
 
+import functools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt import chat, formats, models, policies, quant
+from mmrt import budget, chat, formats, models, policies, quant
+from mmrt.budget import Budget, Share
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
 from mmrt.generation import Piece, StopStrings, generate
@@ -19,12 +21,16 @@ from mmrt.models.weights import Weights
 from mmrt.program import Cache, Program
 from mmrt.sampler import Sampler
 from mmrt.sequence import Progress, Sequence
+from mmrt.streaming import READERS, Streaming
 from mmrt.tensor import Tensor
 from mmrt.tokenizer import Tokenizer
 
-# Tokens that one step takes at most: enough for the panels of a matrix to be unpacked for nothing,
-# and the scratch still small.
+# Tokens that one step takes: enough for the panels of a matrix to be unpacked for nothing, and the
+# scratch still small.
 STEP_TOKENS = 256
+
+# As many as it takes at most, where steps wait for weights from the disk: each reads them all.
+MOST_STEP_TOKENS = 1024
 
 RunStep = Callable[[Cache, NDArray[np.int32], NDArray[np.float32]], None]
 
@@ -36,6 +42,11 @@ class Model:
     them. threads: None for one on each CPU that this process may use. context: the most tokens of a
     sequence, None for as many as the model was trained on; memory is taken only as they come.
     policy: how the weights come into memory, one of mmrt.policies.POLICIES.
+
+    memory: what the process is to stay within, weights and all: bytes, or text such as "6.8GiB", or
+    a Budget that several models share; None: what the cgroups around it and the machine leave. Of
+    weights that do not fit, a part is kept and the rest streamed from the disk for each step, with
+    the same results. reader: how, one of mmrt.streaming.READERS; None: the fastest.
 
     Any number of Python threads may use one model: its steps queue.
 
@@ -51,8 +62,23 @@ class Model:
         threads: int | None = None,
         context: int | None = None,
         policy: str = "lazy",
+        memory: Budget | int | str | None = None,
+        reader: str | None = None,
     ) -> None:
         apply = policies.policy(policy)
+        if policy != "lazy" and memory is not None:
+            raise ArgumentError(
+                f"memory: a budget decides itself what to read, not policy {policy!r}"
+            )
+        if reader is not None and reader not in READERS:
+            raise ArgumentError(
+                f"reader: there is no {reader!r:.60}; there are {', '.join(READERS)}"
+            )
+        self.budget = budget.of(memory)
+        self.budget.begin()
+        # No WeakSet: another thread may add to it while it is gone through.
+        self._sequences: set[weakref.ref[Sequence]] = set()
+        self._share: Share | None = None
         self._pool = Pool(threads)
         self.isa = cpu_info().isa
         self.file = formats.open(path)
@@ -65,7 +91,7 @@ class Model:
             try:
                 self.program = Program(
                     self._pool,
-                    STEP_TOKENS,
+                    MOST_STEP_TOKENS,
                     self.config.n_layers,
                     self.config.n_kv_heads,
                     self.config.head_dim,
@@ -75,14 +101,21 @@ class Model:
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None
             apply(self.program.weights, self.program)
+            if policy == "lazy":
+                self._join_budget(reader)
         except BaseException:
             self.close()
             raise
         # What runs a step: the program, or one who watches it.
         self.run_step: RunStep = self.program.run
         self._tokenizer: Tokenizer | None = None
-        # No WeakSet: another thread may add to it while it is gone through.
-        self._sequences: set[weakref.ref[Sequence]] = set()
+
+    def _join_budget(self, reader: str | None) -> None:
+        self.program.stream()
+        kv = functools.partial(_kv_bytes, self._sequences)
+        share = Share(self.path, self.program, kv, STEP_TOKENS, reader)
+        self.budget.join(share)
+        self._share = share
 
     def _context(self, wanted: int | None) -> int:
         trained: int = self.config.context_length
@@ -98,6 +131,8 @@ class Model:
         """Frees the scratch and unmaps the file; BufferError while a step or a view needs them."""
         if hasattr(self, "program"):
             self.program.close()
+        if self._share is not None:
+            self.budget.leave(self._share)
         self.file.close()
 
     def __enter__(self) -> "Model":
@@ -121,13 +156,25 @@ class Model:
     @property
     def memory(self) -> Memory:
         """What the model holds now."""
-        sequences = [reference() for reference in self._sequences.copy()]
+        share, streaming = self._share, self.streaming
+        weights = sum(tensor.nbytes for tensor in self.program.weights)
         return Memory(
-            weights=sum(tensor.nbytes for tensor in self.program.weights),
-            kv=sum(sequence.nbytes for sequence in sequences if sequence is not None),
+            weights=weights,
+            kept=streaming.kept + share.extremes.rest if share and streaming else weights,
+            kv=_kv_bytes(self._sequences),
             kv_page=self.program.page_bytes,
-            scratch=self.program.scratch_bytes,
+            scratch=self.program.step_bytes(STEP_TOKENS),
+            streamed=streaming.streamed if streaming else 0,
+            ring=streaming.ring if streaming else 0,
+            reader=streaming.reader if streaming else None,
+            budget=self.budget.size,
         )
+
+    @property
+    def streaming(self) -> Streaming | None:
+        """What streaming is set to and has done; None while all weights may stay in memory."""
+        share = self._share
+        return self.program.streaming if share is not None and share.weights is not None else None
 
     # ---- tokens ----
 
@@ -164,10 +211,20 @@ class Model:
         if tokens > self.context:
             raise ArgumentError(f"{tokens} tokens are more than the context of {self.context}")
 
+    def step_tokens(self, wanted: int) -> int:
+        """How many of `wanted` tokens the next step takes."""
+        if self._share is None:
+            return min(wanted, STEP_TOKENS)
+        return self.budget.step_tokens(self._share, wanted)
+
     def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """One step of `cache`'s sequence; if it fails over NaN, says in which tensor it is."""
         try:
-            self.run_step(cache, tokens, logits)
+            if self._share is None:
+                self.run_step(cache, tokens, logits)
+            else:
+                with self.budget.step(self._share, len(tokens), cache):
+                    self.run_step(cache, tokens, logits)
         except FormatError as error:
             culprit = next((t for t in self.program.weights if not _is_finite(t)), None)
             what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)
@@ -273,6 +330,11 @@ class Model:
 def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Iterator[Piece]:
     with sequence:
         yield from pieces
+
+
+def _kv_bytes(sequences: set[weakref.ref[Sequence]]) -> int:
+    alive = [reference() for reference in sequences.copy()]
+    return sum(sequence.nbytes for sequence in alive if sequence is not None)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -15,8 +15,9 @@ from mmrt._c cimport (
 )
 from mmrt._c cimport (  # streaming
     MMRT_NO_MEMORY, MMRT_READER_COUNT, mmrt_mapping, mmrt_plan, mmrt_program_plan,
-    mmrt_program_set_budget, mmrt_program_stream, mmrt_program_stream_stats, mmrt_reader,
-    mmrt_reader_check, mmrt_reader_name, mmrt_stream_stats,
+    mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
+    mmrt_program_stream_stats, mmrt_reader,
+    mmrt_reader_check, mmrt_reader_name, mmrt_reader_probe, mmrt_stream_stats,
 )
 from mmrt._status cimport check, check_polled, poll
 from mmrt.kernels cimport Pool, chosen_isa
@@ -270,14 +271,9 @@ cdef class Program:
 
     # ---- streaming ----
 
-    def stream(self, str reader not None):
-        """Makes the finished program's weights ones that set_budget() can keep or stream.
-
-        reader: one of mmrt.streaming.READERS. Raises UnsupportedError where their files cannot be
-        read in that way.
-        """
+    def stream(self):
+        """Makes the finished program's weights ones that set_budget() can keep or stream."""
         cdef mmrt_error error
-        cdef mmrt_reader kind = _reader(reader)
         cdef list mappings = list({id(t.mapping): t.mapping for t in self.tensors}.values())
         cdef mmrt_mapping **files = <mmrt_mapping **> calloc(len(mappings), sizeof(mmrt_mapping *))
         cdef mmrt_status status
@@ -285,10 +281,26 @@ cdef class Program:
             raise MemoryError
         for i, mapping in enumerate(mappings):
             files[i] = (<Mapping> mapping).handle
-        status = mmrt_program_stream(self._open(), files, len(mappings), kind, &error)
+        status = mmrt_program_stream(self._open(), files, len(mappings), &error)
         free(files)
         check(status, &error)
         self.streams = True
+
+    def set_reader(self, str reader not None):
+        """Has streamed weights read in one of the ways in mmrt.streaming.READERS; at first,
+        "mapped".
+
+        Raises UnsupportedError, and changes nothing, where the files cannot be read in that way.
+        """
+        cdef mmrt_error error
+        cdef mmrt_status status
+        cdef mmrt_reader kind = _reader(reader)
+        self._open()
+        self.running += 1
+        with nogil:
+            status = mmrt_program_set_reader(self.handle, kind, &error)
+        self.running -= 1
+        check(status, &error)
 
     def set_budget(self, uint64_t budget):
         """Keeps as much of the matrices in memory as fits into `budget` bytes, with the ring that
@@ -344,7 +356,12 @@ cdef class Program:
 
     @property
     def scratch_bytes(self):
-        return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle)
+        """Bytes that the longest step takes."""
+        return self.step_bytes(self.max_tokens)
+
+    def step_bytes(self, uint32_t n):
+        """Bytes of scratch that steps of `n` tokens take."""
+        return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle, n)
 
     @property
     def page_bytes(self):
@@ -457,6 +474,21 @@ def check_reader(str reader not None, Mapping mapping not None):
         check(mmrt_reader_check(_reader(reader), mapping.handle, &error), &error)
     finally:
         mapping.unpin()
+
+
+def probe_reader(str reader not None, Mapping mapping not None, uint64_t offset, uint64_t length):
+    """Bytes a second that this reader brings from the disk: measured on a range of the file, which
+    is dropped from memory before. Later faults on the file read single pages."""
+    cdef mmrt_error error
+    cdef mmrt_status status
+    cdef double speed = 0
+    cdef mmrt_reader kind = _reader(reader)
+    mapping.pin()
+    with nogil:
+        status = mmrt_reader_probe(kind, mapping.handle, offset, length, &speed, &error)
+    mapping.unpin()
+    check(status, &error)
+    return speed
 
 
 cdef mmrt_op _op(mmrt_op_kind kind) noexcept:

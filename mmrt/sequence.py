@@ -67,14 +67,15 @@ class Sequence:
         tokens = np.array(given, np.int32)
         wanted = len(given) if outputs == "all" else 1
         logits = np.empty((wanted, vocabulary), np.float32)
-        step = self._model.program.max_tokens
-        for start in range(0, len(given), step):
-            part = tokens[start : start + step]
+        done = 0
+        while done < len(given):
+            part = tokens[done : done + self._model.step_tokens(len(given) - done)]
             # Without "all", steps before the last also write one row, which the last overwrites.
-            rows = logits[start : start + len(part)] if outputs == "all" else logits
+            rows = logits[done : done + len(part)] if outputs == "all" else logits
             self._model.run(self._cache, part, rows)
+            done += len(part)
             if progress is not None:
-                progress(start + len(part), len(given))
+                progress(done, len(given))
         return logits if outputs == "all" else logits[0]
 
     def truncate(self, length: int) -> None:

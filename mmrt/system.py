@@ -6,9 +6,10 @@ import platform
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mmrt import _probe
-from mmrt.counters import cgroups, memory_limit
+from mmrt.counters import cgroups, memory_limit, resident
 
 _PROC = Path("/proc")
 _SYS = Path("/sys")
@@ -96,7 +97,7 @@ def os_info(path: str | os.PathLike[str] | None = None) -> OsInfo:
         huge_pages_free=memory.get("HugePages_Free:", 0),
         transparent_huge_pages=thp[thp.find("[") + 1 : thp.find("]")] or None,
         memlock_limit=_memlock_limit(),
-        memory=memory.get("MemTotal:", 0) * 1024,
+        memory=total_memory(),
         available_memory=available_memory(),
         cgroup_limit=memory_limit(),
         swap=memory.get("SwapTotal:", 0) * 1024,
@@ -116,20 +117,47 @@ def read_ahead(path: str | os.PathLike[str]) -> int | None:
     return int(kilobytes) * 1024 if kilobytes.isdigit() else None
 
 
+class Bound(NamedTuple):
+    """One of the bounds of this process's memory, in bytes."""
+
+    name: str
+    limit: int
+    used: int
+    """What counts against the limit and cannot be taken back: all but pages of files."""
+
+    margin: int
+    """What is better left free: the kernel's own needs, the limits of these figures."""
+
+
+def bounds() -> list[Bound]:
+    """The machine's memory, and the limits of the cgroups around this process."""
+    anon, _, _ = resident()
+    free = _numbers(_PROC / "meminfo").get("MemAvailable:", 0) * 1024
+    found = [Bound("this machine's free memory", free + anon, anon, (64 << 20) + free // 50)]
+    for folder, version in cgroups():
+        limits, usage, files = _LIMITED_BY[version]
+        stat = _numbers(folder / "memory.stat")
+        reclaimable = sum(stat.get(name, 0) for name in files)
+        for name in limits:
+            limit = _bytes(folder / name)
+            if limit is not None:
+                used = max((_bytes(folder / usage) or 0) - reclaimable, 0)
+                found.append(Bound(f"{folder / name}", limit, used, (8 << 20) + limit // 256))
+    return found
+
+
 def available_memory() -> int:
     """Bytes that this process can still fill without anything being swapped or killed.
 
     The system's MemAvailable, or less where the cgroups around this process leave less. Both count
     pages of other files as free, as they can be read again.
     """
-    available = [_numbers(_PROC / "meminfo").get("MemAvailable:", 0) * 1024]
-    for folder, version in cgroups():
-        limits, usage, files = _LIMITED_BY[version]
-        stat = _numbers(folder / "memory.stat")
-        reclaimable = sum(stat.get(name, 0) for name in files)
-        for limit in filter(None, (_bytes(folder / name) for name in limits)):
-            available.append(limit - (_bytes(folder / usage) or 0) + reclaimable)
-    return max(min(available), 0)
+    return max(min(bound.limit - bound.used for bound in bounds()), 0)
+
+
+def total_memory() -> int:
+    """Bytes of the machine; 0 if it does not tell."""
+    return _numbers(_PROC / "meminfo").get("MemTotal:", 0) * 1024
 
 
 # By version of the cgroup interface: limits, what counts against them, and how much of that is

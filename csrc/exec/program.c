@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
                                 mmrt_program **out, mmrt_error *err) {
@@ -34,7 +35,8 @@ void mmrt_program_free(mmrt_program *program) {
     free(program->ropes);
     free(program->ops);
     free(program->spans);
-    free(program->memory);
+    if (program->memory)
+        munmap(program->memory, program->memory_bytes);
     free(program);
 }
 
@@ -307,10 +309,10 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
             program->thread_bytes = scratch;
     }
     bytes += (size_t)n_threads * program->thread_bytes;
-    uint8_t *at = aligned_alloc(64, bytes);
-    if (!at)
+    /* Zeroes, which take memory only as far as steps touch them: see mmrt_program_rest. */
+    uint8_t *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
-    memset(at, 0, bytes - (size_t)n_threads * program->thread_bytes);
     program->memory = at;
     program->memory_bytes = bytes;
     program->n_threads = n_threads;
@@ -333,6 +335,12 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
     return MMRT_OK;
 }
 
-uint64_t mmrt_program_scratch_bytes(const mmrt_program *program) {
-    return program->memory_bytes;
+uint64_t mmrt_program_scratch_bytes(const mmrt_program *program, uint32_t n) {
+    const uint64_t threads = (uint64_t)program->n_threads * program->thread_bytes;
+    const uint64_t tokens = program->memory_bytes - threads;
+    return threads + (n < program->max_tokens ? tokens * n / program->max_tokens : tokens);
+}
+
+void mmrt_program_rest(const mmrt_program *program) {
+    madvise(program->memory, program->memory_bytes, MADV_DONTNEED);
 }

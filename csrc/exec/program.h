@@ -178,6 +178,9 @@ typedef void op_fn(struct worker *w);
 #include "exec/ops.def"
 #undef MMRT_OP
 
+/* Gives scratch back to the system between two steps, to be taken again as it is touched. */
+void mmrt_program_rest(const mmrt_program *program);
+
 /* n_rows rows of w, which lie at `rows`, times n columns: one by one the row kernel, more by
  * panels.
  */

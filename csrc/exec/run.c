@@ -111,6 +111,9 @@ static void step_job(void *context, int thread, int n_threads) {
     }
 }
 
+/* Of a step whose scratch is not worth giving back. */
+enum { FEW_TOKENS = 8 };
+
 static mmrt_status run_step(struct step *step, mmrt_error *err) {
     const mmrt_program *program = step->program;
     mmrt_status status = program->stream ? mmrt_streamed_begin(program, err) : MMRT_OK;
@@ -122,8 +125,12 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
         status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
     else if (!status && ended_early)
         status = mmrt_stream_error(program->stream, err);
-    if (program->stream)
+    if (program->stream) {
+        if (step->n > FEW_TOKENS &&
+            mmrt_stream_is_limited(program->stream)) /* the room is better used for weights */
+            mmrt_program_rest(program);
         mmrt_stream_end(program->stream, !status);
+    }
     return status;
 }
 

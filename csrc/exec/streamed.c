@@ -180,7 +180,7 @@ static mmrt_status make_row_scratch(mmrt_program *program, mmrt_error *err) {
 }
 
 mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *files, int32_t n_files,
-                                mmrt_reader reader, mmrt_error *err) {
+                                mmrt_error *err) {
     if (!program->memory || program->stream)
         return mmrt_fail(err, MMRT_ARGUMENT, "a finished program is made to stream once");
     struct units units = {0};
@@ -188,8 +188,7 @@ mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *file
     if (!status)
         status = make_row_scratch(program, err);
     if (!status)
-        status =
-            mmrt_stream_create(files, n_files, units.at, units.n, reader, &program->stream, err);
+        status = mmrt_stream_create(files, n_files, units.at, units.n, &program->stream, err);
     free(units.at);
     if (status)
         mmrt_streamed_free(program);
@@ -202,6 +201,11 @@ static mmrt_status require_stream(const mmrt_program *program, mmrt_error *err) 
     return program->stream
                ? MMRT_OK
                : mmrt_fail(err, MMRT_ARGUMENT, "this program's weights are not streamed");
+}
+
+mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    return status ? status : mmrt_stream_set_reader(program->stream, reader, err);
 }
 
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err) {

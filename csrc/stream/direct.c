@@ -78,7 +78,7 @@ mmrt_status mmrt_direct_fail(const struct mmrt_stream_file *file, uint64_t offse
     char name[256];
     name_of(file->fd >= 0 ? file->fd : mmrt_mapping_fd(file->mapping), name);
     if (!os_errno)
-        return mmrt_fail(err, MMRT_FORMAT, "%s: the file has shrunk: it ends at byte %llu", name,
+        return mmrt_fail(err, MMRT_IO, "%s: the file has shrunk: it ends at byte %llu", name,
                          (unsigned long long)offset);
     errno = os_errno;
     return mmrt_fail_errno(err, "%s: cannot read at byte %llu", name, (unsigned long long)offset);

@@ -44,7 +44,8 @@ struct mmrt_stream {
     mmrt_reader reader;
 
     pthread_mutex_t pass; /* held by whoever runs a pass or changes the plan */
-    pid_t owner;          /* the process whose readers these are */
+    atomic_int owner;     /* the process whose readers these are; minus it while it takes over */
+    bool limited;         /* a budget does not hold, or once did not hold, all units */
     bool prepared;        /* the mapping is advised, the page cache holds no streamed unit */
     bool complete;        /* the pass before used everything: the ring holds the next one's units */
     int32_t wanted_slots; /* of the ring, which is made when a pass needs it */

@@ -7,6 +7,7 @@
 #include "stream/ring.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,32 +50,37 @@ mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_er
     return status;
 }
 
-static mmrt_status open_files(mmrt_stream *stream, mmrt_mapping *const *files, mmrt_error *err) {
+static void close_files(mmrt_stream *stream) {
     for (int32_t i = 0; i < stream->n_files; i++)
-        stream->files[i] = (struct mmrt_stream_file){.mapping = files[i], .fd = -1, .align = 1};
-    for (int32_t i = 0; i < stream->n_files && stream->reader != MMRT_READER_MAPPED; i++) {
-        mmrt_status status = mmrt_direct_open(&stream->files[i], err);
-        if (status)
-            return status;
+        mmrt_direct_close(&stream->files[i]);
+}
+
+static void measure_slots(mmrt_stream *stream) {
+    stream->slot_bytes = 0;
+    for (int32_t i = 0; i < stream->n_units; i++) {
+        const struct mmrt_unit *range = &stream->units[i].range;
+        const uint64_t align = stream->files[range->file].align;
+        const uint64_t slot = (range->bytes + 2 * align + 4095) / 4096 * 4096;
+        if (slot > stream->slot_bytes)
+            stream->slot_bytes = slot;
     }
-    return MMRT_OK;
 }
 
 static void measure_units(mmrt_stream *stream, const struct mmrt_unit *units) {
     for (int32_t i = 0; i < stream->n_units; i++) {
         struct unit *unit = &stream->units[i];
+        mmrt_mapping *mapping = stream->files[units[i].file].mapping;
         unit->range = units[i];
-        unit->streamed = true;
-        const struct mmrt_stream_file *file = &stream->files[units[i].file];
-        const uint64_t pages = mmrt_mapping_pages(file->mapping, units[i].offset, units[i].bytes);
-        stream->costs[i] = pages * (mmrt_mapping_page_size(file->mapping) + PAGE_COST);
+        unit->state = UNIT_KEPT;
+        unit->at = (const uint8_t *)mmrt_mapping_data(mapping) + units[i].offset;
+        const uint64_t pages = mmrt_mapping_pages(mapping, units[i].offset, units[i].bytes);
+        stream->costs[i] = pages * (mmrt_mapping_page_size(mapping) + PAGE_COST);
         stream->total_cost += stream->costs[i];
         stream->total_bytes += units[i].bytes;
-        const uint64_t slot = (units[i].bytes + 2 * (uint64_t)file->align + 4095) / 4096 * 4096;
-        if (slot > stream->slot_bytes)
-            stream->slot_bytes = slot;
     }
+    stream->kept_bytes = stream->total_bytes;
     mmrt_plan_order(stream->costs, (size_t)stream->n_units, stream->order);
+    measure_slots(stream);
 }
 
 static void start_locks(mmrt_stream *stream) {
@@ -86,30 +92,26 @@ static void start_locks(mmrt_stream *stream) {
 }
 
 mmrt_status mmrt_stream_create(mmrt_mapping *const *files, int32_t n_files,
-                               const struct mmrt_unit *units, int32_t n_units, mmrt_reader reader,
-                               mmrt_stream **out, mmrt_error *err) {
+                               const struct mmrt_unit *units, int32_t n_units, mmrt_stream **out,
+                               mmrt_error *err) {
     mmrt_stream *stream = calloc(1, sizeof *stream);
     if (!stream)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a stream");
     start_locks(stream);
-    stream->reader = reader;
+    stream->reader = MMRT_READER_MAPPED; /* it needs nothing */
     stream->owner = getpid();
     stream->files = calloc((size_t)n_files + 1, sizeof *stream->files);
     stream->units = calloc((size_t)n_units + 1, sizeof *stream->units);
     stream->costs = calloc((size_t)n_units + 1, sizeof *stream->costs);
     stream->order = calloc((size_t)n_units + 1, sizeof *stream->order);
-    mmrt_status status = MMRT_OK;
     if (!stream->files || !stream->units || !stream->costs || !stream->order) {
-        status = mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan of %d units", n_units);
-    } else {
-        stream->n_files = n_files;
-        stream->n_units = n_units;
-        status = open_files(stream, files, err);
-    }
-    if (status) {
         mmrt_stream_free(stream);
-        return status;
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan of %d units", n_units);
     }
+    stream->n_files = n_files;
+    stream->n_units = n_units;
+    for (int32_t i = 0; i < n_files; i++)
+        stream->files[i] = (struct mmrt_stream_file){.mapping = files[i], .fd = -1, .align = 4096};
     measure_units(stream, units);
     *out = stream;
     return MMRT_OK;
@@ -204,15 +206,14 @@ static mmrt_status make_ring(mmrt_stream *stream, int32_t n_slots, mmrt_error *e
     stream->ring_bytes = bytes;
     madvise(stream->ring, bytes, MADV_HUGEPAGE); /* fewer pages to pin for each read */
     madvise(stream->ring, bytes, MADV_DONTFORK); /* the disk writes to it */
+    for (size_t i = 0; i < bytes; i += 4096) /* all of it now, so that it can be accounted for */
+        stream->ring[i] = 0;
     return MMRT_OK;
 }
 
 /* Nothing of the parent's readers is in a forked child: neither threads nor ring nor reads. */
-static void disown_parent(mmrt_stream *stream) {
-    if (stream->owner == getpid())
-        return;
+static void forget_parent(mmrt_stream *stream) {
     start_locks(stream);
-    stream->owner = getpid();
     stream->n_threads = 0;
     stream->ring = NULL;
     stream->closing = stream->complete = false;
@@ -227,6 +228,20 @@ static void disown_parent(mmrt_stream *stream) {
         }
     }
     free_ring(stream);
+}
+
+/* Makes the stream this process' own. Of several threads the first does it, and others wait. */
+static void own(mmrt_stream *stream) {
+    const int process = getpid();
+    int owner;
+    while ((owner = atomic_load(&stream->owner)) != process) {
+        if (owner == -process) {
+            sched_yield();
+        } else if (atomic_compare_exchange_strong(&stream->owner, &owner, -process)) {
+            forget_parent(stream);
+            atomic_store(&stream->owner, process);
+        }
+    }
 }
 
 /* Stops the readers and gives the ring back. */
@@ -244,11 +259,10 @@ static mmrt_status pause_stream(mmrt_stream *stream, mmrt_error *err) {
 void mmrt_stream_free(mmrt_stream *stream) {
     if (!stream)
         return;
-    disown_parent(stream);
+    own(stream);
     if (pause_stream(stream, NULL) != MMRT_OK)
         return; /* a read may still come: its memory has to stay */
-    for (int32_t i = 0; i < stream->n_files; i++)
-        mmrt_direct_close(&stream->files[i]);
+    close_files(stream);
     pthread_mutex_destroy(&stream->pass);
     pthread_mutex_destroy(&stream->lock);
     pthread_cond_destroy(&stream->ready);
@@ -259,6 +273,30 @@ void mmrt_stream_free(mmrt_stream *stream) {
     free(stream->costs);
     free(stream->order);
     free(stream);
+}
+
+static mmrt_status change_reader(mmrt_stream *stream, mmrt_reader reader, mmrt_error *err) {
+    mmrt_status status = MMRT_OK;
+    for (int32_t i = 0; !status && i < stream->n_files; i++)
+        status = mmrt_reader_check(reader, stream->files[i].mapping, err);
+    if (!status)
+        status = pause_stream(stream, err);
+    if (status)
+        return status;
+    close_files(stream);
+    for (int32_t i = 0; !status && i < stream->n_files && reader != MMRT_READER_MAPPED; i++)
+        status = mmrt_direct_open(&stream->files[i], err);
+    stream->reader = status ? MMRT_READER_MAPPED : reader;
+    measure_slots(stream);
+    return status;
+}
+
+mmrt_status mmrt_stream_set_reader(mmrt_stream *stream, mmrt_reader reader, mmrt_error *err) {
+    own(stream);
+    pthread_mutex_lock(&stream->pass);
+    mmrt_status status = reader == stream->reader ? MMRT_OK : change_reader(stream, reader, err);
+    pthread_mutex_unlock(&stream->pass);
+    return status;
 }
 
 /* ---- the plan ---- */
@@ -344,7 +382,21 @@ static bool change(mmrt_stream *stream, int32_t index, bool streamed) {
     return there;
 }
 
+/* The first limit: from now on what is kept is loaded, and not left to faults. */
+static void limit(mmrt_stream *stream) {
+    for (int32_t i = 0; i < stream->n_units; i++) {
+        stream->units[i].state = UNIT_ABSENT;
+        atomic_store(&stream->units[i].at, NULL);
+    }
+    stream->n_absent = stream->n_units;
+    stream->limited = true;
+}
+
 static mmrt_status apply(mmrt_stream *stream, const struct choice *choice, mmrt_error *err) {
+    if (!stream->limited && choice->n_kept == (size_t)stream->n_units)
+        return MMRT_OK;
+    if (!stream->limited)
+        limit(stream);
     if (choice->n_slots != stream->n_slots) {
         mmrt_status status = pause_stream(stream, err);
         if (status)
@@ -369,7 +421,7 @@ mmrt_status mmrt_stream_set_budget(mmrt_stream *stream, uint64_t budget, mmrt_er
     mmrt_status status = choose(stream, budget, &choice, err);
     if (status)
         return status;
-    disown_parent(stream);
+    own(stream);
     pthread_mutex_lock(&stream->pass);
     status = apply(stream, &choice, err);
     pthread_mutex_unlock(&stream->pass);
@@ -430,13 +482,14 @@ static mmrt_status make_ready(mmrt_stream *stream, mmrt_error *err) {
     mmrt_status status = MMRT_OK;
     if (stream->closing)
         return mmrt_fail(err, MMRT_IO, "the disk has not answered: the model has to be reopened");
-    if (!stream->prepared)
+    if (stream->limited && !stream->prepared)
         status = prepare(stream, err);
     if (!status && stream->n_slots != stream->wanted_slots)
         status = make_ring(stream, stream->wanted_slots, err);
     pthread_mutex_lock(&stream->lock);
     const uint64_t loaded = stream->stats.loaded_bytes;
-    if (stream->loaded_before == loaded && major_faults() - stream->faults > FAULTS_OF_A_PASS)
+    if (stream->limited && stream->loaded_before == loaded &&
+        major_faults() - stream->faults > FAULTS_OF_A_PASS)
         look_for_lost(stream);
     stream->loaded_before = loaded;
     stream->faults = major_faults();
@@ -451,12 +504,16 @@ static mmrt_status make_ready(mmrt_stream *stream, mmrt_error *err) {
 }
 
 mmrt_status mmrt_stream_begin(mmrt_stream *stream, mmrt_error *err) {
-    disown_parent(stream);
+    own(stream);
     pthread_mutex_lock(&stream->pass);
     mmrt_status status = make_ready(stream, err);
     if (status)
         pthread_mutex_unlock(&stream->pass);
     return status;
+}
+
+bool mmrt_stream_is_limited(const mmrt_stream *stream) {
+    return stream->limited;
 }
 
 void mmrt_stream_end(mmrt_stream *stream, bool complete) {
@@ -466,6 +523,7 @@ void mmrt_stream_end(mmrt_stream *stream, bool complete) {
 }
 
 void mmrt_stream_get_stats(mmrt_stream *stream, mmrt_stream_stats *stats) {
+    own(stream);
     pthread_mutex_lock(&stream->lock);
     *stats = stream->stats;
     const double now = mmrt_seconds();

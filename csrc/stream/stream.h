@@ -17,11 +17,14 @@ struct mmrt_unit {
     uint64_t bytes;
 };
 
-/* Copies the units. Nothing is read, and no memory taken, before the first pass. */
+/* Copies the units. All of them are kept: left to faults on their mapped pages. */
 mmrt_status mmrt_stream_create(mmrt_mapping *const *files, int32_t n_files,
-                               const struct mmrt_unit *units, int32_t n_units, mmrt_reader reader,
-                               mmrt_stream **out, mmrt_error *err);
+                               const struct mmrt_unit *units, int32_t n_units, mmrt_stream **out,
+                               mmrt_error *err);
 void mmrt_stream_free(mmrt_stream *stream);
+
+/* Readers take what is not kept in this way; at first, MAPPED. UNSUPPORTED changes nothing. */
+mmrt_status mmrt_stream_set_reader(mmrt_stream *stream, mmrt_reader reader, mmrt_error *err);
 
 /* Keeps as much as fits into `budget` bytes together with the ring, and drops from memory what is
  * kept no longer. Waits for a pass to end. NO_MEMORY, naming the least that would do, changes
@@ -38,6 +41,10 @@ void mmrt_stream_get_stats(mmrt_stream *stream, mmrt_stream_stats *stats);
 /* A pass uses every unit once, in order. One at a time: begin waits for the pass before. */
 mmrt_status mmrt_stream_begin(mmrt_stream *stream, mmrt_error *err);
 void mmrt_stream_end(mmrt_stream *stream, bool complete);
+
+/* Whether a budget was set that does not hold all units: since then what is kept is loaded as a
+ * whole, and faults bring in single pages. */
+bool mmrt_stream_is_limited(const mmrt_stream *stream);
 
 /* Whether these units are kept and there, so that nobody need ask for them in this pass. */
 bool mmrt_stream_is_kept(const mmrt_stream *stream, int32_t first, int32_t end);

@@ -8,6 +8,7 @@ from mmrt.cli.output import note, progress
 from mmrt.errors import ArgumentError
 from mmrt.memory import parse_size
 from mmrt.policies import POLICIES
+from mmrt.streaming import READERS
 
 if TYPE_CHECKING:
     from mmrt.model import Model
@@ -60,6 +61,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", choices=POLICIES, default="lazy", metavar="NAME",
         help=f"how weights come into memory: {', '.join(POLICIES)} (default: lazy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=size,
+        help="stay within this much memory, such as 6.8GiB: keep what fits of the weights, read "
+        "the rest from the disk as it is needed (default: what there is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reader", choices=READERS, metavar="NAME",
+        help=f"how to read them: {', '.join(READERS)} (default: the fastest)",
     )  # fmt: skip
 
 

@@ -114,7 +114,11 @@ static uint64_t least_budget(mmrt_stream *stream) {
 static void test_passes(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_stream *stream = NULL;
     mmrt_error error;
-    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, reader, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
+    CHECK(mmrt_stream_is_kept(stream, 0, N_UNITS) && !mmrt_stream_is_limited(stream));
+    CHECK(mmrt_stream_set_budget(stream, 2 * file_bytes, &error) == MMRT_OK);
+    CHECK(run_pass(stream, 0) == 0 && !mmrt_stream_is_limited(stream));
     const uint64_t least = least_budget(stream);
     CHECK_STATUS(mmrt_stream_set_budget(stream, least - 1, &error), MMRT_NO_MEMORY, &error,
                  "the least is");
@@ -149,7 +153,8 @@ static void test_passes(mmrt_mapping *mapping, mmrt_reader reader) {
 static void test_broken_off(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_stream *stream = NULL;
     mmrt_error error;
-    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, reader, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
     CHECK(mmrt_stream_set_budget(stream, least_budget(stream), &error) == MMRT_OK);
     for (int n_rows = 0; n_rows < N_UNITS * ROWS; n_rows += 5 * ROWS / 2) {
         struct pass pass = {.stream = stream, .n_rows = n_rows};
@@ -169,7 +174,8 @@ static void test_waiting_has_an_end(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_stream *stream = NULL;
     mmrt_error error;
     bool ended;
-    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, reader, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
     CHECK(mmrt_stream_set_budget(stream, least_budget(stream), &error) == MMRT_OK);
     CHECK(mmrt_stream_begin(stream, &error) == MMRT_OK);
     /* No slot is free for the last unit, for nobody takes the first. */
@@ -186,12 +192,13 @@ static void test_waiting_has_an_end(mmrt_mapping *mapping, mmrt_reader reader) {
 static void test_shrunk_file(const char *path, mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_stream *stream = NULL;
     mmrt_error error;
-    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, reader, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
     CHECK(mmrt_stream_set_budget(stream, least_budget(stream), &error) == MMRT_OK);
     CHECK(run_pass(stream, 0) == 0);
     CHECK(truncate(path, (off_t)file_bytes / 2) == 0);
     CHECK(run_pass(stream, 0) > 0);
-    CHECK_STATUS(mmrt_stream_error(stream, &error), MMRT_FORMAT, &error, "has shrunk");
+    CHECK_STATUS(mmrt_stream_error(stream, &error), MMRT_IO, &error, "has shrunk");
     CHECK(strstr(error.message, path));
     make_file(path);
     CHECK(run_pass(stream, 0) == 0);
@@ -203,7 +210,8 @@ static void test_shrunk_file(const char *path, mmrt_mapping *mapping, mmrt_reade
 static void test_fork(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_stream *stream = NULL;
     mmrt_error error;
-    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, reader, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
     CHECK(mmrt_stream_set_budget(stream, least_budget(stream) + 1000000, &error) == MMRT_OK);
     CHECK(run_pass(stream, 0) == 0);
     const pid_t child = fork();
@@ -221,7 +229,8 @@ static void test_fork(mmrt_mapping *mapping, mmrt_reader reader) {
 static void test_single_rows(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_stream *stream = NULL;
     mmrt_error error;
-    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, reader, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
     uint8_t *scratch = malloc(mmrt_stream_read_scratch(5000));
     const uint64_t offsets[] = {0, 1, 4095, 4096, 100000, file_bytes - 5000};
     for (size_t i = 0; i < sizeof offsets / sizeof *offsets; i++) {

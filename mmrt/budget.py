@@ -1,0 +1,322 @@
+"""Memory budgets: how much of the models' weights may stay in memory while all else grows.
+
+A budget counts everything: kept weights, the ring that others are streamed through, keys and
+values, scratch, page tables, the interpreter and its libraries. What models do not use for other
+things is theirs for weights; as keys and values grow, they take it back, a few units at a time.
+"""
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mmrt import counters, system
+from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
+from mmrt.mapping import Mapping
+from mmrt.memory import human, parse_size
+from mmrt.program import PAGE_TOKENS, Cache, Program, check_reader, probe_reader
+from mmrt.streaming import READERS, Plan
+
+MIB = 1 << 20
+
+# Between looks at what the process and its cgroups use, unless something is about to grow.
+_LOOK_SECONDS = 0.25
+
+# By how much a model's share must have room to grow before it does: what the process uses goes up
+# and down a little all the time.
+_WORTH_LOADING = 8 * MIB
+
+# The part of a step's time for which it waited for the disk, from which on longer steps pay: each
+# reads all weights once.
+_MUCH_STALL = 0.25
+
+# Of the file, to measure the disk with: enough for a figure within a few per cent.
+_PROBE_BYTES = 64 * MIB
+
+# How much faster than reads past the page cache populating must be to be chosen: it costs more CPU.
+_CLEARLY_FASTER = 1.15
+
+
+class Share:
+    """A model's part of a budget."""
+
+    def __init__(
+        self,
+        path: str,
+        program: Program,
+        kv: Callable[[], int],
+        step_tokens: int,
+        reader: str | None,
+    ) -> None:
+        self.path = path
+        self.program = program
+        self.kv = kv  # bytes of keys and values that the model holds
+        self.step_tokens = step_tokens  # of a long prompt, at a time
+        self.reader = reader  # None: whichever is faster
+        self.file_bytes = sum(tensor.nbytes for tensor in program.weights)
+        self.extremes: Plan = program.plan(0)
+        self.weights: int | None = None  # its bytes for weights; None: all may come as they like
+
+    @property
+    def ring(self) -> int:
+        streaming = self.program.streaming
+        return streaming.ring if streaming else 0
+
+    @property
+    def stall_seconds(self) -> float:
+        streaming = self.program.streaming
+        return streaming.stall_seconds if streaming else 0.0
+
+    def scratch(self, limited: bool) -> int:
+        """What stays taken between steps."""
+        return self.program.step_bytes(1 if limited else self.step_tokens)
+
+    def pages(self, n_tokens: int, length: int) -> int:
+        """Bytes of the keys and values by which n_tokens more extend a sequence of `length`."""
+        n_pages = -(-(length + n_tokens) // PAGE_TOKENS) + (-length // PAGE_TOKENS)
+        return n_pages * self.program.page_bytes
+
+    @property
+    def least(self) -> int:
+        return self.extremes.least + self.extremes.rest
+
+    @property
+    def most(self) -> int:
+        return self.extremes.most + self.extremes.rest
+
+    def set_weights(self, n_bytes: int) -> None:
+        if self.weights is None:
+            mappings = list({id(t.mapping): t.mapping for t in self.program.weights}.values())
+            self.program.set_reader(self.reader or choose_reader(mappings))
+        self.program.set_budget(n_bytes - self.extremes.rest)
+        self.weights = n_bytes
+
+
+class _Step:
+    """A step that is about to run, and what it takes."""
+
+    def __init__(self, share: Share, n_tokens: int, length: int) -> None:
+        program = share.program
+        self.pages = share.pages(n_tokens, length)
+        self.scratch = program.step_bytes(n_tokens) - program.step_bytes(1)  # if they are limited
+        self.takes_more = self.pages > 0 or self.scratch > 0
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Bytes for weights of all models under one of the bounds of a budget."""
+
+    bound: system.Bound
+    n_bytes: int
+
+
+class Budget:
+    """Memory that one or several models of this process share.
+
+    size: bytes, or text such as "6.8GiB", that the process is to stay within. None: as much as the
+    cgroups around it and the machine leave, watched while it runs. These bound a stated size too.
+
+    Raises ArgumentError for a size that is no number of bytes, 0, or more than the machine has.
+    """
+
+    def __init__(self, size: int | str | None = None) -> None:
+        self.size = None if size is None else _checked(size)
+        self.start_lock()
+        _budgets.add(self)
+        self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
+        self._looked = 0.0
+        self._base_anon = self._base_files = 0
+
+    def start_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<Budget of {human(self.size) if self.size else 'what there is'}>"
+
+    def begin(self) -> None:
+        """To be called before a model is opened: notes what the process takes without any."""
+        with self._lock:
+            if not self._shares:
+                used = counters.resident()
+                self._base_anon = used.anon
+                self._base_files = used.files + used.page_tables
+
+    def join(self, share: Share) -> None:
+        """Gives a model its share, and takes from the others what it is to have.
+
+        Raises OutOfMemoryError, saying the least that would do, if there is too little.
+        """
+        with self._lock:
+            self._shares.add(share)
+            try:
+                self._look(_Step(share, 1, 0))
+            except BaseException:
+                self._shares.discard(share)
+                raise
+
+    def leave(self, share: Share) -> None:
+        """What the model had is for the others, from their next step on."""
+        with self._lock:
+            self._shares.discard(share)
+            self._looked = 0.0
+
+    @contextmanager
+    def step(self, share: Share, n_tokens: int, cache: Cache) -> Iterator[None]:
+        """For a step of n_tokens that extends `cache`.
+
+        Raises OutOfMemoryError if that leaves too little for the weights.
+        """
+        about = _Step(share, n_tokens, cache.length)
+        with self._lock:
+            if about.takes_more or time.monotonic() - self._looked > _LOOK_SECONDS:
+                self._look(about)
+        if share.weights is None or n_tokens < share.step_tokens:
+            yield
+            return
+        before, started = share.stall_seconds, time.monotonic()
+        yield
+        if share.stall_seconds - before > _MUCH_STALL * (time.monotonic() - started):
+            share.step_tokens = min(2 * share.step_tokens, share.program.max_tokens)
+
+    def step_tokens(self, share: Share, wanted: int) -> int:
+        """How many of `wanted` tokens one step is to take: what it can without taking too much from
+        the weights."""
+        wanted = min(wanted, share.step_tokens)
+        with self._lock:
+            if share.weights is None:
+                return wanted
+            least = sum(each.least for each in self._shares)
+            free = self._tightest(0, limited=True).n_bytes - least
+            while wanted > 1 and share.program.step_bytes(wanted) > free // 4:
+                wanted //= 2
+            return wanted
+
+    # ---- what there is ----
+
+    def _tightest(self, growth: int, limited: bool) -> _Room:
+        """Where least is left for weights when other things take `growth` bytes more.
+
+        limited: whether weights are, so that long steps give their scratch back.
+        """
+        shares = list(self._shares)
+        rings = sum(share.ring for share in shares)
+        ours = rings + sum(share.kv() + share.scratch(limited) for share in shares)
+        used = counters.resident()
+        # Of ours, what is not touched yet: it is sure to come.
+        coming = max(self._base_anon + ours - used.anon, 0)
+        bounds = system.bounds()
+        if self.size is not None:
+            bounds.append(system.Bound("the memory budget", self.size, used.anon, 4 * MIB))
+        rooms = [
+            _Room(b, b.limit - b.margin - b.used - self._base_files - coming - growth + rings)
+            for b in bounds
+        ]
+        return min(rooms, key=lambda room: room.n_bytes)
+
+    def _look(self, step: _Step) -> None:
+        self._looked = time.monotonic()
+        shares = sorted(self._shares, key=lambda share: share.path)
+        if all(share.weights is None for share in shares):
+            room = self._tightest(step.pages, limited=False).n_bytes
+            if room >= sum(share.file_bytes for share in shares):
+                return
+        tightest = self._tightest(step.pages + step.scratch, limited=True)
+        room = tightest.n_bytes
+        least, most = sum(s.least for s in shares), sum(s.most for s in shares)
+        if room < least:
+            bound = tightest.bound
+            raise OutOfMemoryError(
+                f"{', '.join(s.path for s in shares)}: {bound.name} of {human(bound.limit)} is too "
+                f"small; the least that would do is {_ceil_mib(bound.limit + least - room)}"
+            )
+        part = min((room - least) / (most - least), 1.0) if most > least else 1.0
+        wanted = {s: s.least + int((s.most - s.least) * part) for s in shares}
+        # Who gives goes before who takes.
+        for share in sorted(shares, key=lambda s: wanted[s] - (s.weights or 0)):
+            had, n_bytes = share.weights, wanted[share]
+            if had is None or n_bytes < had or n_bytes >= min(had + _WORTH_LOADING, share.most):
+                share.set_weights(n_bytes)
+
+
+_budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
+_default: Budget | None = None
+_default_lock = threading.Lock()
+
+
+def _unlock() -> None:
+    """In a forked child: who held a lock is not there."""
+    global _default_lock
+    _default_lock = threading.Lock()
+    for each in _budgets:
+        each.start_lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
+def of(memory: "Budget | int | str | None") -> Budget:
+    """The budget that `memory` stands for. All models opened with None share one."""
+    global _default
+    if isinstance(memory, Budget):
+        return memory
+    if memory is not None:
+        return Budget(memory)
+    with _default_lock:
+        _default = _default or Budget()
+        return _default
+
+
+def _checked(size: int | str) -> int:
+    if isinstance(size, str):
+        try:
+            n_bytes = parse_size(size)
+        except ArgumentError as error:
+            raise ArgumentError(f"memory: {error}") from None
+    elif isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+        raise ArgumentError(f"memory: {size!r} is no number of bytes, such as 2GiB")
+    else:
+        n_bytes = size
+    machine = system.total_memory()
+    if machine and n_bytes > machine:
+        raise ArgumentError(
+            f"memory: {human(n_bytes)} is more than this machine has, {human(machine)}"
+        )
+    return n_bytes
+
+
+def _ceil_mib(n_bytes: int) -> str:
+    return f"{-(-n_bytes // MIB)} MiB"
+
+
+# ---- the disk ----
+
+
+def choose_reader(mappings: list[Mapping]) -> str:
+    """The reader that brings these files fastest, by a short measurement."""
+    mapping = max(mappings, key=lambda each: each.size)
+    direct = next((name for name in READERS if name != "mapped" and _can(name, mappings)), None)
+    if direct is None:
+        return "mapped"
+    speeds = probe_readers(mapping, [direct, "mapped"])
+    return "mapped" if speeds["mapped"] > _CLEARLY_FASTER * speeds[direct] else direct
+
+
+def probe_readers(mapping: Mapping, readers: list[str]) -> dict[str, float]:
+    """Bytes a second by each of `readers`, measured on different parts of the file."""
+    length = min(_PROBE_BYTES, mapping.size // (len(readers) + 1) + 1)
+    return {
+        name: probe_reader(name, mapping, mapping.size * (i + 1) // (len(readers) + 1), length)
+        for i, name in enumerate(readers)
+    }
+
+
+def _can(reader: str, mappings: list[Mapping]) -> bool:
+    try:
+        for mapping in mappings:
+            check_reader(reader, mapping)
+    except UnsupportedError:
+        return False
+    return True

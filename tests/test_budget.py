@@ -1,0 +1,270 @@
+"""Budgets: what they take, what they refuse, and that models keep to them as they grow."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from command import HOME
+
+import mmrt
+from mmrt import budget as budgets
+from mmrt import counters, system
+from mmrt.budget import Budget
+from mmrt.errors import ArgumentError, OutOfMemoryError
+
+MIB = 1 << 20
+IDS = list(range(40))
+
+# Large enough that keeping or streaming it shows beside what the interpreter takes: 29 MB, of which
+# steps read 26 MB; 384 KiB of keys and values for 32 tokens.
+SHAPE = {
+    "n_layers": 6, "n_embd": 512, "n_ff": 2048, "head_dim": 64, "n_heads": 8, "n_kv_heads": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_models.llama(
+        type="Q8_0", separate_output=True, n_vocab=4000, context=4096, **SHAPE
+    )
+    return model.write(tmp_path_factory.mktemp("budget") / "m.gguf")
+
+
+class Small:
+    """Budgets that leave so many bytes for weights beside what this process takes without them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def hold(self) -> counters.Resident:
+        """Holds the figures of the process: other tests leave memory that comes and goes."""
+        used = counters.resident()
+        self._monkeypatch.setattr(counters, "resident", lambda: used)
+        return used
+
+    def __call__(self, n_bytes: int) -> Budget:
+        return Budget(sum(self.hold()) + 4 * MIB + n_bytes)
+
+    def bound(self, n_bytes: list[int]) -> None:
+        """The same by a limit around the process, which follows the one number in the list."""
+        used = self.hold()
+        self._monkeypatch.setattr(
+            system,
+            "bounds",
+            lambda: [system.Bound("a limit", sum(used) + n_bytes[0], used.anon, 0)],
+        )
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Small:
+    return Small(monkeypatch)
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize(
+    "size", [0, -1, True, 1.5, "", "0", "-1GiB", "much", "1XB", "1 GiB more", b""]
+)
+def test_sizes_that_are_none(size: Any, path: Path) -> None:
+    with pytest.raises(ArgumentError, match="memory"):
+        mmrt.Model(path, memory=size)
+
+
+@pytest.mark.parametrize("size", ["1000TiB", 1 << 62, "99999999999999999999"])
+def test_more_than_there_is(size: Any, path: Path) -> None:
+    with pytest.raises(ArgumentError, match="memory"):
+        mmrt.Model(path, memory=size)
+
+
+def test_a_policy_besides_is_refused(path: Path) -> None:
+    with pytest.raises(ArgumentError, match="policy 'populate'"):
+        mmrt.Model(path, memory="1GiB", policy="populate")
+    with pytest.raises(ArgumentError, match="no 'quick'"):
+        mmrt.Model(path, memory="1GiB", reader="quick")
+
+
+def test_too_small_a_budget_says_the_least(path: Path) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"the memory budget of 1\.00 MiB is too small") as e:
+        mmrt.Model(path, memory=MIB)
+    least = str(e.value).split("the least that would do is ")[1]
+    assert str(path) in str(e.value)
+    # Another megabyte, for what the interpreter has taken since.
+    with mmrt.Model(path, memory=int(least.split()[0]) * MIB + MIB) as model:
+        assert model.memory.kept < model.memory.weights // 2
+        assert len(model.generate(IDS, max_tokens=2)) > 0
+
+
+def test_all_that_fits_is_left_alone(path: Path) -> None:
+    with mmrt.Model(path, memory="2GiB") as model:
+        model.generate(IDS, max_tokens=2)
+        assert model.streaming is None
+        assert model.memory.streamed == 0 and model.memory.budget == 2 << 30
+        assert "budget 2.00 GiB" in str(model.memory)
+
+
+def test_without_a_size_the_bounds_around_count(
+    path: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "_default", None)
+    room = [24 * MIB]
+    small.bound(room)
+    with mmrt.Model(path) as model:
+        assert 0 < model.memory.streamed < model.memory.weights
+        assert model.budget.size is None
+    room[0] = MIB
+    with pytest.raises(OutOfMemoryError, match="a limit of"):
+        mmrt.Model(path)
+
+
+# ---- while it runs ----
+
+
+def test_keys_and_values_take_from_the_weights(
+    path: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "_LOOK_SECONDS", 0)
+    with mmrt.Model(path, memory=small(30 * MIB)) as model, model.sequence() as sequence:
+        expected = model.generate(IDS, max_tokens=5)
+        before = model.memory
+        sequence.extend([7] * 1000)
+        sequence.extend([7])  # a short step, so that scratch is back
+        during = model.memory
+        grown = during.kv - before.kv
+        assert grown > 25 * model.memory.kv_page
+        taken = during.streamed - before.streamed
+        assert grown - 4 * MIB < taken < grown + 6 * MIB
+        assert model.generate(IDS, max_tokens=5) == expected
+        sequence.truncate(0)
+        sequence.extend([7])
+        assert model.memory.streamed < before.streamed + 8 * MIB  # it was given back
+
+
+def test_keys_and_values_that_leave_nothing(path: Path, small: Small) -> None:
+    with mmrt.Model(path, memory=small(12 * MIB)) as model, model.sequence() as sequence:
+        with pytest.raises(OutOfMemoryError, match="too small; the least that would do is"):
+            sequence.extend([7] * 4000)
+        assert 0 < len(sequence) < 4000
+        sequence.truncate(10)
+        assert len(sequence.extend([5])) == model.vocab_size
+
+
+def test_a_limit_that_falls_and_rises(
+    path: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = [100 * MIB]
+    monkeypatch.setattr(budgets, "_LOOK_SECONDS", 0)
+    small.bound(limit)
+    with mmrt.Model(path, memory=Budget()) as model:
+        expected = model.generate(IDS, max_tokens=5)
+        kept, streamed = [], []
+        for limit[0] in (22 * MIB, 14 * MIB, 26 * MIB, 100 * MIB):
+            assert model.generate(IDS, max_tokens=5) == expected
+            kept.append(model.memory.kept)
+            streamed.append(model.memory.streamed)
+        assert kept[1] < kept[0] < kept[2] < kept[3]
+        assert streamed[2] > streamed[3] == 0
+        limit[0] = MIB
+        with pytest.raises(OutOfMemoryError, match="a limit of"):
+            model.generate(IDS, max_tokens=5)
+        limit[0] = 32 * MIB
+        assert model.generate(IDS, max_tokens=5) == expected
+
+
+def test_models_share_a_budget(path: Path, small: Small) -> None:
+    budget = small(50 * MIB)
+    with mmrt.Model(path, memory=budget) as first:
+        expected = first.generate(IDS, max_tokens=5)
+        assert first.memory.streamed == 0
+        with mmrt.Model(path, memory=budget) as second:
+            assert second.memory.streamed > 0 and first.memory.streamed > 0
+            together = sum(m.memory.kept + m.memory.ring for m in (first, second))
+            assert together < 50 * MIB
+            assert first.generate(IDS, max_tokens=5) == expected
+            assert second.generate(IDS, max_tokens=5) == expected
+        assert first.generate(IDS, max_tokens=5) == expected
+        assert first.memory.streamed == 0
+        with pytest.raises(OutOfMemoryError):
+            third = [mmrt.Model(path, memory=budget) for _ in range(20)]
+            assert not third
+        assert first.generate(IDS, max_tokens=5) == expected
+
+
+def test_long_prompts_take_shorter_steps(path: Path, small: Small) -> None:
+    """Where memory is short, so that scratch does not take it all from the weights."""
+    with mmrt.Model(path, memory=small(14 * MIB)) as model:
+        assert model.step_tokens(256) < 256
+        assert model.step_tokens(1) == 1
+    with mmrt.Model(path, memory="2GiB") as model:
+        assert model.step_tokens(1000) == 256
+
+
+# ---- by the kernel's own count ----
+
+PROGRAM = """
+import sys
+import mmrt
+from mmrt import counters
+path, limit = sys.argv[1], int(sys.argv[2])
+with mmrt.Model(path, memory=limit or None, threads=2) as model, model.sequence() as sequence:
+    sequence.extend([7] * 600)
+    for token in range(100):
+        sequence.extend([token])
+    streamed = model.memory.streamed
+    print(streamed, sum(counters.resident()))
+"""
+
+
+def run(*arguments: object) -> list[int]:
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_the_process_stays_within_its_budget(path: Path) -> None:
+    _, needed = run(path, 0)
+    budget = needed - 20 * MIB
+    streamed, used = run(path, budget)
+    assert streamed > 10 * MIB
+    assert budget - 16 * MIB < used <= budget
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A new memory cgroup, whose limit is to be set; skips without the right to make one."""
+    folder, version = next(counters.cgroups(), (Path("/none"), 0))
+    group = folder / f"mmrt_test_{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a memory cgroup: {error}")
+    limit = group / ("memory.max" if version == 2 else "memory.limit_in_bytes")
+    if not limit.exists():
+        group.rmdir()
+        pytest.skip("the memory controller is not there for new cgroups")
+    yield group
+    group.rmdir()
+
+
+def test_a_cgroup_is_never_filled(path: Path, cgroup: Path) -> None:
+    """A limit that the model does not fit into: no kill, and no reclaim by the kernel."""
+    version_2 = (cgroup / "memory.max").exists()
+    limit = cgroup / ("memory.max" if version_2 else "memory.limit_in_bytes")
+    limit.write_text(str(72 * MIB))
+
+    def enter() -> None:
+        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+    command = [sys.executable, "-c", PROGRAM, str(path), "0"]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, preexec_fn=enter)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 0
+    events = "memory.events" if version_2 else "memory.failcnt"
+    found = (cgroup / events).read_text()
+    assert "max 0" in found if version_2 else int(found) == 0
