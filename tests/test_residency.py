@@ -168,6 +168,14 @@ def test_warming_and_evicting_a_choice_leaves_its_neighbours(file: TensorFile) -
     assert {pages[at] for at in inside} == {0}
 
 
+def test_what_was_just_written_is_evicted_too(file: TensorFile, tmp_path: Path) -> None:
+    """`file`, so that this is skipped where pages do not go."""
+    for _ in range(5):
+        path = llama(n_layers=2, type="F32").write(tmp_path / "new.gguf")
+        with mmrt.open(path) as new:
+            assert new.evict().after.resident == 0
+
+
 def test_a_file_of_several_pieces_goes_whole(tmp_path: Path) -> None:
     """Cuts between pieces fall on tensors that begin in the middle of pages."""
     path = tmp_path / "large.gguf"

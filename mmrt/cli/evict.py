@@ -9,8 +9,9 @@ __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 DESCRIPTION = f"""\
 Drops a weight file, or parts of it, from the page cache, and says how much of
-it stays. Pages stay that another process maps, that are not yet written to the
-disk, or that hold the edge of a tensor that was not meant.
+it stays. Waits until the disk has all of a file that was just written. Pages
+stay that another process maps, or that hold the edge of a tensor that was not
+meant.
 
 {CHOICES}\
 """

@@ -1,6 +1,8 @@
 """Bringing a weight file into the page cache, and out of it."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mmrt.mapping import Mapping
@@ -41,6 +43,8 @@ def move(
     chosen = None if names is None else set(names)
     ranges = list(_ranges(file, chosen))
     before = _residency(file, chosen)
+    if direction == "out":
+        _write_back(file)
     total, done = sum(end - start for _, start, end in ranges), 0
     for mapping, start, end in ranges:
         while start < end:
@@ -59,6 +63,13 @@ def move(
     if progress is not None:
         progress(done, total)
     return Moved(before, _residency(file, chosen), file.mappings[0].page_size)
+
+
+def _write_back(file: "TensorFile") -> None:
+    """Has the disk get what it has not got yet of a file just written: such pages would stay."""
+    for mapping in file.mappings:
+        with suppress(OSError):
+            os.fdatasync(mapping.fileno())
 
 
 def _residency(file: "TensorFile", names: set[str] | None) -> Residency:

@@ -97,7 +97,8 @@ class TensorFile(Mapping[str, Tensor]):
         self, names: Iterable[str] | None = None, progress: caching.Progress | None = None
     ) -> caching.Moved:
         """Drops these tensors (None: all files whole) from memory, but for edge pages shared with
-        others. The page cache keeps what other processes map or the disk has not got yet.
+        others; waits until the disk has what it has not got yet. The page cache keeps what other
+        processes map.
         """
         return caching.move(self, "out", names, progress)
 
