@@ -51,6 +51,24 @@ static bool processor_has(mmrt_isa isa) {
     }
 }
 
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+/* Bits of what the system says that programs may use; older headers lack names for them. */
+enum {
+    HWCAP_DOT_PRODUCTS = 1 << 20,   /* of AT_HWCAP: asimddp */
+    HWCAP2_INT8_MATRICES = 1 << 13, /* of AT_HWCAP2: i8mm */
+};
+
+static bool processor_has(mmrt_isa isa) {
+    const bool dot_products = getauxval(AT_HWCAP) & HWCAP_DOT_PRODUCTS;
+    switch (isa) {
+    case MMRT_ISA_NEON: return dot_products;
+    case MMRT_ISA_NEON_I8MM: return dot_products && getauxval(AT_HWCAP2) & HWCAP2_INT8_MATRICES;
+    default: return false;
+    }
+}
+
 #else
 static bool processor_has(mmrt_isa isa) {
     (void)isa;
@@ -65,6 +83,12 @@ static bool in_build(mmrt_isa isa) {
 #endif
 #ifdef MMRT_BUILD_AVX512VNNI
     case MMRT_ISA_AVX512VNNI: return true;
+#endif
+#ifdef MMRT_BUILD_NEON
+    case MMRT_ISA_NEON: return true;
+#endif
+#ifdef MMRT_BUILD_NEON_I8MM
+    case MMRT_ISA_NEON_I8MM: return true;
 #endif
     default: return isa == MMRT_ISA_REF;
     }

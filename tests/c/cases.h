@@ -41,6 +41,20 @@ static inline void *checked(void *memory) {
     return memory;
 }
 
+/* Whether to run the next case: with an argument N of the program only every Nth is, for where all
+ * take too long. */
+static size_t case_step = 1;
+
+static inline void take_cases(int argc, char **argv) {
+    if (argc > 1)
+        case_step = strtoul(argv[1], NULL, 10);
+}
+
+static inline bool case_taken(void) {
+    static size_t n;
+    return n++ % case_step == 0;
+}
+
 /* Whole pages between two that may not be touched. */
 struct guarded {
     unsigned char *begin, *end;

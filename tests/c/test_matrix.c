@@ -47,6 +47,7 @@ static const struct scales {
     {MMRT_TYPE_IQ2_XXS, 0, -1}, {MMRT_TYPE_IQ2_XS, 0, -1}, {MMRT_TYPE_IQ2_S, 0, -1},
     {MMRT_TYPE_IQ3_XXS, 0, -1}, {MMRT_TYPE_IQ3_S, 0, -1},  {MMRT_TYPE_IQ1_S, 0, -1},
     {MMRT_TYPE_IQ1_M, -1, -1},  {MMRT_TYPE_MXFP4, -1, -1}, {MMRT_TYPE_TQ2_0, 64, -1},
+    {MMRT_TYPE_TQ1_0, 52, -1},  {MMRT_TYPE_NVFP4, -1, -1},
 };
 
 enum { ROWS = 33, COLUMNS = 25, MAX_K = 2048 };
@@ -88,7 +89,7 @@ static void fill_row(uint8_t *row, int fill) {
                 row[49 + 2 * i] = (uint8_t)((row[49 + 2 * i] & 15) | (d >> (4 * i) & 15) << 4);
         } else if (m.format->id == MMRT_TYPE_MXFP4) {
             row[0] = (uint8_t)(118 + random_below(6)); /* a power of 2 near 0.01 */
-        } else {
+        } else if (m.scales.d >= 0) {
             put_half(row + m.scales.d, mmrt_f32_to_f16(sign * (0.01f + 0.01f * random_unit())));
             if (m.scales.m >= 0)
                 put_half(row + m.scales.m, mmrt_f32_to_f16(fill < 0 ? 0.05f * random_unit() : 0));
@@ -301,6 +302,8 @@ static void check_faults(struct kernel *kernel) {
 }
 
 static void test_shape(uint32_t type, size_t k, int place, int fill) {
+    if (!case_taken())
+        return;
     make_case(mmrt_format_find(type), k, place, fill);
     for (struct kernel *kernel = kernels; kernel->name; kernel++) {
         if (kernel->type != type || mmrt_isa_missing(kernel->isa))
@@ -316,11 +319,16 @@ static void test_shape(uint32_t type, size_t k, int place, int fill) {
 static void test_type(struct scales scales) {
     static const size_t floats[] = {1, 7, 8, 15, 16, 17, 33, 100, 256, 576};
     static const size_t by_32[] = {32, 64, 96, 128, 160, 224, 256, 288, 576, 640, 1536, 2048};
+    static const size_t by_64[] = {64, 128, 192, 256, 320, 448, 576, 640, 1536, 2048};
     static const size_t by_256[] = {256, 512, 768, 1536, 2048};
     const uint32_t elements = mmrt_format_find(scales.type)->elements;
-    const size_t *ks = elements == 1 ? floats : elements == 32 ? by_32 : by_256;
+    const size_t *ks = elements == 1    ? floats
+                       : elements == 32 ? by_32
+                       : elements == 64 ? by_64
+                                        : by_256;
     const size_t n = elements == 1    ? sizeof floats / sizeof *floats
                      : elements == 32 ? sizeof by_32 / sizeof *by_32
+                     : elements == 64 ? sizeof by_64 / sizeof *by_64
                                       : sizeof by_256 / sizeof *by_256;
     m.scales = scales;
     for (size_t i = 0; i < n; i++)
@@ -331,7 +339,8 @@ static void test_type(struct scales scales) {
         test_shape(scales.type, 256, 0, fills[i]);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    take_cases(argc, argv);
     weights_room = guarded_pages(ROWS * (MAX_K * 4 + 256));
     columns_room = guarded_pages(mmrt_columns_bytes(COLUMNS, MAX_K));
     scratch_room = guarded_pages(MMRT_MATMUL_SCRATCH);

@@ -246,7 +246,8 @@ static struct kernel kernels[] = {
 };
 /* clang-format on */
 
-int main(void) {
+int main(int argc, char **argv) {
+    take_cases(argc, argv);
     ref = mmrt_kernels_for(MMRT_ISA_REF);
     for (struct kernel *kernel = kernels; kernel->name; kernel++) {
         const char *missing = mmrt_isa_missing(kernel->isa);
