@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 from command import call
 from hostile import make_gguf as make
-from pages import PAGE, evict, told, without_privilege, write_file
+from pages import PAGE, evict, smaps, told, without_privilege, write_file
 
 import mmrt
 from mmrt import policies
@@ -143,6 +143,7 @@ def test_locked_weights_are_locked(path: Path) -> None:
     with file:
         assert "lo" in told(address(file))
         assert all(tensor.residency().fraction == 1 for tensor in file.values())
+        assert smaps(address(file), "Locked") == smaps(address(file), "Rss") >= N_TENSORS * SIZE
 
 
 def test_locked_says_which_limit_forbids_it(path: Path) -> None:

@@ -1,15 +1,20 @@
-"""All weights are read and locked (mlock), so that nothing can push them out of memory.
+"""All weights are read and locked (mlock2), so that nothing can push them out of memory.
 
-Where RLIMIT_MEMLOCK does not allow as much, that is said, and nothing stays locked.
+Where RLIMIT_MEMLOCK does not allow as much, that is said before anything is read, and nothing stays
+locked.
 """
 
 from collections.abc import Sequence
 
-from mmrt.policies.ranges import ranges
+from mmrt.policies.ranges import ranges, read, require_room
 from mmrt.tensor import Tensor
 
 
 def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     """Reads the tensors' pages and keeps them in memory, as far as RLIMIT_MEMLOCK allows."""
-    for mapping, offset, length in ranges(tensors):
-        mapping.lock(offset, length)
+    parts = ranges(tensors)
+    # First the promise, then the pages: a lock that reads them itself has the disk wait for it.
+    for mapping, offset, length in parts:
+        mapping.lock(offset, length, on_fault=True)
+    require_room("locked", parts)
+    read(parts)

@@ -6,7 +6,7 @@ More than memory can hold is refused: the first pages would be gone when the las
 
 from collections.abc import Sequence
 
-from mmrt.policies.ranges import ranges, require_room
+from mmrt.policies.ranges import ranges, read, require_room
 from mmrt.tensor import Tensor
 
 
@@ -14,5 +14,4 @@ def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     """Reads and maps the tensors' pages before it returns."""
     parts = ranges(tensors)
     require_room("populate", parts)
-    for mapping, offset, length in parts:
-        mapping.advise("populate_read", offset, length)
+    read(parts)

@@ -8,6 +8,9 @@ from mmrt.mapping import Mapping
 from mmrt.system import available_memory
 from mmrt.tensor import Tensor
 
+# What is waited for at once, while the disk goes on with the next.
+_STRETCH = 64 << 20
+
 
 class Range(NamedTuple):
     mapping: Mapping
@@ -47,3 +50,15 @@ def require_room(policy: str, parts: Sequence[Range]) -> None:
             f"policy {policy}: {needed} bytes of weights are to be read, but memory has room for "
             f"{available}; lazy and prefetch do with less"
         )
+
+
+def read(parts: Sequence[Range]) -> None:
+    """Reads and maps the parts. What follows is announced (MADV_WILLNEED) before a stretch is
+    waited for (MADV_POPULATE_READ), so that the disk is never idle."""
+    for mapping, offset, length in parts:
+        end, announced = offset + length, offset
+        for start in range(offset, end, _STRETCH):
+            ahead = min(start + 2 * _STRETCH, end)
+            mapping.advise("willneed", announced, ahead - announced)
+            mapping.advise("populate_read", start, min(start + _STRETCH, end) - start)
+            announced = ahead
