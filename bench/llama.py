@@ -63,15 +63,19 @@ class Llama:
         return time.perf_counter() - start
 
 
-def llama_cpp(path: str, threads: int, repack: bool) -> Llama:
-    """llama-cpp-python, mapped. repack: whether it may make its second, rearranged copy."""
+def llama_cpp(path: str, threads: int, repack: bool, load_mode: str = "AUTO") -> Llama:
+    """llama-cpp-python. repack: whether it may make its second, rearranged copy. load_mode: as in
+    its LLAMA_LOAD_MODE_*; AUTO maps the file."""
     import llama_cpp as api
 
     api.llama_backend_init()
     api.llama_log_set(_silent, None)
     model_options = api.llama_model_default_params()
     model_options.use_extra_bufts = repack
+    model_options.load_mode = getattr(api, f"LLAMA_LOAD_MODE_{load_mode}")
     model = api.llama_model_load_from_file(path.encode(), model_options)
+    if not model:
+        raise RuntimeError(f"llama.cpp cannot load {path} with load mode {load_mode}")
     context = api.llama_init_from_model(model, _sized(api, threads))
     return Llama(api, api.__version__, model, context)
 

@@ -1,0 +1,117 @@
+"""What `mmrt inspect --memory` shows: the plan of a memory budget, and what others would give."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmrt import forecast
+from mmrt.cli.output import note, print_table, printable
+from mmrt.forecast import Forecast
+from mmrt.memory import human
+from mmrt.model import Model
+from mmrt.pictures import curves, drawing
+from mmrt.streaming import READERS
+
+_CURVE = 48  # budgets of the picture
+
+
+class Plans:
+    """Of one model and budget, measured once."""
+
+    def __init__(self, path: str, memory: int) -> None:
+        with Model(path, memory=memory) as model:
+            self.path = model.path
+            machine = forecast.measure(model)
+            self.chosen = forecast.forecast(model, machine)
+            self.layers = self.chosen.by_layer(model)
+            self.others = forecast.others(model, machine)
+            self.curve = forecast.others(model, machine, _CURVE)
+
+    def print(self) -> None:
+        plan, machine = self.chosen.plan, self.chosen.machine
+        ring = plan.ring // self.chosen.request
+        known = [
+            ("budget", human(self.chosen.budget)),
+            ("a token reads", human(plan.total)),
+            ("kept in memory", f"{human(plan.kept)} ({plan.kept / plan.total:.1%})"),
+        ]
+        if plan.streamed:
+            known += [
+                ("streamed", f"{human(plan.streamed)} a token, at most {human(self.chosen.request)} "
+                             f"at a time, {ring} ahead"),
+                ("reader", f"{machine.reader}: {READERS[machine.reader]}"),
+            ]  # fmt: skip
+        known += [
+            ("disk", f"{machine.disk / 1e9:.2f} GB/s, measured"),
+            ("memory", f"{machine.memory / 1e9:.1f} GB/s, measured"),
+            ("a token takes", f"{self.chosen.seconds:.3g} s at best ({_bound_by(self.chosen)})"),
+        ]
+        print_table(("", ""), known)
+        print()
+        print_table(
+            ("layer", "kept", "streamed", "kept part"),
+            [
+                (printable(name), human(kept), human(streamed), f"{kept / (kept + streamed):.0%}")
+                for name, kept, streamed in self.layers
+            ],
+            "Layers",
+        )
+        print()
+        print_table(
+            ("budget", "kept", "streamed", "seconds a token", "tokens/s"),
+            [
+                (
+                    human(other.budget),
+                    f"{other.plan.kept / other.plan.total:.0%}",
+                    human(other.plan.streamed),
+                    f"{other.seconds:.3g}",
+                    f"{other.rate:.3g}",
+                )
+                for other in self.others
+            ],
+            "Other budgets, from the least to one that holds all",
+        )
+
+    def report(self) -> dict[str, Any]:
+        machine = self.chosen.machine
+        return {
+            "reader": machine.reader,
+            "disk_bytes_per_second": round(machine.disk),
+            "memory_bytes_per_second": round(machine.memory),
+            "chosen": _row(self.chosen),
+            "layers": [
+                {"name": name, "kept": kept, "streamed": streamed}
+                for name, kept, streamed in self.layers
+            ],
+            "others": [_row(other) for other in self.others],
+        }
+
+    def draw(self, path: Path) -> None:
+        gib = 1 << 30
+        machine = self.chosen.machine
+        picture = curves.draw(
+            f"{os.path.basename(self.path)}: speed by memory budget",
+            f"budget, GiB (disk {machine.disk / 1e9:.2f} GB/s)",
+            "tokens a second at best",
+            [
+                curves.Curve("predicted", [(f.budget / gib, f.rate) for f in self.curve], False),
+                curves.Curve("this budget", [(self.chosen.budget / gib, self.chosen.rate)]),
+            ],
+            [curves.Mark(self.others[-1].budget / gib, "all weights fit")],
+        )
+        path.write_bytes(drawing.png(picture))
+        note(f"wrote {path}")
+
+
+def _row(f: Forecast) -> dict[str, Any]:
+    return {
+        "budget": f.budget,
+        "kept": f.plan.kept,
+        "streamed": f.plan.streamed,
+        "ring": f.plan.ring,
+        "seconds_per_token": f.seconds,
+    }
+
+
+def _bound_by(f: Forecast) -> str:
+    return "the disk" if f.disk_seconds > f.compute_seconds else "memory"
