@@ -6,6 +6,7 @@ things is theirs for weights; as keys and values grow, they take it back, a few 
 """
 
 import os
+import random
 import threading
 import time
 import weakref
@@ -38,6 +39,9 @@ _PROBE_BYTES = 64 * MIB
 
 # How much faster than reads past the page cache populating must be to be chosen: it costs more CPU.
 _CLEARLY_FASTER = 1.15
+
+# Of a range that was let go: the part that may stay in memory for all that.
+_STILL_THERE = 0.01
 
 
 class Share:
@@ -106,7 +110,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Room:
+class Room:
     """Bytes for weights of all models under one of the bounds of a budget."""
 
     bound: system.Bound
@@ -189,14 +193,20 @@ class Budget:
             if share.weights is None:
                 return wanted
             least = sum(each.least for each in self._shares)
-            free = self._tightest(0, limited=True).n_bytes - least
+            free = self.room(0).n_bytes - least
             while wanted > 1 and share.program.step_bytes(wanted) > free // 4:
                 wanted //= 2
             return wanted
 
+    def room(self, growth: int) -> Room:
+        """What there is for weights, kept and on their way, where it is least, when other things
+        take `growth` bytes more."""
+        with self._lock:
+            return self._tightest(growth, limited=True)
+
     # ---- what there is ----
 
-    def _tightest(self, growth: int, limited: bool) -> _Room:
+    def _tightest(self, growth: int, limited: bool) -> Room:
         """Where least is left for weights when other things take `growth` bytes more.
 
         limited: whether weights are, so that long steps give their scratch back.
@@ -211,7 +221,7 @@ class Budget:
         if self.size is not None:
             bounds.append(system.Bound("the memory budget", self.size, used.anon, 4 * MIB))
         rooms = [
-            _Room(b, b.limit - b.margin - b.used - self._base_files - coming - growth + rings)
+            Room(b, b.limit - b.margin - b.used - self._base_files - coming - growth + rings)
             for b in bounds
         ]
         return min(rooms, key=lambda room: room.n_bytes)
@@ -300,17 +310,20 @@ def choose_reader(mappings: list[Mapping]) -> str:
     direct = next((name for name in READERS if name != "mapped" and _can(name, mappings)), None)
     if direct is None:
         return "mapped"
-    speeds = probe_readers(mapping, [direct, "mapped"])
-    return "mapped" if speeds["mapped"] > _CLEARLY_FASTER * speeds[direct] else direct
+    speeds = [probe(mapping, name) for name in (direct, "mapped")]
+    return "mapped" if speeds[1] > _CLEARLY_FASTER * speeds[0] else direct
 
 
-def probe_readers(mapping: Mapping, readers: list[str]) -> dict[str, float]:
-    """Bytes a second by each of `readers`, measured on different parts of the file."""
-    length = min(_PROBE_BYTES, mapping.size // (len(readers) + 1) + 1)
-    return {
-        name: probe_reader(name, mapping, mapping.size * (i + 1) // (len(readers) + 1), length)
-        for i, name in enumerate(readers)
-    }
+def probe(mapping: Mapping, reader: str) -> float:
+    """Bytes a second that `reader` brings from the disk, measured on some part of the file; 0 if
+    that part stays in memory, for another process uses it, and so tells nothing of the disk."""
+    length = min(_PROBE_BYTES, mapping.size)
+    offset = random.randrange(mapping.size - length + 1)
+    if reader == "mapped":
+        mapping.advise("evict", offset, length)
+        if mapping.residency(offset, length).fraction > _STILL_THERE:
+            return 0.0
+    return probe_reader(reader, mapping, offset, length)
 
 
 def _can(reader: str, mappings: list[Mapping]) -> bool:

@@ -4,7 +4,7 @@ import mmap
 from dataclasses import dataclass
 
 from mmrt import layers
-from mmrt.budget import choose_reader, probe_readers
+from mmrt.budget import choose_reader, probe
 from mmrt.kernels import Pool, roof
 from mmrt.model import Model
 from mmrt.streaming import Plan
@@ -23,6 +23,8 @@ class Machine:
     """The one of mmrt.streaming.READERS that is used."""
 
     disk: float
+    """0: the file stays in memory, for another process uses it."""
+
     memory: float
 
 
@@ -38,7 +40,7 @@ class Forecast:
     @property
     def disk_seconds(self) -> float:
         """A token, for reading what is not kept."""
-        return self.plan.streamed / self.machine.disk
+        return self.plan.streamed / self.machine.disk if self.machine.disk else 0.0
 
     @property
     def compute_seconds(self) -> float:
@@ -61,7 +63,7 @@ class Forecast:
         return self.plan.least // 4  # the smallest ring has room for four
 
     def by_layer(self, model: Model) -> list[tuple[str, int, int]]:
-        """(layer or tensor, bytes kept, bytes streamed) of what a step multiplies by, in its order."""
+        """(layer or tensor, bytes kept, bytes streamed) of what a step multiplies by."""
         everything = model.program.plan(self.plan.most).kept_by_tensor
         sums: dict[str, list[int]] = {}
         for tensor in model.program.weights:
@@ -78,7 +80,7 @@ def measure(model: Model) -> Machine:
     mappings = list({id(t.mapping): t.mapping for t in model.program.weights}.values())
     reader = model.streaming.reader if model.streaming else choose_reader(mappings)
     largest = max(mappings, key=lambda mapping: mapping.size)
-    disk = [probe_readers(largest, [reader])[reader] for _ in range(_TIMES)]
+    disk = [probe(largest, reader) for _ in range(_TIMES)]
     pool = Pool(model.threads)
     with mmap.mmap(-1, _MEMORY_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
         pages.write(bytes(_MEMORY_BYTES))

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from mmrt.errors import ArgumentError
+from mmrt.streaming import Streaming
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -43,8 +44,10 @@ class Memory:
     this process: the keys and values of its sequences, and what a step needs.
 
     kept: of the weights, those that may stay in memory. Where a budget does not hold all of them,
-    `streamed` ones are read again for each step, through a ring of buffers, by a reader (see
-    mmrt.streaming); of an embedding table that no step multiplies by, single rows are read.
+    `streamed` ones are read again for each step, through a ring of buffers; `streaming` says how,
+    and what that has cost (see mmrt.streaming). Of an embedding table that no step multiplies by,
+    single rows are read. cgroup_peak: the most that was ever charged to the cgroup around this
+    process.
     """
 
     weights: int
@@ -52,10 +55,18 @@ class Memory:
     kv: int
     kv_page: int  # by which each sequence grows, every 32 tokens
     scratch: int
-    streamed: int = 0
-    ring: int = 0
-    reader: str | None = None
+    streaming: Streaming | None = None  # None: all weights may stay
     budget: int | None = None  # as stated; None: what there is
+    cgroup_peak: int | None = None  # None: the kernel does not say
+
+    @property
+    def streamed(self) -> int:
+        """Of the weights: those that each step reads again."""
+        return self.streaming.streamed if self.streaming else 0
+
+    @property
+    def ring(self) -> int:
+        return self.streaming.ring if self.streaming else 0
 
     @property
     def anonymous(self) -> int:
@@ -63,10 +74,10 @@ class Memory:
 
     def __str__(self) -> str:
         weights = f"weights {human(self.weights)} mapped"
-        if self.streamed:
+        if self.streaming and self.streamed:
             weights += (
                 f", {self.kept / self.weights:.0%} kept, {human(self.streamed)} streamed through "
-                f"{human(self.ring)} ({self.reader})"
+                f"{human(self.ring)} ({self.streaming.reader})"
             )
         budget = f"; budget {human(self.budget)}" if self.budget else ""
         return (

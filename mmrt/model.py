@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt import budget, chat, formats, models, policies, quant
+from mmrt import budget, chat, counters, formats, models, policies, quant
 from mmrt.budget import Budget, Share
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
@@ -164,10 +164,9 @@ class Model:
             kv=_kv_bytes(self._sequences),
             kv_page=self.program.page_bytes,
             scratch=self.program.step_bytes(STEP_TOKENS),
-            streamed=streaming.streamed if streaming else 0,
-            ring=streaming.ring if streaming else 0,
-            reader=streaming.reader if streaming else None,
+            streaming=streaming,
             budget=self.budget.size,
+            cgroup_peak=counters.cgroup_peak(),
         )
 
     @property

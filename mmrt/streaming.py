@@ -1,6 +1,6 @@
 """What is kept of a model's weights, what is read again for each token, and what that has cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 READERS = {
     "uring": "O_DIRECT reads into a ring of buffers, by io_uring",
@@ -69,3 +69,24 @@ class Streaming:
 
     busy_seconds: float
     """For which streamed weights were being read."""
+
+    @property
+    def overlap(self) -> float:
+        """The part of the time of reading in which no thread waited for it."""
+        return 1 - min(self.stall_seconds / self.busy_seconds, 1) if self.busy_seconds else 1.0
+
+    @property
+    def read_per_step(self) -> float:
+        """Bytes."""
+        return self.read / self.steps if self.steps else 0.0
+
+    def __sub__(self, earlier: "Streaming") -> "Streaming":
+        """What has been done since `earlier`; what it is set to, as it is now."""
+        return replace(
+            self,
+            steps=self.steps - earlier.steps,
+            read=self.read - earlier.read,
+            loaded=self.loaded - earlier.loaded,
+            stall_seconds=self.stall_seconds - earlier.stall_seconds,
+            busy_seconds=self.busy_seconds - earlier.busy_seconds,
+        )

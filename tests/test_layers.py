@@ -29,7 +29,7 @@ PYTHON_LAYERS = [
     *["system", "policies"],
     *["formats", "quantizer", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
-    *["sampler", "sequence", "generation", "memory", "budget", "model"],
+    *["sampler", "sequence", "generation", "memory", "budget", "model", "forecast"],
     *["trace", "chrome_trace", "pictures"],
     *["__init__", "default_model", "cli", "__main__"],
 ]

@@ -21,6 +21,7 @@ from mmrt.cli.options import (
 from mmrt.cli.output import Update, progress
 from mmrt.errors import MmrtError
 from mmrt.memory import human
+from mmrt.streaming import Streaming
 
 if TYPE_CHECKING:
     from mmrt.model import Model
@@ -75,6 +76,7 @@ class _Sample(NamedTuple):
     ns: int
     reads: counters.Reads
     memory: counters.Footprint
+    streaming: Streaming | None  # what this sample did
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -134,6 +136,7 @@ def _measure(
         | _speed(test, samples)
         | {"cache_state": "cold" if arguments.cold else "warm"}
         | _cost(samples)
+        | _streaming(samples)
     )
 
 
@@ -155,7 +158,7 @@ def _sample(model: "Model", test: _Test) -> _Sample:
     draw = random.Random(0)
     tokens = [draw.randrange(model.vocab_size) for _ in range(test.n_tokens)]
     with model.sequence() as sequence:
-        before = counters.reads()
+        streamed, before = model.streaming, counters.reads()
         started = time.perf_counter_ns()
         if test.n_prompt:
             sequence.extend(tokens)
@@ -163,7 +166,9 @@ def _sample(model: "Model", test: _Test) -> _Sample:
             for token in tokens:
                 sequence.extend([token])
         ns = time.perf_counter_ns() - started
-        return _Sample(ns, counters.reads() - before, counters.footprint())
+        reads, now = counters.reads() - before, model.streaming
+        done = now - streamed if now and streamed else None
+        return _Sample(ns, reads, counters.footprint(), done)
 
 
 def _speed(test: _Test, samples: list[_Sample]) -> dict[str, Any]:
@@ -198,11 +203,27 @@ def _cost(samples: list[_Sample]) -> dict[str, Any]:
     }
 
 
+def _streaming(samples: list[_Sample]) -> dict[str, Any]:
+    """Of all samples together; nothing is streamed where all weights may stay in memory."""
+    done = [sample.streaming for sample in samples if sample.streaming]
+    stalled, busy = sum(s.stall_seconds for s in done), sum(s.busy_seconds for s in done)
+    steps = sum(s.steps for s in done)
+    last = done[-1] if done else None
+    return {
+        "reader": last.reader if last else None,
+        "kept_share": last.kept / (last.kept + last.streamed) if last else 1.0,
+        "streamed_bytes_per_step": sum(s.read for s in done) / steps if steps else 0,
+        "stall_ns": round(1e9 * stalled),
+        "overlap": 1 - min(stalled / busy, 1) if busy else 1.0,
+        "cgroup_peak": counters.cgroup_peak(),
+    }
+
+
 def _markdown(rows: list[dict[str, Any]]) -> str:
     table = [
         ("model", "size", "params", "isa", "threads", "cache", "test", "t/s",
-         "majflt", "read", "peak PSS"),
-        ("---", "--:", "--:", "---", "--:", "---", "--:", "--:", "--:", "--:", "--:"),
+         "majflt", "read", "kept", "stall", "peak PSS"),
+        ("---", "--:", "--:", "---", "--:", "---", "--:", "--:", "--:", "--:", "--:", "--:", "--:"),
     ]  # fmt: skip
     table += [
         (
@@ -216,6 +237,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
             str(row["majflt"]),
             "?" if row["read_bytes"] is None else human(row["read_bytes"]),
+            f"{row['kept_share']:.0%}",
+            f"{row['stall_ns'] / (sum(row['samples_ns']) or 1):.0%}",
             "?" if row["peak_pss"] is None else human(row["peak_pss"]),
         )
         for row in rows

@@ -4,9 +4,11 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmrt import formats
+from mmrt.cli.options import UsageError, size
 from mmrt.cli.output import print_table, printable
 from mmrt.errors import ArgumentError
 from mmrt.formats import TensorFile
@@ -14,7 +16,11 @@ from mmrt.memory import human
 
 DESCRIPTION = """\
 Shows what is in a weight file: the model, its tensor types, its metadata.
-Reads the file's header only, none of its weights.\
+Reads the file's header only, none of its weights.
+
+With --memory, shows instead what a budget would keep of a model's weights, what
+it would stream from the disk for each token, and how fast that and other
+budgets can be at best. Reads some of the file to measure the disk.\
 """
 
 _SHOWN = 8  # elements of a long array
@@ -25,9 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensors", action="store_true", help="list the tensors too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--metadata", metavar="KEY", help="print this value only, whole")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=size, help="the plan for a budget, such as 6.8GiB"
+    )
+    parser.add_argument(
+        "--png", metavar="PICTURE", type=Path,
+        help="with --memory: draw speed by budget (needs Pillow)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.memory is not None:
+        _show_plan(arguments)
+        return
+    if arguments.png:
+        raise UsageError("--png draws the plan of a budget: it needs --memory")
     with formats.open(arguments.file) as file:
         if arguments.metadata is not None:
             _print_value(_lookup(file, arguments.metadata), arguments.json)
@@ -35,6 +53,18 @@ def run(arguments: argparse.Namespace) -> None:
             _print_json(file, arguments.tensors)
         else:
             _print_tables(file, arguments.tensors)
+
+
+def _show_plan(arguments: argparse.Namespace) -> None:
+    from mmrt.cli.plan import Plans
+
+    plans = Plans(arguments.file, arguments.memory)
+    if arguments.json:
+        print(json.dumps(plans.report(), indent=2))
+    else:
+        plans.print()
+    if arguments.png:
+        plans.draw(arguments.png)
 
 
 def _lookup(file: TensorFile, key: str) -> Any:

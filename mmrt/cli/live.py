@@ -5,10 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mmrt.memory import human
-from mmrt.model import Model
 from mmrt.streaming import Streaming
+
+if TYPE_CHECKING:
+    from mmrt.model import Model
 
 _PATIENCE = 1.0  # seconds without a token before there is something to say
 _EVERY = 0.25
@@ -21,7 +24,7 @@ _CLEAR = "\x1b[K"
 class Live:
     """begin() at each token; the line is gone then, and comes again after a second."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: "Model") -> None:
         self._model = model
         self._lock = threading.Lock()
         self._shown = self._over = False
@@ -66,7 +69,7 @@ def said_of(seconds: float, before: Streaming | None, now: Streaming | None) -> 
 
 
 @contextmanager
-def live(model: Model) -> Iterator[Live]:
+def live(model: "Model") -> Iterator[Live]:
     """For as long as the model writes; draws only where text and line are on one terminal."""
     line = Live(model)
     thread = threading.Thread(target=line.watch, daemon=True)

@@ -37,13 +37,13 @@ class Plans:
         ]
         if plan.streamed:
             known += [
-                ("streamed", f"{human(plan.streamed)} a token, at most {human(self.chosen.request)} "
-                             f"at a time, {ring} ahead"),
+                ("streamed", f"{human(plan.streamed)} a token"),
                 ("reader", f"{machine.reader}: {READERS[machine.reader]}"),
-            ]  # fmt: skip
+                ("requests", f"at most {human(self.chosen.request)}, {ring} ahead"),
+            ]
         known += [
-            ("disk", f"{machine.disk / 1e9:.2f} GB/s, measured"),
-            ("memory", f"{machine.memory / 1e9:.1f} GB/s, measured"),
+            ("disk", _speed(machine.disk)),
+            ("memory", _speed(machine.memory)),
             ("a token takes", f"{self.chosen.seconds:.3g} s at best ({_bound_by(self.chosen)})"),
         ]
         print_table(("", ""), known)
@@ -111,6 +111,12 @@ def _row(f: Forecast) -> dict[str, Any]:
         "ring": f.plan.ring,
         "seconds_per_token": f.seconds,
     }
+
+
+def _speed(n_bytes: float) -> str:
+    if not n_bytes:
+        return "not measured: another process keeps the file in memory"
+    return f"{n_bytes / 1e9:.2f} GB/s, measured"
 
 
 def _bound_by(f: Forecast) -> str:

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mmrt import counters
+from mmrt.cli.live import Live, live
 from mmrt.cli.options import (
     UsageError,
     add_generation_arguments,
@@ -18,6 +19,7 @@ from mmrt.cli.options import (
 )
 from mmrt.cli.output import note, progress
 from mmrt.memory import human
+from mmrt.streaming import Streaming
 
 if TYPE_CHECKING:
     from mmrt.generation import Piece
@@ -74,32 +76,45 @@ def _is_model(word: str) -> bool:
 
 def _continue(model: "Model", prompt: str, options: dict[str, Any], stats: bool) -> None:
     ids = model.tokenize(prompt)
-    with model.sequence() as sequence:
-        before, started = counters.reads(), time.perf_counter()
+    with model.sequence() as sequence, live(model) as line:
+        before, streamed = counters.reads(), model.streaming
+        started = time.perf_counter()
         with progress("reading the prompt") as update:
             pieces = model.stream(ids, on_prefill=update, sequence=sequence, **options)
             first = next(pieces)
         read = time.perf_counter()
-        n_tokens = _write(chain([first], pieces))
+        n_tokens = _write(chain([first], pieces), line)
         if stats:
             wrote = time.perf_counter()
             note(f"prompt: {len(ids)} tokens, {_rate(len(ids), read - started)}")
             # The first token comes with the prompt's last step.
             note(f"answer: {n_tokens} tokens, {_rate(max(n_tokens - 1, 0), wrote - read)}")
             note(f"memory: {model.memory}")
+            if model.streaming and streamed:
+                _note_streaming(model.streaming - streamed)
             _note_counters(counters.reads() - before)
 
 
-def _write(pieces: "Iterator[Piece]") -> int:
+def _write(pieces: "Iterator[Piece]", line: Live) -> int:
     """Prints the pieces as they come and returns the number of tokens."""
     n_tokens, text = 0, ""
     for piece in pieces:
+        line.begin()
         n_tokens += piece.token is not None
         text = piece.text or text
         print(piece.text, end="", flush=True)
+    line.begin()
     if text and not text.endswith("\n"):
         print(flush=True)
     return n_tokens
+
+
+def _note_streaming(done: Streaming) -> None:
+    """What reading weights again for each step has cost."""
+    note(
+        f"streaming: {human(round(done.read_per_step))} a step, {done.stall_seconds:.1f} s waited "
+        f"for the disk, {done.overlap:.0%} of the reading beside the arithmetic"
+    )
 
 
 def _note_counters(reads: counters.Reads) -> None:
@@ -114,6 +129,7 @@ def _note_counters(reads: counters.Reads) -> None:
         "of files": now.rss_file,
         "anonymous": now.rss_anon,
         "page tables": now.page_tables,
+        "peak of the cgroup": counters.cgroup_peak(),
     }
     said = (f"{name} {human(size)}" for name, size in sizes.items() if size is not None)
     note(f"process: {', '.join(said)}")

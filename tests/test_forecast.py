@@ -1,0 +1,106 @@
+"""Forecasts of budgets, and `mmrt inspect --memory`, which shows them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+from command import call
+
+import mmrt
+from mmrt import counters, forecast
+from mmrt.forecast import Machine
+from mmrt.pictures import curves, drawing
+
+MIB = 1 << 20
+MACHINE = Machine("mapped", disk=1e9, memory=1e10)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_models.llama(
+        type="Q8_0",
+        n_layers=4,
+        n_embd=512,
+        n_ff=2048,
+        head_dim=64,
+        n_heads=8,
+        n_vocab=4000,
+        separate_output=True,
+    )
+    return model.write(tmp_path_factory.mktemp("forecast") / "m.gguf")
+
+
+def test_seconds_are_the_longer_of_two(path: Path) -> None:
+    with mmrt.Model(path, memory="2GiB") as model:
+        rows = forecast.others(model, MACHINE)
+        for row in rows:
+            disk, compute = row.plan.streamed / 1e9, row.plan.total / 1e10
+            assert row.seconds == max(disk, compute)
+            assert row.rate == 1 / row.seconds
+        assert rows[0].plan.kept == 0 and rows[-1].plan.streamed == 0
+        assert [r.budget for r in rows] == sorted(r.budget for r in rows)
+        assert [r.rate for r in rows] == sorted(r.rate for r in rows)
+
+
+def test_layers_add_up(path: Path) -> None:
+    with mmrt.Model(path, memory="2GiB") as model:
+        middle = forecast.others(model, MACHINE, 3)[1]
+        rows = middle.by_layer(model)
+        assert sum(kept for _, kept, _ in rows) == middle.plan.kept > 0
+        assert sum(streamed for _, _, streamed in rows) == middle.plan.streamed > 0
+        assert [name for name, _, _ in rows][:4] == ["blk.0", "blk.1", "blk.2", "blk.3"]
+
+
+def test_the_least_budget_of_a_forecast_runs(path: Path) -> None:
+    """What is foreseen for a budget is what a model opened with it does."""
+    with mmrt.Model(path, memory="2GiB") as model:
+        rows = forecast.others(model, MACHINE, 5)
+    with mmrt.Model(path, memory=rows[2].budget) as model:
+        assert model.memory.streamed == pytest.approx(rows[2].plan.streamed, abs=6 * MIB)
+
+
+def test_the_machine_is_measured(path: Path) -> None:
+    with mmrt.Model(path) as model:
+        machine = forecast.measure(model)
+        assert machine.reader in mmrt.streaming.READERS
+        assert machine.disk > 1e6 and machine.memory > 1e8
+
+
+def test_the_command(path: Path, tmp_path: Path) -> None:
+    budget = sum(counters.resident()) + 16 * MIB
+    text = call("inspect", path, "--memory", f"{budget}").out
+    for word in ("kept in memory", "blk.3", "tokens/s", "measured"):
+        assert word in text
+    picture = tmp_path / "plan.png"
+    pytest.importorskip("PIL")
+    done = call("inspect", path, "--memory", "1GiB", "--json", "--png", picture)
+    report = json.loads(done.out)
+    assert report["chosen"]["streamed"] == 0 and len(report["others"]) == 10
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("size", ["0", "-1GiB", "much", "1XB"])
+def test_sizes_that_are_none(path: Path, size: str) -> None:
+    ended = call("inspect", path, f"--memory={size}")
+    assert ended.status == 2 and "--memory" in ended.err
+
+
+def test_too_small_a_budget(path: Path) -> None:
+    ended = call("inspect", path, "--memory", "1MiB")
+    ended.assert_refused(1, "the least that would do is")
+
+
+def test_a_picture_needs_a_budget(path: Path, tmp_path: Path) -> None:
+    call("inspect", path, "--png", tmp_path / "p.png").assert_refused(2, "--memory")
+
+
+def test_curves() -> None:
+    picture = curves.draw(
+        "title", "x", "y",
+        [curves.Curve("one", [(1, 2), (3, 4)]), curves.Curve("two", [(0, 0)], dots=False)],
+        [curves.Mark(2.5, "here")],
+    )  # fmt: skip
+    svg = drawing.svg(picture)
+    assert all(word in svg for word in ("title", "one", "two", "here"))
+    assert curves.draw("empty", "x", "y", []).items
