@@ -1,10 +1,10 @@
 """Every kernel that multiplies, against the roofs of the machine: `pytest bench --benchmark-only`.
 
-Decode multiplies one column with more weights than the caches hold, and is bound by reading them:
-its `of_roof` is the bytes of weights a second over bytes that the same threads read in order.
-Prefill multiplies many columns, and is bound by the arithmetic units: there it is multiply-adds
-over those that the instruction set makes in registers. Each roof is measured right before its
-kernel.
+Decode multiplies one column or a few with more weights than the caches hold, and is bound by
+reading them: its `of_roof` is the bytes of weights a second over bytes that the same threads read
+in order. Prefill multiplies many columns, and is bound by the arithmetic units: there it is
+multiply-adds over those that the instruction set makes in registers. Each roof is measured right
+before its kernel.
 """
 
 import statistics
@@ -33,10 +33,11 @@ def weights(type: str, n_bytes: int) -> tuple[Any, tuple[int, int]]:
     return np.resize(few.reshape(64, row), (rows, row)), (rows, COLS)
 
 
+@pytest.mark.parametrize("columns", [1, 2, 4])
 @pytest.mark.parametrize("type", FAST)
-def test_decode(benchmark: BenchmarkFixture, pages: Any, type: str) -> None:
+def test_decode(benchmark: BenchmarkFixture, pages: Any, type: str, columns: int) -> None:
     blocks, shape = weights(type, 256 << 20)
-    x, pool = np.sin(np.arange(COLS, dtype=np.float32)), Pool()
+    x, pool = np.sin(np.arange(COLS * columns, dtype=np.float32)).reshape(COLS, columns), Pool()
     limits = [roof("read", pages, pool) for _ in range(3)]
     benchmark.pedantic(matmul, (type, blocks, shape, x, pool), rounds=ROUNDS, warmup_rounds=1)
     note(benchmark, blocks.nbytes / median(benchmark), "GB/s", statistics.median(limits))

@@ -27,7 +27,8 @@ Floats = NDArray[np.floating[Any]]
 ROUNDING = 1e-6
 
 ROWS = (1, 2, 15, 16, 17, 33)
-COLUMNS = (1, 2, 3, 7, 8, 9, 33)
+COLUMNS = (1, 2, 3, 4, 5, 7, 8, 9, 33)
+FEW = 4  # columns that are multiplied without panels
 
 
 def widths(type: str) -> list[int]:
@@ -117,14 +118,24 @@ def test_blocks_at_any_address(type: str, isa: str) -> None:
 @pytest.mark.parametrize("type", TYPES)
 def test_neither_threads_nor_neighbours_matter(type: str, isa: str) -> None:
     """Many rows, so that threads share them out: each row's sum is one thread's."""
-    rows, x = 700, activations(256, 5)
-    blocks, _ = matrix(type, rows, 256)
-    whole = matmul(type, blocks.data, (rows, 256), x, Pool(1))
-    for threads in (2, 3):
-        assert np.array_equal(matmul(type, blocks.data, (rows, 256), x, Pool(threads)), whole)
-    few = matmul(type, blocks.data[100:103], (3, 256), x)
-    assert np.array_equal(few, whole[100:103])
-    assert np.array_equal(matmul(type, blocks.data, (rows, 256), x[:, 1:3]), whole[:, 1:3])
+    rows, blocks = 700, matrix(type, 700, 256)[0].data
+    for n, part in ((FEW, slice(1, 3)), (FEW + 5, slice(1, 1 + FEW + 1))):
+        x = activations(256, n)
+        whole = matmul(type, blocks, (rows, 256), x, Pool(1))
+        for threads in (2, 3):
+            assert np.array_equal(matmul(type, blocks, (rows, 256), x, Pool(threads)), whole)
+        few = matmul(type, blocks[100:103], (3, 256), x)
+        assert np.array_equal(few, whole[100:103])
+        assert np.array_equal(matmul(type, blocks, (rows, 256), x[:, part]), whole[:, part])
+
+
+@pytest.mark.parametrize("type", [type for type in TYPES if type not in FLOATS])
+def test_a_few_columns_give_what_each_gives_alone(type: str, isa: str) -> None:
+    for cols in (tiny_models.elements_of(type), 768, 2304):
+        blocks, x = matrix(type, 21, cols)[0].data, activations(cols, FEW)
+        whole = matmul(type, blocks, (21, cols), x)
+        for i in range(FEW):
+            assert np.array_equal(matmul(type, blocks, (21, cols), x[:, i]), whole[:, i])
 
 
 @pytest.mark.parametrize("type", TYPES)

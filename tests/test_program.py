@@ -122,7 +122,7 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
     found = []
     with mmrt.Model(real_path) as model:
         ids = passage(model, 300)
-        for sizes in ([290], [100, 90], [2, 31, 33, 64]):
+        for sizes in ([290], [100, 90], [6, 31, 33, 64]):
             with model.sequence() as sequence:
                 for part in parts(ids[:290], sizes):
                     sequence.extend(part)
@@ -131,12 +131,21 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
 
 
 @pytest.mark.parametrize("isa", FAST, indirect=True)
-@pytest.mark.parametrize("sizes", [[2], [3, 7], [31, 33], [32], [255, 45], [2, 298]], ids=str)
+@pytest.mark.parametrize("sizes", [[5], [6, 7], [31, 33], [32], [255, 45], [6, 294]], ids=str)
 def test_larger_steps_may_be_cut_anywhere(
     tiny: tuple[Path, Bound], sizes: list[int], isa: str
 ) -> None:
     with mmrt.Model(tiny[0]) as model:
         assert np.array_equal(model.logits(IDS), in_steps(model, IDS, sizes))
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+def test_steps_of_few_tokens_may_be_cut_anywhere(tiny: tuple[Path, Bound], isa: str) -> None:
+    path, bound = tiny
+    with mmrt.Model(path) as model:
+        found = [in_steps(model, IDS[:96], sizes) for sizes in ([2], [3], [4, 2])]
+        bound.assert_holds(model.logits(IDS[:96]), found[0])
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("isa", FAST, indirect=True)

@@ -13,8 +13,8 @@ void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, con
                    uint64_t n_rows, const struct mmrt_columns *x, size_t first_column, size_t n,
                    float *y, size_t y_stride, void *scratch) {
     const size_t bytes = row_bytes(w);
-    if (n == 1)
-        kernels->matvec[w->type](rows, bytes, n_rows, x, y); /* the single column is the last */
+    if (n <= MMRT_FEW)
+        kernels->matvec[w->type](rows, bytes, n_rows, x, n, y, y_stride); /* all up to the last */
     else
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
 }
@@ -228,7 +228,7 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
     }
     const size_t n_threads = (size_t)mmrt_pool_threads(pool);
     const size_t columns_bytes = mmrt_columns_bytes(n, w->cols);
-    const size_t scratch_bytes = n > 1 ? MMRT_MATMUL_SCRATCH : 0;
+    const size_t scratch_bytes = n > MMRT_FEW ? MMRT_MATMUL_SCRATCH : 0;
     const size_t bytes =
         n_threads * sizeof(struct mmrt_run) + columns_bytes + n_threads * scratch_bytes;
     uint8_t *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);

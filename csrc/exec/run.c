@@ -36,7 +36,7 @@ static void fill_ropes(const struct step *step, int thread, int n_threads) {
 static void prepare(const struct step *step, int thread, int n_threads) {
     fill_ropes(step, thread, n_threads);
     for (int32_t i = thread; i < step->program->n_buffers; i += n_threads)
-        step->program->buffers[i].columns.single = step->n - 1;
+        step->program->buffers[i].columns.last = step->n - 1;
 }
 
 static double seconds(void) {

@@ -67,10 +67,14 @@ static size_t rounded(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
+static size_t few_of(size_t n) {
+    return n < MMRT_FEW ? n : MMRT_FEW;
+}
+
 size_t mmrt_columns_bytes(size_t n, size_t k) {
     size_t stride = columns_stride(k);
     return rounded(n * k * sizeof(float)) + n * stride + 2 * rounded(n * stride / 16 * 4) +
-           3 * rounded(n * stride / 32 * 4) + rounded(stride) + 2 * rounded(stride / 8 * 4);
+           3 * rounded(n * stride / 32 * 4) + few_of(n) * (stride + 2 * rounded(stride / 8 * 4));
 }
 
 void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory) {
@@ -92,11 +96,11 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
     columns->start32 = (int32_t *)(void *)at;
     at += rounded(n * stride / 32 * 4);
     columns->factors = (float *)(void *)at;
-    at += rounded(stride / 8 * 4);
+    at += few_of(n) * rounded(stride / 8 * 4);
     columns->lane_sums = (float *)(void *)at;
-    at += rounded(stride / 8 * 4);
+    at += few_of(n) * rounded(stride / 8 * 4);
     columns->planes = (int8_t *)at;
-    columns->single = n - 1;
+    columns->last = n - 1;
 }
 
 /* Keys, values and sums of a tile, its scores, and three numbers a row. */

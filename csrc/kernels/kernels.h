@@ -2,8 +2,8 @@
  *
  * Kernels know blocks, rows and columns; they know no files, tensors by name or threads: the caller
  * gives each thread its own rows, columns or heads. Weights may lie at any address and are never
- * read past their last byte. A row's result does not depend on which other rows or columns are
- * computed with it, nor on the thread.
+ * read past their last byte. A row's result does not depend on which other rows are computed with
+ * it, nor on the thread; nor on the other columns, but for whether they are few (MMRT_FEW).
  */
 #ifndef MMRT_KERNELS_H
 #define MMRT_KERNELS_H
@@ -15,6 +15,10 @@ enum { MMRT_TYPE_LIMIT = 64 }; /* tensor type ids are below this */
 
 /* Elements that share one scale in quantised activations. */
 enum { MMRT_GROUP = 32 };
+
+/* Columns that are few: each row of weights is read once and multiplied with all of them. More are
+ * multiplied with panels, whose unpacking pays only for them. */
+enum { MMRT_FEW = 4 };
 
 /* n columns of k activations each, as float32 and, where a quantised weight will read them, as
  * int8 q with x = d * q in groups of 32. All weight types share this one form, so that a column is
@@ -34,21 +38,21 @@ struct mmrt_columns {
     int32_t *start16; /* [n][stride / 16] */
     int32_t *start32; /* [n][stride / 32] */
 
-    /* One of the columns once more, as matvec reads it against types of 32-element blocks; its
-     * layout is the instruction set's own. A vector of blocks meets 16 elements of each block in
-     * one vector of `planes` and the other 16 in the next; `factors` has d in every lane and
-     * `lane_sums` d times the sum of q in it. Blocks at the end that do not fill a vector are read
-     * with those before them, which are zero here. */
-    size_t single;
-    int8_t *planes;   /* [stride] */
-    float *factors;   /* [stride / 8] */
-    float *lane_sums; /* [stride / 8] */
+    /* The last columns once more, `last` first, as matvec reads them against types of 32-element
+     * blocks; the layout is the instruction set's own. A vector of blocks meets 16 elements of each
+     * block in one vector of `planes` and the other 16 in the next; `factors` has d in every lane
+     * and `lane_sums` d times the sum of q in it. Blocks at the end that do not fill a vector are
+     * read with those before them, which are zero here. */
+    size_t last;
+    int8_t *planes;   /* [MMRT_FEW][stride] */
+    float *factors;   /* [MMRT_FEW][stride / 8] */
+    float *lane_sums; /* [MMRT_FEW][stride / 8] */
 };
 
 /* Bytes that mmrt_columns_place needs for n columns of k. */
 size_t mmrt_columns_bytes(size_t n, size_t k);
 
-/* Lays out `columns` in zeroed, 64-byte aligned memory of that size. The last is the single one. */
+/* Lays out `columns` in zeroed, 64-byte aligned memory of that size; `last` is n - 1. */
 void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory);
 
 /* Quantises elements [first, first + count) of one column; both multiples of 32. A group with NaN
@@ -56,10 +60,11 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
 typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column, size_t first,
                               size_t count);
 
-/* y[r] = row r of w times columns->single, for n_rows rows that lie row_bytes apart. Quantised
- * types read the column's q, float types its x. */
+/* y[c * y_stride + r] = row r of w times the last n columns, 1 to MMRT_FEW of them, for n_rows rows
+ * that lie row_bytes apart. Quantised types read a column's q, float types its x. */
 typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows,
-                            const struct mmrt_columns *columns, float *y);
+                            const struct mmrt_columns *columns, size_t n, float *y,
+                            size_t y_stride);
 
 /* y[c * y_stride + r] = row r of w times column first + c, for n_rows rows and n_columns columns.
  * scratch: MMRT_MATMUL_SCRATCH bytes, 64-byte aligned, of this thread's own. */
