@@ -1,17 +1,13 @@
+/* What the matrix products of bytes serve: those of quantised types, and the roof of integers. */
 #define V_ISA neon_i8mm
 #include "kernels/isa/neon.h"
 
 #include "kernels/body/names.inc"
 
-#include "kernels/body/exp.inc"
 #include "kernels/body/types.inc"
 
 #include "kernels/body/grid_types.inc"
 
-#include "kernels/body/attend.inc"
-#include "kernels/body/float_matrix.inc"
 #include "kernels/body/matvec.inc"
 #include "kernels/body/panel.inc"
-#include "kernels/body/quantize.inc"
 #include "kernels/body/roof.inc"
-#include "kernels/body/vector.inc"
