@@ -539,17 +539,26 @@ typedef struct mmrt_mark {
     int64_t read_bytes; /* from storage */
 } mmrt_mark;
 
-/* Runs one step on n tokens (1 to max_tokens) at positions kv length to length + n - 1, and appends
- * them to kv. Writes the logits of tokens first_output to n - 1 to logits, float32
- * [n - first_output][vocabulary]. On any failure kv keeps its length. NOT_FINITE if a logit is NaN
- * or infinite; IO, naming the tensor, if a weight's file was cut short or cannot be read.
+/* Tokens of a step that follow one another in one text. Several parts of a step may be of one text:
+ * each goes on where the one before it ends. */
+typedef struct mmrt_part {
+    mmrt_kv *kv; /* the text's */
+    uint32_t n;
+} mmrt_part;
+
+/* Runs one step on n tokens (1 to max_tokens), first those of parts[0], then those of parts[1] and
+ * so on, each at the positions from its kv's length on, and appends them to the kvs. Writes the
+ * logits of tokens first_output to n - 1 to logits, float32 [n - first_output][vocabulary]. On any
+ * failure all kvs keep their lengths. NOT_FINITE if a logit is NaN or infinite; IO, naming the
+ * tensor, if a weight's file was cut short or cannot be read.
  *
  * Fills in marks[0] to marks[n_marks - 1], in which `op` rises; each costs a system call of 1 to
  * 2 us. */
-mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
-                             const int32_t *tokens, uint32_t n, uint32_t first_output,
-                             float *logits, mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
-                             void *poll_context, mmrt_error *err);
+mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
+                             int32_t n_parts, const int32_t *tokens, uint32_t n,
+                             uint32_t first_output, float *logits, mmrt_mark *marks,
+                             int32_t n_marks, mmrt_poll_fn *poll, void *poll_context,
+                             mmrt_error *err);
 
 /* ---- streamed weights (stream/, exec/) ----------------------------------------------------- */
 

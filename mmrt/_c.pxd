@@ -331,7 +331,11 @@ cdef extern from "mmrt.h" nogil:
 
     void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats)
 
-    mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
+    ctypedef struct mmrt_part:
+        mmrt_kv *kv
+        uint32_t n
+    mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
+                                 int32_t n_parts,
                                  const int32_t *tokens, uint32_t n, uint32_t first_output,
                                  float *logits, mmrt_mark *marks, int32_t n_marks,
                                  mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) nogil

@@ -102,10 +102,13 @@ class Share:
 class _Step:
     """A step that is about to run, and what it takes."""
 
-    def __init__(self, share: Share, n_tokens: int, length: int) -> None:
+    def __init__(self, share: Share, parts: list[tuple[int, int]]) -> None:
+        """parts: so many tokens that go on with a text of so many."""
         program = share.program
-        self.pages = share.pages(n_tokens, length)
-        self.scratch = program.step_bytes(n_tokens) - program.step_bytes(1)  # if they are limited
+        self.n_tokens = sum(n for n, _ in parts)
+        self.pages = sum(share.pages(n, length) for n, length in parts)
+        # If weights are limited; else it stays taken.
+        self.scratch = program.step_bytes(self.n_tokens) - program.step_bytes(1)
         self.takes_more = self.pages > 0 or self.scratch > 0
 
 
@@ -156,7 +159,7 @@ class Budget:
         with self._lock:
             self._shares.add(share)
             try:
-                self._look(_Step(share, 1, 0))
+                self._look(_Step(share, [(1, 0)]))
             except BaseException:
                 self._shares.discard(share)
                 raise
@@ -168,16 +171,16 @@ class Budget:
             self._looked = 0.0
 
     @contextmanager
-    def step(self, share: Share, n_tokens: int, cache: Cache) -> Iterator[None]:
-        """For a step of n_tokens that extends `cache`.
+    def step(self, share: Share, parts: list[tuple[int, Cache]]) -> Iterator[None]:
+        """For a step that extends each of these caches by so many tokens.
 
         Raises OutOfMemoryError if that leaves too little for the weights.
         """
-        about = _Step(share, n_tokens, cache.length)
+        about = _Step(share, [(n, cache.length) for n, cache in parts])
         with self._lock:
             if about.takes_more or time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._look(about)
-        if share.weights is None or n_tokens < share.step_tokens:
+        if share.weights is None or about.n_tokens < share.step_tokens:
             yield
             return
         before, started = share.stall_seconds, time.monotonic()

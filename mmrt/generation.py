@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmrt.errors import ArgumentError
 from mmrt.sampler import Sampler
-from mmrt.sequence import Progress
+from mmrt.sequence import Progress, extend_together
 from mmrt.sequence import Sequence as TokenSequence
 from mmrt.tokenizer import StreamDecoder
 
@@ -61,32 +64,68 @@ class StopStrings:
         return held
 
 
-def generate(
-    model: "Model",
-    sequence: TokenSequence,
-    prompt: Sequence[int],
-    max_tokens: int | None,
-    sampler: Sampler,
-    stops: StopStrings,
-    on_prefill: Progress | None,
-) -> Iterator[Piece]:
-    """Reads `prompt` into `sequence` and yields pieces of what the model writes after it."""
-    decoder = StreamDecoder(model.tokenizer)
-    logits = sequence.extend(prompt, progress=on_prefill)
-    room = model.context - len(sequence)
-    left = room if max_tokens is None else min(max_tokens, room)
-    while left > 0:
-        token = sampler(logits, sequence.tokens)
-        if token in model.tokenizer.stop_ids:
-            yield Piece(stops.feed(decoder.finish())[0] + stops.finish(), token, "stop")
+class Answer:
+    """What a model writes in one sequence, a token at a time."""
+
+    def __init__(
+        self,
+        model: "Model",
+        sequence: TokenSequence,
+        max_tokens: int | None,
+        sampler: Sampler,
+        stops: StopStrings,
+    ) -> None:
+        self.sequence = sequence
+        self._model, self._sampler, self._stops = model, sampler, stops
+        self._decoder = StreamDecoder(model.tokenizer)
+        self._max_tokens = max_tokens
+        self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
+
+    def take(self, logits: NDArray[np.float32]) -> tuple[list[Piece], int | None]:
+        """Pieces that come after the last token read, and the token to read next; None: it ends."""
+        if self._left is None:
+            room = self._model.context - len(self.sequence)
+            self._left = room if self._max_tokens is None else min(self._max_tokens, room)
+        pieces: list[Piece] = []
+        if self._left > 0:
+            token = self._sampler(logits, self.sequence.tokens)
+            if token in self._model.tokenizer.stop_ids:
+                rest = self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
+                return [Piece(rest, token, "stop")], None
+            self._left -= 1
+            text, stopped = self._stops.feed(self._decoder.feed(token))
+            if stopped:
+                return [Piece(text, token, "stop")], None
+            pieces.append(Piece(text, token))
+            if self._left:
+                return pieces, token
+        text, stopped = self._stops.feed(self._decoder.finish())
+        pieces.append(Piece(text + self._stops.finish(), None, "stop" if stopped else "length"))
+        return pieces, None
+
+
+def generate(answer: Answer, prompt: Sequence[int], on_prefill: Progress | None) -> Iterator[Piece]:
+    """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
+    logits = answer.sequence.extend(prompt, progress=on_prefill)
+    while True:
+        pieces, token = answer.take(logits)
+        yield from pieces
+        if token is None:
             return
-        left -= 1
-        text, stopped = stops.feed(decoder.feed(token))
-        if stopped:
-            yield Piece(text, token, "stop")
-            return
-        yield Piece(text, token)
-        if left:
-            logits = sequence.extend([token])
-    text, stopped = stops.feed(decoder.finish())
-    yield Piece(text + stops.finish(), None, "stop" if stopped else "length")
+        logits = answer.sequence.extend([token])
+
+
+def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Reads each prompt into its answer's sequence; returns what comes after them."""
+    written = [""] * len(answers)
+    to_read = {i: list(prompt) for i, prompt in enumerate(prompts)}
+    while to_read:
+        numbers = list(to_read)
+        rows = extend_together([(answers[i].sequence, to_read[i]) for i in numbers])
+        to_read = {}
+        for i, logits in zip(numbers, rows, strict=True):
+            pieces, token = answers[i].take(logits)
+            written[i] += "".join(piece.text for piece in pieces)
+            if token is not None:
+                to_read[i] = [token]
+    return written

@@ -1,5 +1,6 @@
 """A language model that runs from the mapped pages of its file."""
 
+import contextlib
 import functools
 import os
 import weakref
@@ -14,7 +15,7 @@ from mmrt import budget, chat, counters, formats, models, policies, quant
 from mmrt.budget import Budget, Share
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
-from mmrt.generation import Piece, StopStrings, generate
+from mmrt.generation import Answer, Piece, StopStrings, generate, generate_together
 from mmrt.kernels import Pool, cpu_info, trim_heap
 from mmrt.memory import Memory
 from mmrt.models.weights import Weights
@@ -216,14 +217,31 @@ class Model:
             return min(wanted, STEP_TOKENS)
         return self.budget.step_tokens(self._share, wanted)
 
+    def run_together(
+        self,
+        caches: List[Cache],
+        counts: List[int],
+        tokens: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """One step of several sequences: of `tokens` the first counts[0] are the first's, and so
+        on; a cache may come again. logits: of the last tokens, as many rows as it has."""
+        parts = list(zip(counts, caches, strict=True))
+        step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
+        with self._naming_nan(), step:
+            self.program.run_together(list(caches), list(counts), tokens, logits)
+
     def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
         """One step of `cache`'s sequence; if it fails over NaN, says in which tensor it is."""
+        parts = [(len(tokens), cache)]
+        step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
+        with self._naming_nan(), step:
+            self.run_step(cache, tokens, logits)
+
+    @contextlib.contextmanager
+    def _naming_nan(self) -> Iterator[None]:
         try:
-            if self._share is None:
-                self.run_step(cache, tokens, logits)
-            else:
-                with self.budget.step(self._share, len(tokens), cache):
-                    self.run_step(cache, tokens, logits)
+            yield
         except FormatError as error:
             culprit = next((t for t in self.program.weights if not _is_finite(t)), None)
             what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)
@@ -261,10 +279,8 @@ class Model:
         Raises ArgumentError at once for an option out of its range, an empty prompt, or one that
         the context cannot hold.
         """
-        if max_tokens is not None and (
-            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
-        ):
-            raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
+        if max_tokens is not None:
+            _require_count(max_tokens)
         sampler = Sampler(
             temperature=temperature,
             top_k=top_k,
@@ -282,8 +298,48 @@ class Model:
         if not ids:
             raise ArgumentError("the prompt is empty")
         self.require_room(len(text) + len(ids))
-        pieces = generate(self, text, ids, max_tokens, sampler, stops, on_prefill)
+        pieces = generate(Answer(self, text, max_tokens, sampler, stops), ids, on_prefill)
         return _closing(text, pieces) if sequence is None else pieces
+
+    def generate_all(
+        self,
+        prompts: Iterable[str | Iterable[int]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        seed: int | None = None,
+        stop: List[str] = (),
+    ) -> list[str]:
+        """What the model writes after each of several prompts; options as for stream(), the same
+        for each. They go on together: each reading of the weights serves one token of every text,
+        which is worth most where weights are streamed from the disk."""
+        if max_tokens is not None:
+            _require_count(max_tokens)
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        options |= {"min_p": min_p, "repeat_penalty": repeat_penalty, "seed": seed}
+        options["repeat_last_n"] = repeat_last_n
+        texts = [self.tokenize(p, True) if isinstance(p, str) else list(p) for p in prompts]
+        for ids in texts:
+            if not ids:
+                raise ArgumentError("the prompt is empty")
+            self.require_room(len(ids))
+        with contextlib.ExitStack() as stack:
+            answers = [
+                Answer(
+                    self,
+                    stack.enter_context(self.sequence()),
+                    max_tokens,
+                    Sampler(**options),
+                    StopStrings(stop),
+                )
+                for _ in texts
+            ]
+            return generate_together(answers, texts)
 
     def generate(
         self, prompt: str | Iterable[int], *, max_tokens: int | None = None, **options: Any
@@ -324,6 +380,11 @@ class Model:
     def chat(self, messages: List[Mapping[str, Any]], **options: Any) -> str:
         """The answer to `messages`, whole; options as for stream()."""
         return "".join(piece.text for piece in self.stream_chat(messages, **options))
+
+
+def _require_count(max_tokens: int) -> None:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
+        raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
 
 
 def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -1,4 +1,6 @@
-from mmrt._c cimport mmrt_kv, mmrt_op, mmrt_program
+from libc.stdint cimport int32_t, int64_t
+
+from mmrt._c cimport mmrt_kv, mmrt_op, mmrt_part, mmrt_program
 from mmrt.kernels cimport Pool
 from mmrt.tensor cimport Tensor
 
@@ -19,6 +21,8 @@ cdef class Program:
     cdef _release(self)
     cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
+    cdef _run(self, list caches, mmrt_part *parts, int32_t n_parts, const int32_t[::1] tokens,
+              float[:, ::1] logits, int64_t[:, ::1] marks)
     cdef int _add(self, mmrt_op *op, weights, str note) except -1
 
 

@@ -94,6 +94,13 @@ class Program:
     @property
     def operations(self) -> list[tuple[str, list[Tensor]]]: ...
     def shares(self, tensor: Tensor) -> list[int] | None: ...
+    def run_together(
+        self,
+        caches: list[Cache],
+        counts: list[int],
+        tokens: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None: ...
     def run(
         self,
         cache: Cache,

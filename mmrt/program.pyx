@@ -10,7 +10,7 @@ from mmrt._c cimport (
     mmrt_kv_create, mmrt_kv_free, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
     mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
-    mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
+    mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
     mmrt_status, mmrt_weight,
 )
 from mmrt._c cimport (  # streaming
@@ -409,36 +409,66 @@ cdef class Program:
         the row receives the time (as time.monotonic_ns() tells it), and of the process so far the
         minor faults, the major faults and the bytes read from storage.
         """
+        cdef mmrt_part part
+        part.n = tokens.shape[0]
+        self._run([cache], &part, 1, tokens, logits, marks)
+
+    def run_together(self, list caches not None, list counts not None,
+                     const int32_t[::1] tokens not None, float[:, ::1] logits not None):
+        """One step of several texts, which share one reading of the weights: the first counts[0] of
+        `tokens` are appended to caches[0], the next counts[1] to caches[1], and so on. A cache may
+        come more than once. The rest is as for run().
+        """
+        cdef mmrt_part *parts = <mmrt_part *> calloc(len(caches) + 1, sizeof(mmrt_part))
+        if parts is NULL:
+            raise MemoryError
+        try:
+            for i, n in enumerate(counts):
+                parts[i].n = n
+            self._run(caches, parts, len(caches), tokens, logits, None)
+        finally:
+            free(parts)
+
+    cdef _run(self, list caches, mmrt_part *parts, int32_t n_parts, const int32_t[::1] tokens,
+              float[:, ::1] logits, int64_t[:, ::1] marks):
         cdef mmrt_error error
         cdef mmrt_status status
         cdef uint32_t n = tokens.shape[0], first_output
         cdef list raised = []
+        cdef Cache cache
         if self.handle is NULL:
             raise ArgumentError("the model is closed")
         if not 1 <= logits.shape[0] <= tokens.shape[0] or logits.shape[1] != self.vocab_size:
             raise ArgumentError(f"logits: no room of shape (1 to {n}, {self.vocab_size})")
-        if cache.busy:
-            raise ArgumentError("this sequence is running in another thread")
         cdef mmrt_mark *first_mark = NULL
         cdef int32_t n_marks = 0
         if marks is not None and marks.shape[0]:
             _check_marks(marks, len(self.lines))
             first_mark, n_marks = <mmrt_mark *> &marks[0, 0], marks.shape[0]
         first_output = n - <uint32_t> logits.shape[0]
-        cache.busy = True
+        for cache in caches:
+            if cache.busy:
+                raise ArgumentError("this sequence is running in another thread")
+        for i, cache in enumerate(caches):
+            cache.busy = True
+            parts[i].kv = cache.handle
         self.running += 1
         try:
             with nogil:
                 status = mmrt_program_run(
-                    self.handle, self.pool.handle, cache.handle, &tokens[0], n, first_output,
+                    self.handle, self.pool.handle, parts, n_parts, &tokens[0], n, first_output,
                     &logits[0, 0], first_mark, n_marks, poll, <void *> raised, &error,
                 )
         finally:
             self.running -= 1
-            cache.busy = False
+            for cache in caches:
+                cache.busy = False
         check_polled(status, &error, raised)
-        for i in range(n):  # here, where no signal handler can come between
-            cache.tokens.append(tokens[i])
+        cdef uint32_t at = 0
+        for i, cache in enumerate(caches):  # here, where no signal handler can come between
+            for _ in range(parts[i].n):
+                cache.tokens.append(tokens[at])
+                at += 1
 
     def __str__(self):
         rows = []

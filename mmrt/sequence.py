@@ -1,6 +1,7 @@
 """A text in progress: tokens, and the keys and values that a model has computed for them."""
 
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as List
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -55,16 +56,7 @@ class Sequence:
         holds, and then has read nothing. After an interruption it holds what was read until then.
         """
         given = list(ids)
-        if not given:
-            raise ArgumentError("there are no tokens to read: the text is empty")
-        self._model.require_room(len(self) + len(given))
-        vocabulary = self._model.vocab_size
-        for token in given:
-            if not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
-                raise ArgumentError(
-                    f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
-                )
-        tokens = np.array(given, np.int32)
+        tokens, vocabulary = self._checked(given), self._model.vocab_size
         wanted = len(given) if outputs == "all" else 1
         logits = np.empty((wanted, vocabulary), np.float32)
         done = 0
@@ -77,6 +69,18 @@ class Sequence:
             if progress is not None:
                 progress(done, len(given))
         return logits if outputs == "all" else logits[0]
+
+    def _checked(self, given: list[int]) -> NDArray[np.int32]:
+        if not given:
+            raise ArgumentError("there are no tokens to read: the text is empty")
+        self._model.require_room(len(self) + len(given))
+        vocabulary = self._model.vocab_size
+        for token in given:
+            if not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
+                raise ArgumentError(
+                    f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
+                )
+        return np.array(given, np.int32)
 
     def truncate(self, length: int) -> None:
         """Forgets the tokens from `length` on and gives their memory back."""
@@ -91,3 +95,51 @@ class Sequence:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.float32]:
+    """Reads more tokens into each of several sequences of one model, each reading of its weights
+    for all of them; returns the logits after the last token of each, float32 (parts, vocabulary).
+
+    Raises ArgumentError as extend() does, for sequences of several models, and for one that comes
+    twice. After an interruption each holds what was read until then.
+    """
+    if not parts:
+        raise ArgumentError("there are no sequences")
+    model = parts[0][0]._model
+    if any(sequence._model is not model for sequence, _ in parts):
+        raise ArgumentError("the sequences belong to several models")
+    if len({id(sequence) for sequence, _ in parts}) < len(parts):
+        raise ArgumentError("a sequence comes twice")
+    texts = [(sequence._cache, sequence._checked(list(ids))) for sequence, ids in parts]
+    logits = np.empty((len(texts), model.vocab_size), np.float32)
+    done = 0
+    while done < len(texts):
+        group = texts[done : done + model.step_tokens(len(texts) - done)]
+        _read_together(model, group, logits[done : done + len(group)])
+        done += len(group)
+    return logits
+
+
+def _read_together(
+    model: "Model", texts: List[tuple[Cache, NDArray[np.int32]]], logits: NDArray[np.float32]
+) -> None:
+    """The last tokens of all, whose logits are wanted, are the last ones of the last step."""
+    left = [(cache, tokens[:-1]) for cache, tokens in texts if len(tokens) > 1]
+    last = [(cache, tokens[-1:]) for cache, tokens in texts]
+    while True:
+        room = model.step_tokens(sum(len(tokens) for _, tokens in left) + len(last))
+        step: list[tuple[Cache, NDArray[np.int32]]] = []
+        while left and room:
+            cache, tokens = left.pop(0)
+            step.append((cache, tokens[:room]))
+            if len(tokens) > room:
+                left.insert(0, (cache, tokens[room:]))
+            room -= len(step[-1][1])
+        ends = not left and (room >= len(last) or not step)
+        step += last if ends else []
+        caches, parts = zip(*step, strict=True)
+        rows = logits if ends else logits[:1]  # which a later step overwrites
+        model.run_together(caches, [len(part) for part in parts], np.concatenate(parts), rows)
+        if ends:
+            return

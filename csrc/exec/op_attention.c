@@ -39,6 +39,7 @@ void mmrt_op_rope(struct worker *w) {
     const size_t n_q = (size_t)op->n_heads, n_heads = n_q + 2 * n_kv;
     const uint64_t n = step->n * n_heads;
     const uint64_t end = n * (uint64_t)(w->thread + 1) / (uint64_t)w->n_threads;
+    const struct part *part = step->parts;
     for (uint64_t i = n * (uint64_t)w->thread / (uint64_t)w->n_threads; i < end; i++) {
         const size_t token = i / n_heads, head = i % n_heads;
         const bool is_query = head < n_q, is_value = head >= n_q + n_kv;
@@ -50,16 +51,17 @@ void mmrt_op_rope(struct worker *w) {
             rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
         if (is_query)
             continue;
-        const uint64_t position = step->position + token;
+        part = part_from(part, token);
+        const uint64_t position = position_of(part, token);
         const size_t slot = position % MMRT_PAGE_KEYS;
-        uint8_t *page = mmrt_kv_pages(step->kv)[position / MMRT_PAGE_KEYS];
+        uint8_t *page = mmrt_kv_pages(part->kv)[position / MMRT_PAGE_KEYS];
         const uint32_t layer = (uint32_t)op->layer;
         if (is_value)
-            store_f16(page + mmrt_kv_values_at(step->kv, layer, (uint32_t)(head - n_q - n_kv)) +
+            store_f16(page + mmrt_kv_values_at(part->kv, layer, (uint32_t)(head - n_q - n_kv)) +
                           2 * slot * dim,
                       1, x, dim);
         else
-            store_f16(page + mmrt_kv_keys_at(step->kv, layer, (uint32_t)(head - n_q)) + 2 * slot,
+            store_f16(page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)(head - n_q)) + 2 * slot,
                       MMRT_PAGE_KEYS, x, dim);
     }
 }
@@ -77,6 +79,31 @@ static size_t heads_of_task(size_t group, size_t tasks, size_t n_threads) {
     return heads;
 }
 
+/* Tokens of one part that attend together. */
+struct tile {
+    const struct part *part;
+    size_t token, n;
+};
+
+/* The number of tiles of the step's tokens from `first` on, each of `tokens` at most; *found is the
+ * one of number `wanted`. */
+static size_t tiles_of(const struct step *step, size_t first, size_t tokens, size_t wanted,
+                       struct tile *found) {
+    size_t n_tiles = 0;
+    for (const struct part *part = part_from(step->parts, first);; part++) {
+        const size_t end = (size_t)part->first + part->n;
+        const size_t start = part->first < first ? first : part->first;
+        const size_t n = (end - start + tokens - 1) / tokens, number = wanted - n_tiles;
+        if (wanted >= n_tiles && number < n) {
+            const size_t token = start + number * tokens, left = end - token;
+            *found = (struct tile){part, token, left < tokens ? left : tokens};
+        }
+        n_tiles += n;
+        if (end == step->n)
+            return n_tiles;
+    }
+}
+
 void mmrt_op_attend(struct worker *w) {
     const struct step *step = w->step;
     const mmrt_op *op = w->op;
@@ -88,28 +115,30 @@ void mmrt_op_attend(struct worker *w) {
     size_t tokens = MMRT_ATTEND_ROWS / heads; /* of a tile */
     if (tokens > n)
         tokens = n;
-    const size_t tiles = (n + tokens - 1) / tokens;
+    struct tile tile = {0};
+    const size_t tiles = tiles_of(step, first, tokens, 0, &tile);
     heads = heads_of_task(group, tiles * n_kv, (size_t)w->n_threads);
     const size_t parts = (group + heads - 1) / heads;
     uint64_t task;
     mmrt_share_begin(w->runs, w->thread, w->n_threads, tiles * n_kv * parts);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &task)) {
-        const size_t tile = task / (n_kv * parts), kv_head = task / parts % n_kv;
-        const size_t in_group = task % parts * heads, token = first + tile * tokens;
+        tiles_of(step, first, tokens, task / (n_kv * parts), &tile);
+        const size_t kv_head = task / parts % n_kv, token = tile.token;
+        const size_t in_group = task % parts * heads;
         const size_t head = kv_head * group + in_group;
         struct mmrt_attention a = {
             .q = row_at(in, token) + head * dim,
             .out = row_at(out, token) + head * dim,
             .q_stride = in->k,
             .out_stride = out->k,
-            .n_tokens = step->n - token < tokens ? step->n - token : tokens,
+            .n_tokens = tile.n,
             .n_heads = group - in_group < heads ? group - in_group : heads,
             .head_dim = dim,
-            .position = step->position + token,
+            .position = position_of(tile.part, token),
             .window = op->window,
-            .pages = mmrt_kv_pages(step->kv),
-            .k_offset = mmrt_kv_keys_at(step->kv, (uint32_t)op->layer, (uint32_t)kv_head),
-            .v_offset = mmrt_kv_values_at(step->kv, (uint32_t)op->layer, (uint32_t)kv_head),
+            .pages = mmrt_kv_pages(tile.part->kv),
+            .k_offset = mmrt_kv_keys_at(tile.part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
+            .v_offset = mmrt_kv_values_at(tile.part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
             .scale = op->scale,
             .softcap = op->softcap,
             .scratch = w->scratch,

@@ -63,15 +63,22 @@ struct mmrt_program {
     struct mmrt_run *runs; /* [2][n_threads] */
 };
 
+/* Tokens of a step that follow one another in one text. */
+struct part {
+    mmrt_kv *kv;
+    uint32_t first; /* of the step's tokens */
+    uint32_t n;
+    uint64_t position; /* of the first */
+};
+
 /* One step, shared by its threads. */
 struct step {
     const mmrt_program *program;
     mmrt_pool *pool;
-    mmrt_kv *kv;
+    const struct part *parts; /* of these tokens, in turn */
     const int32_t *tokens;
     uint32_t n;            /* tokens */
     uint32_t first_output; /* logits are wanted from this token on */
-    uint64_t position;     /* of token 0 */
     float *logits;
     mmrt_mark *marks;
     int32_t n_marks;
@@ -95,6 +102,17 @@ struct worker {
     double polled; /* when thread 0 last asked the caller */
     void *scratch; /* of this thread */
 };
+
+/* The part that holds a token which lies in `part` or in one after it. */
+static inline const struct part *part_from(const struct part *part, size_t token) {
+    while (token >= (size_t)part->first + part->n)
+        part++;
+    return part;
+}
+
+static inline uint64_t position_of(const struct part *part, size_t token) {
+    return part->position + (token - part->first);
+}
 
 static inline const mmrt_weight *weight_at(const struct step *step, int32_t index) {
     return &step->program->weights[index];

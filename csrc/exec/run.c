@@ -6,6 +6,7 @@
 #include "kv/kv.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -20,10 +21,12 @@ static op_fn *const functions[] = {
 static void fill_ropes(const struct step *step, int thread, int n_threads) {
     for (int32_t i = 0; i < step->program->n_ropes; i++) {
         const struct rope *rope = &step->program->ropes[i];
+        const struct part *part = step->parts;
         for (uint32_t t = (uint32_t)thread; t < step->n; t += (uint32_t)n_threads) {
             float *row = rope->table + (size_t)t * rope->n_pairs * 2;
+            part = part_from(part, t);
             for (uint32_t p = 0; p < rope->n_pairs; p++) {
-                const double angle = (double)(step->position + t) * rope->frequencies[p];
+                const double angle = (double)position_of(part, t) * rope->frequencies[p];
                 row[2 * p] = rope->magnitude * (float)cos(angle);
                 row[2 * p + 1] = rope->magnitude * (float)sin(angle);
             }
@@ -156,13 +159,41 @@ static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
     return MMRT_OK;
 }
 
-mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv,
-                             const int32_t *tokens, uint32_t n, uint32_t first_output,
-                             float *logits, mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
-                             void *poll_context, mmrt_error *err) {
+/* Finds where in its text each part begins, and makes room for it. */
+static mmrt_status place_parts(const mmrt_program *program, const mmrt_part *given, int32_t n_parts,
+                               struct part *parts, uint32_t n, mmrt_error *err) {
+    const mmrt_kv_shape b = program->kv_shape;
+    uint64_t first = 0;
+    for (int32_t i = 0; i < n_parts; i++) {
+        mmrt_kv *kv = given[i].kv;
+        const mmrt_kv_shape a = mmrt_kv_shape_of(kv);
+        if (a.n_layers != b.n_layers || a.n_heads != b.n_heads || a.head_dim != b.head_dim)
+            return mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
+        uint64_t position = mmrt_kv_length(kv);
+        for (int32_t j = 0; j < i; j++)
+            position += parts[j].kv == kv ? parts[j].n : 0;
+        parts[i] = (struct part){
+            .kv = kv, .first = (uint32_t)first, .n = given[i].n, .position = position};
+        first += given[i].n;
+        if (!given[i].n || first > n || (i == n_parts - 1 && first < n))
+            return mmrt_fail(err, MMRT_ARGUMENT, "the parts do not add up to %u tokens", n);
+        mmrt_status status = mmrt_kv_reserve(kv, position + given[i].n, err);
+        if (status)
+            return status;
+    }
+    return MMRT_OK;
+}
+
+mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
+                             int32_t n_parts, const int32_t *tokens, uint32_t n,
+                             uint32_t first_output, float *logits, mmrt_mark *marks,
+                             int32_t n_marks, mmrt_poll_fn *poll, void *poll_context,
+                             mmrt_error *err) {
     if (!program->memory || mmrt_pool_threads(pool) > program->n_threads)
         return mmrt_fail(err, MMRT_ARGUMENT, "the program has no scratch for %d threads",
                          mmrt_pool_threads(pool));
+    if (n_parts < 1)
+        return mmrt_fail(err, MMRT_ARGUMENT, "a step without a text");
     if (n < 1 || n > program->max_tokens || first_output >= n)
         return mmrt_fail(err, MMRT_ARGUMENT, "a step takes 1 to %u tokens, not %u",
                          program->max_tokens, n);
@@ -170,20 +201,17 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
         if (tokens[i] < 0 || (uint64_t)tokens[i] >= program->vocabulary)
             return mmrt_fail(err, MMRT_ARGUMENT, "token %u: id %d is not from 0 to %llu", i,
                              tokens[i], (unsigned long long)program->vocabulary - 1);
-    const mmrt_kv_shape a = mmrt_kv_shape_of(kv), b = program->kv_shape;
-    if (a.n_layers != b.n_layers || a.n_heads != b.n_heads || a.head_dim != b.head_dim)
-        return mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
-    mmrt_status status = mmrt_kv_reserve(kv, mmrt_kv_length(kv) + n, err);
-    if (status)
-        return status;
+    struct part *placed = calloc((size_t)n_parts, sizeof *placed);
+    if (!placed)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step of %d parts", n_parts);
+    mmrt_status status = place_parts(program, parts, n_parts, placed, n, err);
     struct step step = {
         .program = program,
         .pool = pool,
-        .kv = kv,
+        .parts = placed,
         .tokens = tokens,
         .n = n,
         .first_output = first_output,
-        .position = mmrt_kv_length(kv),
         .logits = logits,
         .marks = marks,
         .n_marks = n_marks,
@@ -191,14 +219,17 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, mmrt_kv *kv
         .poll_context = poll_context,
         .last_op = INT32_MAX,
     };
-    status = run_step(&step, err);
+    if (!status)
+        status = run_step(&step, err);
     if (!status)
         status = check_weights(program, err);
     if (!status && atomic_load(&step.not_finite))
         status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
-    if (status)
-        mmrt_kv_truncate(kv, step.position); /* gives reserved pages back */
-    else
-        mmrt_kv_set_length(kv, step.position + n);
+    for (int32_t i = 0; i < n_parts; i++)
+        if (status) /* gives reserved pages back */
+            mmrt_kv_truncate(parts[i].kv, mmrt_kv_length(parts[i].kv));
+        else
+            mmrt_kv_set_length(placed[i].kv, placed[i].position + placed[i].n);
+    free(placed);
     return status;
 }

