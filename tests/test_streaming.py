@@ -1,0 +1,185 @@
+"""Streaming where things go wrong, or files lie somewhere odd: the same logits, or one error."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import mounts
+import numpy as np
+import pytest
+import tiny_models
+from command import HOME
+
+import mmrt
+from mmrt import counters
+from mmrt.budget import Budget
+from mmrt.errors import FileError, UnsupportedError
+from mmrt.program import check_reader
+from mmrt.streaming import READERS
+
+MIB = 1 << 20
+IDS = [5, 9, 17, 4, 200]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"n_layers": 6, "n_embd": 512, "n_ff": 2048, "head_dim": 64, "n_heads": 8}
+    model = tiny_models.llama(type="Q8_0", n_vocab=2000, separate_output=True, **shape)
+    return model.write(tmp_path_factory.mktemp("streaming") / "m.gguf")
+
+
+@pytest.fixture
+def open_small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., mmrt.Model]:
+    """Opens a model so that about half of its weights are streamed."""
+
+    def start(path: Path, reader: str | None = None) -> mmrt.Model:
+        used = counters.resident()
+        monkeypatch.setattr(counters, "resident", lambda: used)
+        model = mmrt.Model(path, memory=Budget(sum(used) + 16 * MIB), reader=reader)
+        assert model.memory.streamed > 4 * MIB
+        return model
+
+    return start
+
+
+def can(reader: str, path: Path) -> bool:
+    with mmrt.open(path) as file:
+        try:
+            check_reader(reader, file.mappings[0])
+        except UnsupportedError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_gives_the_same(
+    reader: str, path: Path, open_small: Callable[..., mmrt.Model]
+) -> None:
+    if not can(reader, path):
+        pytest.skip(f"no {reader} here")
+    with mmrt.Model(path) as model:
+        expected = model.logits(IDS)
+    with open_small(path, reader) as model:
+        for _ in range(3):
+            assert np.array_equal(model.logits(IDS), expected)
+        streaming = model.memory.streaming
+        assert streaming is not None and streaming.reader == reader
+        assert streaming.read >= 2 * streaming.streamed
+        assert 0 <= streaming.overlap <= 1
+
+
+@pytest.mark.parametrize("kind", mounts.KINDS)
+def test_wherever_the_file_lies(
+    kind: str, path: Path, tmp_path: Path, open_small: Callable[..., mmrt.Model]
+) -> None:
+    """Without O_DIRECT a reader is refused when asked for, and another found when not."""
+    with mmrt.Model(path) as model:
+        expected = model.logits(IDS)
+
+    def work(there: Path) -> None:
+        for reader in (None, *READERS):
+            if reader is not None and not can(reader, there):
+                with pytest.raises(UnsupportedError, match=str(there)):
+                    open_small(there, reader)
+                continue
+            with open_small(there, reader) as model:
+                assert np.array_equal(model.logits(IDS), expected)
+
+    mounts.on(kind, path, tmp_path / "mount", work)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_cut_short_while_streaming(
+    reader: str, path: Path, tmp_path: Path, open_small: Callable[..., mmrt.Model]
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    if not can(reader, copy):
+        pytest.skip(f"no {reader} here")
+    with open_small(copy, reader) as model, model.sequence() as sequence:
+        sequence.extend(IDS)
+        os.truncate(copy, copy.stat().st_size // 2)
+        with pytest.raises(FileError, match=str(copy)):
+            for token in range(10):
+                sequence.extend([token])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_deleted_while_streaming(
+    reader: str, path: Path, tmp_path: Path, open_small: Callable[..., mmrt.Model]
+) -> None:
+    """Its bytes are there for as long as it is open."""
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    if not can(reader, copy):
+        pytest.skip(f"no {reader} here")
+    with mmrt.Model(path) as model:
+        expected = model.logits(IDS)
+    with open_small(copy, reader) as model:
+        model.logits(IDS)
+        copy.unlink()
+        assert np.array_equal(model.logits(IDS), expected)
+
+
+def test_threads_of_one_model(path: Path, open_small: Callable[..., mmrt.Model]) -> None:
+    with mmrt.Model(path) as model:
+        expected = model.logits(IDS)
+    with open_small(path) as model:
+        same: list[bool] = []
+
+        def work() -> None:
+            same.extend(np.array_equal(model.logits(IDS), expected) for _ in range(4))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert same == [True] * 16
+
+
+LOWERED = """
+import sys, mmrt
+with mmrt.Model(sys.argv[1], threads=2) as model, model.sequence() as sequence:
+    sequence.extend([7] * 20)
+    print("running", model.memory.streamed, flush=True)
+    sys.stdin.readline()
+    import time
+    time.sleep(0.5)
+    for token in range(40):
+        sequence.extend([token])
+    print("ended", model.memory.streamed)
+"""
+
+
+def test_a_limit_lowered_while_running(path: Path) -> None:
+    """By the administrator: the model lets weights go, and is not killed."""
+    folder, version = next(counters.cgroups(), (Path("/none"), 0))
+    group = folder / f"mmrt_lowered_{os.getpid()}"
+    limit = group / ("memory.max" if version == 2 else "memory.limit_in_bytes")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a memory cgroup: {error}")
+    try:
+        if not limit.exists():
+            pytest.skip("the memory controller is not there for new cgroups")
+        limit.write_text(str(200 * MIB))
+        enter = 'echo $$ > "$0" && exec "$@"'
+        command = ["sh", "-c", enter, str(group / "cgroup.procs"), sys.executable, "-c", LOWERED]
+        with subprocess.Popen(
+            [*command, str(path)], cwd=HOME, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == "running 0\n"
+            # Less than all its weights need beside the rest; the kernel takes pages to get there.
+            limit.write_text(str(64 * MIB))
+            out, err = process.communicate("go\n", timeout=100)
+        assert process.returncode == 0, err
+        assert int(out.split()[-1]) > 0
+    finally:
+        group.rmdir()
