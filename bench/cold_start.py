@@ -3,8 +3,9 @@ with llama-cpp-python: `python -m bench.cold_start MODEL.gguf [-p 16] [-n 4] [-r
 
 Each start is a process of its own, with its modules imported. Before it, the file is evicted and
 looked at: none of it may be in memory. What is timed begins with opening the model and ends with
-the logits of a prompt; the tokenizer is made in between. The engines take turns in every round; in
-each, the disk is measured too, by reading the whole file past the page cache.
+the logits of a prompt; the tokenizer is made in between. The engines take turns in every round,
+each time in another order: what one leaves behind in the disk's queues strikes the next. In each
+round the disk is measured too, by reading the whole file past the page cache.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import mmap
 import os
 import platform
+import random
 import statistics
 import time
 import warnings
@@ -30,6 +32,9 @@ from bench.engines import ENGINES, Mmrt
 from mmrt.policies import POLICIES
 
 PEER = "llama.cpp mapped"
+
+# So slow that the first round has to do.
+ONCE = ("random",)
 
 
 def _ours(policy: str) -> Callable[[str, int], Engine]:
@@ -136,14 +141,15 @@ def measure(
 ) -> tuple[list[Row], list[Disk]]:
     found: dict[str, list[Start]] = {name: [] for name in names}
     disk = []
-    for _ in range(rounds):
+    for number in range(rounds):
         disk.append(read_directly(path))
-        for name in names:
+        turn = [name for name in names if number == 0 or name not in ONCE]
+        for name in random.Random(number).sample(turn, len(turn)):
             found[name].append(start(name, path, threads, prompt, after))
     peer = [sample.seconds for sample in found[PEER]]
     rows = []
     for name, samples in found.items():
-        ratios = [theirs / own.seconds for theirs, own in zip(peer, samples, strict=True)]
+        ratios = [theirs / own.seconds for theirs, own in zip(peer, samples, strict=False)]
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
         rows.append(Row(name, *medians, statistics.median(ratios), samples))
     return rows, disk

@@ -1,6 +1,7 @@
 """The README's table of paging: a row for every knob, the call behind it, and its test."""
 
 import ast
+import json
 import re
 from collections.abc import Iterable
 
@@ -102,3 +103,20 @@ def test_all_links_lead_somewhere() -> None:
         folder = (ROOT / page).parent
         for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
             assert target.startswith("https://") or (folder / target).exists(), (page, target)
+
+
+def test_cold_starts_are_those_that_were_measured() -> None:
+    section = TEXT.split("\n### From a cold start\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    shown = {re.split("[`,]", cells[0].strip("`"))[0]: cells[1:] for cells in rows[3:]}
+    measured = json.loads((ROOT / "bench/results/cold-start.json").read_text())["rows"]
+    assert shown == {
+        row["engine"]: [
+            f"{row['seconds']:.2f}",
+            f"{row['bytes_read'] / 1e9:.2f}",
+            f"{row['major_faults']:.0f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in measured
+    }
+    assert shown.keys() >= POLICIES.keys()
