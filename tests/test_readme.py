@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from mmrt import mapping, numa
 from mmrt.policies import POLICIES
+from mmrt.streaming import READERS
 
 TEXT = (ROOT / "README.md").read_text()
 SECTION = TEXT.split("\n## Paging, knob by knob\n")[1].split("\n## ")[0]
@@ -26,6 +27,7 @@ WORDS = {
     'advise("{}")': mapping._ADVICE,
     'advise_file("{}")': mapping._FILE_ADVICE,
     'policy="{}"': POLICIES,
+    'reader="{}"': READERS,
     'set_policy("{}")': numa.MODES,
 }
 
