@@ -136,6 +136,7 @@ class Budget:
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._looked = 0.0
         self._base_anon = self._base_files = 0
+        self._charged: dict[str, int | None] = {}
 
     def start_lock(self) -> None:
         self._lock = threading.RLock()
@@ -150,6 +151,7 @@ class Budget:
                 used = counters.resident()
                 self._base_anon = used.anon
                 self._base_files = used.files + used.page_tables
+                self._charged = {bound.name: bound.files for bound in system.bounds()}
 
     def join(self, share: Share) -> None:
         """Gives a model its share, and takes from the others what it is to have.
@@ -224,10 +226,16 @@ class Budget:
         if self.size is not None:
             bounds.append(system.Bound("the memory budget", self.size, used.anon, 4 * MIB))
         rooms = [
-            Room(b, b.limit - b.margin - b.used - self._base_files - coming - growth + rings)
+            Room(b, b.limit - b.margin - b.used - self._files(b) - coming - growth + rings)
             for b in bounds
         ]
         return min(rooms, key=lambda room: room.n_bytes)
+
+    def _files(self, bound: system.Bound) -> int:
+        """Pages of files that the process needs beside weights, and that count against the bound:
+        a cgroup is not charged for libraries that others had brought into memory before."""
+        charged = self._charged.get(bound.name)
+        return self._base_files if charged is None else min(self._base_files, charged)
 
     def _look(self, step: _Step) -> None:
         self._looked = time.monotonic()

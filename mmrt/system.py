@@ -128,6 +128,9 @@ class Bound(NamedTuple):
     margin: int
     """What is better left free: the kernel's own needs, the limits of these figures."""
 
+    files: int | None = None
+    """Of pages of files, what counts against the limit and can be taken back; None: all of them."""
+
 
 def bounds() -> list[Bound]:
     """The machine's memory, and the limits of the cgroups around this process."""
@@ -142,7 +145,8 @@ def bounds() -> list[Bound]:
             limit = _bytes(folder / name)
             if limit is not None:
                 used = max((_bytes(folder / usage) or 0) - reclaimable, 0)
-                found.append(Bound(f"{folder / name}", limit, used, (8 << 20) + limit // 256))
+                margin = (8 << 20) + limit // 256
+                found.append(Bound(f"{folder / name}", limit, used, margin, reclaimable))
     return found
 
 

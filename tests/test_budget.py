@@ -256,7 +256,7 @@ def test_a_cgroup_is_never_filled(path: Path, cgroup: Path) -> None:
     """A limit that the model does not fit into: no kill, and no reclaim by the kernel."""
     version_2 = (cgroup / "memory.max").exists()
     limit = cgroup / ("memory.max" if version_2 else "memory.limit_in_bytes")
-    limit.write_text(str(72 * MIB))
+    limit.write_text(str(60 * MIB))
 
     def enter() -> None:
         (cgroup / "cgroup.procs").write_text(str(os.getpid()))

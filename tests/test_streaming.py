@@ -177,7 +177,7 @@ def test_a_limit_lowered_while_running(path: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == "running 0\n"
             # Less than all its weights need beside the rest; the kernel takes pages to get there.
-            limit.write_text(str(64 * MIB))
+            limit.write_text(str(46 * MIB))
             out, err = process.communicate("go\n", timeout=100)
         assert process.returncode == 0, err
         assert int(out.split()[-1]) > 0
