@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "Budget",
     "FileError",
     "FormatError",
     "Mapping",
@@ -43,6 +44,7 @@ __all__ = [
     "policies",
     "quant",
     "quantize",
+    "streaming",
     "trace",
 ]
 
@@ -54,6 +56,7 @@ _HOMES = {
     "Mapping": "mmrt.mapping",
     "Residency": "mmrt.residency",
     "Model": "mmrt.model",
+    "Budget": "mmrt.budget",
     "Sequence": "mmrt.sequence",
     "Sampler": "mmrt.sampler",
     "quantize": "mmrt.quantizer",
@@ -69,7 +72,7 @@ _HOMES = {
 }
 _MODULES = {
     *("counters", "errors", "formats", "kernels", "models", "numa", "pagetables", "policies"),
-    *("quant", "trace"),
+    *("quant", "streaming", "trace"),
 }
 
 if TYPE_CHECKING:
@@ -83,8 +86,10 @@ if TYPE_CHECKING:
         pagetables,
         policies,
         quant,
+        streaming,
         trace,
     )
+    from mmrt.budget import Budget
     from mmrt.errors import (
         ArgumentError,
         FileError,

@@ -131,15 +131,12 @@ class Budget:
 
     def __init__(self, size: int | str | None = None) -> None:
         self.size = None if size is None else _checked(size)
-        self.start_lock()
+        self._lock = threading.RLock()
         _budgets.add(self)
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._looked = 0.0
         self._base_anon = self._base_files = 0
         self._charged: dict[str, int | None] = {}
-
-    def start_lock(self) -> None:
-        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<Budget of {human(self.size) if self.size else 'what there is'}>"
@@ -272,7 +269,7 @@ def _unlock() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     for each in _budgets:
-        each.start_lock()
+        each._lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_unlock)
