@@ -59,8 +59,9 @@ def said_of(seconds: float, before: Streaming | None, now: Streaming | None) -> 
     said = f"{seconds:.0f} s"
     if before is None or now is None:
         return f"[{said}]"
-    if now.loaded - before.loaded > now.read - before.read:
-        return f"[{said}: {human(now.loaded)} of {human(now.kept)} to keep loaded]"
+    loaded = now.loaded - before.loaded
+    if loaded > now.read - before.read:  # the first step, or memory has become more
+        return f"[{said}: {human(min(loaded, now.kept))} of {human(now.kept)} kept]"
     n_bytes = now.read - before.read
     if now.streamed:
         said += f": {human(min(n_bytes, now.streamed))} of {human(now.streamed)} read"

@@ -1,0 +1,64 @@
+"""The line that says what a slow model is doing."""
+
+import io
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mmrt.cli import live
+from mmrt.cli.live import said_of
+from mmrt.streaming import Streaming
+
+GIB = 1 << 30
+START = Streaming("uring", 2 * GIB, 3 * GIB, 64 << 20, 5, 15 * GIB, 2 * GIB, 1.0, 9.0)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_it_says() -> None:
+    assert said_of(2.2, None, None) == "[2 s]"
+    half = replace(START, read=START.read + 3 * GIB // 2)
+    assert said_of(1.0, START, half) == "[1 s: 1.50 GiB of 3.00 GiB read, 1.61 GB/s]"
+    more = replace(START, read=START.read + 4 * GIB)  # and some of the next token's
+    assert "3.00 GiB of 3.00 GiB read" in said_of(2.0, START, more)
+    begun = replace(START, read=0, loaded=0)
+    assert said_of(1.0, begun, replace(begun, loaded=GIB)) == "[1 s: 1.00 GiB of 2.00 GiB kept]"
+
+
+def test_it_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_PATIENCE", 0.02)
+    monkeypatch.setattr(live, "_EVERY", 0.01)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    model: Any = SimpleNamespace(streaming=START)
+    with live.live(model) as line:
+        assert screen.getvalue() == ""
+        deadline = time.monotonic() + 20
+        while "read" not in screen.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        line.begin()
+        print("text", end="")
+    shown = screen.getvalue()
+    # Saved and restored, so that the text goes on where it was; cleared before it.
+    assert shown.count("\x1b7") == shown.count("\x1b8") > 0
+    assert "\x1b[Ktext" in shown
+
+
+def test_nothing_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_PATIENCE", 0.0)
+    monkeypatch.setattr(live, "_EVERY", 0.01)
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    model: Any = SimpleNamespace(streaming=None)
+    with live.live(model):
+        time.sleep(0.05)
+    assert out.getvalue() == ""
