@@ -68,9 +68,17 @@ V_INLINE vi v_high_nibbles(vi a) {
     return VI_EACH(vshrq_n_u8(a.half[0], 4), vshrq_n_u8(a.half[1], 4));
 }
 
-V_INLINE vi v_from_words(const uint64_t w[4]) {
-    return VI_EACH(vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(w[0]), vcreate_u64(w[1]))),
-                   vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(w[2]), vcreate_u64(w[3]))));
+/* 8 a, of bytes from -1 to 1. */
+V_INLINE vi v_times8(vi a) { return VI_EACH(vshlq_n_u8(a.half[0], 3), vshlq_n_u8(a.half[1], 3)); }
+
+/* Eight bytes, or four, from each place. */
+V_INLINE vi v_fetch8(const uint64_t *const p[4]) {
+    return VI_EACH(vreinterpretq_u8_u64(vcombine_u64(vld1_u64(p[0]), vld1_u64(p[1]))),
+                   vreinterpretq_u8_u64(vcombine_u64(vld1_u64(p[2]), vld1_u64(p[3]))));
+}
+V_INLINE vi v_fetch4(const uint32_t *const p[8]) {
+    return VI_EACH(vreinterpretq_u8_u32((uint32x4_t){*p[0], *p[1], *p[2], *p[3]}),
+                   vreinterpretq_u8_u32((uint32x4_t){*p[4], *p[5], *p[6], *p[7]}));
 }
 
 V_INLINE vi v_join4(const v4 parts[2]) { return VI_EACH(parts[0], parts[1]); }
@@ -268,10 +276,97 @@ V_INLINE v4 v4_set(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
 V_INLINE v4 v4_low_nibbles(v4 a) { return vandq_u8(a, vdupq_n_u8(15)); }
 V_INLINE v4 v4_high_nibbles(v4 a) { return vshrq_n_u8(a, 4); }
 
-/* The nibbles of eight bytes in order, low ones first. */
-V_INLINE v4 v4_nibbles_of8(const uint8_t *p) {
-    uint8x16_t twice = vreinterpretq_u8_u16(vmovl_u8(vld1_u8(p)));
-    return v4_low_nibbles(vorrq_u8(twice, vreinterpretq_u8_u16(vshlq_n_u16(vreinterpretq_u16_u8(twice), 4))));
+/* The nibbles of the first eight bytes in order, low ones first. */
+V_INLINE v4 v4_nibbles_of8(v4 bytes) {
+    return vzip1q_u8(v4_low_nibbles(bytes), v4_high_nibbles(bytes));
+}
+/* Three bits of each of eight words, from bit 12 on; of each of four, from bits 0, 3, 6 and 9 on. */
+V_INLINE v4 v4_threes_at_12(const uint8_t *p) {
+    uint16x8_t words = vshrq_n_u16(vreinterpretq_u16_u8(v4_load(p)), 12);
+    return vcombine_u8(vand_u8(vmovn_u16(words), vdup_n_u8(7)), vdup_n_u8(0));
+}
+V_INLINE v4 v4_threes_of4(const uint8_t *p) {
+    uint8_t threes[16];
+    for (int i = 0; i < 16; i++)
+        threes[i] = mmrt_load_u16(p + i / 4 * 2) >> (i % 4 * 3) & 7;
+    return v4_load(threes);
+}
+
+/* Eight words of 32 bits: one after another, or every second from the second on. */
+typedef struct { uint32_t word[8]; } w8;
+
+V_INLINE w8 w8_load(const uint8_t *p) {
+    w8 a;
+    for (int i = 0; i < 8; i++)
+        a.word[i] = mmrt_load_u32(p + 4 * i);
+    return a;
+}
+V_INLINE w8 w8_load_odd(const uint8_t *p) {
+    w8 a;
+    for (int i = 0; i < 8; i++)
+        a.word[i] = mmrt_load_u32(p + 8 * i + 4);
+    return a;
+}
+/* Their upper four bits. */
+V_INLINE v4 w8_top_nibbles(w8 a) {
+    uint8_t tops[16] = {0};
+    for (int i = 0; i < 8; i++)
+        tops[i] = (uint8_t)(a.word[i] >> 28);
+    return v4_load(tops);
+}
+/* The eighth sign of each byte: seven are stored, and an even number of the eight is set. */
+V_INLINE uint32_t with_eighth_signs(uint32_t sevens) {
+    uint32_t parity = sevens ^ (sevens >> 4 & 0x07070707);
+    parity ^= parity >> 2 & 0x3f3f3f3f;
+    parity ^= parity >> 1 & 0x7f7f7f7f;
+    return sevens | (parity & 0x01010101) << 7;
+}
+/* The signs in the lower 28 bits of each, seven for eight elements. */
+V_INLINE void w8_signs_of_28_bits(w8 a, uint32_t signs[8]) {
+    for (int i = 0; i < 8; i++) {
+        const uint32_t bits = a.word[i];
+        signs[i] = with_eighth_signs((bits & 0x7f) | (bits << 1 & 0x7f00) | (bits << 2 & 0x7f0000) |
+                                     (bits << 3 & 0x7f000000));
+    }
+}
+/* 32 words of 16 bits: nine of an index, seven signs. */
+V_INLINE void v_split_9_and_7(const uint8_t *p, uint16_t index[32], uint32_t signs[8]) {
+    for (int i = 0; i < 8; i++) {
+        uint32_t sevens = 0;
+        for (int j = 0; j < 4; j++) {
+            const uint32_t word = mmrt_load_u16(p + 8 * i + 2 * j);
+            index[4 * i + j] = word & 0x1ff;
+            sevens |= word >> 9 << (8 * j);
+        }
+        signs[i] = with_eighth_signs(sevens);
+    }
+}
+/* 64 indices of 9 bits, or 32 of 10: the lower bytes at p, the bits above them in order in eight. */
+V_INLINE void v_indices9(const uint8_t *p, const uint8_t *high, uint16_t index[64]) {
+    for (int i = 0; i < 64; i++)
+        index[i] = (uint16_t)((high[i / 8] >> (i % 8) & 1) << 8 | p[i]);
+}
+V_INLINE void v_indices10(const uint8_t *p, const uint8_t *high, uint16_t index[32]) {
+    for (int i = 0; i < 32; i++)
+        index[i] = (uint16_t)((high[i / 4] >> (i % 4 * 2) & 3) << 8 | p[i]);
+}
+/* 32 indices of 11 bits: the upper three of four are in a word, from bits 0, 3, 6 and 9 on, and a sign
+ * for all 32 elements is in bit 15; or they are from bits 0, 4, 8 and 12 on, each under a sign. */
+V_INLINE void v_indices11(const uint8_t *p, const uint8_t *high, uint16_t index[32], uint32_t signs[8]) {
+    for (int i = 0; i < 32; i++)
+        index[i] = (uint16_t)((mmrt_load_u16(high + i / 4 * 2) >> (i % 4 * 3) & 7) << 8 | p[i]);
+    for (int i = 0; i < 8; i++)
+        signs[i] = high[2 * i + 1] & 0x80 ? 0xffffffff : 0;
+}
+V_INLINE void v_indices11_signed(const uint8_t *p, const uint8_t *high, uint16_t index[32], uint32_t signs[8]) {
+    for (int i = 0; i < 8; i++) {
+        const uint32_t word = mmrt_load_u16(high + 2 * i);
+        signs[i] = 0;
+        for (int j = 0; j < 4; j++) {
+            index[4 * i + j] = (uint16_t)((word >> (4 * j) & 7) << 8 | p[4 * i + j]);
+            signs[i] |= (word >> (4 * j + 3) & 1) * 0xffu << (8 * j);
+        }
+    }
 }
 /* The 8 scales and 8 minima of a Q4_K or Q5_K block: words of bytes, once the upper two bits of the
  * second and the last four have been fetched from above the first and the third. */

@@ -40,8 +40,24 @@ V_INLINE vi v_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm256_srli_epi16(a, 4)); }
 
-V_INLINE vi v_from_words(const uint64_t w[4]) {
-    return _mm256_setr_epi64x((long long)w[0], (long long)w[1], (long long)w[2], (long long)w[3]);
+/* 8 a, of bytes from -1 to 1. */
+V_INLINE vi v_times8(vi a) {
+    return _mm256_slli_epi16(_mm256_and_si256(a, _mm256_set1_epi8(0x1f)), 3);
+}
+
+/* Eight bytes, or four, from each place. */
+V_INLINE vi v_fetch8(const uint64_t *const p[4]) {
+#ifdef __AVX512VL__
+    vi a = _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)p[0]));
+    a = _mm256_mask_broadcastq_epi64(a, 2, _mm_loadl_epi64((const __m128i *)p[1]));
+    a = _mm256_mask_broadcastq_epi64(a, 4, _mm_loadl_epi64((const __m128i *)p[2]));
+    return _mm256_mask_broadcastq_epi64(a, 8, _mm_loadl_epi64((const __m128i *)p[3]));
+#else
+    return _mm256_setr_epi64x((long long)*p[0], (long long)*p[1], (long long)*p[2], (long long)*p[3]);
+#endif
+}
+V_INLINE vi v_fetch4(const uint32_t *const p[8]) {
+    return _mm256_set_m128i(v4_fetch4(p + 4), v4_fetch4(p));
 }
 
 V_INLINE vi v_join4(const v4 parts[2]) { return _mm256_set_m128i(parts[1], parts[0]); }

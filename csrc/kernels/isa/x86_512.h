@@ -38,14 +38,24 @@ V_INLINE vi v_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 V_INLINE vi v_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 V_INLINE vi v_high_nibbles(vi a) { return v_low_nibbles(_mm512_srli_epi16(a, 4)); }
 
-V_INLINE vi v_from_words(const uint64_t w[8]) {
-    return _mm512_setr_epi64((long long)w[0], (long long)w[1], (long long)w[2], (long long)w[3],
-                             (long long)w[4], (long long)w[5], (long long)w[6], (long long)w[7]);
+/* 8 a, of bytes from -1 to 1. */
+V_INLINE vi v_times8(vi a) {
+    return _mm512_slli_epi16(_mm512_and_si512(a, _mm512_set1_epi8(0x1f)), 3);
 }
 
+/* Eight bytes, or four, from each place. */
+V_INLINE vi v_fetch8(const uint64_t *const p[8]) {
+    return _mm512_setr_epi64((long long)*p[0], (long long)*p[1], (long long)*p[2], (long long)*p[3],
+                             (long long)*p[4], (long long)*p[5], (long long)*p[6], (long long)*p[7]);
+}
 V_INLINE vi v_join4(const v4 parts[4]) {
     vi a = _mm512_inserti64x2(_mm512_castsi128_si512(parts[0]), parts[1], 1);
     return _mm512_inserti64x2(_mm512_inserti64x2(a, parts[2], 2), parts[3], 3);
+}
+
+V_INLINE vi v_fetch4(const uint32_t *const p[16]) {
+    const v4 parts[4] = {v4_fetch4(p), v4_fetch4(p + 4), v4_fetch4(p + 8), v4_fetch4(p + 12)};
+    return v_join4(parts);
 }
 
 /* -a wherever the bit of a byte is set. */
