@@ -70,6 +70,15 @@ class Share:
         return streaming.ring if streaming else 0
 
     @property
+    def kept(self) -> int:
+        """Bytes of weights on mapped pages; 0 where others are there too: while all may come as
+        they like, and where the ring is made of such pages."""
+        streaming = self.program.streaming
+        if streaming is None or self.weights is None or streaming.reader == "mapped":
+            return 0
+        return streaming.kept + self.extremes.rest
+
+    @property
     def stall_seconds(self) -> float:
         streaming = self.program.streaming
         return streaming.stall_seconds if streaming else 0.0
@@ -135,7 +144,7 @@ class Budget:
         _budgets.add(self)
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._looked = 0.0
-        self._base_anon = self._base_files = 0
+        self._base_anon = self._base_files = self._files_then = 0
         self._charged: dict[str, int | None] = {}
 
     def __repr__(self) -> str:
@@ -146,7 +155,7 @@ class Budget:
         with self._lock:
             if not self._shares:
                 used = counters.resident()
-                self._base_anon = used.anon
+                self._base_anon, self._files_then = used.anon, used.files
                 self._base_files = used.files + used.page_tables
                 self._charged = {bound.name: bound.files for bound in system.bounds()}
 
@@ -219,12 +228,15 @@ class Budget:
         used = counters.resident()
         # Of ours, what is not touched yet: it is sure to come.
         coming = max(self._base_anon + ours - used.anon, 0)
+        # Libraries loaded after the first model.
+        limited_files = used.files - sum(share.kept for share in shares)
+        later = max(limited_files - self._files_then, 0) if all(s.kept for s in shares) else 0
         bounds = system.bounds()
         if self.size is not None:
             bounds.append(system.Bound("the memory budget", self.size, used.anon, 4 * MIB))
         rooms = [
-            Room(b, b.limit - b.margin - b.used - self._files(b) - coming - growth + rings)
-            for b in bounds
+            Room(b, b.limit - b.margin - b.used - files - coming - growth + rings)
+            for b, files in ((b, self._files(b) + later) for b in bounds)
         ]
         return min(rooms, key=lambda room: room.n_bytes)
 
@@ -331,7 +343,10 @@ def probe(mapping: Mapping, reader: str) -> float:
         mapping.advise("evict", offset, length)
         if mapping.residency(offset, length).fraction > _STILL_THERE:
             return 0.0
-    return probe_reader(reader, mapping, offset, length)
+    speed = probe_reader(reader, mapping, offset, length)
+    if reader == "mapped":
+        mapping.advise("evict", offset, length)  # what it read last
+    return speed
 
 
 def _can(reader: str, mappings: list[Mapping]) -> bool:

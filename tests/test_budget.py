@@ -94,8 +94,8 @@ def test_too_small_a_budget_says_the_least(path: Path) -> None:
         mmrt.Model(path, memory=MIB)
     least = str(e.value).split("the least that would do is ")[1]
     assert str(path) in str(e.value)
-    # Another megabyte, for what the interpreter has taken since.
-    with mmrt.Model(path, memory=int(least.split()[0]) * MIB + MIB) as model:
+    # And some more, for what the interpreter takes as it imports what generating needs.
+    with mmrt.Model(path, memory=int(least.split()[0]) * MIB + 8 * MIB) as model:
         assert model.memory.kept < model.memory.weights // 2
         assert len(model.generate(IDS, max_tokens=2)) > 0
 

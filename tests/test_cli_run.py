@@ -9,7 +9,7 @@ import pytest
 from command import STORY, Ended, call, start
 
 import mmrt
-from mmrt import default_model
+from mmrt import counters, default_model
 from mmrt.cli.chat import Conversation
 
 # ---- run ----
@@ -74,6 +74,23 @@ def test_statistics_go_to_stderr(smollm2_path: Path) -> None:
         r"mmrt: paging: \d+ major and \d+ minor faults(; .* from the disk)?", paging
     )
     assert "RSS " in process and "anonymous " in process
+
+
+def test_run_keeps_to_a_budget(smollm2_path: Path) -> None:
+    expected = call("run", smollm2_path, STORY, "-n", 4).out
+    budget = sum(counters.resident()) + 70 * (1 << 20)
+    ended = call("run", smollm2_path, STORY, "-n", 4, "--memory", budget, "--stats")
+    assert ended.out == expected
+    for word in ("kept", "streamed", "streaming:", "waited for the disk", "budget"):
+        assert word in ended.err
+    call("run", smollm2_path, STORY, "--memory", "1MiB").assert_refused(1, "the least that would")
+    call("run", smollm2_path, STORY, "--memory", "900TiB").assert_refused(1, "memory")
+
+
+@pytest.mark.parametrize("size", ["0", "-1GiB", "much", "1XB"])
+def test_budgets_that_are_none(size: str) -> None:
+    ended = call("run", "m.gguf", STORY, f"--memory={size}")
+    assert ended.status == 2 and "--memory" in ended.err
 
 
 def test_output_is_utf8_whatever_the_locale(smollm2_path: Path) -> None:

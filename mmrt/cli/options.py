@@ -142,7 +142,7 @@ def one_model(arguments: argparse.Namespace) -> str | None:
 def open_model(
     path: str | None, arguments: argparse.Namespace, context: int | None = None
 ) -> "Model":
-    """The model at `path` (None: the default one), with as many threads as `arguments` ask for."""
+    """The model at `path` (None: the default one), set up as `arguments` ask."""
     from mmrt.model import Model
 
     with warnings.catch_warnings(record=True) as raised:
@@ -152,6 +152,8 @@ def open_model(
             threads=arguments.threads,
             context=context,
             policy=arguments.policy,
+            memory=arguments.memory,
+            reader=arguments.reader,
         )
     for warning in raised:
         note(str(warning.message))
