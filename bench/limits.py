@@ -234,9 +234,9 @@ def sweep(path: str, engines: list[str], n: int, threads: int) -> list[Run]:
 
 def sweep_rows(runs: list[Run], free: Run) -> list[tuple[str, ...]]:
     compute, ours = 1 / free.rate, of(runs, OURS)
-    rows: list[tuple[str, ...]] = [
-        ("limit", "mmrt, tokens/s", "bound", "kept", "peak", "kills", PEER)
-    ]
+    with_peer = any(r.engine == PEER for r in runs)
+    head = ("limit", "mmrt, tokens/s", "bound", "kept", "peak", "kills", PEER)
+    rows: list[tuple[str, ...]] = [head]
     for r in ours:
         peers = [p for p in of(runs, PEER) if p.limit == r.limit]
         rows.append(
@@ -250,7 +250,8 @@ def sweep_rows(runs: list[Run], free: Run) -> list[tuple[str, ...]]:
                 f"{peers[0].mean_rate:.2f}" if peers else "does not run",
             )
         )
-    return [*rows, ("none", f"{free.mean_rate:.2f}", "", "100%", "", "", "")]
+    rows.append(("none", f"{free.mean_rate:.2f}", "", "100%", "", "", ""))
+    return rows if with_peer else [row[:-1] for row in rows]
 
 
 def picture(path: str, runs: list[Run], free: Run) -> Drawing:
