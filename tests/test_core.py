@@ -44,6 +44,10 @@ def test_the_mapping(core: Builder, scratch: Path) -> None:
     run(core.program("test_mapping"), scratch / "file")
 
 
+def test_files_that_are_cut_while_mapped(core: Builder, scratch: Path) -> None:
+    run(core.program("test_guard"), scratch / "cut")
+
+
 def test_memory_nodes(core: Builder, scratch: Path) -> None:
     run(core.program("test_numa"), scratch)
 

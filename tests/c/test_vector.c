@@ -79,7 +79,7 @@ static void test_quantize(struct kernel *kernel) {
         for (int i = 0; i < 2; i++) {
             memset(room[i].end - bytes, 0x55, bytes); /* what is not asked for keeps these */
             mmrt_columns_place(&columns[i], N, K, room[i].end - bytes);
-            columns[i].single = round % 2 ? column : N;
+            columns[i].last = round % 2 ? column : column - 1; /* one of the last, or none */
         }
         for (int kind = 0; kind < GROUP_KINDS; kind++)
             fill_group(kind, columns[0].x + column * K + kind * MMRT_GROUP);
@@ -90,7 +90,7 @@ static void test_quantize(struct kernel *kernel) {
 
         const uint8_t *expected = room[0].end - bytes, *found = room[1].end - bytes;
         const uint8_t *floats[] = {(uint8_t *)columns[0].sum16, (uint8_t *)columns[0].start16};
-        /* The layout of the single column is the kernel's own: test_matrix multiplies with it. */
+        /* The layout of the last columns is the kernel's own: test_matrix multiplies with it. */
         const size_t end = round % 2 ? (size_t)((uint8_t *)columns[0].factors - expected) : bytes;
         for (size_t i = 0; i < end; i += 4) {
             float e, f;
