@@ -461,7 +461,7 @@ typedef struct mmrt_kv_shape {
 mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err);
 void mmrt_kv_free(mmrt_kv *kv);
 uint64_t mmrt_kv_length(const mmrt_kv *kv);       /* tokens */
-uint64_t mmrt_kv_bytes(const mmrt_kv *kv);        /* allocated */
+uint64_t mmrt_kv_bytes(const mmrt_kv *kv);        /* of its pages */
 uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape); /* of 32 tokens */
 
 /* Forgets all tokens from `length` on and gives their whole pages back. */

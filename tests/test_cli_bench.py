@@ -42,6 +42,16 @@ def test_bench_leaves_out_what_is_zero(smollm2_path: Path) -> None:
     assert "| tg2 |" in lines[2]
 
 
+def test_bench_at_a_depth(smollm2_path: Path) -> None:
+    ended = call("bench", smollm2_path, "-p", 4, "-n", 2, "-d", 70, "-r", 2, "-o", "json")
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in json.loads(ended.out)] == [
+        (4, 0, 70), (0, 2, 70),
+    ]  # fmt: skip
+    call("bench", smollm2_path, "-d", 70, "--cold").assert_refused(2, "--cold")
+    lines = call("bench", smollm2_path, "-p", 0, "-n", 2, "-d", 70, "-r", 1).out.splitlines()
+    assert "| tg2 @ d70 |" in lines[2]
+
+
 def test_a_cold_bench_reads_the_file(smollm2_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "cold.gguf"
     with open(smollm2_path, "rb") as source, open(copy, "wb") as target:

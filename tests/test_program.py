@@ -117,6 +117,32 @@ def test_one_token_steps(tiny: tuple[Path, Bound], isa: str) -> None:
         bound.assert_holds(model.logits(IDS[:80]), in_steps(model, IDS[:80], [1]))
 
 
+LONG = {
+    "llama": tiny_models.llama(n_heads=6, n_kv_heads=2, head_dim=48, context=4000),
+    "gemma3": tiny_models.gemma3(n_layers=6, n_heads=4, n_kv_heads=1, window=600, context=4000),
+}
+
+
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+@pytest.mark.parametrize("name", LONG)
+def test_one_token_steps_of_long_texts(name: str, isa: str, tmp_path: Path) -> None:
+    """The keys that one token sees are then cut into parts: no matter by how many threads."""
+    path = LONG[name].write(tmp_path / "long.gguf")
+    ids = IDS * 10
+    found = []
+    for threads in (1, 2, 5):
+        with mmrt.Model(path, threads=threads) as model:
+            for n in (300, 1400, 2990):
+                with model.sequence() as sequence:
+                    expected = sequence.extend(ids[: n + 10], outputs="all")[n:]
+                    sequence.truncate(n)
+                    rows = [sequence.extend([token]) for token in ids[n : n + 10]]
+                ROUNDING.assert_holds(expected, np.array(rows))
+                found.append(np.array(rows))
+    for i in range(3, 9):
+        assert np.array_equal(found[i % 3], found[i])
+
+
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: str) -> None:
     found = []

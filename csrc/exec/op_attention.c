@@ -104,38 +104,107 @@ static size_t tiles_of(const struct step *step, size_t first, size_t tokens, siz
     }
 }
 
+/* Keys in each section of one token's: a matter of how many there are, not of threads, so that
+ * results are not either. */
+static uint64_t keys_of_section(uint64_t n_keys) {
+    enum { LEAST = 256, TILE = MMRT_ATTEND_KEYS };
+    const uint64_t keys = (n_keys + MMRT_ATTEND_SECTIONS - 1) / MMRT_ATTEND_SECTIONS;
+    return keys < LEAST ? LEAST : (keys + TILE - 1) / TILE * TILE;
+}
+
+/* How attention is cut into tasks: tiles of tokens, or in a step of one token sections of its keys;
+ * for each key-value head; for each share of the query heads that read it. */
+struct tasks {
+    size_t group;  /* query heads to a key-value head */
+    size_t tokens; /* of a tile */
+    size_t tiles;
+    size_t heads; /* of a share */
+    size_t shares;
+    uint64_t begin; /* the first key of the first section */
+    uint64_t keys;  /* of a section */
+    size_t sections;
+    uint64_t n;
+};
+
+static struct tasks tasks_of(const struct worker *w) {
+    const struct step *step = w->step;
+    const size_t n_kv = step->program->kv_shape.n_heads, n = step->n - first_token(w);
+    struct tasks t = {.group = (size_t)w->op->n_heads / n_kv, .sections = 1};
+    struct tile tile;
+    t.tokens = t.group < MMRT_ATTEND_ROWS ? MMRT_ATTEND_ROWS / t.group : 1;
+    t.tokens = t.tokens < n ? t.tokens : n;
+    t.tiles = tiles_of(step, first_token(w), t.tokens, 0, &tile);
+    if (step->n == 1) {
+        const uint64_t position = step->parts->position;
+        t.begin = mmrt_attend_begin(position, w->op->window);
+        t.keys = keys_of_section(position + 1 - t.begin);
+        t.sections = (size_t)((position - t.begin + t.keys) / t.keys);
+    }
+    t.heads = heads_of_task(t.group, t.tiles * t.sections * n_kv, (size_t)w->n_threads);
+    t.shares = (t.group + t.heads - 1) / t.heads;
+    t.n = t.tiles * t.sections * n_kv * t.shares;
+    return t;
+}
+
+/* The output of n_tokens tokens from `token` on is there, for n_heads heads from `head` on. */
+static void quantize_heads(const struct worker *w, size_t token, size_t n_tokens, size_t head,
+                           size_t n_heads) {
+    const struct mmrt_columns *out = columns_at(w->step, w->op->out);
+    const size_t dim = w->step->program->kv_shape.head_dim;
+    if (out->q && dim % MMRT_GROUP == 0) /* else a QUANTIZE operation follows */
+        for (size_t t = 0; t < n_tokens; t++)
+            w->step->program->kernels->quantize(out, token + t, head * dim, n_heads * dim);
+}
+
+/* One section of the keys for some of the heads from kv_head * group on; the last task of these
+ * heads adds all sections up. */
+static void attend_section(const struct worker *w, const struct tasks *t, struct mmrt_attention *a,
+                           size_t section, size_t kv_head, size_t in_group) {
+    const mmrt_program *program = w->step->program;
+    const size_t dim = a->head_dim, head = kv_head * t->group;
+    float *sums = program->sections.sums + head * MMRT_ATTEND_SECTIONS * dim;
+    float *weights = program->sections.weights + head * MMRT_ATTEND_SECTIONS * 2;
+    a->out = sums + (section * t->group + in_group) * dim;
+    a->weights = weights + (section * t->group + in_group) * 2;
+    a->begin = t->begin + section * t->keys;
+    a->end = a->begin + t->keys < a->end ? a->begin + t->keys : a->end;
+    program->kernels->attend(a);
+    atomic_uint *done = &program->sections.done[kv_head];
+    if (atomic_fetch_add(done, 1) + 1 < t->sections * t->shares)
+        return;
+    atomic_store(done, 0);
+    program->kernels->attend_merge(sums, weights, t->sections, t->group, dim,
+                                   row_at(columns_at(w->step, w->op->out), 0) + head * dim);
+    quantize_heads(w, 0, 1, head, t->group);
+}
+
 void mmrt_op_attend(struct worker *w) {
     const struct step *step = w->step;
     const mmrt_op *op = w->op;
     const mmrt_program *program = step->program;
     const struct mmrt_columns *in = columns_at(step, op->in), *out = columns_at(step, op->out);
     const size_t dim = program->kv_shape.head_dim, n_kv = program->kv_shape.n_heads;
-    const size_t group = (size_t)op->n_heads / n_kv, first = first_token(w), n = step->n - first;
-    size_t heads = group < MMRT_ATTEND_ROWS ? group : MMRT_ATTEND_ROWS;
-    size_t tokens = MMRT_ATTEND_ROWS / heads; /* of a tile */
-    if (tokens > n)
-        tokens = n;
-    struct tile tile = {0};
-    const size_t tiles = tiles_of(step, first, tokens, 0, &tile);
-    heads = heads_of_task(group, tiles * n_kv, (size_t)w->n_threads);
-    const size_t parts = (group + heads - 1) / heads;
+    const struct tasks t = tasks_of(w);
     uint64_t task;
-    mmrt_share_begin(w->runs, w->thread, w->n_threads, tiles * n_kv * parts);
+    mmrt_share_begin(w->runs, w->thread, w->n_threads, t.n);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &task)) {
-        tiles_of(step, first, tokens, task / (n_kv * parts), &tile);
-        const size_t kv_head = task / parts % n_kv, token = tile.token;
-        const size_t in_group = task % parts * heads;
-        const size_t head = kv_head * group + in_group;
+        const size_t in_group = task % t.shares * t.heads, kv_head = task / t.shares % n_kv;
+        const size_t number = task / t.shares / n_kv, head = kv_head * t.group + in_group;
+        struct tile tile = {0};
+        tiles_of(step, first_token(w), t.tokens, number / t.sections, &tile);
+        const uint64_t position = position_of(tile.part, tile.token);
         struct mmrt_attention a = {
-            .q = row_at(in, token) + head * dim,
-            .out = row_at(out, token) + head * dim,
+            .q = row_at(in, tile.token) + head * dim,
+            .out = row_at(out, tile.token) + head * dim,
             .q_stride = in->k,
             .out_stride = out->k,
             .n_tokens = tile.n,
-            .n_heads = group - in_group < heads ? group - in_group : heads,
+            .n_heads = t.group - in_group < t.heads ? t.group - in_group : t.heads,
             .head_dim = dim,
-            .position = position_of(tile.part, token),
+            .position = position,
             .window = op->window,
+            .begin = mmrt_attend_begin(position, op->window),
+            .end = position + tile.n,
             .pages = mmrt_kv_pages(tile.part->kv),
             .k_offset = mmrt_kv_keys_at(tile.part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
             .v_offset = mmrt_kv_values_at(tile.part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
@@ -143,9 +212,11 @@ void mmrt_op_attend(struct worker *w) {
             .softcap = op->softcap,
             .scratch = w->scratch,
         };
-        program->kernels->attend(&a);
-        if (out->q && dim % MMRT_GROUP == 0) /* else a QUANTIZE operation follows */
-            for (size_t t = 0; t < a.n_tokens; t++)
-                program->kernels->quantize(out, token + t, head * dim, a.n_heads * dim);
+        if (t.sections > 1) {
+            attend_section(w, &t, &a, number, kv_head, in_group);
+        } else {
+            program->kernels->attend(&a);
+            quantize_heads(w, tile.token, a.n_tokens, head, a.n_heads);
+        }
     }
 }

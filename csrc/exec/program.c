@@ -294,6 +294,19 @@ static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
     }
 }
 
+/* Of sections: n floats for each and each query head. */
+static size_t sections_bytes(size_t n_heads, size_t n) {
+    return rounded(n_heads * MMRT_ATTEND_SECTIONS * n * sizeof(float));
+}
+
+static size_t most_heads(const mmrt_program *program) {
+    size_t most = 0;
+    for (int32_t i = 0; i < program->n_ops; i++)
+        if (program->ops[i].kind == MMRT_OP_ATTEND && (size_t)program->ops[i].n_heads > most)
+            most = (size_t)program->ops[i].n_heads;
+    return most;
+}
+
 mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err) {
     if (program->memory || !program->vocabulary || !program->outputs)
         return mmrt_fail(err, MMRT_ARGUMENT,
@@ -303,6 +316,9 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
         bytes += buffer_bytes(program, &program->buffers[i]);
     for (int32_t i = 0; i < program->n_ropes; i++)
         bytes += rope_bytes(program, &program->ropes[i]);
+    const size_t heads = most_heads(program), dim = program->kv_shape.head_dim;
+    const size_t done_bytes = rounded(program->kv_shape.n_heads * sizeof(atomic_uint));
+    bytes += sections_bytes(heads, dim) + sections_bytes(heads, 2) + done_bytes;
     for (int32_t i = 0; i < program->n_ops; i++) {
         const size_t scratch = rounded(op_scratch(program, &program->ops[i]));
         if (scratch > program->thread_bytes)
@@ -331,14 +347,20 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
         program->ropes[i].table = (float *)(void *)at;
         at += rope_bytes(program, &program->ropes[i]);
     }
+    program->sections.sums = (float *)(void *)at;
+    at += sections_bytes(heads, dim);
+    program->sections.weights = (float *)(void *)at;
+    at += sections_bytes(heads, 2);
+    program->sections.done = (atomic_uint *)(void *)at;
+    at += done_bytes;
     program->thread_scratch = at;
     return MMRT_OK;
 }
 
 uint64_t mmrt_program_scratch_bytes(const mmrt_program *program, uint32_t n) {
-    const uint64_t threads = (uint64_t)program->n_threads * program->thread_bytes;
-    const uint64_t tokens = program->memory_bytes - threads;
-    return threads + (n < program->max_tokens ? tokens * n / program->max_tokens : tokens);
+    const uint64_t tokens = (uint64_t)((uint8_t *)program->sections.sums - program->memory);
+    const uint64_t others = program->memory_bytes - tokens; /* sections, threads */
+    return others + (n < program->max_tokens ? tokens * n / program->max_tokens : tokens);
 }
 
 void mmrt_program_rest(const mmrt_program *program) {

@@ -20,6 +20,14 @@ struct rope {
     float *table;        /* [max_tokens][n_pairs][2]: cosine, sine of this step's positions */
 };
 
+/* Attention of a single token over sections of its keys, before they are added up. */
+enum { MMRT_ATTEND_SECTIONS = 16 };
+struct sections {
+    float *sums;       /* [key-value head][MMRT_ATTEND_SECTIONS][its query heads][head_dim] */
+    float *weights;    /* likewise [2] */
+    atomic_uint *done; /* [key-value head]: tasks that are */
+};
+
 /* Where a weight is when weights are streamed. Its rows are units of `unit_rows` each; the last may
  * have fewer. */
 struct place {
@@ -57,6 +65,7 @@ struct mmrt_program {
     /* filled by mmrt_program_finish */
     int n_threads;
     uint8_t *memory; /* buffers and tables */
+    struct sections sections;
     size_t memory_bytes;
     size_t thread_bytes; /* of each thread's scratch, at the end of `memory` */
     uint8_t *thread_scratch;

@@ -96,7 +96,10 @@ enum { MMRT_PAGE_KEYS = 32 };
 /* Scaled dot-product attention for the query heads that share one key-value head, over a tile of
  * consecutive tokens: out = softmax(scale * q k^T) v, with an online softmax (Milakov and
  * Gimelshein 2018, arXiv:1805.02867). The token at position p sees the keys at positions p - window
- * + 1 to p. */
+ * + 1 to p, of those from begin to end - 1.
+ *
+ * With `weights` it is a part of that: out = sum of exp(score - largest) v, not divided by the sum
+ * of exponentials; attend_merge makes attention of the parts. */
 struct mmrt_attention {
     const float *q; /* [n_tokens][q_stride]; a token's heads follow one another, head_dim each */
     float *out;     /* [n_tokens][out_stride], likewise */
@@ -107,17 +110,31 @@ struct mmrt_attention {
     size_t head_dim;       /* a multiple of 16 */
     uint64_t position;     /* of the first token */
     uint64_t window;       /* 0: all that came before */
+    uint64_t begin;        /* a multiple of 32; the last token sees one of these keys at least */
+    uint64_t end;          /* at most position + n_tokens */
     uint8_t *const *pages; /* page i holds positions 32 i to 32 i + 31 */
     size_t k_offset;       /* bytes from a page's start to this layer's and head's keys */
     size_t v_offset;
     float scale;
-    float softcap; /* 0: none; else scores become softcap * tanh(score / softcap) */
-    void *scratch; /* mmrt_attend_scratch() bytes, 64-byte aligned */
+    float softcap;  /* 0: none; else scores become softcap * tanh(score / softcap) */
+    float *weights; /* NULL, or of each row, in order: its largest score, its sum of exponentials */
+    void *scratch;  /* mmrt_attend_scratch() bytes, 64-byte aligned */
 };
 typedef void mmrt_attend_fn(const struct mmrt_attention *a);
 
+/* The page's first key where the keys begin that tokens from `position` on see. */
+static inline uint64_t mmrt_attend_begin(uint64_t position, uint64_t window) {
+    const uint64_t first = window && position + 1 > window ? position + 1 - window : 0;
+    return first - first % MMRT_PAGE_KEYS;
+}
+
+/* out[row][head_dim] = attention over the keys of all parts, sums[part][row][head_dim] with
+ * weights[part][row][2]; added up in order. */
+typedef void mmrt_attend_merge_fn(const float *sums, const float *weights, size_t n_parts,
+                                  size_t n_rows, size_t head_dim, float *out);
+
 /* A tile has at most ROWS rows: n_tokens * n_heads; KEYS keys at a time are in scratch. */
-enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 64 };
+enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 128 };
 size_t mmrt_attend_scratch(size_t head_dim);
 
 /* Reads about n bytes at data, in order, or makes about n multiply-adds of registers, as fast as it
@@ -133,6 +150,7 @@ struct mmrt_kernels {
     mmrt_add_fn *add;
     mmrt_glu_fn *glu;
     mmrt_attend_fn *attend;
+    mmrt_attend_merge_fn *attend_merge;
     mmrt_roof_fn *roof;
 };
 

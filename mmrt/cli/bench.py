@@ -25,11 +25,13 @@ from mmrt.streaming import Streaming
 
 if TYPE_CHECKING:
     from mmrt.model import Model
+    from mmrt.sequence import Sequence
 
 DESCRIPTION = """\
 Measures two things, as llama-bench does:
   ppP  prefill: one step over P tokens, on an empty sequence
   tgN  generation: N steps of one token each, from an empty sequence
+and with a depth D both after D tokens that are read before and not counted.
 The tokens are random, the same in every repetition. Nothing is sampled, so
 that the figures are the model's alone. A first run is not counted. Faults and
 bytes read are sums over the repetitions; peak PSS is the highest of samples
@@ -51,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of generation (default: %(default)s; 0: leave it out)",
     )  # fmt: skip
     parser.add_argument(
+        "-d", "--n-depth", type=count, default=0, metavar="D",
+        help="tokens that the sequence has before (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "-r", "--repetitions", type=positive, default=5, metavar="R",
         help="times that each is measured (default: %(default)s)",
     )  # fmt: skip
@@ -63,9 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class _Test(NamedTuple):
     n_prompt: int
     n_gen: int
+    n_depth: int
 
     def __str__(self) -> str:
-        return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        return f"{name} @ d{self.n_depth}" if self.n_depth else name
 
     @property
     def n_tokens(self) -> int:
@@ -80,10 +88,13 @@ class _Sample(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    tests = [_Test(arguments.n_prompt, 0), _Test(0, arguments.n_gen)]
+    depth = arguments.n_depth
+    tests = [_Test(arguments.n_prompt, 0, depth), _Test(0, arguments.n_gen, depth)]
     tests = [test for test in tests if test.n_tokens]
     if not tests:
         raise UsageError("nothing to measure: -p and -n are both 0")
+    if depth and arguments.cold:
+        raise UsageError("the tokens before, of -d, would warm what --cold is to measure")
     path = one_model(arguments) or default_model()
     with formats.open(path) as file:
         about = _about(file)
@@ -120,19 +131,27 @@ def _measure(
             update(done, repetitions)
             # Opened anew each time: pages that a model has mapped cannot be evicted.
             _evict(path)
-            with open_model(path, arguments) as model:
-                samples.append(_sample(model, test))
+            with open_model(path, arguments) as model, model.sequence() as sequence:
+                samples.append(_sample(model, sequence, test))
                 settings = _settings(model, arguments)
     else:
-        with open_model(path, arguments) as model:
+        with open_model(path, arguments) as model, model.sequence() as sequence:
+            if test.n_depth:
+                sequence.extend(_tokens(model, test.n_depth))
             for done in range(repetitions + 1):
                 update(done, repetitions + 1)
-                samples.append(_sample(model, test))
+                samples.append(_sample(model, sequence, test))
+                sequence.truncate(test.n_depth)
             del samples[0]  # the warm-up
             settings = _settings(model, arguments)
     return (
         settings
-        | {"n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": 0, "test_time": began}
+        | {
+            "n_prompt": test.n_prompt,
+            "n_gen": test.n_gen,
+            "n_depth": test.n_depth,
+            "test_time": began,
+        }
         | _speed(test, samples)
         | {"cache_state": "cold" if arguments.cold else "warm"}
         | _cost(samples)
@@ -154,21 +173,24 @@ def _evict(path: str) -> None:
         raise MmrtError(f"cannot evict {path}: {left:.0%} of it stays in memory")
 
 
-def _sample(model: "Model", test: _Test) -> _Sample:
+def _tokens(model: "Model", n: int) -> list[int]:
     draw = random.Random(0)
-    tokens = [draw.randrange(model.vocab_size) for _ in range(test.n_tokens)]
-    with model.sequence() as sequence:
-        streamed, before = model.streaming, counters.reads()
-        started = time.perf_counter_ns()
-        if test.n_prompt:
-            sequence.extend(tokens)
-        else:
-            for token in tokens:
-                sequence.extend([token])
-        ns = time.perf_counter_ns() - started
-        reads, now = counters.reads() - before, model.streaming
-        done = now - streamed if now and streamed else None
-        return _Sample(ns, reads, counters.footprint(), done)
+    return [draw.randrange(model.vocab_size) for _ in range(n)]
+
+
+def _sample(model: "Model", sequence: "Sequence", test: _Test) -> _Sample:
+    tokens = _tokens(model, test.n_tokens)
+    streamed, before = model.streaming, counters.reads()
+    started = time.perf_counter_ns()
+    if test.n_prompt:
+        sequence.extend(tokens)
+    else:
+        for token in tokens:
+            sequence.extend([token])
+    ns = time.perf_counter_ns() - started
+    reads, now = counters.reads() - before, model.streaming
+    done = now - streamed if now and streamed else None
+    return _Sample(ns, reads, counters.footprint(), done)
 
 
 def _speed(test: _Test, samples: list[_Sample]) -> dict[str, Any]:
@@ -233,7 +255,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             row["isa"],
             str(row["n_threads"]),
             row["cache_state"],
-            str(_Test(row["n_prompt"], row["n_gen"])),
+            str(_Test(row["n_prompt"], row["n_gen"], row["n_depth"])),
             f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
             str(row["majflt"]),
             "?" if row["read_bytes"] is None else human(row["read_bytes"]),

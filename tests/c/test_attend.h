@@ -49,7 +49,7 @@ static void make_pages(void) {
 
 static void make_attention(size_t dim, uint64_t position, uint64_t window, float softcap) {
     static const float sharpnesses[] = {1, 4, 30};
-    const size_t heads = 1 + random_below(8), most = MMRT_ATTEND_ROWS / heads;
+    const size_t heads = 1 + random_below(9), most = MMRT_ATTEND_ROWS / heads;
     const size_t tokens = 1 + random_below(random_below(4) ? 3 : most < 16 ? most : 16);
     t.sharpness = sharpnesses[random_below(3)];
     t.a = (struct mmrt_attention){
@@ -60,6 +60,8 @@ static void make_attention(size_t dim, uint64_t position, uint64_t window, float
         .head_dim = dim,
         .position = position,
         .window = window,
+        .begin = mmrt_attend_begin(position, window),
+        .end = position + tokens,
         .k_offset = K_OFFSET,
         .v_offset = K_OFFSET + 2 * dim * MMRT_PAGE_KEYS + 2 * random_below(20),
         .scale = t.sharpness / sqrtf((float)dim),
@@ -95,6 +97,8 @@ static void attend_part(mmrt_attend_fn *attend, size_t token, size_t tokens, siz
     part.q += token * part.q_stride + head * part.head_dim;
     part.out = out + token * part.out_stride + head * part.head_dim;
     part.position += token;
+    part.begin = mmrt_attend_begin(part.position, part.window);
+    part.end = part.position + tokens;
     part.n_tokens = tokens;
     part.n_heads = heads;
     attend(&part);
@@ -185,20 +189,67 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
     free(out);
 }
 
-static void test_attention(struct kernel *kernel, struct guarded room) {
+/* One token, its keys in parts by `attend`, added up by `merge`. */
+static void attend_in_parts(mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge, size_t keys,
+                            float *out, struct guarded room) {
+    struct mmrt_attention part = t.a;
+    const size_t width = part.n_heads * part.head_dim;
+    const uint64_t begin = part.begin, end = part.position + 1;
+    const size_t n = (size_t)((end - begin + keys - 1) / keys);
+    float *sums = checked(malloc(n * width * sizeof *sums));
+    float *weights = checked(malloc(n * part.n_heads * 2 * sizeof *weights));
+    part.n_tokens = 1;
+    part.scratch = room.end - mmrt_attend_scratch(part.head_dim);
+    for (size_t i = 0; i < n; i++) {
+        part.begin = begin + i * keys;
+        part.end = part.begin + keys < end ? part.begin + keys : end;
+        part.out = sums + i * width;
+        part.weights = weights + i * part.n_heads * 2;
+        attend(&part);
+    }
+    merge(sums, weights, n, part.n_heads, part.head_dim, out);
+    free(sums);
+    free(weights);
+}
+
+/* Keys in parts come to what they come to at once, but for the rounding. */
+static void check_parts(struct kernel *kernel, mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge,
+                        struct guarded room) {
+    const size_t keys = (1 + random_below(4)) * MMRT_ATTEND_KEYS;
+    const size_t width = t.a.n_heads * t.a.head_dim;
+    float *out = checked(malloc(width * sizeof *out));
+    attend_in_parts(attend, merge, keys, out, room);
+    kernel->cases++;
+    for (size_t i = 0; i < width; i++)
+        if (!(fabsf(out[i] - t.expected[i]) <= attend_bound()))
+            attend_failed(kernel, " in parts", i, t.expected[i], out[i]);
+    free(out);
+}
+
+static void expect(struct guarded room) {
     fill_out(t.expected);
-    fill_out(t.found);
     attend_part(ref->attend, 0, t.a.n_tokens, 0, t.a.n_heads, t.expected, room);
+}
+
+static void merge_of(struct kernel *kernel, struct guarded room) {
+    expect(room);
+    check_parts(kernel, ref->attend, kernel->with.attend_merge, room);
+}
+
+static void attention_of(struct kernel *kernel, struct guarded room) {
+    expect(room);
+    fill_out(t.found);
     attend_part(kernel->with.attend, 0, t.a.n_tokens, 0, t.a.n_heads, t.found, room);
     kernel->cases++;
     for (size_t i = 0; i < t.n_out; i++)
         if (!(fabsf(t.found[i] - t.expected[i]) <= attend_bound()))
             attend_failed(kernel, "", i, t.expected[i], t.found[i]);
+    check_parts(kernel, kernel->with.attend, ref->attend_merge, room);
     check_alone(kernel, room);
     check_nan(kernel, room);
 }
 
-static void test_attend(struct kernel *kernel) {
+static void each_attention(struct kernel *kernel, void (*test)(struct kernel *, struct guarded)) {
     static const size_t dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 192, 256};
     static const uint64_t positions[] = {0, 5, 31, 32, 63, 64, 100, 511, 700};
     static const uint64_t windows[] = {0, 1, 7, 32, 100, 512};
@@ -209,8 +260,16 @@ static void test_attend(struct kernel *kernel) {
                 if (!case_taken())
                     continue;
                 make_attention(dims[d], positions[p], windows[w], (d + p + w) % 2 ? 0 : 50);
-                test_attention(kernel, room);
+                test(kernel, room);
                 free_attention();
             }
     guarded_free(room);
+}
+
+static void test_attend(struct kernel *kernel) {
+    each_attention(kernel, attention_of);
+}
+
+static void test_attend_merge(struct kernel *kernel) {
+    each_attention(kernel, merge_of);
 }

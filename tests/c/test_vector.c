@@ -240,6 +240,7 @@ static struct kernel kernels[] = {
     MMRT_VECTOR_KERNEL(REF, ref, add)
     MMRT_VECTOR_KERNEL(REF, ref, glu)
     MMRT_VECTOR_KERNEL(REF, ref, attend)
+    MMRT_VECTOR_KERNEL(REF, ref, attend_merge)
     MMRT_VECTOR_KERNEL(REF, ref, roof)
 #include "kernels/kernels.def"
     {.name = NULL},

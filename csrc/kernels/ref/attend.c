@@ -20,19 +20,27 @@ static double score(const struct mmrt_attention *a, const float *q, uint64_t key
     return a->softcap > 0 ? a->softcap * tanh(sum / a->softcap) : sum;
 }
 
+/* One row, whose weights are at `weights` if that is not NULL. */
 static void attend_one(const struct mmrt_attention *a, const float *q, uint64_t position,
-                       float *out) {
+                       float *out, float *weights) {
     uint64_t first = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
-    double largest = -INFINITY, total = 0;
-    for (uint64_t key = first; key <= position; key++)
+    first = first > a->begin ? first : a->begin;
+    const uint64_t end = position + 1 < a->end ? position + 1 : a->end;
+    double largest = -1e30, total = 0;
+    for (uint64_t key = first; key < end; key++)
         largest = fmax(largest, score(a, q, key));
     memset(out, 0, a->head_dim * sizeof *out);
-    for (uint64_t key = first; key <= position; key++) {
+    for (uint64_t key = first; key < end; key++) {
         double p = exp(score(a, q, key) - largest);
         total += p;
         for (size_t i = 0; i < a->head_dim; i++)
             out[i] += (float)p * half_at(a->pages[key / MMRT_PAGE_KEYS], a->v_offset,
                                          key % MMRT_PAGE_KEYS * a->head_dim + i);
+    }
+    if (weights) {
+        weights[0] = (float)largest;
+        weights[1] = (float)total;
+        return;
     }
     for (size_t i = 0; i < a->head_dim; i++)
         out[i] = (float)(out[i] / total);
@@ -42,5 +50,25 @@ void mmrt_attend_ref(const struct mmrt_attention *a) {
     for (size_t t = 0; t < a->n_tokens; t++)
         for (size_t h = 0; h < a->n_heads; h++)
             attend_one(a, a->q + t * a->q_stride + h * a->head_dim, a->position + t,
-                       a->out + t * a->out_stride + h * a->head_dim);
+                       a->out + t * a->out_stride + h * a->head_dim,
+                       a->weights ? a->weights + 2 * (t * a->n_heads + h) : NULL);
+}
+
+void mmrt_attend_merge_ref(const float *sums, const float *weights, size_t n_parts, size_t n_rows,
+                           size_t head_dim, float *out) {
+    for (size_t r = 0; r < n_rows; r++) {
+        double largest = -1e30, total = 0;
+        for (size_t p = 0; p < n_parts; p++)
+            largest = fmax(largest, weights[2 * (p * n_rows + r)]);
+        memset(out + r * head_dim, 0, head_dim * sizeof *out);
+        for (size_t p = 0; p < n_parts; p++) {
+            const float *part = weights + 2 * (p * n_rows + r);
+            const double factor = exp(part[0] - largest);
+            total += factor * part[1];
+            for (size_t i = 0; i < head_dim; i++)
+                out[r * head_dim + i] += (float)factor * sums[(p * n_rows + r) * head_dim + i];
+        }
+        for (size_t i = 0; i < head_dim; i++)
+            out[r * head_dim + i] = (float)(out[r * head_dim + i] / total);
+    }
 }
