@@ -31,9 +31,9 @@ def emulate(processor: str, *command: object) -> None:
 
 @pytest.mark.parametrize("name", ["test_matrix", "test_vector"])
 def test_kernels(name: str, core: Builder) -> None:
-    """Half of the cases where all sets run, and some where qemu would catch their mixing."""
+    """A third of the cases where all sets run, and some where qemu would catch their mixing."""
     program = core.program(name)
-    emulate("max", program, 2)
+    emulate("max", program, 3)
     emulate("neoverse-n1", program, 5)
 
 
