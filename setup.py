@@ -31,6 +31,9 @@ INSTRUCTION_SETS = [
     ("avx512vnni", ("x86_64", "AMD64"),
      ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma",
       "-mf16c", "-mprefer-vector-width=512"]),
+    ("avx512bf16", ("x86_64", "AMD64"),
+     ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx2", "-mfma",
+      "-mf16c", "-mprefer-vector-width=512"]),
     ("neon", ("aarch64", "arm64"), ["-march=armv8.2-a+dotprod"]),
     ("neon_i8mm", ("aarch64", "arm64"), ["-march=armv8.2-a+dotprod+i8mm"]),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import oracle
 import pytest
 import tiny_models
 from instruction_sets import ISAS
-from measures import FLIPS, ROUNDING, distances, kl_divergence, perplexity
+from measures import BFLOATS, FLIPS, ROUNDING, Bound, distances, kl_divergence, perplexity
 from numpy.typing import NDArray
 from tiny_models import TinyModel
 
@@ -94,8 +94,12 @@ def assert_equal_but_for_flips(path: Path) -> None:
     assert min(worst) < UNFLIPPED, worst
 
 
-def assert_equal_but_for_rounding(path: Path) -> None:
-    ROUNDING.assert_holds(oracle.logits(path, LONG_TEXT, rounding=True), logits_of(path, LONG_TEXT))
+def assert_equal_but_for_rounding(path: Path, bound: Bound = ROUNDING) -> None:
+    bound.assert_holds(oracle.logits(path, LONG_TEXT, rounding=True), logits_of(path, LONG_TEXT))
+
+
+def rounding_of(type: str, isa: str) -> Bound:
+    return BFLOATS if (type, isa) == ("BF16", "avx512bf16") else ROUNDING
 
 
 def gemma3(**shape: Any) -> TinyModel:
@@ -112,7 +116,7 @@ def test_every_type(architecture: str, type: str, isa: str, tmp_path: Path) -> N
     model = ARCHITECTURES[architecture](type=type, n_embd=256, n_ff=256, head_dim=64)
     path = model.write(tmp_path / "model.gguf")
     if type in tiny_models.FLOATS:
-        assert_equal_but_for_rounding(path)
+        assert_equal_but_for_rounding(path, rounding_of(type, isa))
     else:
         assert_equal_but_for_flips(path)
 
@@ -121,7 +125,8 @@ def test_every_type(architecture: str, type: str, isa: str, tmp_path: Path) -> N
 def test_float_weights_are_close_to_exact(type: str, isa: str, tmp_path: Path) -> None:
     path = tiny_models.llama(type=type).write(tmp_path / "model.gguf")
     exact = oracle.logits(path, LONG_TEXT)  # keys and values too are float32 here
-    assert kl_divergence(exact, logits_of(path, LONG_TEXT)).mean() < 1e-6
+    allowed = max(1e-6, rounding_of(type, isa).mean_kl)
+    assert kl_divergence(exact, logits_of(path, LONG_TEXT)).mean() < allowed
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -165,7 +170,7 @@ def test_shapes_in_blocks_of_32(shape: dict[str, Any], type: str, isa: str, tmp_
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_types_may_be_mixed(architecture: str, isa: str, tmp_path: Path) -> None:
     types = {"token_embd": "Q6_K", "attn_q": "Q4_K", "attn_k": "F16", "attn_v": "Q5_K"}
-    types |= {"ffn_gate": "Q4_0", "ffn_up": "BF16", "ffn_down": "Q3_K", "output": "Q8_0"}
+    types |= {"ffn_gate": "Q4_0", "ffn_up": "F32", "ffn_down": "Q3_K", "output": "Q8_0"}
     shape = {"n_embd": 256, "n_ff": 256, "type": "Q5_1", "types": types}
     model = ARCHITECTURES[architecture](**shape)
     assert_equal_but_for_flips(model.write(tmp_path / "model.gguf"))

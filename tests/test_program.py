@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_models
 from instruction_sets import ISAS
-from measures import FLIPS, ROUNDING, Bound
+from measures import BFLOATS, FLIPS, ROUNDING, Bound
 from numpy.typing import NDArray
 
 import mmrt
@@ -30,7 +30,10 @@ WIDE: dict[str, int] = {"n_embd": 256, "n_ff": 256, "head_dim": 64}  # whole blo
 TINY: dict[str, tuple[tiny_models.TinyModel, Bound]] = {
     "llama F32": (tiny_models.llama(n_heads=6, n_kv_heads=2, head_dim=48), ROUNDING),
     "llama F16": (tiny_models.llama(type="F16", n_heads=5, n_kv_heads=1, head_dim=32), ROUNDING),
-    "gemma3 BF16": (tiny_models.gemma3(n_layers=6, type="BF16", separate_output=True), ROUNDING),
+    "gemma3 BF16": (
+        tiny_models.gemma3(n_layers=6, type="BF16", separate_output=True),
+        BFLOATS,
+    ),
     "llama Q4_1": (tiny_models.llama(type="Q4_1", n_ff=352, head_dim=80), FLIPS),
     "llama Q8_0": (tiny_models.llama(type="Q8_0", n_embd=288, head_dim=64), FLIPS),
     "gemma3 Q4_K": (tiny_models.gemma3(n_layers=6, type="Q4_K", **WIDE), FLIPS),

@@ -22,8 +22,9 @@ enum {
     LEAF7_EBX_AVX512DQ = 1 << 17,
     LEAF7_EBX_AVX512BW = 1 << 30,
     LEAF7_ECX_AVX512VNNI = 1 << 11,
-    XCR0_AVX = 0x06,    /* XMM, YMM */
-    XCR0_AVX512 = 0xe6, /* and opmask, both halves of ZMM */
+    LEAF7_1_EAX_AVX512BF16 = 1 << 5, /* of subleaf 1 */
+    XCR0_AVX = 0x06,                 /* XMM, YMM */
+    XCR0_AVX512 = 0xe6,              /* and opmask, both halves of ZMM */
 };
 #define LEAF7_EBX_AVX512VL (1u << 31)
 
@@ -41,12 +42,14 @@ static bool processor_has(mmrt_isa isa) {
         return false;
     bool avx2 = has(leaf1_c, LEAF1_ECX_FMA | LEAF1_ECX_F16C) && has(b, LEAF7_EBX_AVX2) &&
                 has(xcr0, XCR0_AVX);
+    bool vnni =
+        avx2 && has(xcr0, XCR0_AVX512) && has(c, LEAF7_ECX_AVX512VNNI) &&
+        has(b, LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW | LEAF7_EBX_AVX512VL);
     switch (isa) {
     case MMRT_ISA_AVX2: return avx2;
-    case MMRT_ISA_AVX512VNNI:
-        return avx2 && has(xcr0, XCR0_AVX512) && has(c, LEAF7_ECX_AVX512VNNI) &&
-               has(b, LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW |
-                          LEAF7_EBX_AVX512VL);
+    case MMRT_ISA_AVX512VNNI: return vnni;
+    case MMRT_ISA_AVX512BF16:
+        return vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, LEAF7_1_EAX_AVX512BF16);
     default: return false;
     }
 }
@@ -83,6 +86,9 @@ static bool in_build(mmrt_isa isa) {
 #endif
 #ifdef MMRT_BUILD_AVX512VNNI
     case MMRT_ISA_AVX512VNNI: return true;
+#endif
+#ifdef MMRT_BUILD_AVX512BF16
+    case MMRT_ISA_AVX512BF16: return true;
 #endif
 #ifdef MMRT_BUILD_NEON
     case MMRT_ISA_NEON: return true;

@@ -198,6 +198,22 @@ V_INLINE vf v_load_bf16(const void *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+#ifdef __AVX512BF16__
+#define V_PAIRS 32 /* bfloat16 numbers in a vector */
+
+/* The first n, and zeros if there are fewer. */
+V_INLINE __mmask32 v_first(size_t n) { return n < V_PAIRS ? ((__mmask32)1 << n) - 1 : 0xffffffff; }
+V_INLINE vi v_load_pairs(const void *p, size_t n) { return _mm512_maskz_loadu_epi16(v_first(n), p); }
+V_INLINE void v_store_pairs(uint16_t *to, const float *p, size_t n) {
+    const __mmask32 first = v_first(n);
+    __m512 a = _mm512_maskz_loadu_ps((__mmask16)first, p);
+    __m512 b = _mm512_maskz_loadu_ps((__mmask16)(first >> 16), p + 16);
+    v_store(to, (vi)_mm512_cvtne2ps_pbh(b, a));
+}
+/* Each lane: acc + the sum of two products. */
+V_INLINE vf v_dot_pairs(vf acc, vi w, vi x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
+#endif
+
 /* ---- 16 floats: scales of a block of 256 ---- */
 
 typedef __m512 v16;

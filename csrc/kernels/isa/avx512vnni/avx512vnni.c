@@ -11,6 +11,7 @@
 
 #include "kernels/body/attend.inc"
 #include "kernels/body/float_matrix.inc"
+#include "kernels/body/float_types.inc"
 #include "kernels/body/panel.inc"
 #include "kernels/body/roof.inc"
 #include "kernels/body/vector.inc"
