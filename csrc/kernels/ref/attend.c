@@ -57,13 +57,14 @@ void mmrt_attend_ref(const struct mmrt_attention *a) {
 void mmrt_attend_merge_ref(const float *sums, const float *weights, size_t n_parts, size_t n_rows,
                            size_t head_dim, float *out) {
     for (size_t r = 0; r < n_rows; r++) {
-        double largest = -1e30, total = 0;
+        float largest = -1e30f; /* gcc 12 for aarch64 crashes on a maximum of doubles here */
+        double total = 0;
         for (size_t p = 0; p < n_parts; p++)
-            largest = fmax(largest, weights[2 * (p * n_rows + r)]);
+            largest = fmaxf(largest, weights[2 * (p * n_rows + r)]);
         memset(out + r * head_dim, 0, head_dim * sizeof *out);
         for (size_t p = 0; p < n_parts; p++) {
             const float *part = weights + 2 * (p * n_rows + r);
-            const double factor = exp(part[0] - largest);
+            const double factor = exp((double)part[0] - largest);
             total += factor * part[1];
             for (size_t i = 0; i < head_dim; i++)
                 out[r * head_dim + i] += (float)factor * sums[(p * n_rows + r) * head_dim + i];
