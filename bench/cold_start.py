@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing import get_context
@@ -119,12 +120,15 @@ def evict(path: str) -> None:
 
 
 def read_directly(path: str, piece: int = 4 << 20, readers: int = 4) -> Disk:
-    """The whole file, in pieces that as many threads read past the page cache."""
+    """The whole file, in pieces that as many threads read past the page cache, into huge pages: the
+    disk takes twice as long to fill scattered small ones."""
     size = os.path.getsize(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
 
     def read(reader: int) -> None:
-        with mmap.mmap(-1, piece) as buffer:
+        with mmap.mmap(-1, piece, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as buffer:
+            with suppress(OSError):  # a kernel without them
+                buffer.madvise(mmap.MADV_HUGEPAGE)
             for at in range(reader * piece, size, readers * piece):
                 os.preadv(fd, [buffer], at)
 
