@@ -14,6 +14,7 @@ from bench import cgroups, limits
 from bench.limited import OURS, PEER
 from bench.limits import Run
 
+ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 
 
@@ -75,6 +76,7 @@ def test_a_small_model_under_a_limit(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "-n", "2", "--engines", "mmrt", "-o", str(out)],
         cwd=HOME,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # bench/, after mmrt as it is installed
         capture_output=True,
         text=True,
     )

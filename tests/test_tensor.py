@@ -348,7 +348,10 @@ def test_floats_multiply_wherever_they_lie(tmp_path: Path, type: str, offset: in
             x = random.standard_normal((shape[1], *columns), np.float32)
             y = tensor @ x
             assert y.shape == (shape[0], *columns) and y.dtype == np.float32
-            np.testing.assert_allclose(y, exact @ x, rtol=1e-4, atol=1e-4)
+            bound = 1e-4 + 1e-4 * abs(exact @ x)
+            if type == "BF16" and columns == (6,):  # where units for bfloat16 round x as well
+                bound += 2**-8 * (abs(exact) @ abs(x))
+            assert (abs(y - exact @ x) <= bound).all()
 
 
 @pytest.mark.parametrize("type", sorted(set(ELEMENTS) - {"F32", "F16", "BF16"}))
