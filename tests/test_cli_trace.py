@@ -89,8 +89,7 @@ def test_an_interrupt_leaves_the_trace_so_far(smollm2_path: Path, tmp_path: Path
     command = ("trace", smollm2_path, PROMPT, "-n", "2000", "-o", trace)
     environment = os.environ | {"MMRT_ISA": "ref"}  # slow enough to be caught at it
     with start(*command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as run:
-        with pytest.raises(subprocess.TimeoutExpired):
-            run.wait(timeout=4)
+        assert run.stdout and run.stdout.read(len(PROMPT) + 2)  # it goes on with the text
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=60)
     assert run.returncode == 130 and "Traceback" not in said
