@@ -456,6 +456,8 @@ typedef struct mmrt_kv_shape {
     uint32_t n_layers;
     uint32_t n_heads;  /* key-value heads */
     uint32_t head_dim; /* elements of a key and of a value */
+    uint32_t k_type;   /* ids of tensor types: F16, or Q8_0 where head_dim is a multiple of 32 */
+    uint32_t v_type;
 } mmrt_kv_shape;
 
 mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err);

@@ -234,6 +234,8 @@ cdef extern from "mmrt.h" nogil:
         uint32_t n_layers
         uint32_t n_heads
         uint32_t head_dim
+        uint32_t k_type
+        uint32_t v_type
 
     mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err)
     void mmrt_kv_free(mmrt_kv *kv)

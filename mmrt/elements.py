@@ -76,3 +76,6 @@ ELEMENTS = {
     "C64": Element(8, COMPLEX, "Zf"),
     "C128": Element(16, COMPLEX, "Zd"),
 }
+
+# How keys and values may be stored, by llama.cpp's names: tensor types.
+KV_TYPES = {"f16": "F16", "q8_0": "Q8_0"}

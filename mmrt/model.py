@@ -49,6 +49,9 @@ class Model:
     weights that do not fit, a part is kept and the rest streamed from the disk for each step, with
     the same results. reader: how, one of mmrt.streaming.READERS; None: the fastest.
 
+    kv_k, kv_v: how keys and values are stored: "f16", or "q8_0", nearly half of that: int8 with a
+    float32 for each 32 elements of a head, which must have a multiple of 32.
+
     Any number of Python threads may use one model: its steps queue.
 
     Raises FileError, FormatError (a field or tensor is missing or wrong; the message names it),
@@ -65,6 +68,8 @@ class Model:
         policy: str = "lazy",
         memory: Budget | int | str | None = None,
         reader: str | None = None,
+        kv_k: str = "f16",
+        kv_v: str = "f16",
     ) -> None:
         apply = policies.policy(policy)
         if policy != "lazy" and memory is not None:
@@ -96,6 +101,8 @@ class Model:
                     self.config.n_layers,
                     self.config.n_kv_heads,
                     self.config.head_dim,
+                    kv_k,
+                    kv_v,
                 )
                 architecture.build(self.program, self.config, Weights(self.file))
                 self.program.finish()

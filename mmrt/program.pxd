@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, int64_t
 
-from mmrt._c cimport mmrt_kv, mmrt_op, mmrt_part, mmrt_program
+from mmrt._c cimport mmrt_kv, mmrt_kv_shape, mmrt_op, mmrt_part, mmrt_program
 from mmrt.kernels cimport Pool
 from mmrt.tensor cimport Tensor
 
@@ -15,7 +15,7 @@ cdef class Program:
     cdef int running       # calls of the core that go on
     cdef bint streams
     cdef readonly int max_tokens
-    cdef readonly tuple kv_shape
+    cdef mmrt_kv_shape kv_shape
     cdef readonly int vocab_size  # rows of the logits' weight
 
     cdef _release(self)

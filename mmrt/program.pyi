@@ -16,10 +16,16 @@ def probe_reader(reader: str, mapping: Mapping, offset: int, length: int) -> flo
 class Program:
     pool: Pool
     max_tokens: int
-    kv_shape: tuple[int, int, int]
     vocab_size: int
     def __init__(
-        self, pool: Pool, max_tokens: int, n_layers: int, n_kv_heads: int, head_dim: int
+        self,
+        pool: Pool,
+        max_tokens: int,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        kv_k: str = "f16",
+        kv_v: str = "f16",
     ) -> None: ...
     def close(self) -> None: ...
     def buffer(self, width: int) -> int: ...

@@ -26,7 +26,9 @@ from mmrt.tensor cimport Tensor
 
 from array import array
 
+from mmrt.elements import KV_TYPES
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
+from mmrt.quant import TYPES
 from mmrt.streaming import Plan, Streaming
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
@@ -40,9 +42,7 @@ cdef class Cache:
 
     def __cinit__(self, Program program not None):
         cdef mmrt_error error
-        cdef mmrt_kv_shape shape
-        shape.n_layers, shape.n_heads, shape.head_dim = program.kv_shape
-        check(mmrt_kv_create(shape, &self.handle, &error), &error)
+        check(mmrt_kv_create(program.kv_shape, &self.handle, &error), &error)
         self.tokens = []
 
     def __dealloc__(self):
@@ -74,21 +74,27 @@ cdef class Program:
     A buffer holds `width` float32 values for each token of a step; the operations' methods take
     the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
     read in place. A model's file in mmrt/models makes these calls in the order of its forward
-    pass. str() lists them with the tensors and bytes that each reads.
+    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". str() lists them with the tensors and bytes that each reads.
     """
 
     def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
-                  int head_dim):
+                  int head_dim, str kv_k="f16", str kv_v="f16"):
         cdef mmrt_error error
         cdef mmrt_kv_shape shape
+        for name in (kv_k, kv_v):
+            if name not in KV_TYPES:
+                raise ArgumentError(
+                    f"keys and values of type {name!r:.60}: there are {', '.join(KV_TYPES)}"
+                )
         self.pool = pool
         self.max_tokens = max_tokens
         self.tensors = []
         self.names = []
         self.indices = {}
         self.lines = []
-        self.kv_shape = (n_layers, n_kv_heads, head_dim)
-        shape.n_layers, shape.n_heads, shape.head_dim = self.kv_shape
+        shape.n_layers, shape.n_heads, shape.head_dim = n_layers, n_kv_heads, head_dim
+        shape.k_type, shape.v_type = TYPES[KV_TYPES[kv_k]].id, TYPES[KV_TYPES[kv_v]].id
+        self.kv_shape = shape
         check(mmrt_program_create(chosen_isa(), max_tokens, shape, &self.handle, &error), &error)
 
     def __dealloc__(self):
@@ -248,7 +254,7 @@ cdef class Program:
         op.softcap = softcap
         op.outputs_only = outputs_only
         self._add(&op, [], f"attend, window {window}" if window else "attend")
-        if self.kv_shape[2] % 32:  # heads are not whole groups: quantise their concatenation
+        if self.kv_shape.head_dim % 32:  # heads are not whole groups: quantise their concatenation
             op = _op(MMRT_OP_QUANTIZE)
             op.in_ = out
             op.outputs_only = outputs_only
@@ -366,9 +372,7 @@ cdef class Program:
     @property
     def page_bytes(self):
         """Bytes of the key-value cache for 32 tokens."""
-        cdef mmrt_kv_shape shape
-        shape.n_layers, shape.n_heads, shape.head_dim = self.kv_shape
-        return mmrt_kv_page_bytes(shape)
+        return mmrt_kv_page_bytes(self.kv_shape)
 
     @property
     def weights(self):

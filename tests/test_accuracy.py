@@ -22,8 +22,8 @@ GOLDEN = {golden["architecture"]: golden for golden in json.loads(_DOCUMENT.read
 Logits = NDArray[np.float32]
 
 
-def logits_of(path: Path, ids: list[int]) -> Logits:
-    with mmrt.Model(path) as model:
+def logits_of(path: Path, ids: list[int], **options: Any) -> Logits:
+    with mmrt.Model(path, **options) as model:
         return model.logits(ids)
 
 
@@ -58,6 +58,22 @@ def test_real_models_lose_little_to_rounding(reference: Reference, isa: str) -> 
     )
     assert divergence <= 1.2 * peer["kl_mean"]
     assert abs(actual / expected - 1) <= 0.005
+
+
+@pytest.mark.parametrize(("kv_k", "kv_v"), [("q8_0", "f16"), ("f16", "q8_0"), ("q8_0", "q8_0")])
+def test_int8_keys_and_values_lose_little(reference: Reference, kv_k: str, kv_v: str) -> None:
+    """Hardly more than other rounding does, which is a few times 1e-3."""
+    ids = reference.golden["ids"]
+    f16 = logits_of(reference.path, ids)
+    int8 = logits_of(reference.path, ids, kv_k=kv_k, kv_v=kv_v)
+    loss, before = (kl_divergence(reference.logits, found).mean() for found in (int8, f16))
+    between = kl_divergence(f16, int8).mean()
+    print(
+        f"\n{reference.path.name}, keys {kv_k}, values {kv_v}: mean KL {loss:.2e} from float32, "
+        f"where f16 has {before:.2e}; {between:.2e} from f16"
+    )
+    assert loss <= 1.5 * before
+    assert between <= 1e-2
 
 
 def test_oracle_is_the_one_that_the_goldens_were_made_with(reference: Reference) -> None:

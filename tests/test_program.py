@@ -120,6 +120,33 @@ def test_one_token_steps(tiny: tuple[Path, Bound], isa: str) -> None:
         bound.assert_holds(model.logits(IDS[:80]), in_steps(model, IDS[:80], [1]))
 
 
+@pytest.mark.parametrize("isa", FAST, indirect=True)
+@pytest.mark.parametrize(("kv_k", "kv_v"), [("q8_0", "f16"), ("f16", "q8_0"), ("q8_0", "q8_0")])
+def test_keys_and_values_in_int8(kv_k: str, kv_v: str, isa: str, tmp_path: Path) -> None:
+    """The same on any number of threads, nearly so in one-token steps, and near f16; in a smaller
+    cache."""
+    path = tiny_models.llama(n_heads=6, n_kv_heads=2, head_dim=64).write(tmp_path / "int8.gguf")
+    with mmrt.Model(path) as model:
+        exact, page = model.logits(IDS), model.memory.kv_page
+    found = []
+    for threads in (1, 3):
+        with mmrt.Model(path, threads=threads, kv_k=kv_k, kv_v=kv_v) as model:
+            share = 1 - (page - model.memory.kv_page) / page
+            assert share == (9 / 16 if kv_k == kv_v else 25 / 32)
+            found.append(model.logits(IDS))
+            FLIPS.assert_holds(found[-1], in_steps(model, IDS, [270, 1]))
+    assert np.array_equal(*found)
+    FLIPS.assert_holds(exact, found[0])
+
+
+def test_wrong_types_of_keys_and_values_are_refused(tmp_path: Path) -> None:
+    path = tiny_models.llama(n_heads=2, n_kv_heads=2, head_dim=48).write(tmp_path / "48.gguf")
+    with pytest.raises(ArgumentError, match=r"'q4_0'.*f16, q8_0"):
+        mmrt.Model(path, kv_v="q4_0")
+    with pytest.raises(UnsupportedError, match=r"48.gguf.*48.*Q8_0.*32"):
+        mmrt.Model(path, kv_k="q8_0")
+
+
 LONG = {
     "llama": tiny_models.llama(n_heads=6, n_kv_heads=2, head_dim=48, context=4000),
     "gemma3": tiny_models.gemma3(n_layers=6, n_heads=4, n_kv_heads=1, window=600, context=4000),

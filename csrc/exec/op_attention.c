@@ -29,8 +29,41 @@ static void store_f16(uint8_t *to, size_t apart, const float *from, size_t n) {
     }
 }
 
+/* After the bytes of a page: what each group of them is multiplied with. */
+static void store_scales(uint8_t *page, size_t slot, const struct mmrt_columns *from, size_t first,
+                         size_t dim) {
+    for (size_t g = 0; g < dim / MMRT_GROUP; g++)
+        memcpy(page + MMRT_PAGE_KEYS * (dim + g * sizeof(float)) + slot * sizeof(float),
+               from->d + first / MMRT_GROUP + g, sizeof(float));
+}
+
+/* A key of `dim` elements from `from` on, to its place in a page. */
+static void store_key(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
+                      size_t column, size_t element, size_t dim) {
+    if (type != MMRT_TYPE_Q8_0) {
+        store_f16(page + 2 * slot, MMRT_PAGE_KEYS, row_at(from, column) + element, dim);
+        return;
+    }
+    const size_t first = column * from->stride + element;
+    for (size_t i = 0; i < dim; i += 4)
+        memcpy(page + i * MMRT_PAGE_KEYS + 4 * slot, from->q + first + i, 4);
+    store_scales(page, slot, from, first, dim);
+}
+
+static void store_value(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
+                        size_t column, size_t element, size_t dim) {
+    if (type != MMRT_TYPE_Q8_0) {
+        store_f16(page + 2 * slot * dim, 1, row_at(from, column) + element, dim);
+        return;
+    }
+    const size_t first = column * from->stride + element;
+    memcpy(page + slot * dim, from->q + first, dim);
+    store_scales(page, slot, from, first, dim);
+}
+
 void mmrt_op_rope(struct worker *w) {
     const struct step *step = w->step;
+    const mmrt_kv_shape shape = step->program->kv_shape;
     const mmrt_op *op = w->op;
     const mmrt_program *program = step->program;
     const struct mmrt_columns *in = columns_at(step, op->in);
@@ -49,6 +82,9 @@ void mmrt_op_rope(struct worker *w) {
             program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
         if (!is_value && rope)
             rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
+        const uint32_t type = is_value ? shape.v_type : shape.k_type;
+        if (type == MMRT_TYPE_Q8_0) /* queries as keys */
+            program->kernels->quantize(in, token, head * dim, dim);
         if (is_query)
             continue;
         part = part_from(part, token);
@@ -56,13 +92,13 @@ void mmrt_op_rope(struct worker *w) {
         const size_t slot = position % MMRT_PAGE_KEYS;
         uint8_t *page = mmrt_kv_pages(part->kv)[position / MMRT_PAGE_KEYS];
         const uint32_t layer = (uint32_t)op->layer;
+        const size_t among = is_value ? head - n_q - n_kv : head - n_q;
         if (is_value)
-            store_f16(page + mmrt_kv_values_at(part->kv, layer, (uint32_t)(head - n_q - n_kv)) +
-                          2 * slot * dim,
-                      1, x, dim);
+            store_value(type, page + mmrt_kv_values_at(part->kv, layer, (uint32_t)among), slot, in,
+                        token, head * dim, dim);
         else
-            store_f16(page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)(head - n_q)) + 2 * slot,
-                      MMRT_PAGE_KEYS, x, dim);
+            store_key(type, page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)among), slot, in,
+                      token, head * dim, dim);
     }
 }
 
@@ -194,13 +230,16 @@ void mmrt_op_attend(struct worker *w) {
         tiles_of(step, first_token(w), t.tokens, number / t.sections, &tile);
         const uint64_t position = position_of(tile.part, tile.token);
         struct mmrt_attention a = {
-            .q = row_at(in, tile.token) + head * dim,
+            .queries = in,
+            .column = tile.token,
+            .element = head * dim,
             .out = row_at(out, tile.token) + head * dim,
-            .q_stride = in->k,
             .out_stride = out->k,
             .n_tokens = tile.n,
             .n_heads = t.group - in_group < t.heads ? t.group - in_group : t.heads,
             .head_dim = dim,
+            .k_type = program->kv_shape.k_type,
+            .v_type = program->kv_shape.v_type,
             .position = position,
             .window = op->window,
             .begin = mmrt_attend_begin(position, op->window),

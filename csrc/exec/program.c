@@ -7,13 +7,34 @@
 #include <string.h>
 #include <sys/mman.h>
 
-mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
-                                mmrt_program **out, mmrt_error *err) {
-    if (max_tokens < 1 || !shape.n_layers || !shape.n_heads || !shape.head_dim ||
-        shape.head_dim % 16)
+static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
+    if (!shape.n_layers || !shape.n_heads || !shape.head_dim || shape.head_dim % 16)
         return mmrt_fail(err, MMRT_UNSUPPORTED,
                          "heads of %u elements: only multiples of 16 are supported",
                          shape.head_dim);
+    const uint32_t types[] = {shape.k_type, shape.v_type};
+    for (int i = 0; i < 2; i++) {
+        const struct mmrt_format *format = mmrt_format_find(types[i]);
+        if (types[i] != MMRT_TYPE_F16 && types[i] != MMRT_TYPE_Q8_0)
+            return mmrt_fail(err, MMRT_UNSUPPORTED,
+                             "keys and values of type %s: only F16 and Q8_0 are supported",
+                             format ? format->name : "unknown");
+        if (shape.head_dim % format->elements)
+            return mmrt_fail(err, MMRT_UNSUPPORTED,
+                             "heads of %u elements: keys and values of type %s need multiples of "
+                             "%u",
+                             shape.head_dim, format->name, (unsigned)format->elements);
+    }
+    return MMRT_OK;
+}
+
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+                                mmrt_program **out, mmrt_error *err) {
+    mmrt_status status = check_shape(shape, err);
+    if (status)
+        return status;
+    if (max_tokens < 1)
+        return mmrt_fail(err, MMRT_ARGUMENT, "steps of no tokens");
     mmrt_program *program = calloc(1, sizeof *program);
     if (!program)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a program");
@@ -187,7 +208,7 @@ static mmrt_status check_linear(mmrt_program *program, const mmrt_op *op, mmrt_e
     return MMRT_OK;
 }
 
-static mmrt_status check_heads(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+static mmrt_status check_heads(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     const mmrt_kv_shape shape = program->kv_shape;
     const uint64_t n_kv = shape.n_heads, n_q = (uint64_t)op->n_heads;
     if (op->n_heads < 1 || n_q % n_kv || op->layer < 0 || (uint32_t)op->layer >= shape.n_layers ||
@@ -200,6 +221,8 @@ static mmrt_status check_heads(const mmrt_program *program, const mmrt_op *op, m
                    ? MMRT_OK
                    : mmrt_fail(err, MMRT_ARGUMENT, "layer %d: attention's output does not fit",
                                op->layer);
+    if (shape.k_type == MMRT_TYPE_Q8_0 || shape.v_type == MMRT_TYPE_Q8_0)
+        program->buffers[op->in].quantised = true;
     for (int i = 0; i < 2; i++)
         if (op->weights[i] >= 0) {
             mmrt_status status = check_vector(program, op->weights[i], shape.head_dim, err);

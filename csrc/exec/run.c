@@ -167,7 +167,8 @@ static mmrt_status place_parts(const mmrt_program *program, const mmrt_part *giv
     for (int32_t i = 0; i < n_parts; i++) {
         mmrt_kv *kv = given[i].kv;
         const mmrt_kv_shape a = mmrt_kv_shape_of(kv);
-        if (a.n_layers != b.n_layers || a.n_heads != b.n_heads || a.head_dim != b.head_dim)
+        if (a.n_layers != b.n_layers || a.n_heads != b.n_heads || a.head_dim != b.head_dim ||
+            a.k_type != b.k_type || a.v_type != b.v_type)
             return mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
         uint64_t position = mmrt_kv_length(kv);
         for (int32_t j = 0; j < i; j++)

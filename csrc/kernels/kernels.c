@@ -104,9 +104,9 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
     columns->last = n - 1;
 }
 
-/* Keys, values and sums of a tile, its scores, and three numbers a row. */
+/* Keys, values and sums of a tile, its scores, for some rows once more, and three numbers a row. */
 size_t mmrt_attend_scratch(size_t head_dim) {
     return ((2 * MMRT_ATTEND_KEYS + MMRT_ATTEND_ROWS) * head_dim +
-            MMRT_ATTEND_ROWS * (MMRT_ATTEND_KEYS + 3)) *
+            (MMRT_ATTEND_ROWS + 8) * MMRT_ATTEND_KEYS + 3 * MMRT_ATTEND_ROWS) *
            sizeof(float);
 }

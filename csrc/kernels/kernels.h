@@ -89,9 +89,20 @@ enum mmrt_activation {
 typedef void mmrt_glu_fn(enum mmrt_activation activation, const float *gate, const float *up,
                          float *out, size_t n);
 
-/* Keys to a page of the KV cache. For each layer and key-value head a page holds its keys as
- * f16 [head_dim][32], so that vector lanes are keys, and its values as f16 [32][head_dim]. */
+/* Keys to a page of the KV cache. For each layer and key-value head a page holds its keys, so that
+ * vector lanes are keys, and its values:
+ *
+ *     F16   keys f16 [head_dim][32]           values f16 [32][head_dim]
+ *     Q8_0  keys int8 [head_dim / 4][32][4]   values int8 [32][head_dim]
+ *           and after either float32 [head_dim / 32][32]: what 32 elements in a row of one key or
+ *           value are multiplied with. They are rounded as activations are. */
 enum { MMRT_PAGE_KEYS = 32 };
+
+/* Bytes of a page's keys, or values, of one layer and head. */
+static inline size_t mmrt_page_bytes(uint32_t type, size_t head_dim) {
+    const size_t elements = head_dim * MMRT_PAGE_KEYS;
+    return type == MMRT_TYPE_Q8_0 ? elements + elements / MMRT_GROUP * sizeof(float) : 2 * elements;
+}
 
 /* Scaled dot-product attention for the query heads that share one key-value head, over a tile of
  * consecutive tokens: out = softmax(scale * q k^T) v, with an online softmax (Milakov and
@@ -101,13 +112,17 @@ enum { MMRT_PAGE_KEYS = 32 };
  * With `weights` it is a part of that: out = sum of exp(score - largest) v, not divided by the sum
  * of exponentials; attend_merge makes attention of the parts. */
 struct mmrt_attention {
-    const float *q; /* [n_tokens][q_stride]; a token's heads follow one another, head_dim each */
-    float *out;     /* [n_tokens][out_stride], likewise */
-    size_t q_stride;
+    const struct mmrt_columns *queries; /* a token's heads follow one another, head_dim each;
+                                           quantised if keys are */
+    size_t column;                      /* of the first token */
+    size_t element;                     /* of the first head */
+    float *out;                         /* [n_tokens][out_stride], likewise */
     size_t out_stride;
     size_t n_tokens;
     size_t n_heads;
-    size_t head_dim;       /* a multiple of 16 */
+    size_t head_dim; /* a multiple of 16, or of 32 if keys or values are Q8_0 */
+    uint32_t k_type; /* F16 or Q8_0 */
+    uint32_t v_type;
     uint64_t position;     /* of the first token */
     uint64_t window;       /* 0: all that came before */
     uint64_t begin;        /* a multiple of 32; the last token sees one of these keys at least */

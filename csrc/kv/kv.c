@@ -21,13 +21,14 @@ struct mmrt_kv {
     uint8_t **pages; /* page 8 i is where block i starts */
 };
 
-/* Keys or values of one layer and head in one page: f16. */
+/* Keys and values of one layer and head in one page. */
 static size_t part_bytes(mmrt_kv_shape shape) {
-    return (size_t)shape.head_dim * MMRT_PAGE_KEYS * 2;
+    return mmrt_page_bytes(shape.k_type, shape.head_dim) +
+           mmrt_page_bytes(shape.v_type, shape.head_dim);
 }
 
 uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape) {
-    return (uint64_t)shape.n_layers * shape.n_heads * 2 * part_bytes(shape);
+    return (uint64_t)shape.n_layers * shape.n_heads * part_bytes(shape);
 }
 
 /* What one layer and head has in a block: whole pages of the system, so that they can be given
@@ -35,7 +36,7 @@ uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape) {
  */
 static size_t run_bytes(mmrt_kv_shape shape) {
     const size_t system_page = (size_t)sysconf(_SC_PAGESIZE);
-    return (BLOCK * 2 * part_bytes(shape) + system_page - 1) / system_page * system_page;
+    return (BLOCK * part_bytes(shape) + system_page - 1) / system_page * system_page;
 }
 
 static size_t block_bytes(mmrt_kv_shape shape) {
@@ -77,7 +78,7 @@ size_t mmrt_kv_keys_at(const mmrt_kv *kv, uint32_t layer, uint32_t head) {
 }
 
 size_t mmrt_kv_values_at(const mmrt_kv *kv, uint32_t layer, uint32_t head) {
-    return mmrt_kv_keys_at(kv, layer, head) + part_bytes(kv->shape);
+    return mmrt_kv_keys_at(kv, layer, head) + mmrt_page_bytes(kv->shape.k_type, kv->shape.head_dim);
 }
 
 /* Blocks come straight from the system, so that what a sequence gives back is really given back. */
@@ -95,7 +96,7 @@ mmrt_status mmrt_kv_reserve(mmrt_kv *kv, uint64_t length, mmrt_error *err) {
     }
     for (; kv->n_pages < wanted; kv->n_pages++) {
         if (kv->n_pages % BLOCK) {
-            kv->pages[kv->n_pages] = kv->pages[kv->n_pages - 1] + 2 * part_bytes(kv->shape);
+            kv->pages[kv->n_pages] = kv->pages[kv->n_pages - 1] + part_bytes(kv->shape);
             continue;
         }
         void *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -117,7 +118,7 @@ void mmrt_kv_set_length(mmrt_kv *kv, uint64_t length) {
 /* The memory of the pages from `first` on in their block, which stays. */
 static void give_back(const mmrt_kv *kv, uint64_t first) {
     const size_t system_page = (size_t)sysconf(_SC_PAGESIZE), run = run_bytes(kv->shape);
-    size_t used = first % BLOCK * 2 * part_bytes(kv->shape);
+    size_t used = first % BLOCK * part_bytes(kv->shape);
     used = (used + system_page - 1) / system_page * system_page;
     uint8_t *block = kv->pages[first - first % BLOCK];
     for (size_t i = 0; used < run && i < (size_t)kv->shape.n_layers * kv->shape.n_heads; i++)

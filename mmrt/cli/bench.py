@@ -160,7 +160,13 @@ def _measure(
 
 
 def _settings(model: "Model", arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"n_threads": model.threads, "isa": model.isa, "policy": arguments.policy}
+    return {
+        "n_threads": model.threads,
+        "isa": model.isa,
+        "policy": arguments.policy,
+        "type_k": arguments.cache_type_k,
+        "type_v": arguments.cache_type_v,
+    }
 
 
 def _evict(path: str) -> None:

@@ -5,6 +5,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.output import note, progress
+from mmrt.elements import KV_TYPES
 from mmrt.errors import ArgumentError
 from mmrt.memory import parse_size
 from mmrt.policies import POLICIES
@@ -70,6 +71,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reader", choices=READERS, metavar="NAME",
         help=f"how to read them: {', '.join(READERS)} (default: the fastest)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-ctk", "--cache-type-k", choices=KV_TYPES, default="f16", metavar="TYPE",
+        help=f"how keys are stored: {', '.join(KV_TYPES)} (default: f16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-ctv", "--cache-type-v", choices=KV_TYPES, default="f16", metavar="TYPE",
+        help="how values are stored, likewise",
     )  # fmt: skip
 
 
@@ -154,6 +163,8 @@ def open_model(
             policy=arguments.policy,
             memory=arguments.memory,
             reader=arguments.reader,
+            kv_k=arguments.cache_type_k,
+            kv_v=arguments.cache_type_v,
         )
     for warning in raised:
         note(str(warning.message))

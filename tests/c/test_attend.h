@@ -14,7 +14,9 @@ enum {
 static struct attention {
     struct mmrt_attention a;
     uint8_t *pages[PAGES];
-    float *q, *expected, *found;
+    struct mmrt_columns queries;
+    void *memory; /* theirs */
+    float *expected, *found;
     size_t n_out; /* floats in expected and found */
     float sharpness;
 } t;
@@ -28,8 +30,27 @@ static void put_half(uint8_t *at, float value) {
     memcpy(at, &bits, 2);
 }
 
+/* Where the scale of element j of key or value i is, after the bytes of a part of a page. */
+static uint8_t *scale_at(uint8_t *part, size_t i, size_t j) {
+    return part + MMRT_PAGE_KEYS * t.a.head_dim +
+           (j / MMRT_GROUP * MMRT_PAGE_KEYS + i) * sizeof(float);
+}
+
+/* Element j of key or value i, which is byte or half number `index` of its part of a page. */
+static void put(uint32_t type, uint8_t *part, size_t i, size_t j, size_t index) {
+    if (type == MMRT_TYPE_F16) {
+        put_half(part + 2 * index, random_unit());
+        return;
+    }
+    const float scale = (0.5f + 0.5f * random_unit() * random_unit()) / 127;
+    part[index] = (uint8_t)((int)random_below(255) - 127);
+    if (j % MMRT_GROUP == 0)
+        memcpy(scale_at(part, i, j), &scale, sizeof scale);
+}
+
 static void make_pages(void) {
-    const size_t dim = t.a.head_dim, page_bytes = t.a.v_offset + 2 * dim * MMRT_PAGE_KEYS;
+    const size_t dim = t.a.head_dim;
+    const size_t page_bytes = t.a.v_offset + mmrt_page_bytes(t.a.v_type, dim);
     const uint64_t end = t.a.position + t.a.n_tokens;
     for (uint64_t p = 0; p < PAGES; p++) {
         const uint64_t key = p * MMRT_PAGE_KEYS;
@@ -40,48 +61,67 @@ static void make_pages(void) {
         memset(page, 0xff, page_bytes);
         for (size_t i = 0; i < MMRT_PAGE_KEYS && key + i < end; i++)
             for (size_t j = 0; j < dim; j++) {
-                put_half(page + K_OFFSET + 2 * (j * MMRT_PAGE_KEYS + i), random_unit());
-                put_half(page + t.a.v_offset + 2 * (i * dim + j), random_unit());
+                put(t.a.k_type, page + K_OFFSET, i, j,
+                    t.a.k_type == MMRT_TYPE_F16 ? j * MMRT_PAGE_KEYS + i
+                                                : (j / 4 * MMRT_PAGE_KEYS + i) * 4 + j % 4);
+                put(t.a.v_type, page + t.a.v_offset, i, j, i * dim + j);
             }
     }
     t.a.pages = t.pages;
 }
 
+/* The queries, in columns between others. */
+static void make_queries(void) {
+    const size_t n = t.a.column + t.a.n_tokens + random_below(2);
+    const size_t width = t.a.element + t.a.n_heads * t.a.head_dim + 32 * random_below(3);
+    const size_t bytes = mmrt_columns_bytes(n, width);
+    t.memory = checked(aligned_alloc(64, bytes));
+    memset(t.memory, 0, bytes);
+    mmrt_columns_place(&t.queries, n, width, t.memory);
+    for (size_t i = 0; i < n * width; i++)
+        t.queries.x[i] = random_unit();
+    for (size_t i = 0; i < n && t.a.k_type != MMRT_TYPE_F16; i++)
+        ref->quantize(&t.queries, i, 0, width);
+    t.a.queries = &t.queries;
+}
+
 static void make_attention(size_t dim, uint64_t position, uint64_t window, float softcap) {
+    const uint32_t others = dim % MMRT_GROUP ? 1 : 2;
+    static const uint32_t types[] = {MMRT_TYPE_F16, MMRT_TYPE_Q8_0};
+    const uint32_t k_type = types[random_below(others)], v_type = types[random_below(others)];
     static const float sharpnesses[] = {1, 4, 30};
     const size_t heads = 1 + random_below(9), most = MMRT_ATTEND_ROWS / heads;
     const size_t tokens = 1 + random_below(random_below(4) ? 3 : most < 16 ? most : 16);
     t.sharpness = sharpnesses[random_below(3)];
     t.a = (struct mmrt_attention){
-        .q_stride = heads * dim + random_below(40),
+        .column = random_below(3),
+        .element = 32 * random_below(3),
         .out_stride = heads * dim + random_below(40),
         .n_tokens = tokens,
         .n_heads = heads,
         .head_dim = dim,
+        .k_type = k_type,
+        .v_type = v_type,
         .position = position,
         .window = window,
         .begin = mmrt_attend_begin(position, window),
         .end = position + tokens,
         .k_offset = K_OFFSET,
-        .v_offset = K_OFFSET + 2 * dim * MMRT_PAGE_KEYS + 2 * random_below(20),
+        .v_offset = K_OFFSET + mmrt_page_bytes(k_type, dim) + 2 * random_below(20),
         .scale = t.sharpness / sqrtf((float)dim),
         .softcap = softcap,
     };
     make_pages();
-    const size_t n_q = (tokens - 1) * t.a.q_stride + heads * dim;
     t.n_out = (tokens - 1) * t.a.out_stride + heads * dim;
-    t.q = checked(malloc(n_q * sizeof *t.q));
+    make_queries();
     t.expected = checked(malloc(t.n_out * sizeof *t.expected));
     t.found = checked(malloc(t.n_out * sizeof *t.found));
-    for (size_t i = 0; i < n_q; i++)
-        t.q[i] = random_unit();
-    t.a.q = t.q;
 }
 
 static void free_attention(void) {
     for (size_t p = 0; p < PAGES; p++)
         free(t.pages[p]);
-    free(t.q);
+    free(t.memory);
     free(t.expected);
     free(t.found);
 }
@@ -94,7 +134,8 @@ static void attend_part(mmrt_attend_fn *attend, size_t token, size_t tokens, siz
     CHECK(bytes % 64 == 0);
     part.scratch = room.end - bytes;
     memset(part.scratch, 0xff, bytes);
-    part.q += token * part.q_stride + head * part.head_dim;
+    part.column += token;
+    part.element += head * part.head_dim;
     part.out = out + token * part.out_stride + head * part.head_dim;
     part.position += token;
     part.begin = mmrt_attend_begin(part.position, part.window);
@@ -119,11 +160,13 @@ static double attend_bound(void) {
 
 static void attend_failed(const struct kernel *kernel, const char *what, size_t i, float expected,
                           float found) {
-    case_failed("%s%s: head_dim %zu, heads %zu, tokens %zu, position %zu, window %zu, softcap %g, "
+    case_failed("%s%s: keys %s, values %s, head_dim %zu, heads %zu, tokens %zu, position %zu, "
+                "window %zu, softcap %g, "
                 "sharpness %g, token %zu, element %zu: expected %.9g, found %.9g",
-                kernel->name, what, t.a.head_dim, t.a.n_heads, t.a.n_tokens, (size_t)t.a.position,
-                (size_t)t.a.window, (double)t.a.softcap, (double)t.sharpness, i / t.a.out_stride,
-                i % t.a.out_stride, (double)expected, (double)found);
+                kernel->name, what, mmrt_format_find(t.a.k_type)->name,
+                mmrt_format_find(t.a.v_type)->name, t.a.head_dim, t.a.n_heads, t.a.n_tokens,
+                (size_t)t.a.position, (size_t)t.a.window, (double)t.a.softcap, (double)t.sharpness,
+                i / t.a.out_stride, i % t.a.out_stride, (double)expected, (double)found);
 }
 
 static void fill_out(float *out) {
@@ -147,25 +190,50 @@ static void check_alone(struct kernel *kernel, struct guarded room) {
     free(out);
 }
 
+/* Where NaN is put, and how far it spreads. */
+struct place {
+    uint8_t *at;
+    size_t bytes;    /* of a half or a float */
+    size_t first, n; /* elements that it makes NaN of the head's */
+};
+
+static struct place place_in_page(uint32_t type, uint8_t *part, size_t i, size_t j, size_t index) {
+    if (type == MMRT_TYPE_F16)
+        return (struct place){part + 2 * index, 2, j, 1};
+    return (struct place){scale_at(part, i, j), sizeof(float), j - j % MMRT_GROUP, MMRT_GROUP};
+}
+
+static void put_nan(struct place place) {
+    const float nan = NAN;
+    if (place.bytes == 2)
+        put_half(place.at, NAN);
+    else
+        memcpy(place.at, &nan, sizeof nan);
+}
+
 /* NaN in one number of q, of a key or of a value: results that come of it are NaN, the others as
  * they were. */
 static void check_nan(struct kernel *kernel, struct guarded room) {
     const size_t token = random_below(t.a.n_tokens), head = random_below(t.a.n_heads);
     const size_t dim = t.a.head_dim, j = random_below(dim);
     const uint64_t key = t.a.position + token; /* which this token and later ones see */
+    const size_t i = key % MMRT_PAGE_KEYS, column = t.a.column + token;
+    const size_t element = t.a.element + head * dim + j;
     uint8_t *page = t.pages[key / MMRT_PAGE_KEYS];
-    uint8_t *in_keys = page + K_OFFSET + 2 * (j * MMRT_PAGE_KEYS + key % MMRT_PAGE_KEYS);
-    uint8_t *in_values = page + t.a.v_offset + 2 * (key % MMRT_PAGE_KEYS * dim + j);
-    float *in_q = t.q + token * t.a.q_stride + head * dim + j;
+    float *in_q = t.a.k_type == MMRT_TYPE_F16
+                      ? t.queries.x + column * t.queries.k + element
+                      : t.queries.d + (column * t.queries.stride + element) / MMRT_GROUP;
+    const struct place places[] = {
+        {(uint8_t *)in_q, sizeof *in_q, 0, dim},
+        place_in_page(t.a.k_type, page + K_OFFSET, i, j, j * MMRT_PAGE_KEYS + i),
+        place_in_page(t.a.v_type, page + t.a.v_offset, i, j, i * dim + j),
+    };
     float *out = checked(malloc(t.n_out * sizeof *out));
     for (int kind = 0; kind < 3; kind++) {
-        uint8_t *half = kind == 1 ? in_keys : in_values, saved[2];
-        const float saved_q = *in_q;
-        memcpy(saved, half, 2);
-        if (kind == 0)
-            *in_q = NAN;
-        else
-            put_half(half, NAN);
+        const struct place place = places[kind];
+        uint8_t saved[4];
+        memcpy(saved, place.at, place.bytes);
+        put_nan(place);
         fill_out(out);
         attend_part(kernel->with.attend, 0, t.a.n_tokens, 0, t.a.n_heads, out, room);
         kernel->cases++;
@@ -174,7 +242,8 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
             const bool of_q = row == token && within / dim == head;
             const bool sees =
                 row >= token && within < t.a.n_heads * dim && first_key(t.a.position + row) <= key;
-            const bool in_column = within % dim == j;
+            const bool in_column =
+                within % dim >= place.first && within % dim < place.first + place.n;
             if (kind == 0 ? of_q : kind == 1 ? sees : sees && in_column) {
                 if (!isnan(out[at]))
                     attend_failed(kernel, " with a NaN", at, NAN, out[at]);
@@ -183,8 +252,7 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
                     attend_failed(kernel, " beside a NaN", at, t.found[at], out[at]);
             }
         }
-        *in_q = saved_q;
-        memcpy(half, saved, 2);
+        memcpy(place.at, saved, place.bytes);
     }
     free(out);
 }

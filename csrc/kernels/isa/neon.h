@@ -188,6 +188,13 @@ V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
 }
 V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) { return v_dot_signed(acc, w, x); }
 
+V_INLINE vi v_four(const int8_t *p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    const uint8x16_t all = vreinterpretq_u8_s32(vdupq_n_s32(four));
+    return VI_EACH(all, all);
+}
+V_INLINE vi v_dot_panel(vi acc, vi w, vi x) { return v_dot_signed(acc, w, x); }
 V_INLINE vi v_dot_start(const int32_t *start) {
     (void)start;
     return v_zero_bytes();
@@ -252,6 +259,11 @@ V_INLINE float v_f16_at(const void *p) {
 V_INLINE vf v_load_f16(const void *p) {
     float16x8_t halves = vreinterpretq_f16_u8(vld1q_u8((const uint8_t *)p));
     return VF_EACH(vcvt_f32_f16(vget_low_f16(halves)), vcvt_high_f32_f16(halves));
+}
+V_INLINE vf v_load_i8(const void *p) {
+    const int16x8_t wide = vmovl_s8(vld1_s8((const int8_t *)p));
+    return VF_EACH(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
+                   vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))));
 }
 V_INLINE vf v_load_bf16(const void *p) {
     uint16x8_t halves = vreinterpretq_u16_u8(vld1q_u8((const uint8_t *)p));

@@ -5,37 +5,63 @@
 #include <math.h>
 #include <string.h>
 
-static float half_at(const uint8_t *page, size_t offset, size_t index) {
+static float half_at(const uint8_t *page, size_t index) {
     uint16_t bits;
-    memcpy(&bits, page + offset + 2 * index, 2);
+    memcpy(&bits, page + 2 * index, 2);
     return mmrt_f16_to_f32(bits);
 }
 
-static double score(const struct mmrt_attention *a, const float *q, uint64_t key) {
-    const uint8_t *page = a->pages[key / MMRT_PAGE_KEYS];
+/* What element i of key or value `key` of a Q8_0 page is multiplied with. */
+static float scale_at(const struct mmrt_attention *a, const uint8_t *page, size_t key, size_t i) {
+    float scale;
+    memcpy(&scale,
+           page + MMRT_PAGE_KEYS * a->head_dim +
+               sizeof scale * (i / MMRT_GROUP * MMRT_PAGE_KEYS + key),
+           sizeof scale);
+    return scale;
+}
+
+static double score(const struct mmrt_attention *a, size_t column, size_t element, uint64_t at) {
+    const uint8_t *page = a->pages[at / MMRT_PAGE_KEYS] + a->k_offset;
+    const size_t key = at % MMRT_PAGE_KEYS;
+    const struct mmrt_columns *c = a->queries;
     double sum = 0;
-    for (size_t i = 0; i < a->head_dim; i++)
-        sum += (double)q[i] * half_at(page, a->k_offset, i * MMRT_PAGE_KEYS + key % MMRT_PAGE_KEYS);
+    for (size_t i = 0; i < a->head_dim; i++) {
+        if (a->k_type == MMRT_TYPE_Q8_0) {
+            const size_t of_q = column * c->stride + element + i;
+            const int8_t k = (int8_t)page[(i / 4 * MMRT_PAGE_KEYS + key) * 4 + i % 4];
+            sum += (double)c->d[of_q / MMRT_GROUP] * scale_at(a, page, key, i) * (c->q[of_q] * k);
+        } else {
+            sum +=
+                (double)c->x[column * c->k + element + i] * half_at(page, i * MMRT_PAGE_KEYS + key);
+        }
+    }
     sum *= a->scale;
     return a->softcap > 0 ? a->softcap * tanh(sum / a->softcap) : sum;
 }
 
+static float value_at(const struct mmrt_attention *a, uint64_t at, size_t i) {
+    const uint8_t *page = a->pages[at / MMRT_PAGE_KEYS] + a->v_offset;
+    const size_t key = at % MMRT_PAGE_KEYS, index = key * a->head_dim + i;
+    return a->v_type == MMRT_TYPE_Q8_0 ? scale_at(a, page, key, i) * (float)(int8_t)page[index]
+                                       : half_at(page, index);
+}
+
 /* One row, whose weights are at `weights` if that is not NULL. */
-static void attend_one(const struct mmrt_attention *a, const float *q, uint64_t position,
-                       float *out, float *weights) {
+static void attend_one(const struct mmrt_attention *a, size_t column, size_t element,
+                       uint64_t position, float *out, float *weights) {
     uint64_t first = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
     first = first > a->begin ? first : a->begin;
     const uint64_t end = position + 1 < a->end ? position + 1 : a->end;
     double largest = -1e30, total = 0;
     for (uint64_t key = first; key < end; key++)
-        largest = fmax(largest, score(a, q, key));
+        largest = fmax(largest, score(a, column, element, key));
     memset(out, 0, a->head_dim * sizeof *out);
     for (uint64_t key = first; key < end; key++) {
-        double p = exp(score(a, q, key) - largest);
+        double p = exp(score(a, column, element, key) - largest);
         total += p;
         for (size_t i = 0; i < a->head_dim; i++)
-            out[i] += (float)p * half_at(a->pages[key / MMRT_PAGE_KEYS], a->v_offset,
-                                         key % MMRT_PAGE_KEYS * a->head_dim + i);
+            out[i] += (float)p * value_at(a, key, i);
     }
     if (weights) {
         weights[0] = (float)largest;
@@ -49,7 +75,7 @@ static void attend_one(const struct mmrt_attention *a, const float *q, uint64_t 
 void mmrt_attend_ref(const struct mmrt_attention *a) {
     for (size_t t = 0; t < a->n_tokens; t++)
         for (size_t h = 0; h < a->n_heads; h++)
-            attend_one(a, a->q + t * a->q_stride + h * a->head_dim, a->position + t,
+            attend_one(a, a->column + t, a->element + h * a->head_dim, a->position + t,
                        a->out + t * a->out_stride + h * a->head_dim,
                        a->weights ? a->weights + 2 * (t * a->n_heads + h) : NULL);
 }
