@@ -599,6 +599,10 @@ mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, m
  * changes nothing. */
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err);
 
+/* From now on what is kept is locked in memory when it has been loaded, as far as RLIMIT_MEMLOCK
+ * allows. A budget that keeps everything then loads everything too. */
+mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err);
+
 /* All in bytes. */
 typedef struct mmrt_plan {
     uint64_t total; /* of the matrices that a step reads */
@@ -619,6 +623,7 @@ typedef struct mmrt_stream_stats {
     mmrt_reader reader;
     uint64_t steps;
     uint64_t kept_bytes;     /* by the present plan; of matrices */
+    uint64_t locked_bytes;   /* of these, so far */
     uint64_t streamed_bytes; /* likewise: what a step reads */
     uint64_t ring_bytes;
     uint64_t read_bytes;   /* of streamed weights */

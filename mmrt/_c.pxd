@@ -309,6 +309,8 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err)
     mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err)
 
+    mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err)
+
     ctypedef struct mmrt_plan:
         uint64_t total
         uint64_t kept
@@ -324,6 +326,7 @@ cdef extern from "mmrt.h" nogil:
         mmrt_reader reader
         uint64_t steps
         uint64_t kept_bytes
+        uint64_t locked_bytes
         uint64_t streamed_bytes
         uint64_t ring_bytes
         uint64_t read_bytes

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,12 +55,14 @@ class Share:
         kv: Callable[[], int],
         step_tokens: int,
         reader: str | None,
+        lock: bool,
     ) -> None:
         self.path = path
         self.program = program
         self.kv = kv  # bytes of keys and values that the model holds
         self.step_tokens = step_tokens  # of a long prompt, at a time
         self.reader = reader  # None: whichever is faster
+        self.lock = lock  # what is kept of the weights
         self.file_bytes = sum(tensor.nbytes for tensor in program.weights)
         self.extremes: Plan = program.plan(0)
         self.weights: int | None = None  # its bytes for weights; None: all may come as they like
@@ -77,6 +80,11 @@ class Share:
         if streaming is None or self.weights is None or streaming.reader == "mapped":
             return 0
         return streaming.kept + self.extremes.rest
+
+    @property
+    def locked(self) -> int:
+        streaming = self.program.streaming
+        return streaming.locked if streaming else 0
 
     @property
     def stall_seconds(self) -> float:
@@ -104,6 +112,9 @@ class Share:
         if self.weights is None:
             mappings = list({id(t.mapping): t.mapping for t in self.program.weights}.values())
             self.program.set_reader(self.reader or choose_reader(mappings))
+            if self.lock:
+                self.program.lock_kept()
+                warn_of_limit(self.path, self.program.plan(n_bytes - self.extremes.rest).kept)
         self.program.set_budget(n_bytes - self.extremes.rest)
         self.weights = n_bytes
 
@@ -231,7 +242,7 @@ class Budget:
         # Libraries loaded after the first model.
         limited_files = used.files - sum(share.kept for share in shares)
         later = max(limited_files - self._files_then, 0) if all(s.kept for s in shares) else 0
-        bounds = system.bounds()
+        bounds = system.bounds(sum(share.locked for share in shares))
         if self.size is not None:
             bounds.append(system.Bound("the memory budget", self.size, used.anon, 4 * MIB))
         rooms = [
@@ -249,7 +260,7 @@ class Budget:
     def _look(self, step: _Step) -> None:
         self._looked = time.monotonic()
         shares = sorted(self._shares, key=lambda share: share.path)
-        if all(share.weights is None for share in shares):
+        if all(share.weights is None and not share.lock for share in shares):
             room = self._tightest(step.pages, limited=False).n_bytes
             if room >= sum(share.file_bytes for share in shares):
                 return
@@ -269,6 +280,16 @@ class Budget:
             had, n_bytes = share.weights, wanted[share]
             if had is None or n_bytes < had or n_bytes >= min(had + _WORTH_LOADING, share.most):
                 share.set_weights(n_bytes)
+
+
+def warn_of_limit(path: str, n_bytes: int) -> None:
+    limit = system.memlock_limit()
+    if limit is not None and limit < n_bytes:
+        warnings.warn(
+            f"{path}: of {human(n_bytes)} of weights to be kept, RLIMIT_MEMLOCK lets this process "
+            f"lock {human(limit)}; the others stay as long as the system leaves them",
+            stacklevel=2,
+        )
 
 
 _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()

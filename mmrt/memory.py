@@ -79,6 +79,8 @@ class Memory:
                 f", {self.kept / self.weights:.0%} kept, {human(self.streamed)} streamed through "
                 f"{human(self.ring)} ({self.streaming.reader})"
             )
+        if self.streaming and self.streaming.locked:
+            weights += f", {human(self.streaming.locked)} locked"
         budget = f"; budget {human(self.budget)}" if self.budget else ""
         return (
             f"{weights}; keys and values {human(self.kv)}, "

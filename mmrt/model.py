@@ -47,7 +47,8 @@ class Model:
     memory: what the process is to stay within, weights and all: bytes, or text such as "6.8GiB", or
     a Budget that several models share; None: what the cgroups around it and the machine leave. Of
     weights that do not fit, a part is kept and the rest streamed from the disk for each step, with
-    the same results. reader: how, one of mmrt.streaming.READERS; None: the fastest.
+    the same results. reader: how, one of mmrt.streaming.READERS; None: the fastest. With policy
+    "locked" what is kept is locked too, as far as RLIMIT_MEMLOCK allows.
 
     kv_k, kv_v: how keys and values are stored: "f16", or "q8_0", nearly half of that: int8 with a
     float32 for each 32 elements of a head, which must have a multiple of 32.
@@ -72,10 +73,11 @@ class Model:
         kv_v: str = "f16",
     ) -> None:
         apply = policies.policy(policy)
-        if policy != "lazy" and memory is not None:
+        if policy not in ("lazy", "locked") and memory is not None:
             raise ArgumentError(
                 f"memory: a budget decides itself what to read, not policy {policy!r}"
             )
+        in_budget = policy == "lazy" or memory is not None
         if reader is not None and reader not in READERS:
             raise ArgumentError(
                 f"reader: there is no {reader!r:.60}; there are {', '.join(READERS)}"
@@ -108,9 +110,10 @@ class Model:
                 self.program.finish()
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None
-            apply(self.program.weights, self.program)
-            if policy == "lazy":
-                self._join_budget(reader)
+            if in_budget:
+                self._join_budget(reader, lock=policy == "locked")
+            else:
+                apply(self.program.weights, self.program)
         except BaseException:
             self.close()
             raise
@@ -118,10 +121,10 @@ class Model:
         self.run_step: RunStep = self.program.run
         self._tokenizer: Tokenizer | None = None
 
-    def _join_budget(self, reader: str | None) -> None:
+    def _join_budget(self, reader: str | None, lock: bool) -> None:
         self.program.stream()
         kv = functools.partial(_kv_bytes, self._sequences)
-        share = Share(self.path, self.program, kv, STEP_TOKENS, reader)
+        share = Share(self.path, self.program, kv, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
 

@@ -15,7 +15,7 @@ from mmrt._c cimport (
 )
 from mmrt._c cimport (  # streaming
     MMRT_NO_MEMORY, MMRT_READER_COUNT, mmrt_mapping, mmrt_plan, mmrt_program_plan,
-    mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
+    mmrt_program_lock_kept, mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
     mmrt_program_stream_stats, mmrt_reader,
     mmrt_reader_check, mmrt_reader_name, mmrt_reader_probe, mmrt_stream_stats,
 )
@@ -324,6 +324,18 @@ cdef class Program:
         self.running -= 1
         check(status, &error)
 
+    def lock_kept(self):
+        """From now on locks what is kept in memory when it has been loaded, as far as
+        RLIMIT_MEMLOCK allows."""
+        cdef mmrt_error error
+        cdef mmrt_status status
+        self._open()
+        self.running += 1
+        with nogil:
+            status = mmrt_program_lock_kept(self.handle, &error)
+        self.running -= 1
+        check(status, &error)
+
     def plan(self, uint64_t budget):
         """What set_budget() would do: a Plan. Too small a budget keeps nothing, and is told by the
         plan's `least`."""
@@ -354,8 +366,8 @@ cdef class Program:
             return None
         mmrt_program_stream_stats(self.handle, &s)
         return Streaming(
-            mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.streamed_bytes, s.ring_bytes,
-            s.steps, s.read_bytes, s.loaded_bytes, s.stall_seconds, s.busy_seconds,
+            mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.locked_bytes,
+            s.streamed_bytes, s.ring_bytes, s.steps, s.read_bytes, s.loaded_bytes, s.stall_seconds, s.busy_seconds,
         )
 
     # ---- use ----

@@ -50,6 +50,9 @@ class Streaming:
     kept: int
     """Bytes of matrices on mapped pages that stay in memory."""
 
+    locked: int
+    """Of these, bytes locked in memory so far."""
+
     streamed: int
     """Bytes of matrices that each step reads."""
 

@@ -96,7 +96,7 @@ def os_info(path: str | os.PathLike[str] | None = None) -> OsInfo:
         huge_page_size=huge_page or None,
         huge_pages_free=memory.get("HugePages_Free:", 0),
         transparent_huge_pages=thp[thp.find("[") + 1 : thp.find("]")] or None,
-        memlock_limit=_memlock_limit(),
+        memlock_limit=memlock_limit(),
         memory=total_memory(),
         available_memory=available_memory(),
         cgroup_limit=memory_limit(),
@@ -132,15 +132,19 @@ class Bound(NamedTuple):
     """Of pages of files, what counts against the limit and can be taken back; None: all of them."""
 
 
-def bounds() -> list[Bound]:
-    """The machine's memory, and the limits of the cgroups around this process."""
+def bounds(locked: int = 0) -> list[Bound]:
+    """The machine's memory, and the limits of the cgroups around this process.
+
+    locked: bytes of files that this process has locked, and would unlock if need be.
+    """
     anon, _, _ = resident()
-    free = _numbers(_PROC / "meminfo").get("MemAvailable:", 0) * 1024
+    free = _numbers(_PROC / "meminfo").get("MemAvailable:", 0) * 1024 + locked
     found = [Bound("this machine's free memory", free + anon, anon, (64 << 20) + free // 50)]
     for folder, version in cgroups():
-        limits, usage, files = _LIMITED_BY[version]
+        limits, usage, files, unevictable = _LIMITED_BY[version]
         stat = _numbers(folder / "memory.stat")
         reclaimable = sum(stat.get(name, 0) for name in files)
+        reclaimable += min(locked, stat.get(unevictable, 0))
         for name in limits:
             limit = _bytes(folder / name)
             if limit is not None:
@@ -164,19 +168,26 @@ def total_memory() -> int:
     return _numbers(_PROC / "meminfo").get("MemTotal:", 0) * 1024
 
 
-# By version of the cgroup interface: limits, what counts against them, and how much of that is
-# pages of files.
+# By version of the cgroup interface: limits, what counts against them, how much of that is pages of
+# files, and how much is locked.
 _LIMITED_BY = {
     1: (
         ("memory.limit_in_bytes",),
         "memory.usage_in_bytes",
         ("total_active_file", "total_inactive_file"),
+        "total_unevictable",
     ),
-    2: (("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file")),
+    2: (
+        ("memory.max", "memory.high"),
+        "memory.current",
+        ("active_file", "inactive_file"),
+        "unevictable",
+    ),
 }
 
 
-def _memlock_limit() -> int | None:
+def memlock_limit() -> int | None:
+    """Bytes that this process may lock; None: any number."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     may_lock_all = 1 << 14  # CAP_IPC_LOCK
     for line in _text(_PROC / "self/status").splitlines():

@@ -56,7 +56,7 @@ class Small:
         self._monkeypatch.setattr(
             system,
             "bounds",
-            lambda: [system.Bound("a limit", sum(used) + n_bytes[0], used.anon, 0)],
+            lambda locked=0: [system.Bound("a limit", sum(used) + n_bytes[0], used.anon, 0)],
         )
 
 
@@ -210,8 +210,12 @@ PROGRAM = """
 import sys
 import mmrt
 from mmrt import counters
-path, limit = sys.argv[1], int(sys.argv[2])
-with mmrt.Model(path, memory=limit or None, threads=2) as model, model.sequence() as sequence:
+path, limit, policy = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+budget = mmrt.Budget(limit or None)
+with (
+    mmrt.Model(path, memory=budget, policy=policy, threads=2) as model,
+    model.sequence() as sequence,
+):
     sequence.extend([7] * 600)
     for token in range(100):
         sequence.extend([token])
@@ -228,9 +232,9 @@ def run(*arguments: object) -> list[int]:
 
 
 def test_the_process_stays_within_its_budget(path: Path) -> None:
-    _, needed = run(path, 0)
+    _, needed = run(path, 0, "lazy")
     budget = needed - 20 * MIB
-    streamed, used = run(path, budget)
+    streamed, used = run(path, budget, "lazy")
     assert streamed > 10 * MIB
     assert budget - 16 * MIB < used <= budget
 
@@ -252,7 +256,8 @@ def cgroup() -> Iterator[Path]:
     group.rmdir()
 
 
-def test_a_cgroup_is_never_filled(path: Path, cgroup: Path) -> None:
+@pytest.mark.parametrize("policy", ["lazy", "locked"])
+def test_a_cgroup_is_never_filled(path: Path, cgroup: Path, policy: str) -> None:
     """A limit that the model does not fit into: no kill, and no reclaim by the kernel."""
     version_2 = (cgroup / "memory.max").exists()
     limit = cgroup / ("memory.max" if version_2 else "memory.limit_in_bytes")
@@ -261,7 +266,7 @@ def test_a_cgroup_is_never_filled(path: Path, cgroup: Path) -> None:
     def enter() -> None:
         (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
-    command = [sys.executable, "-c", PROGRAM, str(path), "0"]
+    command = [sys.executable, "-c", PROGRAM, str(path), "0", policy]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, preexec_fn=enter)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[0]) > 0

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_models
 from command import HOME
+from pages import smaps, without_privilege
 
 import mmrt
 from mmrt import counters
@@ -19,6 +21,7 @@ from mmrt.budget import Budget
 from mmrt.errors import FileError, UnsupportedError
 from mmrt.program import check_reader
 from mmrt.streaming import READERS
+from mmrt.system import memlock_limit
 
 MIB = 1 << 20
 IDS = [5, 9, 17, 4, 200]
@@ -27,7 +30,9 @@ IDS = [5, 9, 17, 4, 200]
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"n_layers": 6, "n_embd": 512, "n_ff": 2048, "head_dim": 64, "n_heads": 8}
-    model = tiny_models.llama(type="Q8_0", n_vocab=2000, separate_output=True, **shape)
+    model = tiny_models.llama(
+        type="Q8_0", n_vocab=2000, separate_output=True, context=2048, **shape
+    )
     return model.write(tmp_path_factory.mktemp("streaming") / "m.gguf")
 
 
@@ -35,10 +40,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., mmrt.Model]:
     """Opens a model so that about half of its weights are streamed."""
 
-    def start(path: Path, reader: str | None = None) -> mmrt.Model:
+    def start(path: Path | str, reader: str | None = None, policy: str = "lazy") -> mmrt.Model:
         used = counters.resident()
         monkeypatch.setattr(counters, "resident", lambda: used)
-        model = mmrt.Model(path, memory=Budget(sum(used) + 16 * MIB), reader=reader)
+        model = mmrt.Model(path, memory=Budget(sum(used) + 16 * MIB), reader=reader, policy=policy)
         assert model.memory.streamed > 4 * MIB
         return model
 
@@ -183,3 +188,77 @@ def test_a_limit_lowered_while_running(path: Path) -> None:
         assert int(out.split()[-1]) > 0
     finally:
         group.rmdir()
+
+
+# ---- locks ----
+
+
+def settle(model: mmrt.Model) -> int:
+    """Runs until kept weights are loaded; the bytes of them that are locked."""
+    deadline = time.monotonic() + 20
+    while True:
+        model.generate(IDS, max_tokens=1)
+        streaming = model.streaming
+        assert streaming is not None
+        if streaming.loaded >= streaming.kept or time.monotonic() > deadline:
+            return streaming.locked
+
+
+def test_kept_weights_are_locked_where_that_is_wanted(
+    path: Path, open_small: Callable[..., mmrt.Model]
+) -> None:
+    limit = memlock_limit()
+    if limit is not None and limit < 20 * MIB:
+        pytest.skip("too little may be locked here")
+    with mmrt.Model(path) as model:
+        expected = model.generate(IDS, max_tokens=4)
+    with open_small(path, policy="locked") as model:
+        assert settle(model) == model.streaming.kept > 4 * MIB
+        in_file = sum(tensor.mapping.size for tensor in model.program.weights[:1])
+        address = model.program.weights[0].mapping.address
+        assert locked_between(address, address + in_file) >= model.streaming.kept
+        assert "locked" in str(model.memory)
+        assert model.generate(IDS, max_tokens=4) == expected
+        # What is given up is unlocked first, or it could not be dropped.
+        with model.sequence() as sequence:
+            before = model.streaming.locked
+            sequence.extend([7] * 900)
+            sequence.extend([7])
+            assert model.streaming.kept < before
+            assert model.streaming.locked <= model.streaming.kept
+
+
+def locked_between(first: int, end: int) -> int:
+    """Bytes that the kernel says are locked of the mappings that begin there."""
+    starts = [
+        start
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if first <= (start := int(line.split("-")[0], 16)) < end
+    ]
+    return sum(smaps(start, "Locked") for start in starts)
+
+
+def test_all_that_fits_is_locked_too(path: Path) -> None:
+    limit = memlock_limit()
+    if limit is not None and limit < 100 * MIB:
+        pytest.skip("too little may be locked here")
+    with mmrt.Model(path, memory="4GiB", policy="locked") as model:
+        locked = settle(model)
+        assert locked == model.streaming.kept and model.memory.streamed == 0
+
+
+def test_locks_end_where_the_limit_does(path: Path, open_small: Callable[..., mmrt.Model]) -> None:
+    with mmrt.Model(path) as model:
+        expected = model.generate(IDS, max_tokens=4)
+    path.chmod(0o644)
+    with path.open("rb") as file:
+
+        def work() -> None:
+            name = f"/proc/self/fd/{file.fileno()}"
+            with pytest.warns(UserWarning, match=r"RLIMIT_MEMLOCK .* lock 5\.00 MiB"):
+                model = open_small(name, policy="locked")
+            with model:
+                assert 0 < settle(model) <= 5 * MIB
+                assert model.generate(IDS, max_tokens=4) == expected
+
+        without_privilege(work, memlock=5 * MIB)

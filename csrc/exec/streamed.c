@@ -213,6 +213,13 @@ mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt
     return status ? status : mmrt_stream_set_budget(program->stream, budget, err);
 }
 
+mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    if (!status)
+        mmrt_stream_lock_kept(program->stream);
+    return status;
+}
+
 /* Kept whatever the budget is: what has no units, but embeddings that are read by rows alone. */
 static uint64_t rest_bytes(const mmrt_program *program) {
     uint64_t bytes = 0;

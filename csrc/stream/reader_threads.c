@@ -1,8 +1,29 @@
 /* Readers that wait for what they read: O_DIRECT reads into slots, or populated pages. */
 #include "stream/ring.h"
 
+void mmrt_lock_unit(mmrt_stream *stream, int32_t index) {
+    struct unit *unit = &stream->units[index];
+    const struct mmrt_unit *range = &unit->range;
+    if (unit->locked || mmrt_mapping_lock(stream->files[range->file].mapping, range->offset,
+                                          range->bytes, false, NULL) != MMRT_OK)
+        return;
+    unit->locked = true;
+    stream->locked_bytes += range->bytes;
+}
+
+void mmrt_unlock_unit(mmrt_stream *stream, int32_t index) {
+    struct unit *unit = &stream->units[index];
+    const struct mmrt_unit *range = &unit->range;
+    if (!unit->locked)
+        return;
+    mmrt_mapping_unlock(stream->files[range->file].mapping, range->offset, range->bytes, NULL);
+    unit->locked = false;
+    stream->locked_bytes -= range->bytes;
+}
+
 void mmrt_drop_unit(mmrt_stream *stream, int32_t index) {
     const struct mmrt_unit *range = &stream->units[index].range;
+    mmrt_unlock_unit(stream, index);
     mmrt_mapping_advise(stream->files[range->file].mapping, range->offset, range->bytes,
                         MMRT_ADVICE_EVICT, NULL); /* a request: what stays costs only memory */
 }
@@ -35,6 +56,8 @@ static void work_off(mmrt_stream *stream, int kinds) {
         const mmrt_status status = job.kind == MMRT_JOB_READ && stream->reader != MMRT_READER_MAPPED
                                        ? mmrt_direct_read(job.file, job.span, job.to, &error)
                                        : mmrt_load_unit(stream, &job, &error);
+        if (job.kind == MMRT_JOB_LOAD && !status && stream->locks)
+            mmrt_lock_unit(stream, job.unit);
         mmrt_ring_complete(stream, &job, status ? &error : NULL);
     }
 }

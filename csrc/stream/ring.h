@@ -25,6 +25,7 @@ struct unit {
     int32_t slot;               /* READING, READY */
     uint8_t state;
     bool streamed; /* changes between passes only */
+    bool locked;   /* whoever loads or drops the unit changes it */
 };
 
 struct slot {
@@ -47,6 +48,7 @@ struct mmrt_stream {
     atomic_int owner;     /* the process whose readers these are; minus it while it takes over */
     bool limited;         /* a budget does not hold, or once did not hold, all units */
     bool prepared;        /* the mapping is advised, the page cache holds no streamed unit */
+    _Atomic bool locks;   /* kept units, as far as the process may */
     bool complete;        /* the pass before used everything: the ring holds the next one's units */
     int32_t wanted_slots; /* of the ring, which is made when a pass needs it */
     int64_t faults;       /* major ones of this process, before the pass */
@@ -59,6 +61,7 @@ struct mmrt_stream {
     uint8_t *ring;
     size_t ring_bytes;
     uint64_t kept_bytes;
+    _Atomic uint64_t locked_bytes;
     struct slot *slots;
     int32_t *free_slots;
     int32_t n_slots, first_free, n_free, n_reading, n_absent, n_waiting;
@@ -100,6 +103,10 @@ void mmrt_ring_fail(mmrt_stream *stream, const mmrt_error *error);
 
 /* Work of a LOAD job, and of a READ job of the mapped way. */
 mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err);
+
+/* Locks a unit's pages in memory. One that this process may not lock stays as others do. */
+void mmrt_lock_unit(mmrt_stream *stream, int32_t unit);
+void mmrt_unlock_unit(mmrt_stream *stream, int32_t unit);
 
 /* Drops a unit's pages from memory, as far as nothing else uses them. */
 void mmrt_drop_unit(mmrt_stream *stream, int32_t unit);

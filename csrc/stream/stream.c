@@ -217,8 +217,10 @@ static void forget_parent(mmrt_stream *stream) {
     stream->n_threads = 0;
     stream->ring = NULL;
     stream->closing = stream->complete = false;
+    stream->locked_bytes = 0; /* locks are not inherited */
     for (int32_t i = 0; i < stream->n_units; i++) {
         struct unit *unit = &stream->units[i];
+        unit->locked = false;
         if (unit->streamed) {
             atomic_store(&unit->at, NULL);
             unit->state = UNIT_AWAY;
@@ -262,6 +264,8 @@ void mmrt_stream_free(mmrt_stream *stream) {
     own(stream);
     if (pause_stream(stream, NULL) != MMRT_OK)
         return; /* a read may still come: its memory has to stay */
+    for (int32_t i = 0; i < stream->n_units; i++)
+        mmrt_unlock_unit(stream, i);
     close_files(stream);
     pthread_mutex_destroy(&stream->pass);
     pthread_mutex_destroy(&stream->lock);
@@ -428,6 +432,15 @@ mmrt_status mmrt_stream_set_budget(mmrt_stream *stream, uint64_t budget, mmrt_er
     return status;
 }
 
+void mmrt_stream_lock_kept(mmrt_stream *stream) {
+    own(stream);
+    pthread_mutex_lock(&stream->pass);
+    stream->locks = true;
+    if (!stream->limited)
+        limit(stream);
+    pthread_mutex_unlock(&stream->pass);
+}
+
 /* ---- passes ---- */
 
 /* Major faults of this process so far. */
@@ -532,6 +545,7 @@ void mmrt_stream_get_stats(mmrt_stream *stream, mmrt_stream_stats *stats) {
     if (stream->n_reading)
         stats->busy_seconds += now - stream->busy_since;
     stats->kept_bytes = stream->kept_bytes;
+    stats->locked_bytes = stream->locked_bytes;
     stats->streamed_bytes = stream->total_bytes - stream->kept_bytes;
     stats->ring_bytes = (uint64_t)stream->wanted_slots * stream->slot_bytes;
     stats->reader = stream->reader;

@@ -31,6 +31,9 @@ mmrt_status mmrt_stream_set_reader(mmrt_stream *stream, mmrt_reader reader, mmrt
  * nothing. */
 mmrt_status mmrt_stream_set_budget(mmrt_stream *stream, uint64_t budget, mmrt_error *err);
 
+/* From now on locks what is kept when it has been loaded, as far as the process may. */
+void mmrt_stream_lock_kept(mmrt_stream *stream);
+
 /* What that would keep, without doing it. */
 mmrt_status mmrt_stream_plan(const mmrt_stream *stream, uint64_t budget, mmrt_plan *plan,
                              mmrt_error *err);

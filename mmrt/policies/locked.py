@@ -2,6 +2,9 @@
 
 Where RLIMIT_MEMLOCK does not allow as much, that is said before anything is read, and nothing stays
 locked.
+
+Beside a memory budget, what the budget keeps is locked as it is loaded, as far as the limit goes,
+and this module is not called.
 """
 
 from collections.abc import Sequence

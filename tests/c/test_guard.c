@@ -169,15 +169,17 @@ static void test_multiplying(mmrt_pool *pool) {
     free(y);
 }
 
+static const mmrt_kv_shape SHAPE = {
+    .n_layers = 1, .n_heads = 1, .head_dim = 32, .k_type = MMRT_TYPE_F16, .v_type = MMRT_TYPE_F16};
+
 /* A program whose two weights are the two halves of the file. */
 static mmrt_program *make_program(const mmrt_mapping *mapping) {
     mmrt_program *program;
     mmrt_error error = {0};
-    const mmrt_kv_shape shape = {.n_layers = 1, .n_heads = 1, .head_dim = 32};
     int32_t embedding, output, buffer;
     mmrt_weight half = matrix(mapping);
     half.rows /= 2;
-    CHECK(mmrt_program_create(MMRT_ISA_REF, 4, shape, &program, &error) == MMRT_OK);
+    CHECK(mmrt_program_create(MMRT_ISA_REF, 4, SHAPE, &program, &error) == MMRT_OK);
     half.name = "embedding";
     CHECK(mmrt_program_add_weight(program, &half, &embedding, &error) == MMRT_OK);
     half.name = "output";
@@ -205,7 +207,6 @@ static mmrt_program *make_program(const mmrt_mapping *mapping) {
 }
 
 static void test_running_a_program(mmrt_pool *pool) {
-    const mmrt_kv_shape shape = {.n_layers = 1, .n_heads = 1, .head_dim = 32};
     float *logits = malloc(ROWS / 2 * sizeof *logits);
     int faults = 0;
     for (useconds_t round = 0; round < 20; round++) {
@@ -214,7 +215,7 @@ static void test_running_a_program(mmrt_pool *pool) {
         mmrt_program *program = make_program(mapping);
         mmrt_kv *kv;
         mmrt_error error = {0};
-        CHECK(mmrt_kv_create(shape, &kv, &error) == MMRT_OK);
+        CHECK(mmrt_kv_create(SHAPE, &kv, &error) == MMRT_OK);
         useconds_t delay = round * 300;
         pthread_t cutter;
         CHECK(pthread_create(&cutter, NULL, cut_soon, &delay) == 0);

@@ -5,6 +5,7 @@
 #include "base/pool.h"
 #include "check.h"
 #include "forbid.h"
+#include "quant/quant.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -405,7 +406,7 @@ static uint64_t weight_rows[6] = {VOCABULARY, WIDTH, 64, 64, HIDDEN, HIDDEN};
 /* One layer without its attention: enough of a model to read every kind of weight. */
 static void build_program(const mmrt_mapping *mapping) {
     static const char *const names[] = {"vocabulary", "q", "k", "v", "gate", "up"};
-    const mmrt_kv_shape shape = {1, 1, 64};
+    const mmrt_kv_shape shape = {1, 1, 64, MMRT_TYPE_F16, MMRT_TYPE_F16};
     int32_t index, x, qkv, gated;
     uint64_t page = 0;
     OK(mmrt_program_create(MMRT_ISA_REF, 1, shape, &program, &error));
