@@ -110,8 +110,12 @@ def plot(title: str, rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.peers", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="GGUF files")
-    parser.add_argument("-p", type=int, default=512, help="tokens of prefill (default 512)")
-    parser.add_argument("-n", type=int, default=64, help="tokens of decode (default 64)")
+    parser.add_argument(
+        "-p", type=int, default=512, help="tokens of prefill, 0 for none (default 512)"
+    )
+    parser.add_argument(
+        "-n", type=int, default=64, help="tokens of decode, 0 for none (default 64)"
+    )
     parser.add_argument("-r", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
     parser.add_argument(
@@ -126,7 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[Row] = []
     for path in arguments.models:
-        work = {"prefill": arguments.p, "decode": arguments.n}
+        work = {k: n for k, n in (("prefill", arguments.p), ("decode", arguments.n)) if n}
         rows += compare(path, work, arguments.r, arguments.t, arguments.e)
     cpu = mmrt.cpu_info()
     title = f"{cpu.model}, {arguments.t} threads, {arguments.r} rounds"
