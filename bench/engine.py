@@ -16,5 +16,6 @@ class Engine(Protocol):
     def prefill(self, n: int) -> float:
         """Seconds to read n tokens as one text."""
 
-    def decode(self, n: int) -> float:
-        """Seconds to read n tokens one by one."""
+    def decode(self, n: int, depth: int = 1) -> float:
+        """Seconds to read n tokens one by one after `depth` others; or, where more of them
+        have been read already, after these."""

@@ -21,6 +21,7 @@ class Mmrt:
 
         self.model = mmrt.Model(path, threads=threads, policy=policy)
         self.version = f"{mmrt.__version__} {self.model.isa}"
+        self._text = self.model.sequence()
 
     def prefill(self, n: int) -> float:
         with self.model.sequence() as sequence:
@@ -28,13 +29,15 @@ class Mmrt:
             sequence.extend(tokens(n))
             return time.perf_counter() - start
 
-    def decode(self, n: int) -> float:
-        with self.model.sequence() as sequence:
-            sequence.extend(tokens(1))
-            start = time.perf_counter()
-            for token in tokens(n):
-                sequence.extend([token])
-            return time.perf_counter() - start
+    def decode(self, n: int, depth: int = 1) -> float:
+        if depth == 1:
+            self._text.truncate(0)
+        if len(self._text) < depth:
+            self._text.extend(tokens(depth)[len(self._text) :])
+        start = time.perf_counter()
+        for token in tokens(n):
+            self._text.extend([token])
+        return time.perf_counter() - start
 
 
 class Limit:
@@ -60,7 +63,7 @@ class Limit:
     def prefill(self, n: int) -> float:
         return n * self.products / self.roof("int8", None, self.pool)
 
-    def decode(self, n: int) -> float:
+    def decode(self, n: int, depth: int = 1) -> float:
         with memoryview(next(iter(self.file.values())).mapping) as pages:
             return n * self.nbytes / self.roof("read", pages, self.pool)
 
@@ -94,8 +97,8 @@ def _serve(connection: Connection, name: str, path: str, threads: int) -> None:
     engine = ENGINES[name].start(path, threads)
     connection.send(engine.version)
     while (request := connection.recv()) is not None:
-        work, n = request
-        connection.send(getattr(engine, work)(n))
+        work, arguments = request
+        connection.send(getattr(engine, work)(*arguments))
 
 
 class Worker:
@@ -109,8 +112,8 @@ class Worker:
         theirs.close()
         self.version: str = self._connection.recv()
 
-    def measure(self, work: str, n: int) -> float:
-        self._connection.send((work, n))
+    def measure(self, work: str, *arguments: int) -> float:
+        self._connection.send((work, arguments))
         seconds: float = self._connection.recv()
         return seconds
 

@@ -16,10 +16,19 @@ CONTEXT = 2048
 class Llama:
     """api: the module of ctypes functions and structures; these are alike in all bindings."""
 
-    def __init__(self, api: Any, version: str, model: Any, context: Any) -> None:
-        self.api, self.version, self.model, self.context = api, version, model, context
+    def __init__(self, api: Any, version: str, model: Any, threads: int) -> None:
+        self.api, self.version, self.model = api, version, model
+        self._threads = threads
         self._batch = api.llama_batch_init(CONTEXT, 0, 1)
-        self._position = 0
+        self._begin(CONTEXT)
+
+    def _begin(self, most: int) -> None:
+        """A context for so many tokens."""
+        options = self.api.llama_context_default_params()
+        options.n_ctx, options.n_batch = most, CONTEXT
+        options.n_threads = options.n_threads_batch = self._threads
+        self.context = self.api.llama_init_from_model(self.model, options)
+        self._most, self._position = most, 0
 
     def clear(self) -> None:
         """Forgets the text."""
@@ -54,9 +63,14 @@ class Llama:
         self.read(tokens(n))
         return time.perf_counter() - start
 
-    def decode(self, n: int) -> float:
-        self.clear()
-        self.read(tokens(1))
+    def decode(self, n: int, depth: int = 1) -> float:
+        if depth + n > self._most:
+            self.api.llama_free(self.context)
+            self._begin(depth + 16 * n)
+        if depth == 1 or self._position + n > self._most:
+            self.clear()
+        for at in range(self._position, depth, CONTEXT):
+            self.read(tokens(depth)[at : at + CONTEXT])
         start = time.perf_counter()
         for token in tokens(n):
             self.read([token])
@@ -76,8 +90,7 @@ def llama_cpp(path: str, threads: int, repack: bool, load_mode: str = "AUTO") ->
     model = api.llama_model_load_from_file(path.encode(), model_options)
     if not model:
         raise RuntimeError(f"llama.cpp cannot load {path} with load mode {load_mode}")
-    context = api.llama_init_from_model(model, _sized(api, threads))
-    return Llama(api, api.__version__, model, context)
+    return Llama(api, api.__version__, model, threads)
 
 
 def ik_llama_cpp(path: str, threads: int, repack: bool) -> Llama:
@@ -89,15 +102,7 @@ def ik_llama_cpp(path: str, threads: int, repack: bool) -> Llama:
     model_options = api.llama_model_default_params()
     model_options.repack_tensors, model_options.use_mmap = repack, not repack
     model = api.llama_model_load_from_file(path.encode(), model_options)
-    context = api.llama_init_from_model(model, _sized(api, threads))
-    return Llama(api, ik_llama_cpp.__version__, model, context)
-
-
-def _sized(api: Any, threads: int) -> Any:
-    options = api.llama_context_default_params()
-    options.n_ctx = options.n_batch = CONTEXT
-    options.n_threads = options.n_threads_batch = threads
-    return options
+    return Llama(api, ik_llama_cpp.__version__, model, threads)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)

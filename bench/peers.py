@@ -32,6 +32,7 @@ class Row:
     model: str
     work: str
     n: int
+    depth: int  # tokens before these
     engine: str
     version: str
     tokens_per_second: float  # median
@@ -44,22 +45,23 @@ Rates = dict[tuple[str, str], list[float]]  # tokens a second by round, of a kin
 
 
 def compare(
-    path: str, work: dict[str, int], rounds: int, threads: int, engines: Sequence[str]
+    path: str, work: dict[str, tuple[int, ...]], rounds: int, threads: int, engines: Sequence[str]
 ) -> list[Row]:
     rates: Rates = {}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, path, threads)) for name in engines}
         for round in range(rounds + 1):
-            for kind, n in work.items():
+            for kind, arguments in work.items():
                 for name, worker in workers.items():
-                    rate = n / worker.measure(kind, n)
+                    rate = arguments[0] / worker.measure(kind, *arguments)
                     if round:  # the first warms caches and clocks up
                         rates.setdefault((kind, name), []).append(rate)
         return [
             Row(
                 Path(path).name,
                 kind,
-                n,
+                arguments[0],
+                sum(arguments[1:]),
                 name,
                 worker.version,
                 statistics.median(rates[kind, name]),
@@ -67,7 +69,7 @@ def compare(
                 ratio(rates, (kind, OURS), (kind, name)),
                 ratio(rates, (kind, name), (kind, LIMIT)),
             )
-            for kind, n in work.items()
+            for kind, arguments in work.items()
             for name, worker in workers.items()
         ]
 
@@ -85,11 +87,15 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---:|---:|---:|",
     ]
     lines += [
-        f"| {r.model} | {r.work} {r.n} | {r.engine} {r.version} | {r.tokens_per_second:.1f} "
+        f"| {r.model} | {_work(r)} | {r.engine} {r.version} | {r.tokens_per_second:.1f} "
         f"| {_number(r.share)} | {_number(r.ratio)} |"
         for r in rows
     ]
     return "\n".join(lines)
+
+
+def _work(row: Row) -> str:
+    return f"{row.work} {row.n}" + (f" after {row.depth}" if row.depth > 1 else "")
 
 
 def _number(value: float | None) -> str:
@@ -101,7 +107,7 @@ def plot(title: str, rows: list[Row]) -> str:
     groups: dict[str, list[bars.Bar]] = {}
     for row in rows:
         if row.engine != LIMIT and row.share is not None:
-            group = groups.setdefault(f"{row.model}, {row.work} {row.n}", [])
+            group = groups.setdefault(f"{row.model}, {_work(row)}", [])
             text = f"{row.share:.2f}, {row.tokens_per_second:.4g} tokens/s"
             group.append(bars.Bar(row.engine, row.share, text))
     return svg(bars.draw(title, [bars.Group(*group) for group in groups.items()]))
@@ -116,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "-n", type=int, default=64, help="tokens of decode, 0 for none (default 64)"
     )
+    parser.add_argument("-d", type=int, default=1, help="tokens before those of decode (default 1)")
     parser.add_argument("-r", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
     parser.add_argument(
@@ -130,7 +137,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[Row] = []
     for path in arguments.models:
-        work = {k: n for k, n in (("prefill", arguments.p), ("decode", arguments.n)) if n}
+        work: dict[str, tuple[int, ...]] = {}
+        if arguments.p:
+            work["prefill"] = (arguments.p,)
+        if arguments.n:
+            work["decode"] = (arguments.n, arguments.d)
         rows += compare(path, work, arguments.r, arguments.t, arguments.e)
     cpu = mmrt.cpu_info()
     title = f"{cpu.model}, {arguments.t} threads, {arguments.r} rounds"
