@@ -74,7 +74,8 @@ cdef class Program:
     A buffer holds `width` float32 values for each token of a step; the operations' methods take
     the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
     read in place. A model's file in mmrt/models makes these calls in the order of its forward
-    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". str() lists them with the tensors and bytes that each reads.
+    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". str() lists them with the
+    tensors and bytes that each reads.
     """
 
     def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
@@ -367,7 +368,8 @@ cdef class Program:
         mmrt_program_stream_stats(self.handle, &s)
         return Streaming(
             mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.locked_bytes,
-            s.streamed_bytes, s.ring_bytes, s.steps, s.read_bytes, s.loaded_bytes, s.stall_seconds, s.busy_seconds,
+            s.streamed_bytes, s.ring_bytes, s.steps, s.read_bytes, s.loaded_bytes,
+            s.stall_seconds, s.busy_seconds,
         )
 
     # ---- use ----

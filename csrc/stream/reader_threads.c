@@ -1,7 +1,8 @@
 /* Readers that wait for what they read: O_DIRECT reads into slots, or populated pages. */
 #include "stream/ring.h"
 
-void mmrt_lock_unit(mmrt_stream *stream, int32_t index) {
+/* One that this process may not lock stays as others do. */
+static void lock_unit(mmrt_stream *stream, int32_t index) {
     struct unit *unit = &stream->units[index];
     const struct mmrt_unit *range = &unit->range;
     if (unit->locked || mmrt_mapping_lock(stream->files[range->file].mapping, range->offset,
@@ -57,7 +58,7 @@ static void work_off(mmrt_stream *stream, int kinds) {
                                        ? mmrt_direct_read(job.file, job.span, job.to, &error)
                                        : mmrt_load_unit(stream, &job, &error);
         if (job.kind == MMRT_JOB_LOAD && !status && stream->locks)
-            mmrt_lock_unit(stream, job.unit);
+            lock_unit(stream, job.unit);
         mmrt_ring_complete(stream, &job, status ? &error : NULL);
     }
 }

@@ -104,8 +104,7 @@ void mmrt_ring_fail(mmrt_stream *stream, const mmrt_error *error);
 /* Work of a LOAD job, and of a READ job of the mapped way. */
 mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err);
 
-/* Locks a unit's pages in memory. One that this process may not lock stays as others do. */
-void mmrt_lock_unit(mmrt_stream *stream, int32_t unit);
+/* Unlocks a unit's pages, if they are locked. */
 void mmrt_unlock_unit(mmrt_stream *stream, int32_t unit);
 
 /* Drops a unit's pages from memory, as far as nothing else uses them. */
