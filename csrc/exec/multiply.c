@@ -9,12 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, const uint8_t *rows,
-                   uint64_t n_rows, const struct mmrt_columns *x, size_t first_column, size_t n,
-                   float *y, size_t y_stride, void *scratch) {
+/* `next` is read after these rows; NULL: what follows them. */
+static void multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, const uint8_t *rows,
+                     uint64_t n_rows, const uint8_t *next, const struct mmrt_columns *x,
+                     size_t first_column, size_t n, float *y, size_t y_stride, void *scratch) {
     const size_t bytes = row_bytes(w);
-    if (n <= MMRT_FEW)
-        kernels->matvec[w->type](rows, bytes, n_rows, x, n, y, y_stride); /* all up to the last */
+    if (n <= MMRT_FEW) /* all up to the last */
+        kernels->matvec[w->type](rows, bytes, n_rows, next ? next : rows + n_rows * bytes, x, n, y,
+                                 y_stride);
     else
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
 }
@@ -103,8 +105,8 @@ void mmrt_op_linear(struct worker *w) {
         const uint8_t *rows = rows_at(w, w->op->weights[i], first);
         if (!rows)
             return;
-        mmrt_multiply(step->program->kernels, weight, rows, end - first, in, token, n, y, out->k,
-                      w->scratch);
+        multiply(step->program->kernels, weight, rows, end - first, NULL, in, token, n, y, out->k,
+                 w->scratch);
         rows_done(w, w->op->weights[i], first, end);
         if (w->op->biases[i] >= 0) {
             const float *bias = weight_at(step, w->op->biases[i])->data;
@@ -134,10 +136,12 @@ void mmrt_op_glu(struct worker *w) {
         const uint8_t *up_rows = rows_at(w, w->op->weights[1], first);
         if (!gate_rows || !up_rows)
             return;
-        mmrt_multiply(kernels, gate, gate_rows, end - first, in, token, n, gates, MMRT_GLU_ROWS,
-                      scratch);
+        multiply(kernels, gate, gate_rows, end - first, up_rows, in, token, n, gates, MMRT_GLU_ROWS,
+                 scratch);
+        const uint8_t *next = gate_rows + (end - first) * row_bytes(gate);
         rows_done(w, w->op->weights[0], first, end);
-        mmrt_multiply(kernels, up, up_rows, end - first, in, token, n, ups, MMRT_GLU_ROWS, scratch);
+        multiply(kernels, up, up_rows, end - first, next, in, token, n, ups, MMRT_GLU_ROWS,
+                 scratch);
         rows_done(w, w->op->weights[1], first, end);
         for (size_t t = 0; t < n; t++) {
             kernels->glu((enum mmrt_activation)w->op->activation, gates + t * MMRT_GLU_ROWS,
@@ -164,8 +168,8 @@ void mmrt_op_logits(struct worker *w) {
         const uint8_t *rows = rows_at(w, w->op->weights[0], first);
         if (!rows)
             return;
-        mmrt_multiply(step->program->kernels, weight, rows, end - first, in, step->first_output, n,
-                      step->logits + first, weight->rows, w->scratch);
+        multiply(step->program->kernels, weight, rows, end - first, NULL, in, step->first_output, n,
+                 step->logits + first, weight->rows, w->scratch);
         rows_done(w, w->op->weights[0], first, end);
         float zero = 0; /* stays so unless a logit is NaN or infinite */
         for (size_t t = 0; t < n; t++) {
@@ -203,9 +207,9 @@ static void product_job(void *context, int thread, int n_threads) {
     while (mmrt_share_next(p->runs, thread, n_threads, &piece)) {
         const uint64_t first = piece * rows;
         const uint64_t end = first + rows < w->rows ? first + rows : w->rows;
-        mmrt_multiply(p->kernels, w, (const uint8_t *)w->data + first * row_bytes(w), end - first,
-                      &p->columns, 0, p->n, p->y + first, w->rows,
-                      p->scratch + (size_t)thread * p->scratch_bytes);
+        multiply(p->kernels, w, (const uint8_t *)w->data + first * row_bytes(w), end - first, NULL,
+                 &p->columns, 0, p->n, p->y + first, w->rows,
+                 p->scratch + (size_t)thread * p->scratch_bytes);
     }
 }
 

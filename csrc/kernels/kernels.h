@@ -38,15 +38,15 @@ struct mmrt_columns {
     int32_t *start16; /* [n][stride / 16] */
     int32_t *start32; /* [n][stride / 32] */
 
-    /* The last columns once more, `last` first, as matvec reads them against types of 32-element
-     * blocks; the layout is the instruction set's own. A vector of blocks meets 16 elements of each
-     * block in one vector of `planes` and the other 16 in the next; `factors` has d in every lane
-     * and `lane_sums` d times the sum of q in it. Blocks at the end that do not fill a vector are
-     * read with those before them, which are zero here. */
+    /* The last columns once more, `last` first, as matvec reads them against eight groups of 32
+     * weights at a time. For j from 0 to 3 `planes` has the first 16 elements of groups j and
+     * j + 4, then their last 16. Fewer groups at the end of a row are read with those before them,
+     * which are zero here; or, in a row of fewer than eight, with zeros behind them. */
     size_t last;
-    int8_t *planes;   /* [MMRT_FEW][stride] */
-    float *factors;   /* [MMRT_FEW][stride / 8] */
-    float *lane_sums; /* [MMRT_FEW][stride / 8] */
+    int8_t *planes;     /* [MMRT_FEW][stride] */
+    float *few_d;       /* [MMRT_FEW][stride / 32], d */
+    float *few_sum;     /* [MMRT_FEW][stride / 32], sum32 */
+    int32_t *few_start; /* [MMRT_FEW][stride / 32], start32 */
 };
 
 /* Bytes that mmrt_columns_place needs for n columns of k. */
@@ -61,8 +61,9 @@ typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column,
                               size_t count);
 
 /* y[c * y_stride + r] = row r of w times the last n columns, 1 to MMRT_FEW of them, for n_rows rows
- * that lie row_bytes apart. Quantised types read a column's q, float types its x. */
-typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows,
+ * that lie row_bytes apart. Quantised types read a column's q, float types its x. `next` is what
+ * will be multiplied after these rows, and may be fetched ahead. */
+typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows, const void *next,
                             const struct mmrt_columns *columns, size_t n, float *y,
                             size_t y_stride);
 

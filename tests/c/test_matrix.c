@@ -213,8 +213,9 @@ static void matmul_part(struct kernel *kernel, size_t row, size_t rows, size_t c
 static void make_last(const struct kernel *kernel, size_t last, size_t n) {
     struct mmrt_columns *c = &m.columns;
     memset(c->planes, 0, MMRT_FEW * c->stride);
-    memset(c->factors, 0, MMRT_FEW * c->stride / 8 * sizeof *c->factors);
-    memset(c->lane_sums, 0, MMRT_FEW * c->stride / 8 * sizeof *c->lane_sums);
+    memset(c->few_d, 0, MMRT_FEW * c->stride / 32 * sizeof *c->few_d);
+    memset(c->few_sum, 0, MMRT_FEW * c->stride / 32 * sizeof *c->few_sum);
+    memset(c->few_start, 0, MMRT_FEW * c->stride / 32 * sizeof *c->few_start);
     c->last = last;
     for (size_t column = last + 1 - n; m.format->elements > 1 && column <= last; column++)
         mmrt_kernels_for(kernel->isa)->quantize(c, column, 0, m.k);
@@ -229,7 +230,7 @@ static void matvec_part(struct kernel *kernel, size_t row, size_t rows, size_t l
     const float canary = -12345;
     for (size_t i = 0; i < sizeof y / sizeof *y; i++)
         y[i] = canary;
-    kernel->matvec(m.w + row * m.row_bytes, m.row_bytes, rows, &m.columns, n, y + 1, STRIDE);
+    kernel->matvec(m.w + row * m.row_bytes, m.row_bytes, rows, m.w, &m.columns, n, y + 1, STRIDE);
     kernel->cases++;
     for (size_t i = 0; i < sizeof y / sizeof *y; i++) {
         const size_t c = (i - 1) / STRIDE, r = (i - 1) % STRIDE;

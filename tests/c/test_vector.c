@@ -91,7 +91,7 @@ static void test_quantize(struct kernel *kernel) {
         const uint8_t *expected = room[0].end - bytes, *found = room[1].end - bytes;
         const uint8_t *floats[] = {(uint8_t *)columns[0].sum16, (uint8_t *)columns[0].start16};
         /* The layout of the last columns is the kernel's own: test_matrix multiplies with it. */
-        const size_t end = round % 2 ? (size_t)((uint8_t *)columns[0].factors - expected) : bytes;
+        const size_t end = round % 2 ? (size_t)((uint8_t *)columns[0].few_d - expected) : bytes;
         for (size_t i = 0; i < end; i += 4) {
             float e, f;
             memcpy(&e, expected + i, 4);

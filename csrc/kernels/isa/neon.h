@@ -152,6 +152,14 @@ V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
                   : VI_EACH(q.half[0] << -down, q.half[1] << -down);
     return v_and(q, v_set_byte(3 << up));
 }
+/* Pair j of the bits of each byte. 16 wherever bit j of 16 bytes is set, then wherever bit j + 4 is. */
+V_INLINE vi v_pairs_of_bits(vi a, int j) {
+    return v_and(VI_EACH(a.half[0] >> 2 * j, a.half[1] >> 2 * j), v_set_byte(3));
+}
+V_INLINE vi v_fifth_bits(const uint8_t *p, int j) {
+    const uint8x16_t bits = vld1q_u8(p);
+    return v_and(VI_EACH(bits << (4 - j), bits >> j), v_set_byte(16));
+}
 V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
     const uint8x16_t bit = vdupq_n_u8((uint8_t)(1 << i));
     vi q = v_load(p);
@@ -161,18 +169,6 @@ V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
 V_INLINE uint8x16_t v_dot_half(uint8x16_t acc, uint8x16_t w, uint8x16_t x) {
     return vreinterpretq_u8_s32(
         vdotq_s32(vreinterpretq_s32_u8(acc), vreinterpretq_s8_u8(w), vreinterpretq_s8_u8(x)));
-}
-
-/* 32 quantised activations in two pieces of 16, the factor of them in four lanes, and it times the
- * sums of what four lanes will multiply. */
-V_INLINE void v_spread_group(const int8_t *q, float d, int8_t *low, int8_t *high, float *factors,
-                             float *sums) {
-    int8x16_t a = vld1q_s8(q), b = vld1q_s8(q + 16), ones = vdupq_n_s8(1);
-    int32x4_t sum = vdotq_s32(vdotq_s32(vdupq_n_s32(0), ones, a), ones, b);
-    vst1q_s8(low, a);
-    vst1q_s8(high, b);
-    vst1q_f32(factors, vdupq_n_f32(d));
-    vst1q_f32(sums, vmulq_n_f32(vcvtq_f32_s32(sum), d));
 }
 
 /* Planes of weights, joined in order. */
@@ -187,6 +183,27 @@ V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
                    v_dot_half(acc.half[1], w.half[1], x.half[1]));
 }
 V_INLINE vi v_dot_unsigned(vi acc, vi w, vi x) { return v_dot_signed(acc, w, x); }
+
+/* Each lane: the sum of two times four products, weights unsigned (below 64) or signed. */
+V_INLINE vi v_dot2_signed(vi w0, vi x0, vi w1, vi x1) {
+    return v_dot_signed(v_dot_signed(v_zero_bytes(), w0, x0), w1, x1);
+}
+V_INLINE vi v_dot2_unsigned(vi w0, vi x0, vi w1, vi x1) { return v_dot2_signed(w0, x0, w1, x1); }
+V_INLINE vi v_add_start(vi sums, const int32_t *start) {
+    (void)start;
+    return sums;
+}
+/* The sums of four lanes: of the lower halves of a, then of the upper ones. */
+V_INLINE uint8x16_t v_sum_pairs(uint8x16_t a, uint8x16_t b) {
+    return vreinterpretq_u8_s32(vpaddq_s32(vreinterpretq_s32_u8(a), vreinterpretq_s32_u8(b)));
+}
+V_INLINE uint8x16_t v_sum_fours_half(const vi a[4], int half) {
+    return v_sum_pairs(v_sum_pairs(a[0].half[half], a[1].half[half]),
+                       v_sum_pairs(a[2].half[half], a[3].half[half]));
+}
+V_INLINE vi v_sum_fours(const vi a[4]) {
+    return VI_EACH(v_sum_fours_half(a, 0), v_sum_fours_half(a, 1));
+}
 
 V_INLINE vi v_four(const int8_t *p) {
     int32_t four;
@@ -273,10 +290,24 @@ V_INLINE vf v_load_bf16(const void *p) {
 
 /* Two floats, each in four lanes. */
 V_INLINE vf v_two(float a, float b) { return VF_EACH(vdupq_n_f32(a), vdupq_n_f32(b)); }
-/* The first half of two blocks, each in four lanes, and the second half. */
-V_INLINE void v_two_halves(const uint8_t *blocks, size_t bytes, vf *first, vf *second) {
-    *first = v_two(v_f16_at(blocks), v_f16_at(blocks + bytes));
-    *second = v_two(v_f16_at(blocks + 2), v_f16_at(blocks + bytes + 2));
+/* The halves at the start of eight blocks; those and the next; or bytes e as 2^(e - 128). */
+V_INLINE vf v_eight_halves(const uint8_t *blocks, size_t bytes) {
+    uint16_t halves[8];
+    for (int i = 0; i < 8; i++)
+        halves[i] = mmrt_load_u16(blocks + (size_t)i * bytes);
+    return v_load_f16(halves);
+}
+V_INLINE void v_eight_half_pairs(const uint8_t *blocks, size_t bytes, vf *first, vf *second) {
+    *first = v_eight_halves(blocks, bytes);
+    *second = v_eight_halves(blocks + 2, bytes);
+}
+V_INLINE vf v_eight_powers(const uint8_t *blocks, size_t bytes) {
+    uint32_t bits[8];
+    for (int i = 0; i < 8; i++) {
+        const uint32_t e = blocks[(size_t)i * bytes];
+        bits[i] = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+    }
+    return v_as_float(v_load(bits));
 }
 
 /* ---- 16 bytes, and 16 floats: scales of a block of 256 ---- */
@@ -460,6 +491,7 @@ V_INLINE vf v16_spread16(v16 a, int i) {
     const float32x4_t four = a.part[i / 4].half[i / 2 % 2];
     return v_two(four[2 * i % 4], four[2 * i % 4 + 1]);
 }
+V_INLINE vf v16_lower(v16 a) { return a.part[0]; }
 /* What is in the upper eight, or in all, in any lanes. */
 V_INLINE vf v16_upper(v16 a) { return a.part[1]; }
 V_INLINE vf v16_sum_halves(v16 a) { return v_add(a.part[0], a.part[1]); }

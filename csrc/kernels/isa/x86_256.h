@@ -134,6 +134,15 @@ V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
     q = down >= 0 ? _mm256_srli_epi16(q, down) : _mm256_slli_epi16(q, -down);
     return _mm256_and_si256(q, _mm256_set1_epi8((char)(3 << up)));
 }
+/* Pair j of the bits of each byte. 16 wherever bit j of 16 bytes is set, then wherever bit j + 4 is. */
+V_INLINE vi v_pairs_of_bits(vi a, int j) {
+    return _mm256_and_si256(_mm256_srli_epi16(a, 2 * j), _mm256_set1_epi8(3));
+}
+V_INLINE vi v_fifth_bits(const uint8_t *p, int j) {
+    vi a = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    a = _mm256_srlv_epi32(a, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+    return _mm256_and_si256(_mm256_slli_epi16(a, 4 - j), _mm256_set1_epi8(16));
+}
 V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
     const vi bit = _mm256_set1_epi8((char)(1 << i));
 #ifdef __AVX512BW__
@@ -143,20 +152,6 @@ V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(v_load(p), bit), bit),
                             _mm256_set1_epi8((char)value));
 #endif
-}
-
-/* 32 quantised activations in two pieces of 16, the factor of them in four lanes, and it times the
- * sums of what four lanes will multiply. */
-V_INLINE void v_spread_group(const int8_t *q, float d, int8_t *low, int8_t *high, float *factors,
-                             float *sums) {
-    __m128i a = _mm_loadu_si128((const __m128i *)q), b = _mm_loadu_si128((const __m128i *)(q + 16));
-    const __m128i ones = _mm_set1_epi8(1);
-    __m128i pairs = _mm_add_epi16(_mm_maddubs_epi16(ones, a), _mm_maddubs_epi16(ones, b));
-    __m128i sum = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
-    _mm_storeu_si128((__m128i *)low, a);
-    _mm_storeu_si128((__m128i *)high, b);
-    _mm_storeu_ps(factors, _mm_set1_ps(d));
-    _mm_storeu_ps(sums, _mm_mul_ps(_mm_set1_ps(d), _mm_cvtepi32_ps(sum)));
 }
 
 /* Planes of weights, joined in order. */
@@ -178,7 +173,40 @@ V_INLINE vi v_dot_signed(vi acc, vi w, vi x) {
     return v_dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
 
-/* The same against four activations in every lane, for weights as panels hold them. */
+/* Each lane: the sum of two times four products, weights unsigned (below 64), or signed and with
+ * v_add_start after a sum of lanes. */
+V_INLINE vi v_dot2_unsigned(vi w0, vi x0, vi w1, vi x1) {
+#ifdef __AVX512VNNI__
+    return v_dot_unsigned(v_dot_unsigned(_mm256_setzero_si256(), w0, x0), w1, x1);
+#else
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w0, x0), _mm256_maddubs_epi16(w1, x1));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
+V_INLINE vi v_dot2_signed(vi w0, vi x0, vi w1, vi x1) {
+#ifdef __AVX512VNNI__
+    const vi by = _mm256_set1_epi8(-128); /* weights plus 128 */
+    return v_dot2_unsigned(_mm256_xor_si256(w0, by), x0, _mm256_xor_si256(w1, by), x1);
+#else
+    return v_dot_signed(v_dot_signed(_mm256_setzero_si256(), w0, x0), w1, x1);
+#endif
+}
+V_INLINE vi v_add_start(vi sums, const int32_t *start) {
+#ifdef __AVX512VNNI__
+    return _mm256_add_epi32(sums, v_load(start));
+#else
+    (void)start;
+    return sums;
+#endif
+}
+/* The sums of four lanes: of the lower halves of a, then of the upper ones. */
+V_INLINE vi v_sum_fours(const vi a[4]) {
+    vi b = _mm256_add_epi32(_mm256_unpacklo_epi32(a[0], a[1]), _mm256_unpackhi_epi32(a[0], a[1]));
+    vi c = _mm256_add_epi32(_mm256_unpacklo_epi32(a[2], a[3]), _mm256_unpackhi_epi32(a[2], a[3]));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(b, c), _mm256_unpackhi_epi64(b, c));
+}
+
+/* Products with four activations in every lane, for weights as panels hold them. */
 V_INLINE vi v_four(const int8_t *p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
@@ -237,14 +265,35 @@ V_INLINE vf v_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-/* Two floats, each in four lanes. */
-V_INLINE vf v_two(float a, float b) { return _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a)); }
-/* The first half of two blocks, each in four lanes, and the second half. */
-V_INLINE void v_two_halves(const uint8_t *blocks, size_t bytes, vf *first, vf *second) {
-    vf both = _mm256_cvtph_ps(_mm_unpacklo_epi64(_mm_set1_epi32((int)mmrt_load_u32(blocks)),
-                                                 _mm_set1_epi32((int)mmrt_load_u32(blocks + bytes))));
-    *first = _mm256_moveldup_ps(both);
-    *second = _mm256_movehdup_ps(both);
+/* The halves at the start of eight blocks; those and the next; or bytes e as 2^(e - 128). */
+V_INLINE vf v_eight_halves(const uint8_t *blocks, size_t bytes) {
+    __m128i a = _mm_cvtsi32_si128(mmrt_load_u16(blocks));
+    a = _mm_insert_epi16(a, mmrt_load_u16(blocks + bytes), 1);
+    a = _mm_insert_epi16(a, mmrt_load_u16(blocks + 2 * bytes), 2);
+    a = _mm_insert_epi16(a, mmrt_load_u16(blocks + 3 * bytes), 3);
+    a = _mm_insert_epi16(a, mmrt_load_u16(blocks + 4 * bytes), 4);
+    a = _mm_insert_epi16(a, mmrt_load_u16(blocks + 5 * bytes), 5);
+    a = _mm_insert_epi16(a, mmrt_load_u16(blocks + 6 * bytes), 6);
+    return _mm256_cvtph_ps(_mm_insert_epi16(a, mmrt_load_u16(blocks + 7 * bytes), 7));
+}
+V_INLINE vf v_four_half_pairs(const uint8_t *a, size_t bytes) { /* of blocks 0, 1, 4 and 5 */
+    return _mm256_cvtph_ps(_mm_setr_epi32((int)mmrt_load_u32(a), (int)mmrt_load_u32(a + bytes),
+                                          (int)mmrt_load_u32(a + 4 * bytes), (int)mmrt_load_u32(a + 5 * bytes)));
+}
+V_INLINE void v_eight_half_pairs(const uint8_t *blocks, size_t bytes, vf *first, vf *second) {
+    vf a = v_four_half_pairs(blocks, bytes), b = v_four_half_pairs(blocks + 2 * bytes, bytes);
+    *first = _mm256_shuffle_ps(a, b, 0x88);
+    *second = _mm256_shuffle_ps(a, b, 0xdd);
+}
+V_INLINE vf v_eight_powers(const uint8_t *blocks, size_t bytes) {
+    uint64_t all = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        all |= (uint64_t)blocks[(size_t)i * bytes] << (8 * i);
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)all)), two = _mm256_set1_epi32(2);
+    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, _mm256_cmpgt_epi32(two, e)));
 }
 
 /* ---- 16 floats: scales of a block of 256 ---- */
@@ -310,6 +359,7 @@ V_INLINE vf v16_spread16(v16 a, int i) {
     const __m256i lanes = _mm256_setr_epi32(lane, lane, lane, lane, lane + 1, lane + 1, lane + 1, lane + 1);
     return _mm256_permutevar8x32_ps(a.part[i / 4], lanes);
 }
+V_INLINE vf v16_lower(v16 a) { return a.part[0]; }
 /* What is in the upper eight, or in all, in any lanes. */
 V_INLINE vf v16_upper(v16 a) { return a.part[1]; }
 V_INLINE vf v16_sum_halves(v16 a) { return v_add(a.part[0], a.part[1]); }

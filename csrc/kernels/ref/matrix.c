@@ -35,8 +35,9 @@ static void matvec(uint32_t type, const uint8_t *w, size_t row_bytes, size_t n_r
 
 #define MMRT_FORMAT(id, name, elements, bytes)                                                     \
     void mmrt_matvec_##name##_ref(const void *w, size_t row_bytes, size_t n_rows,                  \
-                                  const struct mmrt_columns *columns, size_t n, float *y,          \
-                                  size_t y_stride) {                                               \
+                                  const void *next, const struct mmrt_columns *columns, size_t n,  \
+                                  float *y, size_t y_stride) {                                     \
+        (void)next;                                                                                \
         mmrt_matmul_##name##_ref(w, row_bytes, n_rows, columns, columns->last + 1 - n, n, y,       \
                                  y_stride, NULL);                                                  \
     }                                                                                              \

@@ -9,5 +9,7 @@
 
 #include "kernels/body/grid_types.inc"
 
+#include "kernels/body/octet.inc"
+
 #include "kernels/body/matvec.inc"
 #include "kernels/body/quantize.inc"

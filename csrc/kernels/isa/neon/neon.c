@@ -11,6 +11,8 @@
 #include "kernels/body/attend.inc"
 #include "kernels/body/float_matrix.inc"
 #include "kernels/body/float_types.inc"
+#include "kernels/body/octet.inc"
+
 #include "kernels/body/matvec.inc"
 #include "kernels/body/panel.inc"
 #include "kernels/body/quantize.inc"

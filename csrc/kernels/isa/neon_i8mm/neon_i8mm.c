@@ -8,6 +8,8 @@
 
 #include "kernels/body/grid_types.inc"
 
+#include "kernels/body/octet.inc"
+
 #include "kernels/body/matvec.inc"
 #include "kernels/body/panel.inc"
 #include "kernels/body/roof.inc"
