@@ -21,11 +21,21 @@ static void multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, c
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
 }
 
-uint64_t mmrt_piece_rows(const mmrt_weight *w) {
-    /* Large ones: as many panels as a kernel multiplies with one look at the columns. */
-    enum { PIECE_BYTES = 16384, LARGE = 2048, PANEL = 16, PANELS = 64 };
-    const uint64_t unit = w->rows >= LARGE ? PANELS : PANEL;
+/* Rows of a piece: enough to amortise taking it. `all` are those that are shared out together. */
+static uint64_t piece_rows(const mmrt_weight *w, uint64_t all) {
+    /* Many: as many panels as a kernel multiplies with one look at the columns. */
+    enum { PIECE_BYTES = 16384, MANY = 2048, PANEL = 16, PANELS = 64 };
+    const uint64_t unit = all >= MANY ? PANELS : PANEL;
     return (PIECE_BYTES / row_bytes(w) + unit) / unit * unit;
+}
+
+uint64_t mmrt_piece_rows(const mmrt_program *program, const mmrt_op *op, int weight) {
+    if (op->kind == MMRT_OP_GLU)
+        return MMRT_GLU_ROWS;
+    uint64_t all = 0;
+    for (int i = 0; i < 3 && op->weights[i] >= 0; i++)
+        all += program->weights[op->weights[i]].rows;
+    return piece_rows(&program->weights[op->weights[weight]], all);
 }
 
 /* Gate and up rows are multiplied side by side into scratch, so that their product is formed while
@@ -49,7 +59,7 @@ static struct pieces pieces_of(const mmrt_program *program, const mmrt_op *op) {
     }
     for (; p.n_weights < 3 && op->weights[p.n_weights] >= 0; p.n_weights++) {
         const mmrt_weight *weight = &program->weights[op->weights[p.n_weights]];
-        const uint64_t rows = mmrt_piece_rows(weight);
+        const uint64_t rows = mmrt_piece_rows(program, op, p.n_weights);
         p.rows[p.n_weights] = rows;
         p.n[p.n_weights] = (weight->rows + rows - 1) / rows;
         p.total += p.n[p.n_weights];
@@ -116,6 +126,14 @@ void mmrt_op_linear(struct worker *w) {
     }
 }
 
+/* Few columns read rows faster than fetching ahead can change from gate to up and back: they take
+ * twice as many at a time, unless threads would find too few pieces. */
+static uint64_t glu_rows(const struct worker *w, const mmrt_weight *gate, size_t n) {
+    const bool twice = !w->in_order && n <= MMRT_FEW &&
+                       gate->rows >= (uint64_t)w->n_threads * 16 * 2 * MMRT_GLU_ROWS;
+    return twice ? 2 * MMRT_GLU_ROWS : MMRT_GLU_ROWS;
+}
+
 void mmrt_op_glu(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
@@ -124,28 +142,27 @@ void mmrt_op_glu(struct worker *w) {
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const size_t token = first_token(w), n = step->n - token;
-    float *gates = w->scratch, *ups = gates + n * MMRT_GLU_ROWS;
-    void *scratch = ups + n * MMRT_GLU_ROWS;
+    const uint64_t rows = glu_rows(w, gate, n);
+    float *gates = w->scratch, *ups = gates + n * rows;
+    void *scratch = ups + n * rows;
     uint64_t piece;
-    pieces_begin(w, pieces_of(step->program, w->op).total);
+    pieces_begin(w, (gate->rows + rows - 1) / rows);
     while (pieces_next(w, &piece)) {
-        const uint64_t first = piece * MMRT_GLU_ROWS;
-        const uint64_t end =
-            first + MMRT_GLU_ROWS < gate->rows ? first + MMRT_GLU_ROWS : gate->rows;
+        const uint64_t first = piece * rows;
+        const uint64_t end = first + rows < gate->rows ? first + rows : gate->rows;
         const uint8_t *gate_rows = rows_at(w, w->op->weights[0], first);
         const uint8_t *up_rows = rows_at(w, w->op->weights[1], first);
         if (!gate_rows || !up_rows)
             return;
-        multiply(kernels, gate, gate_rows, end - first, up_rows, in, token, n, gates, MMRT_GLU_ROWS,
+        multiply(kernels, gate, gate_rows, end - first, up_rows, in, token, n, gates, rows,
                  scratch);
         const uint8_t *next = gate_rows + (end - first) * row_bytes(gate);
         rows_done(w, w->op->weights[0], first, end);
-        multiply(kernels, up, up_rows, end - first, next, in, token, n, ups, MMRT_GLU_ROWS,
-                 scratch);
+        multiply(kernels, up, up_rows, end - first, next, in, token, n, ups, rows, scratch);
         rows_done(w, w->op->weights[1], first, end);
         for (size_t t = 0; t < n; t++) {
-            kernels->glu((enum mmrt_activation)w->op->activation, gates + t * MMRT_GLU_ROWS,
-                         ups + t * MMRT_GLU_ROWS, row_at(out, token + t) + first, end - first);
+            kernels->glu((enum mmrt_activation)w->op->activation, gates + t * rows, ups + t * rows,
+                         row_at(out, token + t) + first, end - first);
             if (out->q)
                 kernels->quantize(out, token + t, first, end - first);
         }
@@ -201,7 +218,7 @@ struct product {
 static void product_job(void *context, int thread, int n_threads) {
     const struct product *p = context;
     const mmrt_weight *w = p->weight;
-    const uint64_t rows = mmrt_piece_rows(w);
+    const uint64_t rows = piece_rows(w, w->rows);
     uint64_t piece;
     mmrt_share_begin(p->runs, thread, n_threads, (w->rows + rows - 1) / rows);
     while (mmrt_share_next(p->runs, thread, n_threads, &piece)) {

@@ -311,7 +311,8 @@ static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
     case MMRT_OP_LINEAR:
     case MMRT_OP_LOGITS: return MMRT_MATMUL_SCRATCH;
     case MMRT_OP_GLU:
-        return MMRT_MATMUL_SCRATCH + 2 * program->max_tokens * MMRT_GLU_ROWS * sizeof(float);
+        return MMRT_MATMUL_SCRATCH +
+               2 * (program->max_tokens + MMRT_FEW) * MMRT_GLU_ROWS * sizeof(float);
     case MMRT_OP_ATTEND: return mmrt_attend_scratch(program->kv_shape.head_dim);
     default: return 0;
     }

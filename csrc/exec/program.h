@@ -208,17 +208,10 @@ typedef void op_fn(struct worker *w);
 /* Gives scratch back to the system between two steps, to be taken again as it is touched. */
 void mmrt_program_rest(const mmrt_program *program);
 
-/* n_rows rows of w, which lie at `rows`, times n columns: one by one the row kernel, more by
- * panels.
- */
-void mmrt_multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, const uint8_t *rows,
-                   uint64_t n_rows, const struct mmrt_columns *x, size_t first_column, size_t n,
-                   float *y, size_t y_stride, void *scratch);
-
 /* Rows of a gated unit in a piece of work. */
 enum { MMRT_GLU_ROWS = 64 };
 
-/* Rows that one piece of a multiplication should have: enough to amortise taking it. */
-uint64_t mmrt_piece_rows(const mmrt_weight *w);
+/* Rows that a piece of an operation's weight has, of the three that it may have. */
+uint64_t mmrt_piece_rows(const mmrt_program *program, const mmrt_op *op, int weight);
 
 #endif

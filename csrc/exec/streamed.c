@@ -115,8 +115,7 @@ static mmrt_status find_places(mmrt_program *program, mmrt_mapping *const *files
                 continue;
             const mmrt_weight *w = &program->weights[op->weights[j]];
             struct place *place = &program->places[op->weights[j]];
-            place->unit_rows =
-                rows_of_units(w, op->kind == MMRT_OP_GLU ? MMRT_GLU_ROWS : mmrt_piece_rows(w));
+            place->unit_rows = rows_of_units(w, mmrt_piece_rows(program, op, j));
             place->n_units = (int32_t)((w->rows + place->unit_rows - 1) / place->unit_rows);
             place->units = malloc((size_t)place->n_units * sizeof *place->units);
             if (!place->units)
