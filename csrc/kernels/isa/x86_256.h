@@ -16,7 +16,9 @@
 #define V_FLOATS     8
 #define V_BYTES      32
 #define V_BLOCKS     2 /* of 32 weights, whose low and high nibbles fill one vector each */
-#define V_SHIFT_128  0 /* panels hold signed weights */
+#define V_SHIFT_128  0 /* panels hold signed weights, */
+#define V_AS_STORED  1 /* or unsigned ones, whose bias is taken off the start of their sums */
+#define V_OWN_PANELS
 enum { V_TILE_ROWS = 2, V_TILE_COLUMNS = 4 }; /* of floats that are multiplied at once */
 #define V_TILE_SLICES(X) X(4) X(2) X(1) /* columns of such tiles */
 #define V_SLICES(X)  X(4) X(2) X(1) /* columns that a panel is multiplied with at once */
@@ -217,6 +219,10 @@ V_INLINE vi v_dot_start(const int32_t *start) {
     (void)start;
     return _mm256_setzero_si256();
 }
+/* The start is for a bias of 128; this one is a power of 2. */
+V_INLINE vi v_bias_start(const int32_t *start, int bias) {
+    return _mm256_srai_epi32(_mm256_set1_epi32(*start), __builtin_ctz(128 / (unsigned)bias));
+}
 
 /* ---- floats ---- */
 
@@ -383,6 +389,34 @@ V_INLINE void v_transpose(vi r[V_FLOATS]) {
     }
     for (int i = 0; i < 8; i++)
         r[i] = t[i];
+}
+
+/* See panel.inc. Unsigned weights are below 32 in sub-blocks of 32, or below 64: four pairs of their
+ * products, or two, are added as words of 16 bits. */
+V_INLINE void v_panel_order(vi r[V_FLOATS]) { v_transpose(r); }
+V_INLINE void v_dot_panel_columns(const int n, const int steps, bool is_unsigned, const uint8_t *p,
+                                  const int8_t *q, size_t stride, vi dot[]) {
+    const int together = is_unsigned ? steps / 2 : 1;
+#pragma GCC unroll 8
+    for (int i = 0; i < steps; i += together) {
+        vi pairs[V_SLICE_16];
+#pragma GCC unroll 4
+        for (int j = 0; j < together; j++) {
+            const vi w = v_load(p + (i + j) * V_BYTES);
+#pragma GCC unroll 4
+            for (int c = 0; c < n; c++) {
+                const vi x = v_four(q + c * stride + 4 * (i + j));
+                if (!is_unsigned)
+                    dot[c] = v_dot_panel(dot[c], w, x);
+                else
+                    pairs[c] = j ? _mm256_add_epi16(pairs[c], _mm256_maddubs_epi16(w, x))
+                                 : _mm256_maddubs_epi16(w, x);
+            }
+        }
+#pragma GCC unroll 4
+        for (int c = 0; is_unsigned && c < n; c++)
+            dot[c] = _mm256_add_epi32(dot[c], _mm256_madd_epi16(pairs[c], _mm256_set1_epi16(1)));
+    }
 }
 
 /* The bytes of 32 floats rounded to nearest even, for values from -127 to 127. */
