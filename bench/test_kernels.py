@@ -33,7 +33,7 @@ def weights(type: str, n_bytes: int) -> tuple[Any, tuple[int, int]]:
     return np.resize(few.reshape(64, row), (rows, row)), (rows, COLS)
 
 
-@pytest.mark.parametrize("columns", [1, 2, 4])
+@pytest.mark.parametrize("columns", [1, 2, 4, 7])
 @pytest.mark.parametrize("type", FAST)
 def test_decode(benchmark: BenchmarkFixture, pages: Any, type: str, columns: int) -> None:
     blocks, shape = weights(type, 256 << 20)

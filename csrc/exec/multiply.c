@@ -14,7 +14,7 @@ static void multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, c
                      uint64_t n_rows, const uint8_t *next, const struct mmrt_columns *x,
                      size_t first_column, size_t n, float *y, size_t y_stride, void *scratch) {
     const size_t bytes = row_bytes(w);
-    if (n <= MMRT_FEW) /* all up to the last */
+    if (n <= kernels->few[w->type]) /* all up to the last */
         kernels->matvec[w->type](rows, bytes, n_rows, next ? next : rows + n_rows * bytes, x, n, y,
                                  y_stride);
     else
@@ -129,8 +129,9 @@ void mmrt_op_linear(struct worker *w) {
 /* Few columns read rows faster than fetching ahead can change from gate to up and back: they take
  * twice as many at a time, unless threads would find too few pieces. */
 static uint64_t glu_rows(const struct worker *w, const mmrt_weight *gate, size_t n) {
-    const bool twice = !w->in_order && n <= MMRT_FEW &&
-                       gate->rows >= (uint64_t)w->n_threads * 16 * 2 * MMRT_GLU_ROWS;
+    const size_t few = w->step->program->kernels->few[gate->type];
+    const bool twice =
+        !w->in_order && n <= few && gate->rows >= (uint64_t)w->n_threads * 16 * 2 * MMRT_GLU_ROWS;
     return twice ? 2 * MMRT_GLU_ROWS : MMRT_GLU_ROWS;
 }
 
@@ -249,7 +250,8 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
     }
     const size_t n_threads = (size_t)mmrt_pool_threads(pool);
     const size_t columns_bytes = mmrt_columns_bytes(n, w->cols);
-    const size_t scratch_bytes = n > MMRT_FEW ? MMRT_MATMUL_SCRATCH : 0;
+    const struct mmrt_kernels *kernels = mmrt_kernels_for(isa);
+    const size_t scratch_bytes = n > kernels->few[w->type] ? MMRT_MATMUL_SCRATCH : 0;
     const size_t bytes =
         n_threads * sizeof(struct mmrt_run) + columns_bytes + n_threads * scratch_bytes;
     uint8_t *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -257,7 +259,7 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
         return mmrt_fail(err, MMRT_NO_MEMORY, "%s: no memory to multiply by %zu columns", w->name,
                          n);
     memset(memory, 0, n_threads * sizeof(struct mmrt_run) + columns_bytes);
-    struct product p = {.kernels = mmrt_kernels_for(isa), .weight = w, .n = n, .y = y};
+    struct product p = {.kernels = kernels, .weight = w, .n = n, .y = y};
     p.runs = (struct mmrt_run *)(void *)memory;
     uint8_t *columns = memory + n_threads * sizeof(struct mmrt_run);
     mmrt_columns_place(&p.columns, n, w->cols, columns);

@@ -7,7 +7,8 @@
 
 #define MMRT_MATRIX_KERNEL(ISA, isa, type)                                                         \
     mmrt_matvec_fn mmrt_matvec_##type##_##isa;                                                     \
-    mmrt_matmul_fn mmrt_matmul_##type##_##isa;
+    mmrt_matmul_fn mmrt_matmul_##type##_##isa;                                                     \
+    extern const size_t mmrt_few_##type##_##isa;
 #define MMRT_VECTOR_KERNEL(ISA, isa, name) mmrt_##name##_fn mmrt_##name##_##isa;
 #include "kernels/kernels.def"
 
@@ -22,6 +23,7 @@ static void apply(struct mmrt_kernels *table, mmrt_isa isa) {
     if (isa == MMRT_ISA_##ISA) {                                                                   \
         table->matvec[MMRT_TYPE_##type] = mmrt_matvec_##type##_##name;                             \
         table->matmul[MMRT_TYPE_##type] = mmrt_matmul_##type##_##name;                             \
+        table->few[MMRT_TYPE_##type] = mmrt_few_##type##_##name;                                   \
         table->matrix_isa[MMRT_TYPE_##type] = isa;                                                 \
     }
 #define MMRT_VECTOR_KERNEL(ISA, name, op)                                                          \
@@ -35,7 +37,8 @@ static void fill_tables(void) {
     memset(&table, 0, sizeof table);
 #define MMRT_FORMAT(id, name, elements, bytes)                                                     \
     table.matvec[id] = mmrt_matvec_##name##_ref;                                                   \
-    table.matmul[id] = mmrt_matmul_##name##_ref;
+    table.matmul[id] = mmrt_matmul_##name##_ref;                                                   \
+    table.few[id] = MMRT_FEW;
 #define MMRT_FORMAT_SIZE_ONLY(id, name, elements, bytes)
 #include "quant/formats.def"
     table.quantize = mmrt_quantize_ref;

@@ -3,7 +3,7 @@
  * Kernels know blocks, rows and columns; they know no files, tensors by name or threads: the caller
  * gives each thread its own rows, columns or heads. Weights may lie at any address and are never
  * read past their last byte. A row's result does not depend on which other rows are computed with
- * it, nor on the thread; nor on the other columns, but for whether they are few (MMRT_FEW).
+ * it, nor on the thread; nor on the other columns, but for whether they are few.
  */
 #ifndef MMRT_KERNELS_H
 #define MMRT_KERNELS_H
@@ -16,9 +16,9 @@ enum { MMRT_TYPE_LIMIT = 64 }; /* tensor type ids are below this */
 /* Elements that share one scale in quantised activations. */
 enum { MMRT_GROUP = 32 };
 
-/* Columns that are few: each row of weights is read once and multiplied with all of them. More are
- * multiplied with panels, whose unpacking pays only for them. */
-enum { MMRT_FEW = 4 };
+/* Columns that can be few: each row of weights is read once and multiplied with all of them. More
+ * are multiplied with panels, whose unpacking pays only for them. */
+enum { MMRT_FEW = 7 };
 
 /* n columns of k activations each, as float32 and, where a quantised weight will read them, as
  * int8 q with x = d * q in groups of 32. All weight types share this one form, so that a column is
@@ -160,7 +160,8 @@ typedef uint64_t mmrt_roof_fn(mmrt_roof_kind kind, const uint8_t *data, uint64_t
 struct mmrt_kernels {
     mmrt_matvec_fn *matvec[MMRT_TYPE_LIMIT]; /* NULL where the type has no unpack */
     mmrt_matmul_fn *matmul[MMRT_TYPE_LIMIT];
-    mmrt_isa matrix_isa[MMRT_TYPE_LIMIT]; /* where those two come from */
+    size_t few[MMRT_TYPE_LIMIT];          /* columns that matvec is the faster for, or fewer */
+    mmrt_isa matrix_isa[MMRT_TYPE_LIMIT]; /* where those three come from */
     mmrt_quantize_fn *quantize;
     mmrt_rms_norm_fn *rms_norm;
     mmrt_add_fn *add;

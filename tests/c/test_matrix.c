@@ -50,7 +50,7 @@ static const struct scales {
     {MMRT_TYPE_TQ1_0, 52, -1},  {MMRT_TYPE_NVFP4, -1, -1},
 };
 
-enum { ROWS = 33, COLUMNS = 25, MAX_K = 2048 };
+enum { ROWS = 33, COLUMNS = 25, MAX_K = 2592 };
 
 /* The numbers of one matrix, ref's products and how far from them a kernel may be. */
 static struct matrix {
@@ -350,9 +350,9 @@ static void test_shape(uint32_t type, size_t k, int place, int fill) {
 
 static void test_type(struct scales scales) {
     static const size_t floats[] = {1, 7, 8, 15, 16, 17, 33, 100, 256, 576};
-    static const size_t by_32[] = {32, 64, 96, 128, 160, 224, 256, 288, 576, 640, 1536, 2048};
-    static const size_t by_64[] = {64, 128, 192, 256, 320, 448, 576, 640, 1536, 2048};
-    static const size_t by_256[] = {256, 512, 768, 1536, 2048};
+    static const size_t by_32[] = {32, 64, 96, 128, 160, 224, 256, 288, 576, 640, 1536, 2592};
+    static const size_t by_64[] = {64, 128, 192, 256, 320, 448, 576, 640, 1536, 2560};
+    static const size_t by_256[] = {256, 512, 768, 1536, 2560};
     const uint32_t elements = mmrt_format_find(scales.type)->elements;
     const size_t *ks = elements == 1    ? floats
                        : elements == 32 ? by_32
