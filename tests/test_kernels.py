@@ -34,7 +34,7 @@ COLUMNS = (1, 2, 3, 4, 5, 7, 8, 9, 33)
 FEW = 4  # columns that are multiplied without panels
 MORE_FEW = 7  # of types that are multiplied eight groups of 32 at a time
 BY_OCTETS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"]
-BY_OCTETS += ["IQ4_NL", "IQ4_XS", "MXFP4", "TQ2_0"]
+BY_OCTETS += ["IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"]
 
 
 def widths(type: str) -> list[int]:

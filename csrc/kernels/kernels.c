@@ -78,7 +78,8 @@ static size_t few_of(size_t n) {
 size_t mmrt_columns_bytes(size_t n, size_t k) {
     size_t stride = columns_stride(k);
     return rounded(n * k * sizeof(float)) + n * stride + 2 * rounded(n * stride / 16 * 4) +
-           3 * rounded(n * stride / 32 * 4) + few_of(n) * (stride + 3 * rounded(stride / 32 * 4));
+           3 * rounded(n * stride / 32 * 4) +
+           few_of(n) * (2 * stride + 3 * rounded(stride / 32 * 4));
 }
 
 void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory) {
@@ -106,6 +107,8 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
     columns->few_start = (int32_t *)(void *)at;
     at += few_of(n) * rounded(stride / 32 * 4);
     columns->planes = (int8_t *)at;
+    at += few_of(n) * stride;
+    columns->fours = (int8_t *)at;
     columns->last = n - 1;
 }
 

@@ -47,6 +47,10 @@ struct mmrt_columns {
     float *few_d;       /* [MMRT_FEW][stride / 32], d */
     float *few_sum;     /* [MMRT_FEW][stride / 32], sum32 */
     int32_t *few_start; /* [MMRT_FEW][stride / 32], start32 */
+
+    /* And for types with grids, where they are looked up in vectors: of 256 elements every fourth
+     * from the first on, then from the second, the third and the fourth. */
+    int8_t *fours; /* [MMRT_FEW][stride] */
 };
 
 /* Bytes that mmrt_columns_place needs for n columns of k. */

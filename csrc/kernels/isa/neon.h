@@ -127,6 +127,26 @@ V_INLINE vi v_digits_of_base3(vi a, const uint16_t *powers) {
     return VI_EACH(v_digits_half(a.half[0], powers), v_digits_half(a.half[1], powers + 8));
 }
 
+/* Of such bytes less 128: the first digit; three times them, which have the next in front; 16 at p,
+ * then three times them; the lower half of a, then four at p times 1, 3, 9 and 27. What is less by
+ * 128 is so after multiplication with an odd number. */
+V_INLINE uint8x16_t v_first_digit_half(uint8x16_t a) {
+    const int8x16_t s = vreinterpretq_s8_u8(a);
+    return vsubq_u8(vdupq_n_u8(0), vaddq_u8(vcgtq_s8(s, vdupq_n_s8(85 - 128)), vcgtq_s8(s, vdupq_n_s8(170 - 128))));
+}
+V_INLINE vi v_first_digit(vi a) { return VI_EACH(v_first_digit_half(a.half[0]), v_first_digit_half(a.half[1])); }
+V_INLINE uint8x16_t v_times3_half(uint8x16_t a) { return vmulq_u8(a, vdupq_n_u8(3)); }
+V_INLINE vi v_times3(vi a) { return VI_EACH(v_times3_half(a.half[0]), v_times3_half(a.half[1])); }
+V_INLINE vi v_then_times3(const uint8_t *p) {
+    const uint8x16_t a = veorq_u8(vld1q_u8(p), vdupq_n_u8(128));
+    return VI_EACH(a, v_times3_half(a));
+}
+V_INLINE vi v_lower_then_powers(vi a, const uint8_t *p) {
+    const uint32x4_t powers = {0x01010101, 0x03030303, 0x09090909, 0x1b1b1b1b};
+    const uint8x16_t four = vreinterpretq_u8_u32(vdupq_n_u32(mmrt_load_u32(p) ^ 0x80808080));
+    return VI_EACH(a.half[0], vmulq_u8(four, vreinterpretq_u8_u32(powers)));
+}
+
 /* Of types with 256 weights, 32 in order from 32 i on: nibbles (of 32 bytes, or 16, at p the low ones,
  * then the high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
  * wherever bit i of 32 bytes is set. */
@@ -171,10 +191,12 @@ V_INLINE uint8x16_t v_dot_half(uint8x16_t acc, uint8x16_t w, uint8x16_t x) {
         vdotq_s32(vreinterpretq_s32_u8(acc), vreinterpretq_s8_u8(w), vreinterpretq_s8_u8(x)));
 }
 
-/* Planes of weights, joined in order. */
+/* The lower halves of a and b, and the upper ones. Planes of weights, joined in order. */
+V_INLINE vi v_lower_halves(vi a, vi b) { return VI_EACH(a.half[0], b.half[0]); }
+V_INLINE vi v_upper_halves(vi a, vi b) { return VI_EACH(a.half[1], b.half[1]); }
 V_INLINE void v_join16(vi low, vi high, uint8_t *out) {
-    v_store(out, VI_EACH(low.half[0], high.half[0]));
-    v_store(out + 32, VI_EACH(low.half[1], high.half[1]));
+    v_store(out, v_lower_halves(low, high));
+    v_store(out + 32, v_upper_halves(low, high));
 }
 
 /* Each lane: acc + the sum of four products, weights unsigned (below 128) or signed. */

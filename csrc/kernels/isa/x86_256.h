@@ -113,6 +113,25 @@ V_INLINE vi v_digits_of_base3(vi a, const uint16_t *powers) {
                 _mm256_slli_epi16(_mm256_mulhi_epu16(odd, three), 8));
 }
 
+/* Of such bytes less 128: the first digit; three times them, which have the next in front; 16 at p,
+ * then three times them; the lower half of a, then four at p times 1, 3, 9 and 27. What is less by
+ * 128 is so after multiplication with an odd number. */
+V_INLINE vi v_first_digit(vi a) {
+    const vi zero = _mm256_cmpgt_epi8(v_set_byte(86 - 128), a), two = _mm256_cmpgt_epi8(a, v_set_byte(170 - 128));
+    return _mm256_sub_epi8(_mm256_add_epi8(v_set_byte(1), zero), two);
+}
+V_INLINE vi v_times3(vi a) { return _mm256_add_epi8(a, _mm256_add_epi8(a, a)); }
+V_INLINE vi v_then_times3(const uint8_t *p) {
+    const __m128i a = _mm_xor_si128(v4_load(p), _mm_set1_epi8(-128));
+    return _mm256_set_m128i(_mm_add_epi8(a, _mm_add_epi8(a, a)), a);
+}
+V_INLINE vi v_lower_then_powers(vi a, const uint8_t *p) {
+    const __m128i four = _mm_set1_epi32((int)(mmrt_load_u32(p) ^ 0x80808080));
+    const __m128i powers = _mm_setr_epi16(1, 1, 3, 3, 9, 9, 27, 27), odd = _mm_set1_epi16((short)0xff00);
+    __m128i even = _mm_andnot_si128(odd, _mm_mullo_epi16(four, powers));
+    return _mm256_inserti128_si256(a, _mm_or_si128(even, _mm_mullo_epi16(_mm_and_si128(four, odd), powers)), 1);
+}
+
 /* Of types with 256 weights, 32 in order from 32 i on: nibbles (of 32 bytes, or 16, at p the low ones,
  * then the high ones); pairs of bits (bit pairs of 32 bytes by turns), shifted up by `up`; and `value`
  * wherever bit i of 32 bytes is set. */
@@ -156,10 +175,12 @@ V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
 #endif
 }
 
-/* Planes of weights, joined in order. */
+/* The lower halves of a and b, and the upper ones. Planes of weights, joined in order. */
+V_INLINE vi v_lower_halves(vi a, vi b) { return _mm256_permute2x128_si256(a, b, 0x20); }
+V_INLINE vi v_upper_halves(vi a, vi b) { return _mm256_permute2x128_si256(a, b, 0x31); }
 V_INLINE void v_join16(vi low, vi high, uint8_t *out) {
-    v_store(out, _mm256_permute2x128_si256(low, high, 0x20));
-    v_store(out + 32, _mm256_permute2x128_si256(low, high, 0x31));
+    v_store(out, v_lower_halves(low, high));
+    v_store(out + 32, v_upper_halves(low, high));
 }
 
 /* Each lane: acc + the sum of four products, weights unsigned (below 128) or signed. */
@@ -427,6 +448,18 @@ V_INLINE void v_store_bytes32(int8_t *p, const vf a[32 / V_FLOATS]) {
             _mm256_packs_epi32(_mm256_cvtps_epi32(a[2 * i]), _mm256_cvtps_epi32(a[2 * i + 1]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* packs works by halves */
     v_store(p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words[0], words[1]), order));
+}
+/* Of 32 bytes every fourth, 64 bytes apart: from the first on, the second, the third, the fourth. */
+V_INLINE void v_store_fours(int8_t *out, const int8_t *p) {
+    const vi order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    vi a = _mm256_shuffle_epi8(v_load(p), order);
+    a = _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    const __m128i first = _mm256_castsi256_si128(a), second = _mm256_extracti128_si256(a, 1);
+    _mm_storel_epi64((__m128i *)out, first);
+    _mm_storeh_pd((double *)(void *)(out + 64), _mm_castsi128_pd(first));
+    _mm_storel_epi64((__m128i *)(out + 128), second);
+    _mm_storeh_pd((double *)(void *)(out + 192), _mm_castsi128_pd(second));
 }
 /* The sum of 16 signed bytes. */
 V_INLINE int v_sum_bytes16(const int8_t *p) {
