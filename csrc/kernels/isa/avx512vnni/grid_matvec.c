@@ -25,23 +25,23 @@
     0x##a, 0x##b, 0x##c, 0x##d, 0x##e, 0x##f, 0x##g, 0x##h, 0x##i, 0x##j, 0x##k, 0x##l, 0x##m,     \
         0x##n, 0x##o, 0x##p,
 
-static const uint16_t entries_iq2_xxs[256] = {
+_Alignas(64) static const uint16_t entries_iq2_xxs[256] = {
 #define MMRT_IQ2_XXS ROW
 #include "quant/iq2_grids.def"
 };
-static const uint16_t entries_iq2_xs[512] = {
+_Alignas(64) static const uint16_t entries_iq2_xs[512] = {
 #define MMRT_IQ2_XS ROW
 #include "quant/iq2_grids.def"
 };
-static const uint16_t entries_iq2_s[1024] = {
+_Alignas(64) static const uint16_t entries_iq2_s[1024] = {
 #define MMRT_IQ2_S ROW
 #include "quant/iq2_grids.def"
 };
-static const uint16_t entries_iq3_xxs[256] = {
+_Alignas(64) static const uint16_t entries_iq3_xxs[256] = {
 #define MMRT_IQ3_XXS ROW
 #include "quant/iq3_grids.def"
 };
-static const uint16_t entries_iq3_s[512] = {
+_Alignas(64) static const uint16_t entries_iq3_s[512] = {
 #define MMRT_IQ3_S ROW
 #include "quant/iq3_grids.def"
 };
@@ -66,7 +66,7 @@ static const int8_t levels_iq3_s[16] = {LEVELS_S(PLUS), LEVELS_S(MINUS)};
 #define SIGNS4(s)  SIGNS1(s), SIGNS1((s) + 1), SIGNS1((s) + 2), SIGNS1((s) + 3)
 #define SIGNS16(s) SIGNS4(s), SIGNS4((s) + 4), SIGNS4((s) + 8), SIGNS4((s) + 12)
 #define SIGNS64(s) SIGNS16(s), SIGNS16((s) + 16), SIGNS16((s) + 32), SIGNS16((s) + 48)
-static const uint16_t even_signs[128] = {SIGNS64(0), SIGNS64(64)};
+_Alignas(64) static const uint16_t even_signs[128] = {SIGNS64(0), SIGNS64(64)};
 
 /* table[index] for words, of which the lower six bits are looked at here; `bits` are the others, by
  * which one of `parts` of 64 entries is chosen. */
