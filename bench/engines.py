@@ -93,8 +93,16 @@ ENGINES = {
 }
 
 
+class EngineError(Exception):
+    """An engine that could not take a model."""
+
+
 def _serve(connection: Connection, name: str, path: str, threads: int) -> None:
-    engine = ENGINES[name].start(path, threads)
+    try:
+        engine = ENGINES[name].start(path, threads)
+    except Exception as error:
+        connection.send(EngineError(f"{name}: {error}"))
+        return
     connection.send(engine.version)
     while (request := connection.recv()) is not None:
         work, arguments = request
@@ -102,7 +110,7 @@ def _serve(connection: Connection, name: str, path: str, threads: int) -> None:
 
 
 class Worker:
-    """An engine in its own process; a context manager."""
+    """An engine in its own process; a context manager. EngineError if it cannot take the model."""
 
     def __init__(self, name: str, path: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -110,7 +118,14 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, name, path, threads))
         self._process.start()
         theirs.close()
-        self.version: str = self._connection.recv()
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            answer = EngineError(f"{name}: its process ended as it loaded {path}")
+        if isinstance(answer, EngineError):
+            self._process.join()
+            raise answer
+        self.version: str = answer
 
     def measure(self, work: str, *arguments: int) -> float:
         self._connection.send((work, arguments))

@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import mmrt
 from bench import bars
-from bench.engines import LIMIT, OURS, Worker, installed
+from bench.engines import LIMIT, OURS, EngineError, Worker, installed
 from mmrt.pictures.drawing import svg
 
 
@@ -47,9 +48,17 @@ Rates = dict[tuple[str, str], list[float]]  # tokens a second by round, of a kin
 def compare(
     path: str, work: dict[str, tuple[int, ...]], rounds: int, threads: int, engines: Sequence[str]
 ) -> list[Row]:
+    """A peer that cannot take the model is left out, and said so; EngineError if mmrt cannot."""
     rates: Rates = {}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, path, threads)) for name in engines}
+        workers: dict[str, Worker] = {}
+        for name in engines:
+            try:
+                workers[name] = stack.enter_context(Worker(name, path, threads))
+            except EngineError as error:
+                if name in (OURS, LIMIT):
+                    raise
+                print(f"bench.peers: left out: {error}", file=sys.stderr)
         for round in range(rounds + 1):
             for kind, arguments in work.items():
                 for name, worker in workers.items():
@@ -142,7 +151,10 @@ def main() -> None:
             work["prefill"] = (arguments.p,)
         if arguments.n:
             work["decode"] = (arguments.n, arguments.d)
-        rows += compare(path, work, arguments.r, arguments.t, arguments.e)
+        try:
+            rows += compare(path, work, arguments.r, arguments.t, arguments.e)
+        except EngineError as error:
+            parser.exit(1, f"bench.peers: {error}\n")
     cpu = mmrt.cpu_info()
     title = f"{cpu.model}, {arguments.t} threads, {arguments.r} rounds"
     print(f"{title}\n")

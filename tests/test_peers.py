@@ -1,0 +1,82 @@
+"""The comparison with peers: a small run of it all, and engines that cannot take a model."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from bench import peers
+from bench.engines import LIMIT, OURS, EngineError
+from bench.make_model import Shape, make_model
+
+PEER = "llama.cpp mapped"
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.peers", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_a_small_run(tmp_path: Path) -> None:
+    model, out = tmp_path / "small.gguf", tmp_path / "out.json"
+    make_model(
+        str(model), Shape(2, n_embd=256, n_ff=512, n_heads=4, n_kv_heads=2, n_vocab=300), "Q8_0"
+    )
+    done = run(model, "-p", 8, "-n", 4, "-d", 3, "-r", 2, "-t", 1, "-e", OURS, LIMIT, "-o", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["work"], row["engine"]) for row in rows] == [
+        ("prefill", OURS),
+        ("prefill", LIMIT),
+        ("decode", OURS),
+        ("decode", LIMIT),
+    ]
+    for row in rows:
+        assert len(row["samples"]) == 2 and min(row["samples"]) > 0
+        assert row["ratio" if row["engine"] == OURS else "share"] == 1
+    assert rows[2]["depth"] == 3 and rows[0]["depth"] == 0
+    assert "| small.gguf | decode 4 after 3 | mmrt" in done.stdout
+    svg = out.with_suffix(".svg").read_text()
+    assert "small.gguf, prefill 8" in svg and "tokens/s" in svg
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "no.gguf"
+    path.write_bytes(b"GGUX" + bytes(100))
+    done = run(path, "-e", OURS, LIMIT)
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(r"bench\.peers: mmrt: .*no\.gguf.*\n", done.stderr)
+
+
+class Fake:
+    """An engine of two tokens a second, or one that cannot start."""
+
+    version = "1"
+
+    def __init__(self, name: str, path: str, threads: int) -> None:
+        if name == PEER:
+            raise EngineError(f"{name}: no such type")
+
+    def measure(self, work: str, n: int, *depth: int) -> float:
+        return n / 2
+
+    def __enter__(self) -> "Fake":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+def test_a_peer_that_cannot_take_the_model_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "Worker", Fake)
+    rows = peers.compare("a.gguf", {"decode": (4, 1)}, 1, 1, [OURS, PEER, LIMIT])
+    assert [row.engine for row in rows] == [OURS, LIMIT]
+    assert [row.tokens_per_second for row in rows] == [2, 2]
+    assert capsys.readouterr().err == f"bench.peers: left out: {PEER}: no such type\n"
