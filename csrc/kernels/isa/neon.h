@@ -574,9 +574,9 @@ V_INLINE vi v_most_products(vi acc, vi w, vi x) {
 }
 
 /* Pairs of rows times pairs of columns, whose results are then sorted by columns. */
-V_INLINE void v_dot_panel_columns(const int n, const int steps, bool is_unsigned, const uint8_t *p,
+V_INLINE void v_dot_panel_columns(const int n, const int steps, const int limit, const uint8_t *p,
                                   const int8_t *q, size_t stride, vi dot[]) {
-    (void)is_unsigned; /* weights are below 128 */
+    (void)limit; /* weights are below 128 */
     uint8x16_t acc[2][4];
 #pragma GCC unroll 2
     for (int c = 0; c < n; c += 2)
@@ -620,9 +620,9 @@ V_INLINE uint8x16_t v_dot_lane(uint8x16_t acc, uint8x16_t w, int8x16_t x, int la
     }
 }
 
-V_INLINE void v_dot_panel_columns(const int n, const int steps, bool is_unsigned, const uint8_t *p,
+V_INLINE void v_dot_panel_columns(const int n, const int steps, const int limit, const uint8_t *p,
                                   const int8_t *q, size_t stride, vi dot[]) {
-    (void)is_unsigned; /* weights are below 128 */
+    (void)limit; /* weights are below 128 */
 #pragma GCC unroll 2
     for (int i = 0; i < steps; i += 4) {
         int8x16_t x[4];

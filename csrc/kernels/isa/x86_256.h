@@ -412,12 +412,12 @@ V_INLINE void v_transpose(vi r[V_FLOATS]) {
         r[i] = t[i];
 }
 
-/* See panel.inc. Unsigned weights are below 32 in sub-blocks of 32, or below 64: four pairs of their
- * products, or two, are added as words of 16 bits. */
+/* See panel.inc. Of unsigned weights below 32 four pairs of products, and of those below 64 two, are added
+ * as words of 16 bits. */
 V_INLINE void v_panel_order(vi r[V_FLOATS]) { v_transpose(r); }
-V_INLINE void v_dot_panel_columns(const int n, const int steps, bool is_unsigned, const uint8_t *p,
+V_INLINE void v_dot_panel_columns(const int n, const int steps, const int limit, const uint8_t *p,
                                   const int8_t *q, size_t stride, vi dot[]) {
-    const int together = is_unsigned ? steps / 2 : 1;
+    const int together = limit ? 128 / limit : 1;
 #pragma GCC unroll 8
     for (int i = 0; i < steps; i += together) {
         vi pairs[V_SLICE_16];
@@ -427,7 +427,7 @@ V_INLINE void v_dot_panel_columns(const int n, const int steps, bool is_unsigned
 #pragma GCC unroll 4
             for (int c = 0; c < n; c++) {
                 const vi x = v_four(q + c * stride + 4 * (i + j));
-                if (!is_unsigned)
+                if (!limit)
                     dot[c] = v_dot_panel(dot[c], w, x);
                 else
                     pairs[c] = j ? _mm256_add_epi16(pairs[c], _mm256_maddubs_epi16(w, x))
@@ -435,7 +435,7 @@ V_INLINE void v_dot_panel_columns(const int n, const int steps, bool is_unsigned
             }
         }
 #pragma GCC unroll 4
-        for (int c = 0; is_unsigned && c < n; c++)
+        for (int c = 0; limit && c < n; c++)
             dot[c] = _mm256_add_epi32(dot[c], _mm256_madd_epi16(pairs[c], _mm256_set1_epi16(1)));
     }
 }
