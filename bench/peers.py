@@ -145,6 +145,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     rows: list[Row] = []
+    failed = False
     for path in arguments.models:
         work: dict[str, tuple[int, ...]] = {}
         if arguments.p:
@@ -154,20 +155,28 @@ def main() -> None:
         try:
             rows += compare(path, work, arguments.r, arguments.t, arguments.e)
         except EngineError as error:
-            parser.exit(1, f"bench.peers: {error}\n")
+            print(f"bench.peers: {error}", file=sys.stderr)
+            failed = True
+    if rows:
+        report(rows, arguments.t, arguments.r, arguments.o)
+    sys.exit(failed)
+
+
+def report(rows: list[Row], threads: int, rounds: int, out: Path | None) -> None:
+    """As a table; and as JSON and a plot beside it."""
     cpu = mmrt.cpu_info()
-    title = f"{cpu.model}, {arguments.t} threads, {arguments.r} rounds"
+    title = f"{cpu.model}, {threads} threads, {rounds} rounds"
     print(f"{title}\n")
     print(table(rows))
-    if arguments.o:
+    if out:
         machine = {"cpu": cpu.model, "cpus": cpu.cpus, "system": platform.platform()}
         document = {
             "machine": machine,
-            "threads": arguments.t,
+            "threads": threads,
             "rows": [asdict(row) for row in rows],
         }
-        arguments.o.write_text(json.dumps(document, indent=1) + "\n")
-        arguments.o.with_suffix(".svg").write_text(plot(title, rows) + "\n")
+        out.write_text(json.dumps(document, indent=1) + "\n")
+        out.with_suffix(".svg").write_text(plot(title, rows) + "\n")
 
 
 if __name__ == "__main__":

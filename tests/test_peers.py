@@ -1,6 +1,7 @@
 """The comparison with peers: a small run of it all, and engines that cannot take a model."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import HOME
 from conftest import ROOT
 
 from bench import peers
@@ -18,8 +20,14 @@ PEER = "llama.cpp mapped"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.peers", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "bench.peers", *map(str, arguments)],
+        cwd=HOME,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # bench/, after mmrt as it is installed
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_small_run(tmp_path: Path) -> None:

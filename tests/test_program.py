@@ -178,7 +178,7 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
     found = []
     with mmrt.Model(real_path) as model:
         ids = passage(model, 300)
-        for sizes in ([290], [100, 90], [6, 31, 33, 64]):
+        for sizes in ([290], [100, 90], [8, 31, 33, 64]):
             with model.sequence() as sequence:
                 for part in parts(ids[:290], sizes):
                     sequence.extend(part)
@@ -187,7 +187,9 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
 
 
 @pytest.mark.parametrize("isa", FAST, indirect=True)
-@pytest.mark.parametrize("sizes", [[5], [6, 7], [31, 33], [32], [255, 45], [6, 294]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[10], [14, 11], [31, 33, 33, 203], [32], [255, 45], [8, 292]], ids=str
+)
 def test_larger_steps_may_be_cut_anywhere(
     tiny: tuple[Path, Bound], sizes: list[int], isa: str
 ) -> None:

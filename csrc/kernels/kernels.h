@@ -164,7 +164,7 @@ typedef uint64_t mmrt_roof_fn(mmrt_roof_kind kind, const uint8_t *data, uint64_t
 struct mmrt_kernels {
     mmrt_matvec_fn *matvec[MMRT_TYPE_LIMIT]; /* NULL where the type has no unpack */
     mmrt_matmul_fn *matmul[MMRT_TYPE_LIMIT];
-    size_t few[MMRT_TYPE_LIMIT];          /* columns that matvec is the faster for, or fewer */
+    size_t few[MMRT_TYPE_LIMIT];          /* the most columns that matvec is the faster for */
     mmrt_isa matrix_isa[MMRT_TYPE_LIMIT]; /* where those three come from */
     mmrt_quantize_fn *quantize;
     mmrt_rms_norm_fn *rms_norm;

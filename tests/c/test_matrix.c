@@ -390,6 +390,7 @@ int main(int argc, char **argv) {
         CHECK(table->matvec[kernel->type] == kernel->matvec);
         CHECK(table->matmul[kernel->type] == kernel->matmul);
         CHECK(table->matrix_isa[kernel->type] == kernel->isa);
+        CHECK(table->few[kernel->type] >= 1 && table->few[kernel->type] <= MMRT_FEW);
     }
     guarded_free(weights_room);
     guarded_free(columns_room);

@@ -1,4 +1,4 @@
-/* All but matvec.c. */
+/* All but few columns: matvec.c and grid_matvec.c. */
 #define V_ISA avx512vnni
 #include "kernels/isa/x86_512.h"
 

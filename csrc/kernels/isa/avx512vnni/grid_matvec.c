@@ -45,6 +45,7 @@ _Alignas(64) static const uint16_t entries_iq3_s[512] = {
 #define MMRT_IQ3_S ROW
 #include "quant/iq3_grids.def"
 };
+#undef ROW
 
 /* What the levels stand for, and a sign: of IQ2 in either of the two bits above them, the other of
  * which does not matter. */
@@ -147,7 +148,7 @@ V_INLINE vf scale_of_tops(vi dwords, const uint8_t *d, float factor) {
     return v_mul(v_add(s, v_set(0.5f)), v_mul(v16_from_f16(d), v_set(factor)));
 }
 
-V_INLINE void open_IQ2_XXS(const uint8_t *block, struct grid_block *g) {
+V_INLINE void block_IQ2_XXS(const uint8_t *block, struct grid_block *g) {
     const struct mmrt_block_iq2_xxs *b = (const void *)block;
     const vi qs = v_load(b->qs);
     const __m128i bytes = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1);
@@ -158,7 +159,7 @@ V_INLINE void open_IQ2_XXS(const uint8_t *block, struct grid_block *g) {
     g->scale = scale_of_tops(_mm512_shuffle_epi32(qs, 0xf5), b->d, 0.25f);
 }
 
-V_INLINE void open_IQ2_XS(const uint8_t *block, struct grid_block *g) {
+V_INLINE void block_IQ2_XS(const uint8_t *block, struct grid_block *g) {
     const vi qs = v_load(((const struct mmrt_block_iq2_xs *)block)->qs);
     const __mmask32 bits[] = {words_with(qs, 6), words_with(qs, 7), words_with(qs, 8)};
     eight_levels(look_up_words(entries_iq2_xs, 8, qs, bits),
@@ -180,7 +181,7 @@ V_INLINE void pairs_of_bits(const uint8_t *p, __mmask32 *even, __mmask32 *odd) {
     *odd = _mm512_test_epi16_mask(words, _mm512_set1_epi64(0x0080002000080002));
 }
 
-V_INLINE void open_IQ2_S(const uint8_t *block, struct grid_block *g) {
+V_INLINE void block_IQ2_S(const uint8_t *block, struct grid_block *g) {
     const struct mmrt_block_iq2_s *b = (const void *)block;
     const vi index = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)b->qs));
     __mmask32 bits[4] = {words_with(index, 6), words_with(index, 7)};
@@ -190,7 +191,7 @@ V_INLINE void open_IQ2_S(const uint8_t *block, struct grid_block *g) {
     scales_iq2_s(block, &g->scale, &none);
 }
 
-V_INLINE void open_IQ3_XXS(const uint8_t *block, struct grid_block *g) {
+V_INLINE void block_IQ3_XXS(const uint8_t *block, struct grid_block *g) {
     const struct mmrt_block_iq3_xxs *b = (const void *)block;
     const vi qs = v_load(b->qs);
     const __mmask32 even[] = {words_with(qs, 6), words_with(qs, 7)};
@@ -203,7 +204,7 @@ V_INLINE void open_IQ3_XXS(const uint8_t *block, struct grid_block *g) {
     g->scale = scale_of_tops(_mm512_shuffle_epi32(scales, 0xa0), b->d, 0.5f);
 }
 
-V_INLINE void open_IQ3_S(const uint8_t *block, struct grid_block *g) {
+V_INLINE void block_IQ3_S(const uint8_t *block, struct grid_block *g) {
     const struct mmrt_block_iq3_s *b = (const void *)block;
     const vi qs = v_load(b->qs);
     __mmask32 even[3] = {words_with(qs, 6), words_with(qs, 7)};
@@ -226,9 +227,9 @@ V_INLINE vf grid_add(const struct grid_block *g, const struct mmrt_columns *colu
 #pragma GCC unroll 4
     for (int p = 0; p < 4; p++)
         dot = v_dot_unsigned(dot, g->weights[p], v_load(columns->fours + at + p * V_BYTES));
-    const vi twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const vi each_twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     const vf d = _mm512_permutexvar_ps(
-        twice, _mm512_castps256_ps512(_mm256_loadu_ps(columns->few_d + at / MMRT_GROUP)));
+        each_twice, _mm512_castps256_ps512(_mm256_loadu_ps(columns->few_d + at / MMRT_GROUP)));
     /* The product of scales alone might be too small for a normal number, which costs time. */
     return v_fma(g->scale, v_mul(v_to_float(dot), d), acc);
 }
@@ -259,10 +260,10 @@ V_INLINE void matvec_grid(void (*open)(const uint8_t *block, struct grid_block *
                            size_t y_stride) {                                                      \
         (void)next;                                                                                \
         if (n == 1)                                                                                \
-            matvec_grid(open_##type, MMRT_BYTES_##type, w, row_bytes, n_rows, columns, 1, y,       \
+            matvec_grid(block_##type, MMRT_BYTES_##type, w, row_bytes, n_rows, columns, 1, y,      \
                         y_stride);                                                                 \
         else                                                                                       \
-            matvec_grid(open_##type, MMRT_BYTES_##type, w, row_bytes, n_rows, columns, n, y,       \
+            matvec_grid(block_##type, MMRT_BYTES_##type, w, row_bytes, n_rows, columns, n, y,      \
                         y_stride);                                                                 \
     }
 MATVEC(IQ2_XXS)
@@ -270,3 +271,4 @@ MATVEC(IQ2_XS)
 MATVEC(IQ2_S)
 MATVEC(IQ3_XXS)
 MATVEC(IQ3_S)
+#undef MATVEC
