@@ -6,7 +6,8 @@
  *   vpmaddwd   ymm                                3 / 0.5   5 / 0.5     sums of pairs, int32
  *   vfmadd     ymm                                4 / 0.5   4 / 0.5     8 multiply-adds
  * maddubs saturates at 16 bits: unsigned weights stay below 128, or below 64 where two of its sums
- * are added; signed ones go in as absolute values with their sign moved to the activations.
+ * are added, and 32 where four are; signed ones go in as absolute values with their sign moved to
+ * the activations.
  */
 #include "kernels/isa/x86.h"
 
