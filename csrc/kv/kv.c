@@ -4,7 +4,9 @@
 #include "base/status.h"
 #include "kernels/kernels.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,12 +15,16 @@
  * of 8 KiB. Memory is taken as pages are written. */
 enum { BLOCK = 8 };
 
+/* One call at a time changes it. At every instant between two stores it is a whole sequence of
+ * `length` tokens, as a forked child finds it, and other threads may ask for its length and bytes:
+ * the table is replaced before the old one is freed, a page is there before it is counted, and
+ * counted no more before it goes. */
 struct mmrt_kv {
     mmrt_kv_shape shape;
-    uint64_t length;
-    uint64_t n_pages;
-    uint64_t room;   /* of the table, whole blocks */
-    uint8_t **pages; /* page 8 i is where block i starts */
+    _Atomic uint64_t length;
+    _Atomic uint64_t n_pages;
+    uint64_t room;           /* of the table, whole blocks; or less than it has */
+    uint8_t **_Atomic pages; /* page 8 i is where block i starts */
 };
 
 /* Keys and values of one layer and head in one page. */
@@ -81,22 +87,31 @@ size_t mmrt_kv_values_at(const mmrt_kv *kv, uint32_t layer, uint32_t head) {
     return mmrt_kv_keys_at(kv, layer, head) + mmrt_page_bytes(kv->shape.k_type, kv->shape.head_dim);
 }
 
+static mmrt_status grow_table(mmrt_kv *kv, uint64_t wanted, mmrt_error *err) {
+    const uint64_t room = (wanted + wanted / 2 + BLOCK) / BLOCK * BLOCK;
+    uint8_t **pages = malloc(room * sizeof *pages), **before = kv->pages;
+    if (!pages)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a table of %llu pages of keys",
+                         (unsigned long long)room);
+    if (before)
+        memcpy(pages, before, kv->n_pages * sizeof *pages);
+    kv->pages = pages;
+    kv->room = room;
+    free(before);
+    return MMRT_OK;
+}
+
 /* Blocks come straight from the system, so that what a sequence gives back is really given back. */
 mmrt_status mmrt_kv_reserve(mmrt_kv *kv, uint64_t length, mmrt_error *err) {
     const uint64_t wanted = (length + MMRT_PAGE_KEYS - 1) / MMRT_PAGE_KEYS;
     const size_t bytes = block_bytes(kv->shape);
-    if (wanted > kv->room) {
-        const uint64_t room = (wanted + wanted / 2 + BLOCK) / BLOCK * BLOCK;
-        uint8_t **pages = realloc(kv->pages, room * sizeof *pages);
-        if (!pages)
-            return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a table of %llu pages of keys",
-                             (unsigned long long)room);
-        kv->pages = pages;
-        kv->room = room;
-    }
-    for (; kv->n_pages < wanted; kv->n_pages++) {
-        if (kv->n_pages % BLOCK) {
-            kv->pages[kv->n_pages] = kv->pages[kv->n_pages - 1] + part_bytes(kv->shape);
+    mmrt_status status = wanted > kv->room ? grow_table(kv, wanted, err) : MMRT_OK;
+    if (status)
+        return status;
+    uint8_t **pages = kv->pages;
+    for (uint64_t n = kv->n_pages; n < wanted; kv->n_pages = ++n) {
+        if (n % BLOCK) {
+            pages[n] = pages[n - 1] + part_bytes(kv->shape);
             continue;
         }
         void *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -106,7 +121,7 @@ mmrt_status mmrt_kv_reserve(mmrt_kv *kv, uint64_t length, mmrt_error *err) {
                              "no memory for the keys and values of %llu tokens (%zu bytes for %d)",
                              (unsigned long long)length, bytes, BLOCK * MMRT_PAGE_KEYS);
         }
-        kv->pages[kv->n_pages] = block;
+        pages[n] = block;
     }
     return MMRT_OK;
 }
@@ -131,7 +146,9 @@ void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length) {
     const uint64_t kept = (kv->length + MMRT_PAGE_KEYS - 1) / MMRT_PAGE_KEYS;
     if (kept < kv->n_pages && kept % BLOCK)
         give_back(kv, kept);
-    for (; kv->n_pages > kept; kv->n_pages--)
-        if ((kv->n_pages - 1) % BLOCK == 0)
-            munmap(kv->pages[kv->n_pages - 1], block_bytes(kv->shape));
+    while (kv->n_pages > kept) {
+        const uint64_t last = --kv->n_pages;
+        if (last % BLOCK == 0)
+            munmap(kv->pages[last], block_bytes(kv->shape));
+    }
 }
