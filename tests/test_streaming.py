@@ -1,6 +1,8 @@
 """Streaming where things go wrong, or files lie somewhere odd: the same logits, or one error."""
 
+import mmap
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from pages import smaps, without_privilege
 import mmrt
 from mmrt import counters, system
 from mmrt.budget import Budget
-from mmrt.errors import FileError, UnsupportedError
+from mmrt.errors import FileError, OutOfMemoryError, UnsupportedError
 from mmrt.program import check_reader
 from mmrt.streaming import READERS
 
@@ -93,6 +95,30 @@ def test_wherever_the_file_lies(
                 assert np.array_equal(model.logits(IDS), expected)
 
     mounts.on(kind, path, tmp_path / "mount", work)
+
+
+@pytest.mark.parametrize("reader", [reader for reader in READERS if reader != "mapped"])
+def test_a_ring_that_there_was_no_memory_for(reader: str, path: Path) -> None:
+    """It is made as soon as there is; until then nothing is read to where it would have been."""
+    if not can(reader, path):
+        pytest.skip(f"no {reader} here")
+    with mmrt.Model(path, threads=2) as model, model.sequence() as sequence:
+        expected = [sequence.extend(IDS), sequence.extend([7])]
+        sequence.truncate(len(IDS))
+        model.program.set_reader(reader)
+        model.program.set_budget(model.program.plan(0).least)
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        room = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        resource.setrlimit(resource.RLIMIT_AS, (room + MIB, before[1]))
+        try:
+            for _ in range(3):
+                with pytest.raises(OutOfMemoryError, match="no memory for a ring"):
+                    sequence.extend([7])
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+        assert np.array_equal(sequence.extend([7]), expected[1])
+        sequence.truncate(0)
+        assert np.array_equal(sequence.extend(IDS), expected[0])
 
 
 @pytest.mark.parametrize("reader", READERS)

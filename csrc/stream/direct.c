@@ -39,32 +39,45 @@ static uint32_t alignment(int fd) {
     return USUAL_ALIGN;
 }
 
+/* Whether such reads work: some file systems only refuse the read. */
+static mmrt_status try_reading(int fd, uint32_t align, bool *works, mmrt_error *err) {
+    void *block = aligned_alloc(align, align);
+    if (!block)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory to try an O_DIRECT read");
+    *works = pread(fd, block, align, 0) > 0;
+    free(block);
+    return MMRT_OK;
+}
+
 mmrt_status mmrt_direct_open(struct mmrt_stream_file *file, mmrt_error *err) {
     const int mapped = mmrt_mapping_fd(file->mapping);
     char link[32], name[256];
     /* The same file, whatever has become of its name. */
     snprintf(link, sizeof link, "/proc/self/fd/%d", mapped);
-    file->fd = open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (file->fd < 0 && errno != EINVAL)
+    const int fd = open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (fd < 0 && errno != EINVAL)
         return mmrt_fail_errno(err, "cannot open '%s' with O_DIRECT", name_of(mapped, name));
-    file->align = file->fd < 0 ? 0 : alignment(file->fd);
+    const uint32_t align = fd < 0 ? 0 : alignment(fd);
     bool works = false;
-    if (file->align) { /* some file systems only refuse the read */
-        void *block = aligned_alloc(file->align, file->align);
-        works = block && pread(file->fd, block, file->align, 0) > 0;
-        free(block);
+    mmrt_status status = align ? try_reading(fd, align, &works, err) : MMRT_OK;
+    if (!status && !works)
+        status = mmrt_fail(err, MMRT_UNSUPPORTED, "%s: its file system has no O_DIRECT reads",
+                           name_of(mapped, name));
+    if (!status) {
+        file->align = align;
+        file->fd = fd;
+    } else if (fd >= 0) {
+        close(fd);
     }
-    if (works)
-        return MMRT_OK;
-    mmrt_direct_close(file);
-    return mmrt_fail(err, MMRT_UNSUPPORTED, "%s: its file system has no O_DIRECT reads",
-                     name_of(mapped, name));
+    return status;
 }
 
+/* In this order, or a child forked in between would read whatever file has the number next. */
 void mmrt_direct_close(struct mmrt_stream_file *file) {
-    if (file->fd >= 0)
-        close(file->fd);
+    const int fd = file->fd;
     file->fd = -1;
+    if (fd >= 0)
+        close(fd);
 }
 
 struct mmrt_span mmrt_direct_span(const struct mmrt_stream_file *file, uint64_t offset,

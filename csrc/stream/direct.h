@@ -20,7 +20,7 @@ struct mmrt_span {
     uint64_t need;   /* of these, how many must come */
 };
 
-/* IO or UNSUPPORTED leave fd at -1. */
+/* A failure leaves the file as it was. */
 mmrt_status mmrt_direct_open(struct mmrt_stream_file *file, mmrt_error *err);
 void mmrt_direct_close(struct mmrt_stream_file *file);
 

@@ -15,10 +15,9 @@ static void lock_unit(mmrt_stream *stream, int32_t index) {
 void mmrt_unlock_unit(mmrt_stream *stream, int32_t index) {
     struct unit *unit = &stream->units[index];
     const struct mmrt_unit *range = &unit->range;
-    if (!unit->locked)
+    if (!atomic_exchange(&unit->locked, false))
         return;
     mmrt_mapping_unlock(stream->files[range->file].mapping, range->offset, range->bytes, NULL);
-    unit->locked = false;
     stream->locked_bytes -= range->bytes;
 }
 

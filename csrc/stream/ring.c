@@ -13,7 +13,7 @@ double mmrt_seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static const uint8_t *mapped_at(const mmrt_stream *stream, const struct unit *unit) {
+const uint8_t *mmrt_mapped_unit(const mmrt_stream *stream, const struct unit *unit) {
     return (const uint8_t *)mmrt_mapping_data(stream->files[unit->range.file].mapping) +
            unit->range.offset;
 }
@@ -130,7 +130,7 @@ static void complete_read(mmrt_stream *stream, const struct mmrt_job *job,
     unit->state = UNIT_READY;
     atomic_store_explicit(&unit->rows_left, unit->range.rows, memory_order_relaxed);
     atomic_store_explicit(&unit->at,
-                          is_mapped ? mapped_at(stream, unit)
+                          is_mapped ? mmrt_mapped_unit(stream, unit)
                                     : job->to + (unit->range.offset - job->span.start),
                           memory_order_release);
 }
@@ -149,7 +149,7 @@ static bool complete_load(mmrt_stream *stream, const struct mmrt_job *job,
     }
     unit->state = UNIT_KEPT;
     stream->stats.loaded_bytes += unit->range.bytes;
-    atomic_store_explicit(&unit->at, mapped_at(stream, unit), memory_order_release);
+    atomic_store_explicit(&unit->at, mmrt_mapped_unit(stream, unit), memory_order_release);
     return true;
 }
 

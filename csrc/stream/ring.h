@@ -25,7 +25,7 @@ struct unit {
     int32_t slot;               /* READING, READY */
     uint8_t state;
     bool streamed; /* changes between passes only */
-    bool locked;   /* whoever loads or drops the unit changes it */
+    _Atomic bool locked;
 };
 
 struct slot {
@@ -41,25 +41,26 @@ struct mmrt_stream {
     uint64_t *costs; /* bytes of memory that keeping each unit takes */
     uint32_t *order; /* in which units are kept */
     int32_t n_files, n_units, n_kept;
-    uint64_t total_bytes, total_cost, slot_bytes;
-    mmrt_reader reader;
+    uint64_t total_bytes, total_cost;
+    _Atomic uint64_t slot_bytes; /* as `reader` below */
+    _Atomic mmrt_reader reader;  /* changes under `pass`, while there are no threads */
 
     pthread_mutex_t pass; /* held by whoever runs a pass or changes the plan */
-    atomic_int owner;     /* the process whose readers these are; minus it while it takes over */
+    atomic_int owner;     /* the process whose readers these are */
     bool limited;         /* a budget does not hold, or once did not hold, all units */
     bool prepared;        /* the mapping is advised, the page cache holds no streamed unit */
     _Atomic bool locks;   /* kept units, as far as the process may */
     bool complete;        /* the pass before used everything: the ring holds the next one's units */
-    int32_t wanted_slots; /* of the ring, which is made when a pass needs it */
     int64_t faults;       /* major ones of this process, before the pass */
     uint64_t loaded_before;
 
-    pthread_mutex_t lock; /* of all that follows */
+    pthread_mutex_t lock; /* of all that follows, but for the ring while there are no threads */
     pthread_cond_t ready; /* for users: a unit is there, or nothing more will come */
     pthread_cond_t reads; /* for readers: a slot is free */
     pthread_cond_t loads; /* for threads that only load */
     uint8_t *ring;
     size_t ring_bytes;
+    int32_t wanted_slots; /* of the ring, which is made when a pass needs it */
     uint64_t kept_bytes;
     _Atomic uint64_t locked_bytes;
     struct slot *slots;
@@ -103,6 +104,9 @@ void mmrt_ring_fail(mmrt_stream *stream, const mmrt_error *error);
 
 /* Work of a LOAD job, and of a READ job of the mapped way. */
 mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err);
+
+/* Where a unit lies in its file's mapping. */
+const uint8_t *mmrt_mapped_unit(const mmrt_stream *stream, const struct unit *unit);
 
 /* Unlocks a unit's pages, if they are locked. */
 void mmrt_unlock_unit(mmrt_stream *stream, int32_t unit);

@@ -2,12 +2,11 @@
 #define _GNU_SOURCE
 #include "stream/stream.h"
 
+#include "base/owner.h"
 #include "base/status.h"
 #include "stream/plan.h"
 #include "stream/ring.h"
 
-#include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,14 +55,14 @@ static void close_files(mmrt_stream *stream) {
 }
 
 static void measure_slots(mmrt_stream *stream) {
-    stream->slot_bytes = 0;
+    uint64_t most = 0;
     for (int32_t i = 0; i < stream->n_units; i++) {
         const struct mmrt_unit *range = &stream->units[i].range;
         const uint64_t align = stream->files[range->file].align;
         const uint64_t slot = (range->bytes + 2 * align + 4095) / 4096 * 4096;
-        if (slot > stream->slot_bytes)
-            stream->slot_bytes = slot;
+        most = slot > most ? slot : most;
     }
+    stream->slot_bytes = most;
 }
 
 static void measure_units(mmrt_stream *stream, const struct mmrt_unit *units) {
@@ -72,7 +71,7 @@ static void measure_units(mmrt_stream *stream, const struct mmrt_unit *units) {
         mmrt_mapping *mapping = stream->files[units[i].file].mapping;
         unit->range = units[i];
         unit->state = UNIT_KEPT;
-        unit->at = (const uint8_t *)mmrt_mapping_data(mapping) + units[i].offset;
+        unit->at = mmrt_mapped_unit(stream, unit);
         const uint64_t pages = mmrt_mapping_pages(mapping, units[i].offset, units[i].bytes);
         stream->costs[i] = pages * (mmrt_mapping_page_size(mapping) + PAGE_COST);
         stream->total_cost += stream->costs[i];
@@ -99,7 +98,7 @@ mmrt_status mmrt_stream_create(mmrt_mapping *const *files, int32_t n_files,
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a stream");
     start_locks(stream);
     stream->reader = MMRT_READER_MAPPED; /* it needs nothing */
-    stream->owner = getpid();
+    mmrt_owner_set(&stream->owner, false);
     stream->files = calloc((size_t)n_files + 1, sizeof *stream->files);
     stream->units = calloc((size_t)n_units + 1, sizeof *stream->units);
     stream->costs = calloc((size_t)n_units + 1, sizeof *stream->costs);
@@ -180,8 +179,7 @@ static void free_ring(mmrt_stream *stream) {
     stream->n_slots = stream->n_free = stream->first_free = stream->n_reading = 0;
 }
 
-/* The mapped way has slots too, but their bytes are pages of the file. */
-static mmrt_status make_ring(mmrt_stream *stream, int32_t n_slots, mmrt_error *err) {
+static mmrt_status make_slots(mmrt_stream *stream, int32_t n_slots, mmrt_error *err) {
     stream->slots = calloc((size_t)n_slots, sizeof *stream->slots);
     stream->free_slots = calloc((size_t)n_slots, sizeof *stream->free_slots);
     if (!stream->slots || !stream->free_slots)
@@ -190,9 +188,10 @@ static mmrt_status make_ring(mmrt_stream *stream, int32_t n_slots, mmrt_error *e
         stream->slots[i] = (struct slot){.unit = -1, .behind = -1};
         stream->free_slots[i] = i;
     }
-    stream->n_slots = stream->n_free = n_slots;
-    if (stream->reader == MMRT_READER_MAPPED)
-        return MMRT_OK;
+    return MMRT_OK;
+}
+
+static mmrt_status map_ring(mmrt_stream *stream, int32_t n_slots, mmrt_error *err) {
     const size_t bytes = (size_t)n_slots * stream->slot_bytes, room = bytes + HUGE_PAGE;
     uint8_t *all = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (all == MAP_FAILED)
@@ -211,38 +210,49 @@ static mmrt_status make_ring(mmrt_stream *stream, int32_t n_slots, mmrt_error *e
     return MMRT_OK;
 }
 
-/* Nothing of the parent's readers is in a forked child: neither threads nor ring nor reads. */
+/* All of it or nothing: readers go by the number of slots, which comes last. The mapped way has
+ * slots too, but their bytes are pages of the file. */
+static mmrt_status make_ring(mmrt_stream *stream, int32_t n_slots, mmrt_error *err) {
+    mmrt_status status = make_slots(stream, n_slots, err);
+    if (!status && stream->reader != MMRT_READER_MAPPED)
+        status = map_ring(stream, n_slots, err);
+    if (status)
+        free_ring(stream);
+    else
+        stream->n_slots = stream->n_free = n_slots;
+    return status;
+}
+
+/* In a forked child neither the parent's threads nor the ring nor what was read into it are there,
+ * and all else is as the fork found it, amid whatever others did. Only the plan is believed, which
+ * units are streamed; the rest is as if it had been set just now. What the ring's tables took is
+ * left: they may be freed already. */
 static void forget_parent(mmrt_stream *stream) {
     start_locks(stream);
-    stream->n_threads = 0;
     stream->ring = NULL;
-    stream->closing = stream->complete = false;
-    stream->locked_bytes = 0; /* locks are not inherited */
+    stream->slots = NULL;
+    stream->free_slots = NULL;
+    stream->n_slots = stream->n_free = stream->first_free = 0;
+    stream->n_threads = stream->n_reading = stream->n_waiting = stream->n_absent = 0;
+    stream->cursor = stream->load_cursor = 0;
+    stream->failed = stream->interrupted = stream->closing = stream->complete = false;
+    stream->kept_bytes = stream->locked_bytes = 0; /* locks are not inherited */
     for (int32_t i = 0; i < stream->n_units; i++) {
         struct unit *unit = &stream->units[i];
         unit->locked = false;
-        if (unit->streamed) {
-            atomic_store(&unit->at, NULL);
-            unit->state = UNIT_AWAY;
-        } else if (unit->state == UNIT_LOADING) {
-            unit->state = UNIT_ABSENT;
-            stream->n_absent++;
-        }
+        unit->at = stream->limited ? NULL : mmrt_mapped_unit(stream, unit);
+        unit->state = !stream->limited ? UNIT_KEPT : unit->streamed ? UNIT_AWAY : UNIT_ABSENT;
+        stream->n_absent += unit->state == UNIT_ABSENT;
+        stream->kept_bytes += unit->streamed ? 0 : unit->range.bytes;
     }
-    free_ring(stream);
+    if (stream->kept_bytes < stream->total_bytes && stream->wanted_slots < LEAST_SLOTS)
+        stream->wanted_slots = LEAST_SLOTS;
 }
 
-/* Makes the stream this process' own. Of several threads the first does it, and others wait. */
 static void own(mmrt_stream *stream) {
-    const int process = getpid();
-    int owner;
-    while ((owner = atomic_load(&stream->owner)) != process) {
-        if (owner == -process) {
-            sched_yield();
-        } else if (atomic_compare_exchange_strong(&stream->owner, &owner, -process)) {
-            forget_parent(stream);
-            atomic_store(&stream->owner, process);
-        }
+    if (mmrt_owner_changes(&stream->owner)) {
+        forget_parent(stream);
+        mmrt_owner_set(&stream->owner, false);
     }
 }
 
@@ -287,11 +297,13 @@ static mmrt_status change_reader(mmrt_stream *stream, mmrt_reader reader, mmrt_e
         status = pause_stream(stream, err);
     if (status)
         return status;
+    stream->reader = MMRT_READER_MAPPED; /* which uses no descriptors */
     close_files(stream);
     for (int32_t i = 0; !status && i < stream->n_files && reader != MMRT_READER_MAPPED; i++)
         status = mmrt_direct_open(&stream->files[i], err);
-    stream->reader = status ? MMRT_READER_MAPPED : reader;
     measure_slots(stream);
+    if (!status)
+        stream->reader = reader;
     return status;
 }
 
@@ -306,10 +318,10 @@ mmrt_status mmrt_stream_set_reader(mmrt_stream *stream, mmrt_reader reader, mmrt
 /* ---- the plan ---- */
 
 /* Slots of the ring for a budget that does not keep everything. */
-static int32_t slots_for(const mmrt_stream *stream, uint64_t budget) {
-    uint64_t slots = RING_BYTES / stream->slot_bytes;
-    if (slots > budget / 4 / stream->slot_bytes)
-        slots = budget / 4 / stream->slot_bytes;
+static int32_t slots_for(uint64_t slot_bytes, uint64_t budget) {
+    uint64_t slots = RING_BYTES / slot_bytes;
+    if (slots > budget / 4 / slot_bytes)
+        slots = budget / 4 / slot_bytes;
     if (slots > MOST_SLOTS)
         slots = MOST_SLOTS;
     return slots < LEAST_SLOTS ? LEAST_SLOTS : (int32_t)slots;
@@ -327,8 +339,9 @@ static mmrt_status choose(const mmrt_stream *stream, uint64_t budget, struct cho
     *out = (struct choice){.n_kept = n, .cost = stream->total_cost};
     if (stream->total_cost <= budget)
         return MMRT_OK;
-    out->n_slots = slots_for(stream, budget);
-    const uint64_t ring = (uint64_t)out->n_slots * stream->slot_bytes;
+    const uint64_t slot_bytes = stream->slot_bytes;
+    out->n_slots = slots_for(slot_bytes, budget);
+    const uint64_t ring = (uint64_t)out->n_slots * slot_bytes;
     if (ring > budget)
         return mmrt_fail(err, MMRT_NO_MEMORY,
                          "%llu bytes for weights are too few: the least is %llu",
@@ -406,7 +419,9 @@ static mmrt_status apply(mmrt_stream *stream, const struct choice *choice, mmrt_
         if (status)
             return status;
     }
+    pthread_mutex_lock(&stream->lock);
     stream->wanted_slots = choice->n_slots;
+    pthread_mutex_unlock(&stream->lock);
     for (size_t i = 0; i < (size_t)stream->n_units; i++) {
         const int32_t index = (int32_t)stream->order[i];
         pthread_mutex_lock(&stream->lock);
@@ -531,7 +546,9 @@ bool mmrt_stream_is_limited(const mmrt_stream *stream) {
 
 void mmrt_stream_end(mmrt_stream *stream, bool complete) {
     stream->complete = complete;
+    pthread_mutex_lock(&stream->lock);
     stream->stats.steps += complete;
+    pthread_mutex_unlock(&stream->lock);
     pthread_mutex_unlock(&stream->pass);
 }
 
@@ -550,35 +567,4 @@ void mmrt_stream_get_stats(mmrt_stream *stream, mmrt_stream_stats *stats) {
     stats->ring_bytes = (uint64_t)stream->wanted_slots * stream->slot_bytes;
     stats->reader = stream->reader;
     pthread_mutex_unlock(&stream->lock);
-}
-
-/* ---- single rows ---- */
-
-uint64_t mmrt_stream_read_scratch(uint64_t bytes) {
-    return bytes + 3 * MMRT_DIRECT_MOST_ALIGN;
-}
-
-const uint8_t *mmrt_stream_read(mmrt_stream *stream, int32_t index, uint64_t offset, uint64_t bytes,
-                                void *scratch) {
-    const struct mmrt_stream_file *file = &stream->files[index];
-    const uintptr_t align = file->align;
-    uint8_t *to = (uint8_t *)(((uintptr_t)scratch + align - 1) / align * align);
-    struct mmrt_stream_file buffered = {.mapping = file->mapping, .align = 1};
-    mmrt_error error;
-    if (file->fd < 0) {
-        buffered.fd = mmrt_mapping_fd(file->mapping);
-        file = &buffered;
-    }
-    const struct mmrt_span span = mmrt_direct_span(file, offset, bytes);
-    if (mmrt_direct_read(file, span, to, &error) == MMRT_OK) {
-        if (file == &buffered) { /* whole pages, but none that is mapped */
-            const uint64_t page = mmrt_mapping_page_size(file->mapping), first = offset / page;
-            posix_fadvise(file->fd, (off_t)(first * page),
-                          (off_t)(((offset + bytes - 1) / page - first + 1) * page),
-                          POSIX_FADV_DONTNEED);
-        }
-        return to + (offset - span.start);
-    }
-    mmrt_ring_fail(stream, &error);
-    return NULL;
 }
