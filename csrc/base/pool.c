@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "base/pool.h"
 
+#include "base/owner.h"
 #include "base/status.h"
 
 #include <errno.h>
@@ -26,7 +27,7 @@ struct event {
 
 struct mmrt_pool {
     int n_threads;
-    atomic_int owner; /* the process whose threads these are; negative: that is starting them */
+    atomic_int owner; /* the process whose threads these are */
     bool spin; /* false when there are more threads than CPUs: spinning would keep the CPU from
                   the thread that is waited for */
     bool stop;
@@ -63,7 +64,7 @@ static uint64_t now(void) {
 /* What a waiter does now and then. */
 struct poll {
     struct timespec interval;
-    void (*function)(void *);
+    bool (*function)(void *); /* false: it waits no more */
     void *context;
 };
 
@@ -82,8 +83,8 @@ static void event_wait(struct event *event, unsigned old, bool spin, const struc
     while (atomic_load(&event->value) == old) {
         const long failed = syscall(SYS_futex, &event->value, FUTEX_WAIT_PRIVATE, old,
                                     poll ? &poll->interval : NULL, NULL, 0);
-        if (poll && failed && errno == ETIMEDOUT)
-            poll->function(poll->context);
+        if (poll && failed && errno == ETIMEDOUT && !poll->function(poll->context))
+            break;
     }
     atomic_fetch_sub(&event->sleepers, 1);
 }
@@ -110,7 +111,7 @@ void mmrt_pool_barrier(mmrt_pool *pool) {
     barrier(pool, NULL);
 }
 
-void mmrt_pool_barrier_polling(mmrt_pool *pool, double seconds, void (*function)(void *),
+void mmrt_pool_barrier_polling(mmrt_pool *pool, double seconds, bool (*function)(void *),
                                void *context) {
     const struct poll poll = {
         .interval = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)},
@@ -178,7 +179,7 @@ mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err) {
         free(pool);
         return status;
     }
-    atomic_store(&pool->owner, getpid());
+    mmrt_owner_set(&pool->owner, false);
     *out = pool;
     return MMRT_OK;
 }
@@ -186,7 +187,7 @@ mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err) {
 void mmrt_pool_free(mmrt_pool *pool) {
     if (!pool)
         return;
-    if (atomic_load(&pool->owner) == getpid()) /* after a fork the threads are the parent's */
+    if (mmrt_is_owner(&pool->owner)) /* after a fork the threads are the parent's */
         stop_threads(pool, pool->n_threads);
     pthread_mutex_destroy(&pool->busy);
     free(pool->cpus);
@@ -202,6 +203,7 @@ static bool run_on(const mmrt_set *cpus) {
 }
 
 static void run(mmrt_pool *pool, mmrt_job job, void *context) {
+    const int process = getpid();
     pthread_mutex_lock(&pool->busy);
     const mmrt_set callers = pool->cpus ? mmrt_cpu_affinity() : (mmrt_set){{0}};
     const bool lent = mmrt_set_count(&callers) && run_on(&pool->cpus[0]);
@@ -210,7 +212,8 @@ static void run(mmrt_pool *pool, mmrt_job job, void *context) {
     if (pool->n_threads > 1)
         event_signal(&pool->start);
     job(context, 0, pool->n_threads);
-    mmrt_pool_barrier(pool);
+    if (pool->n_threads > 1 && getpid() == process) /* else the others are in the parent */
+        mmrt_pool_barrier(pool);
     if (lent)
         run_on(&callers);
     pthread_mutex_unlock(&pool->busy);
@@ -223,23 +226,17 @@ static void bind_job(void *context, int thread, int n_threads) {
 }
 
 /* Makes the pool this process' own: a fork copied it without its threads, and perhaps while a job
- * of the parent held it. The first caller starts new ones; others wait for that. */
+ * of the parent held it. */
 static mmrt_status own(mmrt_pool *pool, mmrt_error *err) {
-    const int process = getpid();
-    int owner;
-    while ((owner = atomic_load(&pool->owner)) != process) {
-        if (owner == -process) {
-            sched_yield();
-        } else if (atomic_compare_exchange_strong(&pool->owner, &owner, -process)) {
-            pthread_mutex_init(&pool->busy, NULL);
-            mmrt_status status = start_threads(pool, err);
-            if (!status && pool->cpus)
-                run(pool, bind_job, pool);
-            atomic_store(&pool->owner, status ? 0 : process);
-            return status;
-        }
-    }
-    return MMRT_OK;
+    if (!mmrt_owner_changes(&pool->owner))
+        return MMRT_OK;
+    pthread_mutex_init(&pool->busy, NULL);
+    pool->stop = false;
+    mmrt_status status = start_threads(pool, err);
+    if (!status && pool->cpus)
+        run(pool, bind_job, pool);
+    mmrt_owner_set(&pool->owner, status != MMRT_OK);
+    return status;
 }
 
 mmrt_status mmrt_pool_run(mmrt_pool *pool, mmrt_job job, void *context, mmrt_error *err) {
@@ -269,8 +266,9 @@ mmrt_status mmrt_pool_bind(mmrt_pool *pool, const mmrt_set *cpus, mmrt_error *er
     }
     memcpy(copy, cpus, bytes);
     pthread_mutex_lock(&pool->busy);
-    free(pool->cpus);
+    mmrt_set *before = pool->cpus;
     pool->cpus = copy;
+    free(before);
     pthread_mutex_unlock(&pool->busy);
     run(pool, bind_job, pool);
     return MMRT_OK;

@@ -205,7 +205,7 @@ static void attend_section(const struct worker *w, const struct tasks *t, struct
     a->begin = t->begin + section * t->keys;
     a->end = a->begin + t->keys < a->end ? a->begin + t->keys : a->end;
     program->kernels->attend(a);
-    atomic_uint *done = &program->sections.done[kv_head];
+    atomic_uint *done = &w->step->sections_done[kv_head];
     if (atomic_fetch_add(done, 1) + 1 < t->sections * t->shares)
         return;
     atomic_store(done, 0);

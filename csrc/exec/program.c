@@ -335,14 +335,13 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
     if (program->memory || !program->vocabulary || !program->outputs)
         return mmrt_fail(err, MMRT_ARGUMENT,
                          "a program needs EMBED and LOGITS, and is finished once");
-    size_t bytes = rounded(2 * (size_t)n_threads * sizeof(struct mmrt_run));
+    size_t bytes = 0;
     for (int32_t i = 0; i < program->n_buffers; i++)
         bytes += buffer_bytes(program, &program->buffers[i]);
     for (int32_t i = 0; i < program->n_ropes; i++)
         bytes += rope_bytes(program, &program->ropes[i]);
     const size_t heads = most_heads(program), dim = program->kv_shape.head_dim;
-    const size_t done_bytes = rounded(program->kv_shape.n_heads * sizeof(atomic_uint));
-    bytes += sections_bytes(heads, dim) + sections_bytes(heads, 2) + done_bytes;
+    bytes += sections_bytes(heads, dim) + sections_bytes(heads, 2);
     for (int32_t i = 0; i < program->n_ops; i++) {
         const size_t scratch = rounded(op_scratch(program, &program->ops[i]));
         if (scratch > program->thread_bytes)
@@ -356,8 +355,6 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
     program->memory = at;
     program->memory_bytes = bytes;
     program->n_threads = n_threads;
-    program->runs = (struct mmrt_run *)(void *)at;
-    at += rounded(2 * (size_t)n_threads * sizeof(struct mmrt_run));
     for (int32_t i = 0; i < program->n_buffers; i++) {
         struct buffer *buffer = &program->buffers[i];
         const size_t used = buffer_bytes(program, buffer);
@@ -375,8 +372,6 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
     at += sections_bytes(heads, dim);
     program->sections.weights = (float *)(void *)at;
     at += sections_bytes(heads, 2);
-    program->sections.done = (atomic_uint *)(void *)at;
-    at += done_bytes;
     program->thread_scratch = at;
     return MMRT_OK;
 }

@@ -23,9 +23,8 @@ struct rope {
 /* Attention of a single token over sections of its keys, before they are added up. */
 enum { MMRT_ATTEND_SECTIONS = 16 };
 struct sections {
-    float *sums;       /* [key-value head][MMRT_ATTEND_SECTIONS][its query heads][head_dim] */
-    float *weights;    /* likewise [2] */
-    atomic_uint *done; /* [key-value head]: tasks that are */
+    float *sums;    /* [key-value head][MMRT_ATTEND_SECTIONS][its query heads][head_dim] */
+    float *weights; /* likewise [2] */
 };
 
 /* Where a weight is when weights are streamed. Its rows are units of `unit_rows` each; the last may
@@ -69,7 +68,6 @@ struct mmrt_program {
     size_t memory_bytes;
     size_t thread_bytes; /* of each thread's scratch, at the end of `memory` */
     uint8_t *thread_scratch;
-    struct mmrt_run *runs; /* [2][n_threads] */
 };
 
 /* Tokens of a step that follow one another in one text. */
@@ -95,8 +93,12 @@ struct step {
     void *poll_context;
     _Atomic int32_t last_op; /* the step ends after this operation */
     atomic_bool interrupted; /* because the poll asked for it; else because a read failed */
+    bool forked; /* this is a child that the poll has forked: thread 0 is alone, and leaves */
     _Atomic uint64_t next; /* of operations in order: their number from 1 on, and the next piece */
     atomic_bool not_finite;
+    /* Zero when a step begins, whatever became of the one before: a fork copies steps half done. */
+    struct mmrt_run *runs;      /* [2][n_threads]: of operations in turn */
+    atomic_uint *sections_done; /* [key-value head]: tasks of attention that are */
 };
 
 /* What one thread works on. */

@@ -7,8 +7,10 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 static op_fn *const functions[] = {
 #define MMRT_OP(name, function, meaning) mmrt_op_##function,
@@ -62,11 +64,16 @@ static void take(mmrt_mark *mark) {
 void mmrt_poll_caller(struct worker *w, int32_t last) {
     struct step *step = w->step;
     w->polled = seconds();
-    if (!step->poll || !step->poll(step->poll_context))
+    if (!step->poll)
         return;
-    atomic_store(&step->interrupted, true);
+    const int process = getpid();
+    const bool go_on = !step->poll(step->poll_context);
+    step->forked |= getpid() != process; /* by a signal's handler */
+    if (go_on && !step->forked)
+        return;
+    atomic_store(&step->interrupted, !go_on);
     end_after(step, last);
-    if (step->program->stream)
+    if (step->program->stream && !step->forked)
         mmrt_stream_interrupt(step->program->stream);
 }
 
@@ -75,19 +82,28 @@ static int32_t number_of(const struct worker *w) {
 }
 
 /* Others may have left this operation meanwhile, but not the next one. */
-static void poll_from_barrier(void *worker) {
+static bool poll_from_barrier(void *worker) {
     mmrt_poll_caller(worker, number_of(worker) + 1);
+    return !((struct worker *)worker)->step->forked;
 }
 
 /* Thread 0 polls: between operations, and while it waits for a thread that may wait for the disk.
- */
-static void end_op(struct worker *w) {
-    if (w->thread == 0 && seconds() - w->polled > MMRT_POLL_SECONDS)
+ * False: it is alone now, in a child. */
+static bool end_op(struct worker *w) {
+    const struct step *step = w->step;
+    if (w->thread) {
+        mmrt_pool_barrier(step->pool);
+        return true;
+    }
+    if (!step->forked && seconds() - w->polled > MMRT_POLL_SECONDS)
         mmrt_poll_caller(w, number_of(w));
-    if (w->thread == 0 && w->in_order)
-        mmrt_pool_barrier_polling(w->step->pool, MMRT_POLL_SECONDS, poll_from_barrier, w);
+    if (step->forked)
+        return false;
+    if (w->in_order)
+        mmrt_pool_barrier_polling(step->pool, MMRT_POLL_SECONDS, poll_from_barrier, w);
     else
-        mmrt_pool_barrier(w->step->pool);
+        mmrt_pool_barrier(step->pool);
+    return !step->forked;
 }
 
 static void step_job(void *context, int thread, int n_threads) {
@@ -102,10 +118,11 @@ static void step_job(void *context, int thread, int n_threads) {
     prepare(step, thread, n_threads);
     for (int32_t i = 0; i < program->n_ops; i++) {
         w.op = &program->ops[i];
-        w.runs = program->runs + (i % 2) * program->n_threads;
+        w.runs = step->runs + (i % 2) * n_threads;
         w.in_order = program->stream && program->in_order[i];
         functions[w.op->kind](&w);
-        end_op(&w);
+        if (!end_op(&w))
+            return;
         if (mark < step->n_marks && step->marks[mark].op == i)
             take(&step->marks[mark++]);
         /* Thread 0 may already be past the next operation: only its number tells all alike. */
@@ -123,6 +140,12 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
     if (status)
         return status;
     status = mmrt_pool_run(step->pool, step_job, step, err);
+    if (step->forked) /* the stream is the parent's, who is in this pass */
+        return atomic_load(&step->interrupted)
+                   ? mmrt_fail(err, MMRT_INTERRUPTED, "interrupted")
+                   : mmrt_fail(err, MMRT_UNSUPPORTED,
+                               "a signal handler forked amid a step, which goes on in the parent: "
+                               "in the child the text is as it was before");
     const bool ended_early = atomic_load(&step->last_op) != INT32_MAX;
     if (!status && atomic_load(&step->interrupted))
         status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
@@ -135,6 +158,20 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
         mmrt_stream_end(program->stream, !status);
     }
     return status;
+}
+
+/* What threads count in a step. */
+static mmrt_status make_counters(struct step *step, mmrt_error *err) {
+    const size_t n_runs = 2 * (size_t)mmrt_pool_threads(step->pool);
+    const size_t n_heads = step->program->kv_shape.n_heads;
+    const size_t bytes = n_runs * sizeof *step->runs + n_heads * sizeof *step->sections_done;
+    const size_t align = _Alignof(struct mmrt_run), room = (bytes + align - 1) / align * align;
+    step->runs = aligned_alloc(align, room);
+    if (!step->runs)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step");
+    memset(step->runs, 0, room);
+    step->sections_done = (atomic_uint *)(step->runs + n_runs);
+    return MMRT_OK;
 }
 
 /* IO, naming the tensor, if a weight's file has lost some of it. */
@@ -221,6 +258,8 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
         .last_op = INT32_MAX,
     };
     if (!status)
+        status = make_counters(&step, err);
+    if (!status)
         status = run_step(&step, err);
     if (!status)
         status = check_weights(program, err);
@@ -231,6 +270,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
             mmrt_kv_truncate(parts[i].kv, mmrt_kv_length(parts[i].kv));
         else
             mmrt_kv_set_length(placed[i].kv, placed[i].position + placed[i].n);
+    free(step.runs);
     free(placed);
     return status;
 }

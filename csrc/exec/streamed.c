@@ -1,11 +1,13 @@
 /* A program whose weights may be streamed: its matrices as units of whole rows, in the order in
  * which a step reads them. */
+#define _GNU_SOURCE
 #include "exec/program.h"
 
 #include "base/status.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Of a unit: large enough to bring a disk to its speed, small enough that few in flight do so. Two
  * pages less than a huge one, for reads are aligned. */
@@ -156,7 +158,8 @@ void mmrt_streamed_free(mmrt_program *program) {
     free(program->places);
     free(program->op_units);
     free(program->in_order);
-    free(program->row_scratch);
+    if (program->row_scratch)
+        munmap(program->row_scratch, (size_t)program->n_threads * program->row_scratch_bytes);
     program->stream = NULL;
     program->places = NULL;
     program->op_units = NULL;
@@ -173,9 +176,13 @@ static mmrt_status make_row_scratch(mmrt_program *program, mmrt_error *err) {
             bytes = row_bytes(&program->weights[op->weights[0]]);
     }
     program->row_scratch_bytes = mmrt_stream_read_scratch(bytes);
-    program->row_scratch = malloc((size_t)program->n_threads * program->row_scratch_bytes);
-    return program->row_scratch ? MMRT_OK
-                                : mmrt_fail(err, MMRT_NO_MEMORY, "no memory for rows of weights");
+    const size_t all = (size_t)program->n_threads * program->row_scratch_bytes;
+    void *at = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for rows of weights");
+    madvise(at, all, MADV_WIPEONFORK); /* the disk writes to it: a child must not share its pages */
+    program->row_scratch = at;
+    return MMRT_OK;
 }
 
 mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *files, int32_t n_files,
@@ -303,7 +310,7 @@ const uint8_t *mmrt_streamed_rows(struct worker *w, int32_t index, uint64_t firs
     if (!place->units)
         return (const uint8_t *)weight->data + first * row_bytes(weight);
     const int32_t unit = place->units[first / place->unit_rows];
-    for (;;) {
+    while (w->thread || !w->step->forked) {
         bool ended;
         const uint8_t *at =
             mmrt_stream_acquire(program->stream, unit, w->thread ? -1 : MMRT_POLL_SECONDS, &ended);
@@ -315,6 +322,7 @@ const uint8_t *mmrt_streamed_rows(struct worker *w, int32_t index, uint64_t firs
         }
         mmrt_poll_caller(w, (int32_t)(w->op - program->ops));
     }
+    return NULL;
 }
 
 void mmrt_streamed_rows_done(const struct worker *w, int32_t index, uint64_t first, uint64_t end) {

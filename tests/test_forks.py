@@ -1,0 +1,186 @@
+"""Children that are forked while other threads are in the middle of things."""
+
+import os
+import random
+import signal
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+
+import mmrt
+from mmrt.errors import UnsupportedError
+from mmrt.program import Cache, check_reader
+from mmrt.sequence import Sequence
+from mmrt.streaming import READERS
+
+IDS = [3 + 7 * i % 200 for i in range(1500)]
+SECONDS = 60  # for what takes a hundredth
+
+
+@pytest.fixture(autouse=True)
+def _forking_is_meant() -> Iterator[None]:
+    """Python warns of a fork while there are threads: these tests are about that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"n_layers": 8, "n_embd": 256, "n_ff": 512, "head_dim": 64, "n_heads": 4}
+    model = tiny_models.llama(type="Q8_0", n_vocab=4000, context=2048, **shape)
+    return model.write(tmp_path_factory.mktemp("forks") / "m.gguf")
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """What became of `work` in a child that is forked right now."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return ended(child)
+
+
+def ended(child: int) -> str:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        gone, status = os.waitpid(child, os.WNOHANG)
+        if gone:
+            code = os.waitstatus_to_exitcode(status)
+            return {0: "right", 1: "wrong"}.get(code, f"died of {-code}")
+        time.sleep(0.001)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return "hung"
+
+
+def fork_often(n: int, work: Callable[[], object]) -> None:
+    """Forks at moments that have nothing to do with what other threads are at."""
+    moments = random.Random(1)
+    ends: Counter[str] = Counter()
+    for _ in range(n):
+        time.sleep(moments.random() * 0.01)
+        ends[in_child(work)] += 1
+    assert ends == {"right": n}
+
+
+@contextmanager
+def going_on(work: Callable[[], object]) -> Iterator[None]:
+    """Another thread does `work` again and again."""
+    stop, failures = threading.Event(), []
+
+    def repeat() -> None:
+        try:
+            while not stop.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
+
+
+def stream_from(model: mmrt.Model, reader: str) -> None:
+    """Has all that can be streamed streamed."""
+    try:
+        check_reader(reader, model.file.mappings[0])
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    model.program.set_reader(reader)
+    model.program.set_budget(model.program.plan(0).least)
+
+
+def decode(sequence: Sequence) -> None:
+    """One step, and back."""
+    length = len(sequence)
+    sequence.extend([5])
+    sequence.truncate(length)
+
+
+@pytest.mark.parametrize("reader", [None, *READERS])
+@pytest.mark.parametrize("length", [40, 1500])
+def test_a_child_of_a_fork_amid_a_step_computes_the_same(
+    path: Path, length: int, reader: str | None
+) -> None:
+    with mmrt.Model(path, threads=2) as model:
+        if reader:
+            stream_from(model, reader)
+        busy, mine = model.sequence(), model.sequence()
+        busy.extend(IDS[:length])
+        mine.extend(IDS[:length])
+        expected = [mine.extend([token]) for token in (5, 6)]
+        mine.truncate(length)
+
+        def work() -> None:
+            for token, right in zip((5, 6), expected, strict=True):
+                assert np.array_equal(mine.extend([token]), right)
+
+        with going_on(lambda: decode(busy)):
+            fork_often(60 if reader is None else 25, work)
+
+
+@pytest.mark.parametrize("reader", [None, *READERS])
+def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None) -> None:
+    """Its child comes back from the handler into the step, without the step's other threads."""
+    parent, forked = os.getpid(), []
+    with mmrt.Model(path, threads=2) as model:
+        if reader:
+            stream_from(model, reader)
+        ids = np.array(IDS[:1000], np.int32)
+        logits = np.zeros((1, model.vocab_size), np.float32)
+        expected = model.logits(IDS[:1000])[-1]
+        model.program.run(Cache(model.program), ids, logits)  # in one step
+        right = logits.copy()
+        np.testing.assert_allclose(right[0], expected, atol=1e-3 * np.abs(expected).max())
+
+        def handle(*_: object) -> None:
+            forked.append(os.fork())
+
+        before = signal.signal(signal.SIGALRM, handle)
+        amid = 0
+        try:
+            for _ in range(20):
+                cache = Cache(model.program)
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                try:
+                    model.program.run(cache, ids, logits)
+                    outcome = "whole"
+                except UnsupportedError as error:
+                    assert "goes on in the parent" in str(error) and cache.length == 0
+                    outcome = "left"
+                if os.getpid() != parent:
+                    model.program.run(Cache(model.program), ids, logits)
+                    os._exit(0 if outcome == "left" and np.array_equal(logits, right) else 1)
+                assert outcome == "whole" and np.array_equal(logits, right)
+                while not forked:
+                    time.sleep(0.001)
+                amid += ended(forked.pop()) == "right"
+                if amid == 3:
+                    break
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            if os.getpid() != parent:
+                os._exit(1)
+        assert amid == 3
