@@ -226,6 +226,39 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_quantize(mmrt_pool *pool, const mmrt_weight *w, uint64_t first,
                               uint64_t n_rows, uint32_t type, void *blocks, mmrt_error *err)
 
+    # ---- sampling ----
+    ctypedef struct mmrt_sampling:
+        float temperature
+        uint32_t top_k
+        float top_p
+        float min_p
+        float repeat_penalty
+        float presence_penalty
+        float frequency_penalty
+
+    ctypedef struct mmrt_alternative:
+        int32_t token
+        float logprob
+
+    ctypedef struct mmrt_draw:
+        mmrt_sampling sampling
+        const float *logits
+        const uint32_t *mask
+        const int32_t *recent
+        size_t n_recent
+        double uniform
+        bool_t wants_logprob
+        size_t n_alternatives
+        mmrt_alternative *alternatives
+        int32_t token
+        float logprob
+
+    mmrt_status mmrt_sample(mmrt_pool *pool, mmrt_isa isa, mmrt_draw *draws, size_t n_draws,
+                            size_t vocabulary, mmrt_error *err)
+    mmrt_status mmrt_distribution(mmrt_isa isa, const mmrt_draw *draw, size_t vocabulary,
+                                  int32_t *tokens, float *probabilities, size_t *n,
+                                  mmrt_error *err)
+
     # ---- key-value cache ----
     ctypedef struct mmrt_kv:
         pass

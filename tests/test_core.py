@@ -60,6 +60,10 @@ def test_the_stream(core: Builder, scratch: Path) -> None:
     run(core.program("test_stream"), scratch / "streamed")
 
 
+def test_draws(core: Builder) -> None:
+    run(core.program("test_sample"))
+
+
 def test_the_encoders(core: Builder) -> None:
     run(core.program("test_pack"))
 

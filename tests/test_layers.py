@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "csrc"
 
 # Folders of csrc/. mmrt.h, what callers see, is open to all of them.
-C_LAYERS = ["base", "map", "stream", "quant", "gguf", "kernels", "kv", "exec"]
+C_LAYERS = ["base", "map", "stream", "quant", "gguf", "kernels", "sample", "kv", "exec"]
 
 # What mmrt.h itself includes, by pattern: lists of names that callers share.
 SHARED_LISTS = ["base/*.def", "map/*.def", "stream/*.def", "exec/ops.def"]
@@ -25,7 +25,7 @@ PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
     *["elements", "pagetables", "counters", "streaming"],
     *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
-    *["mapping", "gguf", "quant", "kernels", "numa", "tensor"],
+    *["mapping", "gguf", "quant", "kernels", "draw", "numa", "tensor"],
     *["system", "policies"],
     *["formats", "quantizer", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],

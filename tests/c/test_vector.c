@@ -210,6 +210,37 @@ static void test_glu(struct kernel *kernel) {
     }
 }
 
+/* The difference and the products have 3 roundings, of which exp makes as many times
+ * as its argument says. The sum is of positive numbers. */
+static void test_exponentials(struct kernel *kernel) {
+    struct guarded room[2];
+    for (int i = 0; i < 2; i++)
+        room[i] = guarded_pages(MAX_LENGTH * sizeof(float));
+    for (size_t l = 0; l < LENGTHS; l++)
+        for (int kind = 0; kind < 8;
+             kind++) { /* 0: all equal; 1: some are -infinity; 2: in place */
+            const size_t n = lengths[l];
+            const float scale = ldexpf(1.25f, 4 - kind), size = kind ? 20 : 0;
+            float *x = floats_in(room[0], n), *out = kind == 2 ? x : floats_in(room[1], n);
+            static float expected[MAX_LENGTH], given[MAX_LENGTH];
+            for (size_t i = 0; i < n; i++)
+                given[i] = x[i] =
+                    kind == 1 && random_below(4) == 0 ? -INFINITY : size * (random_unit() - 1);
+            const double sum = ref->exponentials(x, 0.25f, scale, expected, n);
+            const double found = kernel->with.exponentials(x, 0.25f, scale, out, n);
+            kernel->cases++;
+            for (size_t i = 0; i < n; i++) {
+                const double power = fabs(((double)given[i] - 0.25) * scale);
+                const double roundings = 4 + 2 * fmin(power, 88);
+                check_near(kernel, "", n, i, expected[i], out[i],
+                           ROUNDING * roundings * (double)expected[i] + exp(-87));
+            }
+            check_near(kernel, " sum", n, 0, sum, found, sum * 1e-4 + (double)n * exp(-87));
+        }
+    for (int i = 0; i < 2; i++)
+        guarded_free(room[i]);
+}
+
 #include "test_attend.h"
 
 /* All bytes but the last few, and none after them. */
@@ -239,6 +270,7 @@ static struct kernel kernels[] = {
     MMRT_VECTOR_KERNEL(REF, ref, rms_norm)
     MMRT_VECTOR_KERNEL(REF, ref, add)
     MMRT_VECTOR_KERNEL(REF, ref, glu)
+    MMRT_VECTOR_KERNEL(REF, ref, exponentials)
     MMRT_VECTOR_KERNEL(REF, ref, attend)
     MMRT_VECTOR_KERNEL(REF, ref, attend_merge)
     MMRT_VECTOR_KERNEL(REF, ref, roof)

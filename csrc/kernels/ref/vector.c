@@ -62,3 +62,12 @@ void mmrt_glu_ref(enum mmrt_activation activation, const float *gate, const floa
     for (size_t i = 0; i < n; i++)
         out[i] = (float)(activate(activation, gate[i]) * up[i]);
 }
+
+float mmrt_exponentials_ref(const float *x, float largest, float scale, float *out, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (float)exp(((double)x[i] - largest) * scale);
+        sum += out[i];
+    }
+    return (float)sum;
+}

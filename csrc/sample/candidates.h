@@ -1,0 +1,39 @@
+/* The tokens that filters have left, with their logits. */
+#ifndef MMRT_SAMPLE_CANDIDATES_H
+#define MMRT_SAMPLE_CANDIDATES_H
+
+#include "kernels/kernels.h"
+#include "sample/row.h"
+
+struct mmrt_candidates {
+    size_t n, room;
+    int32_t *tokens; /* rising */
+    float *logits;
+    float *weights;
+    struct mmrt_ranked *ranked; /* room to put them in order */
+};
+
+struct mmrt_ranked {
+    float logit;
+    int32_t token;
+    float weight;
+};
+
+void mmrt_candidates_free(struct mmrt_candidates *c);
+
+/* All tokens of the row whose logits are `floor` or above, and not -infinity, in place of what was
+ * there. False: no memory. */
+bool mmrt_candidates_collect(struct mmrt_candidates *c, const struct mmrt_row *row, float floor);
+
+/* weights[i] = exp((logits[i] - largest) * scale); returns their sum. */
+double mmrt_candidates_weigh(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
+                             float largest, float scale);
+
+/* Keeps the fewest candidates, the likeliest first and of equal ones the lower token, whose weights
+ * add up to `mass` or more. Weights of 1: that many. */
+void mmrt_candidates_keep(struct mmrt_candidates *c, double mass);
+
+/* Keeps those with logits of `floor` or above. */
+void mmrt_candidates_above(struct mmrt_candidates *c, float floor);
+
+#endif

@@ -1,0 +1,122 @@
+#include "sample/row.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The largest of a block, in lanes that a compiler keeps in vectors. */
+static float block_maximum(const float *x, bool *nan) {
+    enum { LANES = 16 };
+    float most[LANES];
+    uint32_t odd[LANES] = {0};
+    memcpy(most, x, sizeof most);
+    for (size_t i = 0; i < MMRT_BLOCK_LOGITS; i += LANES)
+        for (size_t j = 0; j < LANES; j++) {
+            most[j] = x[i + j] > most[j] ? x[i + j] : most[j];
+            odd[j] |= x[i + j] != x[i + j];
+        }
+    uint32_t any = 0;
+    for (size_t j = 0; j < LANES; j++) {
+        any |= odd[j];
+        most[0] = most[j] > most[0] ? most[j] : most[0];
+    }
+    *nan |= any;
+    return most[0];
+}
+
+/* The first change whose token is `token` or above. */
+static size_t first_change(const struct mmrt_row *row, int64_t token) {
+    size_t first = 0, end = row->n_changed;
+    while (first < end) {
+        const size_t middle = first + (end - first) / 2;
+        if (row->changed[middle].token < token)
+            first = middle + 1;
+        else
+            end = middle;
+    }
+    return first;
+}
+
+const float *mmrt_row_block(const struct mmrt_row *row, size_t block,
+                            float room[MMRT_BLOCK_LOGITS]) {
+    const size_t first = block * MMRT_BLOCK_LOGITS, left = row->n - first;
+    const size_t n = left < MMRT_BLOCK_LOGITS ? left : MMRT_BLOCK_LOGITS;
+    size_t change = first_change(row, (int64_t)first);
+    const bool changes = change < row->n_changed && (size_t)row->changed[change].token < first + n;
+    if (n == MMRT_BLOCK_LOGITS && !row->mask && !changes)
+        return row->logits + first;
+    memcpy(room, row->logits + first, n * sizeof *room);
+    for (; change < row->n_changed && (size_t)row->changed[change].token < first + n; change++)
+        room[(size_t)row->changed[change].token - first] = row->changed[change].logit;
+    for (size_t i = 0; row->mask && i < n; i++)
+        if (!(row->mask[(first + i) / 32] >> (first + i) % 32 & 1))
+            room[i] = -INFINITY;
+    for (size_t i = n; i < MMRT_BLOCK_LOGITS; i++)
+        room[i] = -INFINITY;
+    return room;
+}
+
+static void scan_block(struct mmrt_row *row, size_t block, bool *nan) {
+    float room[MMRT_BLOCK_LOGITS];
+    row->maxima[block] = block_maximum(mmrt_row_block(row, block, room), nan);
+}
+
+static void find_largest(struct mmrt_row *row) {
+    row->largest = -INFINITY;
+    for (size_t i = 0; i < row->n_blocks; i++)
+        row->largest = row->maxima[i] > row->largest ? row->maxima[i] : row->largest;
+}
+
+bool mmrt_row_scan(struct mmrt_row *row, float *maxima, float *ordered) {
+    bool nan = false;
+    row->n_blocks = (row->n + MMRT_BLOCK_LOGITS - 1) / MMRT_BLOCK_LOGITS;
+    row->maxima = maxima;
+    row->ordered = ordered;
+    for (size_t i = 0; i < row->n_blocks; i++)
+        scan_block(row, i, &nan);
+    find_largest(row);
+    return !nan;
+}
+
+void mmrt_row_restore(struct mmrt_row *row) {
+    const bool masked = row->mask;
+    const size_t n = row->n_changed;
+    bool nan = false;
+    row->mask = NULL;
+    row->n_changed = 0;
+    for (size_t i = 0; masked && i < row->n_blocks; i++)
+        scan_block(row, i, &nan);
+    for (size_t i = 0; !masked && i < n; i++)
+        scan_block(row, (size_t)row->changed[i].token / MMRT_BLOCK_LOGITS, &nan);
+    find_largest(row);
+}
+
+/* Quickselect (Hoare 1961, "Algorithm 65: Find"). */
+float mmrt_row_floor(const struct mmrt_row *row, size_t count) {
+    if (count > row->n_blocks)
+        return -INFINITY;
+    float *x = row->ordered;
+    memcpy(x, row->maxima, row->n_blocks * sizeof *x);
+    size_t first = 0, last = row->n_blocks - 1;
+    const size_t wanted = count - 1;
+    while (first < last) {
+        const float pivot = x[first + (last - first) / 2];
+        size_t i = first, j = last;
+        for (;;) {
+            while (x[i] > pivot)
+                i++;
+            while (x[j] < pivot)
+                j--;
+            if (i >= j)
+                break;
+            const float swapped = x[i];
+            x[i++] = x[j];
+            x[j--] = swapped;
+        }
+        /* Those up to j are not below the pivot, those after it not above. */
+        if (wanted <= j)
+            last = j;
+        else
+            first = j + 1;
+    }
+    return x[wanted];
+}
