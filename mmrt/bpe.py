@@ -14,12 +14,17 @@ from functools import lru_cache
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from mmrt.errors import ArgumentError
 from mmrt.words import WordRule
 
 WORD_SEPARATOR = "\u2581"  # SentencePiece's visible stand-in for a space
 
 _CACHED_WORDS = 4096
 _LONGEST_CACHED_WORD = 48  # characters: longer "words" (CJK paragraphs) hardly ever come again
+
+# The regular expressions go back once for each of them, and the library gives up, with a panic,
+# when they have gone back ten million times.
+_LONGEST_BLANK = 1_000_000
 
 
 class Vocabulary:
@@ -104,22 +109,26 @@ class SentencePieceModel:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, scores: Iterable[float], unknown: int, space_prefix: bool
+        self,
+        vocabulary: Vocabulary,
+        scores: Iterable[float],
+        unknown: int | None,
+        unspelled: bytearray,
     ) -> None:
+        """`unknown` stands for a character whose bytes have no tokens, or else nothing does;
+        `unspelled` says of each token whether it is one that no text may become by merging."""
         self._vocabulary = vocabulary
         self._costs = array("f", (-score for score in scores))
-        self._prefix = WORD_SEPARATOR if space_prefix else ""
-        self._byte_tokens = [
-            token if (token := vocabulary.find(b"<0x%02X>" % byte)) is not None else unknown
-            for byte in range(256)
-        ]
+        self._unspelled = unspelled
+        self._unknown = unknown
+        self._byte_tokens = [self._byte_token(byte) for byte in range(256)]
         self._word_start = _word_start(vocabulary)
         self._encode_cached = lru_cache(_CACHED_WORDS)(self._encode_word)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a stretch of plain text."""
         tokens: list[int] = []
-        for word in self._word_start.split(self._prefix + text.replace(" ", WORD_SEPARATOR)):
+        for word in self._word_start.split(text.replace(" ", WORD_SEPARATOR)):
             short = len(word) <= _LONGEST_CACHED_WORD
             tokens += self._encode_cached(word) if short else self._encode_word(word)
         return tokens
@@ -127,13 +136,29 @@ class SentencePieceModel:
     def _encode_word(self, word: str) -> list[int]:
         tokens: list[int] = []
         for piece in merge([character.encode() for character in word], self._join):
-            token = self._vocabulary.find(piece)
-            tokens += [token] if token is not None else [self._byte_tokens[b] for b in piece]
+            token = self._find(piece)
+            tokens += [token] if token is not None else self._spell(piece)
         return tokens
+
+    def _spell(self, piece: bytes) -> list[int]:
+        """Byte tokens, or the unknown token if there are not all of them."""
+        tokens = [token for byte in piece if (token := self._byte_tokens[byte]) is not None]
+        if len(tokens) < len(piece) and self._unknown is not None:
+            return [self._unknown]
+        return tokens
+
+    def _byte_token(self, byte: int) -> int | None:
+        """The token of one byte, spelled out or bare."""
+        found = (self._vocabulary.find(text) for text in (b"<0x%02X>" % byte, bytes([byte])))
+        return next((token for token in found if token is not None), None)
+
+    def _find(self, text: bytes) -> int | None:
+        token = self._vocabulary.find(text)
+        return None if token is None or self._unspelled[token] else token
 
     def _join(self, left: bytes, right: bytes) -> tuple[float, bytes] | None:
         joined = left + right
-        token = self._vocabulary.find(joined)
+        token = self._find(joined)
         return None if token is None else (self._costs[token], joined)
 
 
@@ -187,26 +212,48 @@ class ByteLevelModel:
         vocabulary: dict[str, int],
         merges: Sequence[Merge],
         rule: WordRule,
+        steering: bytearray,
     ) -> None:
-        """`texts` by id, `vocabulary` the ids by text; `merges` with the most urgent first."""
+        """`texts` by id, `vocabulary` the ids by text; `merges` with the most urgent first;
+        `steering` says of each token whether it is one that no text may become by merging."""
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+        # The library knows one id of each text, and none of the steering tokens; these are others.
+        self._others: dict[int, str] = {}
+        self._steering: dict[str, int] = {}
+        for token, text in enumerate(texts):
+            if vocabulary[text] != token:
+                self._others[token] = text
+            elif steering[token]:
+                self._others[token] = text
+                self._steering[text] = token
+        for text in self._steering:
+            del vocabulary[text]
+        if self._steering:
+            known = vocabulary.keys()
+            merges = [m for m in merges if {m.left, m.right, m.left + m.right} <= known]
         bpe = models.BPE(vocabulary, merges, ignore_merges=rule.whole_words_first)
         cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._tokenizer = Tokenizer(bpe)
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, letters])
-        # The library knows one id of each text; these are others.
-        self._twins = {token: text for token, text in enumerate(texts) if vocabulary[text] != token}
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a stretch of plain text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """The tokens of a stretch of plain text. Raises ArgumentError for one that the library
+        cannot cut into words."""
+        for blank in re.finditer(r"\s+", text) if len(text) > _LONGEST_BLANK else ():
+            if blank.end() - blank.start() > _LONGEST_BLANK:
+                raise ArgumentError(
+                    f"more than {_LONGEST_BLANK} white-space characters in a row, from character "
+                    f"{blank.start()} of the text"
+                )
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # Rust's, and no Exception
+                raise
+            raise ArgumentError(f"the text cannot be cut into words: {error}") from None
 
     def text(self, token: int) -> bytes:
         """As Vocabulary.text."""
-        return (self._twins.get(token) or self._tokenizer.id_to_token(token) or "").encode()
-
-    def find(self, text: bytes) -> int | None:
-        """As Vocabulary.find."""
-        return self._tokenizer.token_to_id(text.decode())
+        return (self._others.get(token) or self._tokenizer.id_to_token(token) or "").encode()

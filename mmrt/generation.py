@@ -1,6 +1,7 @@
 """From logits to text: the loop that samples, decodes and knows when to stop."""
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -32,7 +33,10 @@ class Piece(NamedTuple):
 
 
 class StopStrings:
-    """Passes text on until one of `stops` appears, and holds back what may be the start of one."""
+    """Passes text on until one of `stops` appears, and holds back what may be the start of one.
+
+    A stop may spell control tokens too, though their text is not shown.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Raises ArgumentError for anything but a list or tuple of non-empty strings."""
@@ -40,18 +44,26 @@ class StopStrings:
             raise ArgumentError(f"stop: {stops!r:.60} is not a list of non-empty strings")
         self._stops = tuple(stops)
         self._held = ""
+        self._visible: list[bool] = []  # of each held character
 
-    def feed(self, text: str) -> tuple[str, bool]:
+    def feed(self, text: str, visible: bool = True) -> tuple[str, bool]:
         """(text that can be shown, whether a stop string has come)."""
+        if not self._stops:
+            return text if visible else "", False
         self._held += text
+        self._visible += [visible] * len(text)
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held = self._held[: min(found)], ""
+            shown = self._shown(min(found))
+            self._held, self._visible = "", []
             return shown, True
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
+        cut = len(self._held) - max(self._overlap(stop) for stop in self._stops)
+        shown = self._shown(cut)
+        self._held, self._visible = self._held[cut:], self._visible[cut:]
         return shown, False
+
+    def _shown(self, end: int) -> str:
+        return "".join(compress(self._held[:end], self._visible))
 
     def _overlap(self, stop: str) -> int:
         """The length of the longest end of the held text that begins `stop`."""
@@ -60,8 +72,9 @@ class StopStrings:
 
     def finish(self) -> str:
         """What was held back, once no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        shown = self._shown(len(self._held))
+        self._held, self._visible = "", []
+        return shown
 
 
 class Answer:
@@ -94,6 +107,10 @@ class Answer:
                 return [Piece(rest, token, "stop")], None
             self._left -= 1
             text, stopped = self._stops.feed(self._decoder.feed(token))
+            if not stopped and self._model.tokenizer.is_special(token):
+                hidden = self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+                more, stopped = self._stops.feed(hidden, visible=False)
+                text += more
             if stopped:
                 return [Piece(text, token, "stop")], None
             pieces.append(Piece(text, token))

@@ -202,9 +202,10 @@ class Model:
             self._tokenizer = tokenizer
         return self._tokenizer
 
-    def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
-        """Token ids of `text`; add_bos: with the tokens that the model wants around a text."""
-        return self.tokenizer.encode(text, add_bos)
+    def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`; add_bos: with the tokens that the model wants around a text.
+        parse_special: whether control tokens spelled in it become those tokens, or plain text."""
+        return self.tokenizer.encode(text, add_bos, parse_special)
 
     def detokenize(self, ids: Iterable[int]) -> str:
         """The text of token ids, special ones spelled out."""
@@ -279,12 +280,16 @@ class Model:
         stop: List[str] = (),
         on_prefill: Progress | None = None,
         sequence: Sequence | None = None,
+        parse_special: bool = True,
     ) -> Iterator[Piece]:
         """Yields pieces of what the model writes after `prompt` (text, or token ids).
 
         max_tokens: None for as many as the context holds. The sampling arguments are Sampler's.
-        stop: strings at which to stop; they are not part of the text. on_prefill(done, total) is
-        called as the prompt is read. sequence: the text that the prompt continues.
+        stop: strings at which to stop, which may spell control tokens; they are not part of the
+        text. on_prefill(done, total) is called as the prompt is read. sequence: the text that the
+        prompt continues.
+        parse_special: control tokens spelled in a prompt (`<|im_end|>`) become those tokens; False:
+        they are plain text, as they should be where others than the caller wrote it.
 
         Raises ArgumentError at once for an option out of its range, an empty prompt, or one that
         the context cannot hold.
@@ -304,7 +309,11 @@ class Model:
         if sequence is not None and not sequence.belongs_to(self):
             raise ArgumentError("the sequence belongs to another model")
         text = self.sequence() if sequence is None else sequence
-        ids = self.tokenize(prompt, not len(text)) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            last = text.tokens[-1] if len(text) else None
+            ids = self.tokenizer.encode(prompt, last is None, parse_special, after=last)
+        else:
+            ids = list(prompt)
         if not ids:
             raise ArgumentError("the prompt is empty")
         self.require_room(len(text) + len(ids))
@@ -324,6 +333,7 @@ class Model:
         repeat_last_n: int = 64,
         seed: int | None = None,
         stop: List[str] = (),
+        parse_special: bool = True,
     ) -> list[str]:
         """What the model writes after each of several prompts; options as for stream(), the same
         for each. They go on together: each reading of the weights serves one token of every text,
@@ -333,7 +343,10 @@ class Model:
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         options |= {"min_p": min_p, "repeat_penalty": repeat_penalty, "seed": seed}
         options["repeat_last_n"] = repeat_last_n
-        texts = [self.tokenize(p, True) if isinstance(p, str) else list(p) for p in prompts]
+        texts = [
+            self.tokenize(p, parse_special=parse_special) if isinstance(p, str) else list(p)
+            for p in prompts
+        ]
         for ids in texts:
             if not ids:
                 raise ArgumentError("the prompt is empty")

@@ -10,7 +10,7 @@ import codecs
 import math
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -50,19 +50,41 @@ _STOP_TEXTS = (
     "<|end|>",
     "<|endoftext|>",
     "<|end_of_text|>",
+    "<|end_of_sentence|>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
+    "<|tool_response>",
+    "<|fim_pad|>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
     "<end_of_turn>",
     "<end_of_utterance>",
+    "<turn|>",
+    "<eos>",
     "<｜end▁of▁sentence｜>",
     "<EOT>",
+    "_<EOT>",
     "[EOT]",
+    "[EOS]",
+    "[e~[",
 )
 
-# The end of a text in most SentencePiece vocabularies, and in Gemma's an HTML tag: so not a stop by
-# its text (eos_token_id says), but nothing that plain text may spell either, as in llama.cpp.
-_GUARDED_TEXT = "</s>"
+# Beside both tokens of a pair, <|end|> ends a part of the answer (the thoughts), not the answer.
+_PARTED = (("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"))
+
+# The end of a text in most SentencePiece vocabularies, and in Gemma's an HTML tag: a stop by its
+# text only where it is a control token, but nothing that plain text may spell in either.
+_END_OR_TAG = "</s>"
+
+_STOP_FIELDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 _BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
-_MATCHED_FIRST = frozenset((_Kind.CONTROL, _Kind.USER_DEFINED, _Kind.UNKNOWN))
+_STEERING = frozenset((_Kind.CONTROL, _Kind.UNKNOWN))
+_MATCHED_FIRST = _STEERING | {_Kind.USER_DEFINED}
+_WHITE_SPACE = " \t\n\v\f\r"  # as C has it
 
 
 class Tokenizer:
@@ -102,39 +124,50 @@ class Tokenizer:
         self._kinds = fields.kinds("token_type", self.vocab_size)
         self.bos_id = fields.token("bos_token_id", self.vocab_size, 1 if sentence_piece else None)
         self.eos_id = fields.token("eos_token_id", self.vocab_size, 2 if sentence_piece else None)
-
         self._space_prefix = sentence_piece and fields.flag("add_space_prefix", True)
         self._model: SentencePieceModel | ByteLevelModel
         self._vocabulary: Vocabulary | ByteLevelModel
         if sentence_piece:
             add_bos = True
-            self._vocabulary = Vocabulary(texts)
+            self._vocabulary = vocabulary = Vocabulary(texts)
+            self.stop_ids = self._find_stops(fields, lambda text: vocabulary.find(text.encode()))
             self._model = SentencePieceModel(
-                self._vocabulary,
+                vocabulary,
                 fields.scores("scores", self.vocab_size),
-                fields.token("unknown_token_id", self.vocab_size, 0) or 0,
-                self._space_prefix,
+                fields.token("unknown_token_id", self.vocab_size, self._first_unknown()),
+                bytearray(k in _STEERING or k == _Kind.BYTE for k in self._kinds),
             )
         else:
             rule = fields.word_rule("pre")
             add_bos = rule.add_bos
             ids = {text: token for token, text in enumerate(texts)}
+            self.stop_ids = self._find_stops(fields, ids.get)
             merges = fields.merges("merges", ids)
-            self._vocabulary = self._model = ByteLevelModel(texts, ids, merges, rule)
-        self.stop_ids = self._find_stops(fields)
+            steering = bytearray(kind in _STEERING for kind in self._kinds)
+            self._vocabulary = self._model = ByteLevelModel(texts, ids, merges, rule, steering)
         self.add_bos = fields.flag("add_bos_token", add_bos) and self.bos_id is not None
         self.add_eos = fields.flag("add_eos_token", False) and self.eos_id is not None
+        self._swallowing = fields.is_of_phi3()
 
-    def _find_stops(self, fields: "_Fields") -> frozenset[int]:
-        stops = {self.eos_id}
-        for field in ("eot_token_id", "eom_token_id"):
-            stops.add(fields.token(field, self.vocab_size, None))
+    def _first_unknown(self) -> int | None:
+        """The unknown token, where no field names it."""
+        return next((t for t, kind in enumerate(self._kinds) if kind == _Kind.UNKNOWN), None)
+
+    def _find_stops(self, fields: "_Fields", find: Callable[[str], int | None]) -> frozenset[int]:
+        """The tokens that end a text, by fields and by text; `find` gives the id of a text."""
+        named = {fields.token(f"{name}_token_id", self.vocab_size, None) for name in _STOP_FIELDS}
+        stops = {self.eos_id} | named
         for text in _STOP_TEXTS:
-            token = self._vocabulary.find(text.encode())
+            token = find(text)
             if token is not None:
                 # Some converters leave such tokens `normal`: then no prompt could name them.
                 self._kinds[token] = _Kind.CONTROL
                 stops.add(token)
+        if any(find(one) is not None and find(other) is not None for one, other in _PARTED):
+            stops.discard(find("<|end|>"))
+        end = find(_END_OR_TAG)
+        if end is not None and self._kinds[end] == _Kind.CONTROL:
+            stops.add(end)
         return frozenset(token for token in stops if token is not None)
 
     @cached_property
@@ -153,13 +186,22 @@ class Tokenizer:
         specials.sort(key=lambda special: -len(special[0].encode("utf-8", "surrogateescape")))
         return [(text, token) for text, token in specials if text]
 
-    def encode(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_bos: bool = True,
+        parse_special: bool = True,
+        *,
+        after: int | None = None,
+    ) -> list[int]:
         """The token ids of `text`.
 
         With `add_bos`, the tokens that the model wants at the start and the end are put there.
         Without `parse_special`, control tokens spelled in the text (`<|im_end|>`) are plain text,
         as text from strangers should be; tokens that the model's makers added as mere vocabulary
         ("user-defined": Gemma's runs of newlines, for example) are matched in either case.
+        after: the token that the text goes on from, if it does not begin a text: a vocabulary that
+        puts a space before a text puts none before its continuation.
         Raises ArgumentError when `text` holds a lone surrogate, which UTF-8 cannot spell.
         """
         try:
@@ -170,11 +212,14 @@ class Tokenizer:
         tokens: list[int] = []
         if add_bos and self.add_bos and self.bos_id is not None:
             tokens.append(self.bos_id)
+        starts = after is None or self.is_special(after)
         for fragment in self._split_at_specials(text, parse_special):
             if isinstance(fragment, int):
                 tokens.append(fragment)
             else:
-                tokens += self._model.encode(fragment)
+                prefix = " " if starts and self._space_prefix else ""
+                tokens += self._model.encode(prefix + fragment)
+            starts = True
         if add_bos and self.add_eos and self.eos_id is not None:
             tokens.append(self.eos_id)
         return tokens
@@ -187,18 +232,27 @@ class Tokenizer:
         for special, token in self._specials:
             if special not in text:
                 continue
-            if not parse_special and (self.is_special(token) or special == _GUARDED_TEXT):
+            if not parse_special and (self.is_special(token) or special == _END_OR_TAG):
                 continue
+            swallows = self._swallows(token, special)
             pieces: list[str | int] = []
             for fragment in fragments:
                 if isinstance(fragment, str):
-                    for stretch in fragment.split(special):
-                        pieces += [stretch, token] if stretch else [token]
-                    pieces.pop()  # no special stands after the last stretch
+                    first, *others = fragment.split(special)
+                    pieces += [first] if first else []
+                    for stretch in others:
+                        rest = stretch.lstrip(_WHITE_SPACE) if swallows else stretch
+                        pieces += [token, rest] if rest else [token]
                 else:
                     pieces.append(fragment)
             fragments = pieces
         return fragments
+
+    def _swallows(self, token: int, text: str) -> bool:
+        """Whether white space behind the token belongs to it: so Phi-3 was trained, whose files do
+        not say it."""
+        kept = ("<unk>", "<s>", "<|endoftext|>")
+        return self._swallowing and text not in kept and (self.is_special(token) or text == "</s>")
 
     def is_special(self, token: int) -> bool:
         """Whether `token` steers the model instead of standing for text.
@@ -207,7 +261,7 @@ class Tokenizer:
         """
         if not 0 <= token < self.vocab_size:
             raise ArgumentError(f"token {token}: the vocabulary ends at {self.vocab_size - 1}")
-        return self._kinds[token] in (_Kind.CONTROL, _Kind.UNKNOWN)
+        return self._kinds[token] in _STEERING
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for: perhaps a part of a character only.
@@ -217,6 +271,8 @@ class Tokenizer:
         special = self.is_special(token)
         kind = self._kinds[token]
         text = self._vocabulary.text(token)
+        if kind == _Kind.BYTE and (spelled := _BYTE_TOKEN.fullmatch(text)):
+            return bytes.fromhex(spelled[1].decode())
         if special or kind == _Kind.USER_DEFINED:
             return text
         if isinstance(self._model, ByteLevelModel):
@@ -225,8 +281,6 @@ class Tokenizer:
                 return bytes(LETTER_BYTES[letter] for letter in letters)
             except KeyError:
                 return text  # padding and the like, not spelled in byte letters
-        if kind == _Kind.BYTE and (spelled := _BYTE_TOKEN.fullmatch(text)):
-            return bytes.fromhex(spelled[1].decode())
         return text.replace(WORD_SEPARATOR.encode(), b" ")
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
@@ -297,20 +351,23 @@ class _Fields:
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._get(name, default)
-        if not isinstance(value, bool):
+        if value not in (0, 1) or not isinstance(value, int):
             raise FormatError(self.complaint(name, f"expected true or false, found {value!r:.60}"))
-        return value
+        return bool(value)
 
     def token(self, name: str, vocab_size: int, default: int | None) -> int | None:
-        """A token id; None when there is no field and no default, or a default out of range."""
+        """A token id. An id that names no token (-1, or that of a larger vocabulary) counts as
+        missing; None when there is no field and no default, or a default out of range."""
         value = self._metadata.get(f"tokenizer.ggml.{name}")
-        if value is None:
-            return default if default is not None and default < vocab_size else None
-        if not isinstance(value, int) or not 0 <= value < vocab_size:
-            raise FormatError(
-                self.complaint(name, f"expected an id below {vocab_size}, found {value!r:.60}")
-            )
-        return value
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise FormatError(self.complaint(name, f"expected a token id, found {value!r:.60}"))
+        found = (i for i in (value, default) if i is not None and 0 <= i < vocab_size)
+        return next(found, None)
+
+    def is_of_phi3(self) -> bool:
+        """Whether the vocabulary is Phi-3's, by the names in the file."""
+        names = (self._metadata.get(f"general.{field}") for field in ("name", "basename"))
+        return any("phi3" in re.sub(r"[\W_]", "", str(name)).lower() for name in names)
 
     def strings(self, name: str) -> Sequence[str]:
         values = self._list(name)
@@ -322,6 +379,9 @@ class _Fields:
         return values
 
     def scores(self, name: str, length: int) -> "array[float]":
+        """One score a token; all are zero where the file does not say."""
+        if f"tokenizer.ggml.{name}" not in self._metadata:
+            return array("f", bytes(4 * length))
         values = self._list(name, length)
         try:
             scores = array("f", values)

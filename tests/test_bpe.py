@@ -1,12 +1,15 @@
 """Byte-pair encoding: the same tokens as naive merging gives on small vocabularies."""
 
 import itertools
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MERGES, PIECES, byte_level, sentence_piece
 
 from mmrt.bpe import BYTE_LETTERS, Vocabulary
+from mmrt.errors import ArgumentError
 from mmrt.tokenizer import Tokenizer
 
 BYTE_LEVEL = Tokenizer.from_metadata(byte_level(MERGES), "tiny")
@@ -72,3 +75,25 @@ def test_byte_level_merges_like_the_naive_way(letters: str) -> None:
     ids = BYTE_LEVEL.encode(word)
     expected = naive_byte_level(word if letters else " ")
     assert [BYTE_LEVEL.token_bytes(token) for token in ids] == expected
+
+
+@pytest.mark.parametrize("rule", ["gpt-2", "llama-bpe", "qwen2", "default", "deepseek-v3"])
+def test_a_text_that_is_all_but_blank(rule: str) -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level(MERGES, pre=rule), "tiny")
+    longest = "a" + " " * 1_000_000 + "a"
+    assert tokenizer.decode(tokenizer.encode(longest)) == longest
+    with pytest.raises(ArgumentError, match=r"more than 1000000 white-space .* character 1 of"):
+        tokenizer.encode("a" + " " * 11_000_000 + "a")
+
+
+def test_a_panic_of_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("retry-limit-in-match over")
+
+    tokenizer = Tokenizer.from_metadata(byte_level(MERGES), "tiny")
+    monkeypatch.setattr(tokenizer._model, "_tokenizer", SimpleNamespace(encode=panic))
+    with pytest.raises(ArgumentError, match="cannot be cut into words: retry-limit"):
+        tokenizer.encode("a")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 from command import STORY
+from vocabularies import CONTROL, NORMAL, sentence_piece
 
 import mmrt
 from mmrt.errors import ArgumentError
@@ -140,6 +141,29 @@ def test_pieces_of_a_real_model_are_whole_characters(real_path: Path) -> None:
         assert len(text) > 5 and "\ufffd" not in text[:-1]  # the last one may have been cut
 
 
+def test_a_prompt_continues_the_text_of_its_sequence(tmp_path: Path) -> None:
+    pieces = [("▁a", -1.0), ("a", -2.0), ("b", -2.0), ("▁", -2.0)]
+    vocabulary = sentence_piece(pieces, add_space_prefix=True)
+    made = tiny_models.llama(n_layers=1, n_vocab=300)
+    padding = [(f"<pad{i}>", NORMAL) for i in range(300 - len(vocabulary["tokenizer.ggml.tokens"]))]
+    made.metadata |= sentence_piece(pieces, padding, add_space_prefix=True)
+    with mmrt.Model(made.write(tmp_path / "spaces.gguf")) as model, model.sequence() as sequence:
+        list(model.stream("a", max_tokens=0, sequence=sequence))
+        list(model.stream("b", max_tokens=0, sequence=sequence))
+        assert sequence.tokens == model.tokenize("ab")
+
+
+def test_control_tokens_in_a_prompt_are_the_caller_s_choice(speaks: Callable[..., Any]) -> None:
+    model = speaks(b"a")
+    text = "a<|im_start|>"
+    for parse_special in (True, False):
+        with model.sequence() as sequence:
+            list(model.stream(text, sequence=sequence, max_tokens=0, parse_special=parse_special))
+            assert any(map(model.tokenizer.is_special, sequence.tokens)) == parse_special
+            assert model.detokenize(sequence.tokens) == text
+            assert sequence.tokens == model.tokenize(text, parse_special=parse_special)
+
+
 # ---- stop strings ----
 
 
@@ -194,6 +218,28 @@ def test_held_text_comes_out_at_the_length_too(speaks: Callable[..., Any]) -> No
     model = speaks(b"x", b"<b", b"r>")
     *_, held = model.stream(PROMPT, stop=["<br>"], max_tokens=2)
     assert held == Piece("<b", None, "length")
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["<|im_start|>"], "ab"),
+        (["b<|im_start|>c"], "a"),
+        (["c<|im_start|>", "<|im_start|>d"], "abcd"),
+        (["art|>cd"], "ab"),
+        (["x"], "abcd"),
+    ],
+)
+def test_a_stop_string_may_spell_control_tokens(
+    tmp_path: Path, stop: list[str], expected: str
+) -> None:
+    made = tiny_models.speaker(b"a", b"b", b"<|im_start|>", b"c", b"d")
+    tokens, kinds = (made.metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    kinds[tokens.index("<|im_start|>")] = CONTROL
+    with mmrt.Model(made.write(tmp_path / "control.gguf")) as model:
+        *_, end = model.stream(PROMPT, stop=stop)
+        assert end.finish == "stop"
+        assert model.generate(PROMPT, stop=stop) == expected
 
 
 @pytest.mark.parametrize("stop", ["text", [""], ["a", ""], [3], None])

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import (
+    BYTE,
     CONTROL,
     MERGES,
     NORMAL,
     PIECES,
+    UNKNOWN,
     USER_DEFINED,
     Metadata,
     byte_level,
@@ -134,6 +136,92 @@ def test_missing_bytes_are_unknown() -> None:
     assert tokenizer.encode("日", add_bos=False)[0] == 0
 
 
+def test_characters_without_tokens_are_unknown_or_left_out() -> None:
+    metadata: Metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["a", "?", b"\xc3".decode("utf-8", "surrogateescape"), "<0xA9>"],
+        "tokenizer.ggml.token_type": [NORMAL, UNKNOWN, BYTE, BYTE],
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    tokenizer = Tokenizer.from_metadata(metadata, "tiny")
+    assert tokenizer.encode("a日a") == [0, 1, 0]
+    assert tokenizer.encode("aéa") == [0, 2, 3, 0]  # of a bare byte and one spelled out
+    assert tokenizer.decode([2, 3]) == "é"
+    metadata["tokenizer.ggml.token_type"][1] = NORMAL
+    assert Tokenizer.from_metadata(metadata, "tiny").encode("a日a") == [0, 0]
+
+
+def test_scores_that_are_missing_are_all_alike() -> None:
+    metadata = sentence_piece([("ab", -1.0), ("bc", -0.5), *[(c, 0.0) for c in "abc"]])
+    del metadata["tokenizer.ggml.scores"]
+    tokenizer = Tokenizer.from_metadata(metadata, "tiny")
+    ids = tokenizer.encode("abc", add_bos=False)
+    assert [tokenizer.token_bytes(token) for token in ids] == [b"ab", b"c"]
+
+
+@pytest.mark.parametrize("value", [-1, 2**32 - 1, 99999])
+@pytest.mark.parametrize("field", ["bos", "eos", "eot", "eom", "unknown", "padding", "fim_pad"])
+def test_ids_that_name_no_token_count_as_missing(field: str, value: int) -> None:
+    made = sentence_piece(PIECES), byte_level(MERGES)
+    for metadata in made:
+        usual = Tokenizer.from_metadata(metadata, "tiny")
+        metadata[f"tokenizer.ggml.{field}_token_id"] = value
+        tokenizer = Tokenizer.from_metadata(metadata, "tiny")
+        assert tokenizer.encode("ab") == usual.encode("ab")
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (usual.bos_id, usual.eos_id)
+        assert tokenizer.stop_ids == usual.stop_ids
+
+
+def test_flags_may_be_numbers() -> None:
+    metadata = byte_level([], bos_token_id=1, add_bos_token=1)
+    assert Tokenizer.from_metadata(metadata, "tiny").encode("a") == [1, 97]
+
+
+@pytest.mark.parametrize("name", ["Phi-3 mini", "Phi 3.5 Mini Instruct", "phi3"])
+def test_white_space_behind_special_tokens_of_phi3_is_theirs(name: str) -> None:
+    extra = [("<|user|>", CONTROL), ("<|endoftext|>", CONTROL), ("<|end|>", CONTROL)]
+    metadata = sentence_piece(PIECES, extra, add_space_prefix=True)
+    text = "<|user|>\n ab <|end|>\n<|endoftext|> <s> a"
+
+    def pieces() -> bytes:
+        tokenizer = Tokenizer.from_metadata(metadata, "tiny")
+        return b"|".join(map(tokenizer.token_bytes, tokenizer.encode(text, add_bos=False)))
+
+    assert pieces() == b"<|user|>| |\n| ab| |<|end|>| |\n|<|endoftext|>|  |<s>| | a"
+    metadata["general.name"] = name
+    assert pieces() == b"<|user|>| ab| |<|end|>|<|endoftext|>|  |<s>| | a"
+
+
+def test_a_continuation_gets_no_space_before_it() -> None:
+    tokenizer = Tokenizer.from_metadata(sentence_piece(PIECES, add_space_prefix=True), "tiny")
+    a = tokenizer.encode("a", add_bos=False)
+    assert tokenizer.decode([*a, *tokenizer.encode("b", False, after=a[-1])]) == "ab"
+    # After a special token it is as within one text.
+    assert tokenizer.encode("b", False, after=1) == tokenizer.encode("<s>b", False)[1:]
+    assert tokenizer.encode("</s>b", False, after=a[-1]) == tokenizer.encode("</s>b", False)
+
+
+def test_merging_never_makes_a_control_token() -> None:
+    pieces = [*PIECES, *[(c, -9.0) for c in "<s>/x"], ("<s", -1.0), ("</", -1.0), ("s>", -1.0)]
+    tokenizer = Tokenizer.from_metadata(sentence_piece([*pieces, ("<0x", -1.0)]), "tiny")
+    for text in ("<s>", "</s>", "<unk>", "<0x41>"):
+        ids = tokenizer.encode(text, add_bos=False, parse_special=False)
+        assert not any(map(tokenizer.is_special, ids))
+        assert tokenizer.decode(ids) == text
+    for rule in ("gpt-2", "llama-bpe"):  # merged, or taken whole
+        metadata = byte_level(["a b", "c d"], [("cc", CONTROL)], pre=rule)
+        metadata["tokenizer.ggml.token_type"][metadata["tokenizer.ggml.tokens"].index("ab")] = 3
+        tokenizer = Tokenizer.from_metadata(metadata, "tiny")
+        for text in ("ab", "cc", "cd"):
+            ids = tokenizer.encode(text, parse_special=False)
+            assert [tokenizer.token_bytes(token) for token in ids] == (
+                [b"cd"] if text == "cd" else [c.encode() for c in text]
+            )
+        assert len(tokenizer.encode("ab")) == len(tokenizer.encode("cc")) == 1
+        assert tokenizer.decode(tokenizer.encode("abcc")) == "abcc"
+
+
 # Special tokens
 
 SPECIALS = [
@@ -185,6 +273,37 @@ def test_bos_and_eos_are_added_as_the_model_says() -> None:
 def test_stop_ids_come_from_fields_and_from_well_known_texts() -> None:
     metadata = byte_level([], SPECIALS, eos_token_id=5, eot_token_id=6, eom_token_id=7)
     assert Tokenizer.from_metadata(metadata, "tiny").stop_ids == {5, 6, 7, 256}
+
+
+@pytest.mark.parametrize("kind", [NORMAL, CONTROL, USER_DEFINED])
+@pytest.mark.parametrize(
+    "text", ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|endoftext|>", "<eos>"]
+)
+def test_ends_are_known_by_their_text(text: str, kind: int) -> None:
+    for metadata, first in (
+        (byte_level([], [(text, kind)]), 256),
+        (sentence_piece([], [(text, kind)]), 259),
+    ):
+        assert first in Tokenizer.from_metadata(metadata, "tiny").stop_ids
+
+
+def test_ends_of_a_part_do_not_end_the_text() -> None:
+    def stops(*texts: str) -> set[str]:
+        extra = [(text, CONTROL) for text in texts]
+        tokenizer = Tokenizer.from_metadata(byte_level([], extra), "tiny")
+        return {tokenizer.token_bytes(token).decode() for token in tokenizer.stop_ids}
+
+    assert stops("<|end|>", "<|return|>") == {"<|end|>", "<|return|>"}
+    assert stops("<|end|>", "<|return|>", "<|call|>") == {"<|return|>", "<|call|>"}
+    assert stops("<|end|>", "<|flush|>", "<|calls|>") == {"<|flush|>", "<|calls|>"}
+
+
+def test_an_end_that_is_a_tag_elsewhere_counts_where_it_is_a_control_token() -> None:
+    chatml = [("<|im_end|>", CONTROL)]
+    metadata = sentence_piece([], chatml, eos_token_id=259)
+    assert Tokenizer.from_metadata(metadata, "tiny").stop_ids == {2, 259}
+    metadata["tokenizer.ggml.token_type"][2] = USER_DEFINED  # as in Gemma's vocabulary
+    assert Tokenizer.from_metadata(metadata, "tiny").stop_ids == {259}
 
 
 def test_whole_words_come_first_where_the_rule_says() -> None:
@@ -269,8 +388,7 @@ MISSING = object()
         ("merges", ["a b c"]),
         ("merges", [7]),
         ("pre", 1),
-        ("bos_token_id", 257),
-        ("eos_token_id", -1),
+        ("eos_token_id", True),
         ("eot_token_id", "2"),
         ("add_bos_token", "yes"),
         ("add_eos_token", 1.5),
@@ -283,11 +401,10 @@ def test_malformed_byte_level_metadata(field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("scores", MISSING),
         ("scores", [0.0]),
         ("scores", ["x"] * (259 + len(PIECES))),
         ("scores", [float("nan")] * (259 + len(PIECES))),
-        ("unknown_token_id", 10**9),
+        ("unknown_token_id", 1.5),
         ("add_space_prefix", 2),
     ],
 )
