@@ -372,11 +372,11 @@ typedef struct mmrt_gguf_entry {
 typedef struct mmrt_gguf_tensor {
     const char *name; /* UTF-8 without NUL, not terminated */
     uint64_t name_length;
-    uint32_t type;    /* an mmrt_type (quant/quant.h) */
-    uint32_t n_dims;  /* 1 to 4 */
+    uint32_t type;    /* an mmrt_type (quant/quant.h), or a number unknown to this version */
+    uint32_t n_dims;  /* 0 to 4 */
     uint64_t dims[4]; /* file order: dims[0] is the row length; unused ones are 1 */
     uint64_t offset;  /* from the start of the file, bytes */
-    uint64_t size;    /* bytes */
+    uint64_t size;    /* bytes; of an unknown type: up to the next tensor, or the file's end */
 } mmrt_gguf_tensor;
 
 /* Parses the header of the GGUF file whose bytes are [bytes, bytes + size), touching nothing but
@@ -388,8 +388,7 @@ typedef struct mmrt_gguf_tensor {
  * FORMAT: wrong magic, version 0, counts and lengths that cannot fit, unknown value types, keys or
  * names that are not UTF-8 or occur twice, an alignment that is no power of two from 8 to 2^30,
  * tensors misaligned, of impossible shape, overlapping one another or past the end of the file.
- * UNSUPPORTED: versions other than 2 and 3, big-endian files, arrays of arrays, unknown tensor
- * types. */
+ * UNSUPPORTED: versions other than 2 and 3, big-endian files, arrays within more than 16 others. */
 mmrt_status mmrt_gguf_parse(const void *bytes, uint64_t size, const char *path,
                             mmrt_reading *reading, void *context, mmrt_gguf **out, mmrt_error *err);
 void mmrt_gguf_free(mmrt_gguf *gguf);

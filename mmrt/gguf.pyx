@@ -1,15 +1,14 @@
 """The header of a mapped GGUF file: its metadata, decoded when asked for, and its tensors."""
 
-from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_READ
-from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from mmrt._c cimport (
-    MMRT_ADVICE_WILLNEED, MMRT_GGUF_ARRAY, MMRT_GGUF_STRING, MMRT_OK, mmrt_error, mmrt_format_find,
+    MMRT_ADVICE_WILLNEED, MMRT_GGUF_ARRAY, MMRT_GGUF_STRING, MMRT_OK, mmrt_error, mmrt_format,
+    mmrt_format_find,
     mmrt_gguf, mmrt_gguf_entry, mmrt_gguf_entry_at, mmrt_gguf_free, mmrt_gguf_header_size,
     mmrt_gguf_n_entries, mmrt_gguf_n_tensors, mmrt_gguf_parse, mmrt_gguf_tensor,
     mmrt_gguf_tensor_at, mmrt_gguf_version, mmrt_mapping, mmrt_mapping_advise, mmrt_mapping_data,
@@ -20,12 +19,77 @@ from mmrt.mapping cimport Mapping
 
 import os
 import struct
-from collections import abc
+from collections import abc, namedtuple
 
 from mmrt.errors import FormatError
 
-# How memoryview spells each type of value, by its number in the file (8 and 9: string, array).
+# How memoryview spells each type of value, by its number in the file (8 and 9: string, array), and
+# the bytes of one.
 _SPELLING = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
+cdef uint64_t[13] _SIZES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)
+
+Beginning = namedtuple("Beginning", "length first")
+Beginning.__doc__ = """Of a long list its length, and its first elements as a list."""
+
+
+class _ChangedError(Exception):
+    """A value is not what it was when the file was parsed: a mapped file can change."""
+
+
+cdef struct _Cursor:
+    const unsigned char *at
+    uint64_t left
+
+
+cdef const unsigned char *_take(_Cursor *cursor, uint64_t n) except NULL:
+    if n > cursor.left:
+        raise _ChangedError
+    cdef const unsigned char *at = cursor.at
+    cursor.at += n
+    cursor.left -= n
+    return at
+
+
+cdef uint64_t _length(_Cursor *cursor) except? 0:
+    cdef uint64_t length
+    memcpy(&length, _take(cursor, 8), 8)
+    return length
+
+
+cdef _elements(_Cursor *cursor, uint32_t kind, uint64_t count, most):
+    """The next `count` values of type `kind` as a list; if they are more than `most`, a Beginning.
+    """
+    cdef uint64_t shown = count if most is None else min(count, <uint64_t> most)
+    cdef uint64_t i, length
+    cdef uint32_t inner
+    cdef const unsigned char *at
+    if kind >= len(_SPELLING) or count > cursor.left:
+        raise _ChangedError
+    if _SIZES[kind]:
+        if count > cursor.left // _SIZES[kind]:
+            raise _ChangedError
+        at = cursor.at
+        cursor.at += count * _SIZES[kind]
+        cursor.left -= count * _SIZES[kind]
+        values = PyMemoryView_FromMemory(
+            <char *> at, <Py_ssize_t> (shown * _SIZES[kind]), PyBUF_READ
+        ).cast(_SPELLING[kind]).tolist() if shown else []
+    else:
+        values = []
+        for i in range(count):
+            if kind == MMRT_GGUF_STRING:
+                length = _length(cursor)
+                at = _take(cursor, length)
+                if i < shown:
+                    values.append(
+                        PyUnicode_DecodeUTF8(<const char *> at, <Py_ssize_t> length, "replace")
+                    )
+            else:
+                memcpy(&inner, _take(cursor, 4), 4)
+                value = _elements(cursor, inner, _length(cursor), most if i < shown else 0)
+                if i < shown:
+                    values.append(value)
+    return values if shown == count else Beginning(count, values)
 
 
 cdef void _read_ahead(void *mapping, uint64_t offset, uint64_t length) noexcept nogil:
@@ -91,26 +155,32 @@ cdef class Header:
         cdef const mmrt_gguf_entry *entry = mmrt_gguf_entry_at(self.handle, index)
         return PyUnicode_DecodeUTF8(entry.key, <Py_ssize_t> entry.key_length, "replace")
 
-    def value(self, uint64_t index):
-        """The value of metadata entry `index`: a number, bool, str, or a list of one of these.
+    def value(self, uint64_t index, most=None):
+        """The value of metadata entry `index`: a number, bool, str, or a list of these or of lists.
 
-        Strings are decoded as UTF-8; bytes that are not become U+FFFD.
+        Strings are decoded as UTF-8; bytes that are not become U+FFFD. most: of lists longer than
+        that, a Beginning.
         """
         cdef const mmrt_gguf_entry *entry = mmrt_gguf_entry_at(self.handle, index)
+        cdef _Cursor cursor
         if entry is NULL:
             raise IndexError(index)
+        cursor.at, cursor.left = entry.data, entry.size
         self.mapping.pin()
         try:
-            if entry.element_type == MMRT_GGUF_STRING:
-                values = self.strings(entry)
+            if entry.type == MMRT_GGUF_ARRAY:
+                value = _elements(&cursor, entry.element_type, entry.count, most)
             else:
-                values = PyMemoryView_FromMemory(
-                    <char *> entry.data, <Py_ssize_t> entry.size, PyBUF_READ
-                ).cast(_SPELLING[entry.element_type]).tolist()
+                [value] = _elements(&cursor, entry.type, 1, None)
+        except _ChangedError:
+            self.mapping.check_read(0, self.size)
+            raise FormatError(
+                f"{self.mapping.path}: its header changed while it was open"
+            ) from None
         finally:
             self.mapping.unpin()
         self.mapping.check_read(0, self.size)
-        return values if entry.type == MMRT_GGUF_ARRAY else values[0]
+        return value
 
     def raw(self, uint64_t index):
         """Metadata entry `index` as it stands in the file: the number of its type, and the bytes
@@ -127,33 +197,14 @@ cdef class Header:
             data = struct.pack("<IQ", <int> entry.element_type, entry.count) + data
         return <int> entry.type, data
 
-    cdef list strings(self, const mmrt_gguf_entry *entry):
-        cdef const unsigned char *at = entry.data
-        cdef uint64_t left = entry.size
-        cdef uint64_t length
-        cdef Py_ssize_t i
-        cdef list values = PyList_New(<Py_ssize_t> entry.count)
-        for i in range(<Py_ssize_t> entry.count):
-            # The lengths were checked when the file was parsed, but a mapped file can change.
-            length = 0
-            if left >= 8:
-                memcpy(&length, at, 8)
-            if left < 8 or length > left - 8:
-                self.mapping.check_read(0, self.size)
-                raise FormatError(f"{self.mapping.path}: its header changed while it was open")
-            text = PyUnicode_DecodeUTF8(<const char *> at + 8, <Py_ssize_t> length, "replace")
-            Py_INCREF(text)
-            PyList_SET_ITEM(values, i, text)
-            at += 8 + length
-            left -= 8 + length
-        return values
-
     def tensors(self):
-        """(name, type, shape, offset) of each tensor, in file order.
+        """(name, type, shape, offset, nbytes) of each tensor, in file order.
 
-        The shape is in NumPy's order, rows before columns; the offset is in bytes from the start
-        of the file.
+        The type is a name, or its number in the file if mmrt does not know it: then the tensor's
+        bytes are those up to the next tensor. The shape is in NumPy's order, rows before columns;
+        the offset is in bytes from the start of the file.
         """
+        cdef const mmrt_format *format
         cdef const mmrt_gguf_tensor *tensor
         cdef uint64_t i
         cdef Py_ssize_t d
@@ -166,9 +217,9 @@ cdef class Header:
                     tensor.name, <Py_ssize_t> tensor.name_length, "replace"
                 )
                 shape = tuple([tensor.dims[d] for d in range(<Py_ssize_t> tensor.n_dims - 1, -1, -1)])
-                found.append(
-                    (name, mmrt_format_find(tensor.type).name.decode(), shape, tensor.offset)
-                )
+                format = mmrt_format_find(tensor.type)
+                type = tensor.type if format is NULL else format.name.decode()
+                found.append((name, type, shape, tensor.offset, tensor.size))
         finally:
             self.mapping.unpin()
         self.mapping.check_read(0, self.size)
@@ -191,6 +242,10 @@ class Metadata(abc.Mapping):
 
     def __getitem__(self, key):
         return self._header.value(self._index[key])
+
+    def beginning(self, key, most):
+        """The value; of lists longer than `most`, only their Beginning is decoded."""
+        return self._header.value(self._index[key], most)
 
     def raw(self, key):
         """A value as it stands in the file: the number of its type, and the bytes behind it."""

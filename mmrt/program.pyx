@@ -129,6 +129,7 @@ cdef class Program:
             return -1
         if tensor.name in self.indices:
             return self.indices[tensor.name]
+        tensor.check_readable()
         if len(tensor.shape) not in (1, 2):
             raise UnsupportedError(f"tensor {tensor.name}: shape {tensor.shape} is no matrix")
         if tensor.format is NULL:

@@ -120,6 +120,8 @@ def choose(file: TensorFile, type: str) -> list[Choice]:
 
 
 def _choose_one(file: TensorFile, tensor: Tensor, type: str, is_output: bool) -> Choice:
+    if tensor.unreadable:
+        raise UnsupportedError(f"{file.path}: tensor {tensor.name!r}: {tensor.unreadable}")
     kept = Choice(tensor.name, tensor.shape, tensor.type, tensor.type)
     if not _is_matrix(tensor):
         return kept
@@ -172,9 +174,11 @@ def _new_metadata(old: Metadata, type: str) -> dict[str, Any]:
 def _pieces(tensor: Tensor, type: str, pool: Pool) -> Iterator[tuple[Any, int]]:
     """The tensor's bytes as `type`, with the bytes that were read for each piece, of which the
     pages are then unmapped."""
+    if not tensor.nbytes:
+        return
     n_rows = math.prod(tensor.shape[:-1])
-    row_bytes = tensor.nbytes // max(n_rows, 1)
-    at_once = max(_CHUNK // max(tensor.shape[-1], 1), 1)
+    row_bytes = tensor.nbytes // n_rows
+    at_once = max(_CHUNK // (math.prod(tensor.shape) // n_rows), 1)
     for first in range(0, n_rows, at_once):
         rows = min(at_once, n_rows - first)
         start, size = tensor.offset + first * row_bytes, rows * row_bytes

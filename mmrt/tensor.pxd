@@ -14,6 +14,7 @@ cdef class Tensor:
     cdef readonly tuple shape
     cdef readonly Py_ssize_t nbytes
     cdef readonly Py_ssize_t offset
+    cdef readonly str unreadable
     cdef const mmrt_format *format  # NULL: the core does not know the type
 
     # The array that buffers export: elements of a type that NumPy has, bytes of any other.
@@ -24,6 +25,10 @@ cdef class Tensor:
     cdef Py_ssize_t array_strides[MAX_DIMENSIONS]
 
     cdef const unsigned char *data(self) noexcept
+    cdef _place(self, offset, nbytes)
+
+    # Raises UnsupportedError for a tensor that mmrt cannot read.
+    cdef int check_readable(self) except -1
     cdef _converted(self, element)
 
     # The copy, if all of the tensor was there to be copied; else raises FileError.

@@ -11,7 +11,15 @@ from mmrt.residency import Residency
 @final
 class Tensor:
     def __new__(
-        cls, mapping: Mapping, name: str, type: str, shape: Iterable[int], offset: int
+        cls,
+        mapping: Mapping,
+        name: str,
+        type: str,
+        shape: Iterable[int],
+        offset: int,
+        *,
+        nbytes: int | None = None,
+        unreadable: str = "",
     ) -> Tensor: ...
     @property
     def name(self) -> str: ...
@@ -25,6 +33,8 @@ class Tensor:
     def nbytes(self) -> int: ...
     @property
     def offset(self) -> int: ...
+    @property
+    def unreadable(self) -> str: ...
     def __matmul__(self, x: ArrayLike, /) -> NDArray[np.float32]: ...
     def dequantize(self) -> NDArray[np.float32]: ...
     def quantize(

@@ -45,24 +45,31 @@ cdef class Tensor:
     Formats other than GGUF may place a tensor at any byte. NumPy works with arrays that are not
     aligned to their elements, and says so in their flags; DLPack cannot say so and is refused.
 
+    A file may hold tensors that mmrt cannot read. These have a name, a place and `unreadable`, the
+    reason (else ""): all that would read their elements raises UnsupportedError with it. What
+    makes one gives `nbytes`, which no known type tells then, and any word as `type`.
+
     Raises ArgumentError for an unknown type, a shape that the type cannot have, or a place outside
     the file.
     """
 
     def __cinit__(self, Mapping mapping not None, str name not None, str type not None, shape,
-                  offset):
-        kind = TYPES.get(type)
-        element = ELEMENTS.get(type)
-        if kind is None and element is None:
+                  offset, *, nbytes=None, str unreadable not None=""):
+        kind = None if unreadable else TYPES.get(type)
+        element = None if unreadable else ELEMENTS.get(type)
+        if kind is None and element is None and not unreadable:
             raise ArgumentError(f"tensor {name!r}: there is no type {type!r}")
+        self.unreadable = unreadable
         self.format = NULL if kind is None else mmrt_format_find(kind.id)
-        block_elements, block_bytes = (1, element.bytes) if element else (kind.elements, kind.bytes)
         self.mapping = mapping
         self.name = name
         self.type = type
         self.shape = tuple(operator.index(n) for n in shape)
-        offset = operator.index(offset)
+        if unreadable:
+            self._place(operator.index(offset), operator.index(nbytes))
+            return
 
+        block_elements, block_bytes = (1, element.bytes) if element else (kind.elements, kind.bytes)
         row = self.shape[-1] if self.shape else 1
         if len(self.shape) > MAX_DIMENSIONS or min(self.shape, default=0) < 0:
             raise ArgumentError(f"tensor {name!r}: it cannot have the shape {self.shape}")
@@ -72,13 +79,7 @@ cdef class Tensor:
                 f"{block_elements}, as {type} needs"
             )
         nbytes = math.prod(self.shape) // block_elements * block_bytes
-        if offset < 0 or offset + nbytes > mapping.shape[0]:
-            raise ArgumentError(
-                f"tensor {name!r}: its {nbytes} bytes from {offset} lie outside {mapping.path}, "
-                f"of {mapping.size} bytes"
-            )
-        self.nbytes = nbytes
-        self.offset = offset
+        self._place(operator.index(offset), nbytes)
 
         letter = element.letter if element else None
         self.letter = (letter or "B").encode()
@@ -96,6 +97,19 @@ cdef class Tensor:
             self.array_strides[d] = stride
             stride *= self.array_shape[d]
 
+    cdef _place(self, offset, nbytes):
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.mapping.size:
+            raise ArgumentError(
+                f"tensor {self.name!r}: its {nbytes} bytes from {offset} lie outside "
+                f"{self.mapping.path}, of {self.mapping.size} bytes"
+            )
+        self.offset, self.nbytes = offset, nbytes
+
+    cdef int check_readable(self) except -1:
+        if self.unreadable:
+            raise UnsupportedError(f"tensor {self.name!r}: {self.unreadable}")
+        return 0
+
     cdef const unsigned char *data(self) noexcept:
         return <const unsigned char *> mmrt_mapping_data(self.mapping.handle) + self.offset
 
@@ -106,11 +120,13 @@ cdef class Tensor:
         """Pickles as the mapping's path and the tensor's place in it, without its bytes: see
         Mapping. Raises what pickling the mapping does."""
         place = (self.name, self.type, self.shape, self.offset)
-        return _reopen, (self.mapping.identity(), *place)
+        about = {"nbytes": self.nbytes, "unreadable": self.unreadable} if self.unreadable else {}
+        return _reopen, (self.mapping.identity(), place, about)
 
     # ---- as an array ----
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
+        self.check_readable()
         if flags & PyBUF_WRITABLE:
             raise BufferError(f"tensor {self.name!r} is read-only")
         if self.n_dims > 1 and (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS:
@@ -143,6 +159,7 @@ cdef class Tensor:
         """
         import numpy
 
+        self.check_readable()
         view = numpy.asarray(memoryview(self))
         if dtype is not None and numpy.dtype(dtype) != view.dtype:
             if self.type not in ELEMENTS or ELEMENTS[self.type].letter is None:
@@ -164,6 +181,7 @@ cdef class Tensor:
 
         Raises UnsupportedError for complex numbers, and for types that the core cannot unpack yet.
         """
+        self.check_readable()
         element = ELEMENTS.get(self.type)
         if element is not None and (self.format is NULL or self.format.unpack is NULL):
             return self._converted(element)
@@ -189,6 +207,7 @@ cdef class Tensor:
         The blocks are multiplied where they lie in the file, on all CPUs of this process: see
         mmrt.kernels.matmul, also for what is raised.
         """
+        self.check_readable()
         if self.format is NULL or self.format.unpack is NULL:
             raise UnsupportedError(f"tensor {self.name!r}: no kernel multiplies {self.type}")
         with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
@@ -215,6 +234,7 @@ cdef class Tensor:
         cdef mmrt_status status
         cdef uint64_t begin, count
         cdef uint32_t number
+        self.check_readable()
         if type not in TYPES:
             raise ArgumentError(f"tensor {self.name!r}: there is no type {type!r}")
         kind = TYPES[type]
@@ -260,6 +280,7 @@ cdef class Tensor:
         """
         if max_version is None or max_version[0] < 1:
             raise BufferError("only DLPack 1.0 and later can say that a tensor is read-only")
+        self.check_readable()
         if stream is not None or dl_device not in (None, (dl.CPU, 0)):
             raise BufferError("the tensor is in the memory of the CPU")
 
@@ -323,9 +344,9 @@ cdef class Tensor:
         return self.mapping.residency(self.offset, self.nbytes)
 
 
-def _reopen(identity, *place):
+def _reopen(identity, place, about):
     """The Tensor that was pickled. Raises FileError if the file has changed since, or is gone."""
-    return Tensor(reopen_shared(*identity), *place)
+    return Tensor(reopen_shared(*identity), *place, **about)
 
 
 # ---- DLPack's managed tensors: a view owns a reference to its Tensor and a pin of the mapping ----

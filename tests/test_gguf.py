@@ -11,8 +11,9 @@ from hostile import make_gguf as make
 
 from mmrt import formats
 from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
-from mmrt.gguf import Header
+from mmrt.gguf import Beginning, Header, Metadata
 from mmrt.mapping import Mapping
+from mmrt.tensor import Tensor
 
 HOSTILE = [case for case in make.CASES if case.refusal is not None]
 
@@ -114,6 +115,85 @@ def test_a_header_that_changes_while_it_is_open_is_noticed(tmp_path: Path) -> No
             f.metadata["a"]
 
 
+# ---- oddities that close no file ----
+
+
+def test_a_tensor_without_elements_or_dimensions(tmp_path: Path) -> None:
+    tensors = (
+        make.tensor("before", (0,)),  # where the next one begins
+        make.tensor("a", (32,)),
+        make.tensor("mark", (3, 0, 5), offset=2**40),  # has no place, so that any will do
+        make.tensor("scalar", (), offset=128),
+    )
+    data = np.arange(32, dtype=np.float32).tobytes() + np.float32(7).tobytes()
+    with formats.open(write(tmp_path, "odd.gguf", make.gguf((), tensors, data))) as f:
+        assert (f["mark"].shape, f["mark"].nbytes) == ((5, 0, 3), 0)
+        assert np.asarray(f["mark"]).shape == (5, 0, 3)
+        assert f["mark"].dequantize().size == f["before"].dequantize().size == 0
+        assert np.array_equal(np.asarray(f["a"]), np.arange(32))
+        assert f["scalar"].shape == () and f["scalar"].dequantize() == 7
+        assert f["mark"].residency().total == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "whose"),
+    [(4, "given up"), (42, "later ggml"), (99, "ik_llama"), (157, "ik_llama"), (2**31, "type, 2")],
+)
+def test_a_type_that_is_unknown_is_said_by_its_tensor(
+    tmp_path: Path, number: int, whose: str
+) -> None:
+    tensors = (
+        make.tensor("a", (8, 2)),
+        make.tensor("odd", (40,), number, 64),
+        make.tensor("b", (8,), offset=128),
+    )
+    path = write(tmp_path, "odd.gguf", make.gguf((), tensors, np.ones(40, np.float32).tobytes()))
+    with formats.open(path) as f:
+        assert np.asarray(f["a"]).sum() == 16 and np.asarray(f["b"]).sum() == 8
+        odd = f["odd"]
+        assert (odd.type, odd.shape, odd.nbytes) == (f"type {number}", (40,), 64)
+        assert f.residency().tensors["odd"].total == 1
+        for use in (
+            np.asarray, memoryview, Tensor.dequantize, np.from_dlpack,
+            lambda t: t @ np.ones(40), lambda t: t.quantize("Q8_0"),
+            lambda t: pickle.loads(pickle.dumps(t)).dequantize(),
+        ):  # fmt: skip
+            with pytest.raises(UnsupportedError, match=f"tensor 'odd': .*{number}") as caught:
+                use(odd)
+            assert whose in str(caught.value)
+
+
+def test_arrays_of_arrays(tmp_path: Path) -> None:
+    words = make.array(make.STRING, 2, make.string("a") + make.string("naïve"))
+    none = make.array(make.ARRAY, 0, b"")
+    mixed = make.array(make.ARRAY, 3, make.array(make.UINT8, 2, b"\1\2") + words + none)
+    entries = (
+        make.entry("mixed", make.ARRAY, mixed),
+        make.entry("deep", make.ARRAY, make.within(16, make.array(make.BOOL, 1, b"\1"))),
+        make.entry("after", make.UINT8, b"\5"),
+    )
+    with formats.open(write(tmp_path, "odd.gguf", make.gguf(entries))) as f:
+        assert f.metadata["mixed"] == [[1, 2], ["a", "naïve"], []]
+        value = f.metadata["deep"]
+        for _ in range(16):
+            [value] = value
+        assert value == [True] and f.metadata["after"] == 5
+
+
+def test_only_the_beginning_of_a_list_is_decoded(tmp_path: Path) -> None:
+    inner = make.array(make.UINT16, 3, b"\1\0\2\0\3\0")
+    entries = (
+        make.entry("words", make.ARRAY, make.array(make.STRING, 3, make.string("a") * 3)),
+        make.entry("lists", make.ARRAY, make.array(make.ARRAY, 2, inner * 2)),
+    )
+    with formats.open(write(tmp_path, "long.gguf", make.gguf(entries))) as f:
+        metadata = f.metadata
+        assert isinstance(metadata, Metadata)
+        assert metadata.beginning("words", 2) == Beginning(3, ["a", "a"])
+        assert metadata.beginning("words", 3) == ["a", "a", "a"]
+        assert metadata.beginning("lists", 2) == [Beginning(3, [1, 2]), Beginning(3, [1, 2])]
+
+
 # ---- hostile files ----
 
 
@@ -145,7 +225,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_cannot_break_the_line_of_a_message(tmp_path: Path) -> None:
-    data = make.gguf((), (make.tensor("a\nb\x1b[31m" + "x" * 500, (0,)),), 128)
+    data = make.gguf((), (make.tensor("a\nb\x1b[31m" + "x" * 500, (33,), make.Q4_0),), 128)
     with pytest.raises(FormatError) as caught:
         formats.open(write(tmp_path, "name.gguf", data))
     assert "tensor 0 'a?b?[31mxxx" in str(caught.value) and len(str(caught.value)) < 400

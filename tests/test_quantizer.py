@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_models
 from gguf import GGUFReader
+from hostile import make_gguf as make
 from numpy.typing import NDArray
 
 import mmrt
@@ -219,6 +220,27 @@ def test_rows_that_are_not_whole_blocks(type: str, fallback: str, tmp_path: Path
     if type != "Q4_0":
         reason = "rows of 288 are not whole blocks of 256"
         assert found["blk.0.attn_q.weight"].reason == reason
+
+
+def test_tensors_without_elements_or_dimensions_are_copied(tmp_path: Path) -> None:
+    entries = [Entry("mark", "F32", (0,)), Entry("a.weight", "F32", (2, 32)), Entry("n", "F32", ())]
+    with write_gguf(tmp_path / "in", {}, entries) as writer:
+        writer.write(np.ones(64, np.float32).tobytes())
+        writer.write(np.float32(7).tobytes())
+    quantize(tmp_path / "in", tmp_path / "out", "Q8_0")
+    with mmrt.open(tmp_path / "out") as f:
+        found = {name: (t.type, t.shape) for name, t in f.items()}
+        assert found == {"mark": ("F32", (0,)), "a.weight": ("Q8_0", (2, 32)), "n": ("F32", ())}
+        assert f["n"].dequantize() == 7
+        assert np.allclose(f["a.weight"].dequantize(), 1, rtol=1e-3)
+
+
+def test_a_type_that_is_unknown_cannot_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "in.gguf"
+    path.write_bytes(make.gguf((), (make.tensor("odd", (32,), 157),), 64))
+    with pytest.raises(UnsupportedError, match=r"in\.gguf: tensor 'odd': .* 157"):
+        quantize(path, tmp_path / "out", "Q8_0")
+    assert not (tmp_path / "out").exists()
 
 
 def test_matrices_that_have_lost_too_much(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@
 #include <string.h>
 
 /* The fewest bytes that an entry can take (key length, value type, a one-byte value) and a tensor
- * (name length, dimension count, one dimension, type, offset): they bound the counts in a header
+ * (name length, dimension count, no dimension, type, offset): they bound the counts in a header
  * before anything is allocated. */
-enum { SMALLEST_ENTRY = 8 + 4 + 1, SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8 };
+enum { SMALLEST_ENTRY = 8 + 4 + 1, SMALLEST_TENSOR = 8 + 4 + 4 + 8 };
 
 enum { DEFAULT_ALIGNMENT = 32 };
 

@@ -7,6 +7,9 @@
 
 enum { SMALLEST_ALIGNMENT = 8, LARGEST_ALIGNMENT = 1 << 30 };
 
+/* Arrays within arrays: each is a call deeper here and in all who read them. */
+enum { DEEPEST_ARRAY = 16 };
+
 static const struct {
     const char *name;
     uint64_t size; /* bytes; 0 if it varies */
@@ -34,21 +37,29 @@ static mmrt_status read_value_type(mmrt_parser *p, const char *field, mmrt_gguf_
     return MMRT_OK;
 }
 
-static mmrt_status read_array(mmrt_parser *p, mmrt_gguf_entry *entry) {
+/* The fewest bytes that an element can take, where its size varies. */
+static uint64_t smallest_element(mmrt_gguf_value_type type) {
+    if (type == MMRT_GGUF_STRING)
+        return 8;                                                    /* its length */
+    return type == MMRT_GGUF_ARRAY ? 4 + 8 : value_types[type].size; /* its type and count */
+}
+
+/* Reads an array that lies within `depth` others. */
+static mmrt_status read_array(mmrt_parser *p, mmrt_gguf_entry *entry, int depth) {
     uint64_t type_at = p->cursor.position;
     mmrt_status status = read_value_type(p, "element type", &entry->element_type);
     if (status != MMRT_OK)
         return status;
-    if (entry->element_type == MMRT_GGUF_ARRAY)
+    if (entry->element_type == MMRT_GGUF_ARRAY && depth == DEEPEST_ARRAY)
         return mmrt_parser_fail(p, MMRT_UNSUPPORTED, type_at, "element type",
-                                "arrays of arrays are not supported");
+                                "found an array within more than %d others", DEEPEST_ARRAY);
 
     uint64_t count_at = p->cursor.position;
     status = mmrt_parse_u64(p, "element count", &entry->count);
     if (status != MMRT_OK)
         return status;
     uint64_t size = value_types[entry->element_type].size;
-    uint64_t smallest = size ? size : 8; /* a string's length */
+    uint64_t smallest = smallest_element(entry->element_type);
     uint64_t most = mmrt_cursor_left(&p->cursor) / smallest;
     if (entry->count > most)
         return mmrt_parser_fail(p, MMRT_FORMAT, count_at, "element count",
@@ -59,14 +70,19 @@ static mmrt_status read_array(mmrt_parser *p, mmrt_gguf_entry *entry) {
     entry->data = p->cursor.bytes + start;
     if (size)
         mmrt_cursor_skip(&p->cursor, entry->count * size);
-    else
-        for (uint64_t i = 0; i < entry->count; i++) {
-            uint64_t length;
+    for (uint64_t i = 0; !size && i < entry->count; i++) {
+        mmrt_gguf_entry within;
+        uint64_t length;
+        if (entry->element_type == MMRT_GGUF_ARRAY) {
+            status = read_array(p, &within, depth + 1);
+        } else {
             status = mmrt_parse_length(p, "string in array", &length);
-            if (status != MMRT_OK)
-                return status;
-            mmrt_cursor_skip(&p->cursor, length);
+            if (status == MMRT_OK)
+                mmrt_cursor_skip(&p->cursor, length);
         }
+        if (status != MMRT_OK)
+            return status;
+    }
     entry->size = p->cursor.position - start;
     return MMRT_OK;
 }
@@ -76,7 +92,7 @@ static mmrt_status read_value(mmrt_parser *p, mmrt_gguf_entry *entry) {
     if (status != MMRT_OK)
         return status;
     if (entry->type == MMRT_GGUF_ARRAY)
-        return read_array(p, entry);
+        return read_array(p, entry, 0);
 
     entry->element_type = entry->type;
     entry->count = 1;

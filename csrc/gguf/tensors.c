@@ -5,14 +5,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-/* Sets the tensor's size in bytes from its type and dimensions. */
-static mmrt_status measure_tensor(const mmrt_parser *p, mmrt_gguf_tensor *tensor, uint64_t dims_at,
-                                  uint64_t type_at) {
+/* Sets the tensor's size in bytes from its type and dimensions; 0 for a type that is unknown. */
+static mmrt_status measure_tensor(const mmrt_parser *p, mmrt_gguf_tensor *tensor,
+                                  uint64_t dims_at) {
     const struct mmrt_format *format = mmrt_format_find(tensor->type);
     if (!format)
-        return mmrt_parser_fail(p, MMRT_UNSUPPORTED, type_at, "type",
-                                "found %" PRIu32 ", which this version of mmrt does not know",
-                                tensor->type);
+        return MMRT_OK;
     if (tensor->dims[0] % format->elements != 0)
         return mmrt_parser_fail(p, MMRT_FORMAT, dims_at, "dimension 0",
                                 "found rows of %" PRIu64
@@ -41,26 +39,22 @@ static mmrt_status read_tensor(mmrt_parser *p, mmrt_gguf_tensor *tensor) {
     status = mmrt_parse_u32(p, "dimension count", &tensor->n_dims);
     if (status != MMRT_OK)
         return status;
-    if (tensor->n_dims < 1 || tensor->n_dims > 4)
+    if (tensor->n_dims > 4)
         return mmrt_parser_fail(p, MMRT_FORMAT, n_dims_at, "dimension count",
-                                "found %" PRIu32 ", expected 1 to 4", tensor->n_dims);
+                                "found %" PRIu32 ", expected 4 at most", tensor->n_dims);
 
     uint64_t dims_at = p->cursor.position;
     for (uint32_t d = 0; d < 4; d++)
         tensor->dims[d] = 1;
     for (uint32_t d = 0; d < tensor->n_dims; d++) {
-        uint64_t at = p->cursor.position;
         status = mmrt_parse_u64(p, "dimension", &tensor->dims[d]);
         if (status != MMRT_OK)
             return status;
-        if (tensor->dims[d] == 0)
-            return mmrt_parser_fail(p, MMRT_FORMAT, at, "dimension", "found 0, expected 1 or more");
     }
 
-    uint64_t type_at = p->cursor.position;
     status = mmrt_parse_u32(p, "type", &tensor->type);
     if (status == MMRT_OK)
-        status = measure_tensor(p, tensor, dims_at, type_at);
+        status = measure_tensor(p, tensor, dims_at);
     if (status != MMRT_OK)
         return status;
 
@@ -79,7 +73,12 @@ static uint64_t offset_field(const mmrt_parser *p, const mmrt_gguf_tensor *tenso
     return (uint64_t)(name - p->cursor.bytes) + tensor->name_length + 4 + 8 * tensor->n_dims + 4;
 }
 
-/* Ends the header at the cursor: makes offsets absolute, and checks that the data is there. */
+static bool is_empty(const mmrt_gguf_tensor *tensor) {
+    return !tensor->dims[0] || !tensor->dims[1] || !tensor->dims[2] || !tensor->dims[3];
+}
+
+/* Ends the header at the cursor: makes offsets absolute, and checks that the data is there. What
+ * has no elements has no data, and may be said to lie anywhere. */
 static mmrt_status place_tensors(mmrt_parser *p) {
     mmrt_gguf *gguf = p->gguf;
     uint64_t end = p->cursor.position;
@@ -90,6 +89,8 @@ static mmrt_status place_tensors(mmrt_parser *p) {
 
     for (uint64_t i = 0; i < gguf->n_tensors; i++) {
         mmrt_gguf_tensor *tensor = &gguf->tensors[i];
+        if (is_empty(tensor) && tensor->offset > room)
+            tensor->offset = room;
         if (tensor->offset > room || tensor->size > room - tensor->offset) {
             mmrt_parser_begin(p, "tensor", i);
             mmrt_parser_show_name(p, tensor->name, tensor->name_length);
@@ -110,12 +111,19 @@ static int compare_offsets(const void *left, const void *right) {
     return (a->offset > b->offset) - (a->offset < b->offset);
 }
 
-static mmrt_status check_disjoint(mmrt_parser *p, const mmrt_gguf_tensor **order) {
+/* Checks that no data is two tensors', and measures those of unknown types: they reach to the next
+ * one, or to the end of the file. */
+static mmrt_status check_disjoint(mmrt_parser *p, mmrt_gguf_tensor **order) {
     const mmrt_gguf *gguf = p->gguf;
+    uint64_t n = 0;
     for (uint64_t i = 0; i < gguf->n_tensors; i++)
-        order[i] = &gguf->tensors[i];
-    qsort(order, gguf->n_tensors, sizeof *order, compare_offsets);
-    for (uint64_t i = 1; i < gguf->n_tensors; i++) {
+        if (!is_empty(&gguf->tensors[i]))
+            order[n++] = &gguf->tensors[i];
+    qsort(order, n, sizeof *order, compare_offsets);
+    for (uint64_t i = 0; i < n; i++)
+        if (!mmrt_format_find(order[i]->type))
+            order[i]->size = (i + 1 < n ? order[i + 1]->offset : p->cursor.size) - order[i]->offset;
+    for (uint64_t i = 1; i < n; i++) {
         const mmrt_gguf_tensor *before = order[i - 1];
         const mmrt_gguf_tensor *after = order[i];
         if (after->offset - before->offset < before->size) {
@@ -146,7 +154,7 @@ mmrt_status mmrt_parse_tensors(mmrt_parser *p) {
     }
 
     mmrt_named *names = calloc(gguf->n_tensors + 1, sizeof *names);
-    const mmrt_gguf_tensor **order = calloc(gguf->n_tensors + 1, sizeof *order);
+    mmrt_gguf_tensor **order = calloc(gguf->n_tensors + 1, sizeof *order);
     mmrt_status status;
     if (!names || !order)
         status = mmrt_fail(p->err, MMRT_NO_MEMORY, "%s: no memory for its tensors", p->path);

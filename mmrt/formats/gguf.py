@@ -3,11 +3,20 @@
 import re
 from contextlib import ExitStack
 
-from mmrt.errors import FileError, FormatError
+from mmrt.errors import ArgumentError, FileError, FormatError
 from mmrt.formats.tensor_file import TensorFile
 from mmrt.gguf import Header, Metadata
 from mmrt.mapping import Mapping
 from mmrt.tensor import Tensor
+
+# Types that mmrt does not know, by the numbers that files give them, and whose they are.
+_FOREIGN = (
+    (range(4, 6), "that ggml has given up"),
+    (range(31, 34), "that ggml has given up"),
+    (range(36, 39), "that ggml has given up (36 is I2_S of bitnet.cpp)"),
+    (range(42, 97), "of a later ggml, it seems"),
+    (range(97, 400), "of ik_llama.cpp, it seems"),
+)
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -49,7 +58,20 @@ def _count(metadata: Metadata) -> int:
 
 
 def _tensors(header: Header) -> dict[str, Tensor]:
-    return {record[0]: Tensor(header.mapping, *record) for record in header.tensors()}
+    return {record[0]: _tensor(header.mapping, *record) for record in header.tensors()}
+
+
+def _tensor(
+    mapping: Mapping, name: str, type: str | int, shape: tuple[int, ...], offset: int, nbytes: int
+) -> Tensor:
+    if isinstance(type, int):
+        whose = next((f", {words}" for numbers, words in _FOREIGN if type in numbers), "")
+        why = f"mmrt does not know its type, {type}{whose}"
+        return Tensor(mapping, name, f"type {type}", shape, offset, nbytes=nbytes, unreadable=why)
+    try:
+        return Tensor(mapping, name, type, shape, offset)
+    except ArgumentError as error:
+        raise FormatError(f"{mapping.path}: {error}") from None
 
 
 def _open_parts(given: Header, count: int, opened: ExitStack) -> list[Header]:

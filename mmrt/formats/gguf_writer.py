@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     @property
     def nbytes(self) -> int:
         kind = TYPES[self.type]
-        *rows, cols = self.shape
+        *rows, cols = self.shape or (1,)
         if cols % kind.elements:
             raise ArgumentError(
                 f"tensor {self.name!r}: rows of {cols} are not whole blocks of {self.type}"

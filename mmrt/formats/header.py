@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError
 from mmrt.mapping import Mapping
 from mmrt.tensor import Tensor
 
@@ -33,24 +33,33 @@ def unlike(mapping: Mapping, head: bytes, expected: str) -> FormatError:
 
 
 def declared_tensor(
-    mapping: Mapping, where: str, name: str, type: str, shape: Sequence[Any], offset: int
+    mapping: Mapping,
+    where: str,
+    name: str,
+    type: str,
+    shape: Sequence[Any],
+    offset: int,
+    nbytes: int,
+    unreadable: str = "",
 ) -> Tensor:
-    """The Tensor `name` of a known `type`, if `shape` and `offset` can be true.
+    """The Tensor `name`, if `shape` and `offset` can be true; `where` names file and tensor.
 
-    Raises FormatError where a dimension is no whole number or the tensor would leave the file,
-    UnsupportedError where it has more dimensions than a Tensor can; `where` names file and tensor.
+    unreadable: why mmrt cannot read it, if so; more dimensions than a Tensor can have are a reason
+    too. Then it has the `nbytes` that are there for it; else what its type and shape take, which
+    the caller compares. Raises FormatError where a dimension is no whole number or the tensor
+    would leave the file.
     """
-    if len(shape) > _MOST_DIMENSIONS:
-        raise UnsupportedError(
-            f"{where}: it has {len(shape)} dimensions, and mmrt knows up to {_MOST_DIMENSIONS}"
-        )
     for number, size in enumerate(shape):
         # Not shown: it may be of any kind, or a number of more digits than Python will print.
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 63:
             raise FormatError(
                 f"{where}: dimension {number} of its shape is no whole number from 0 to 2^63 - 1"
             )
+    if not unreadable and len(shape) > _MOST_DIMENSIONS:
+        unreadable = f"it has {len(shape)} dimensions, and mmrt knows up to {_MOST_DIMENSIONS}"
     try:
+        if unreadable:
+            return Tensor(mapping, name, type, shape, offset, nbytes=nbytes, unreadable=unreadable)
         return Tensor(mapping, name, type, shape, offset)
     except ArgumentError as error:
         raise FormatError(f"{mapping.path}: {error}") from None

@@ -52,14 +52,18 @@ def open_npy(mapping: Mapping) -> TensorFile:
     The one of `weights.npy` is called "weights"; those of a `.npz` are called as their members are,
     without `.npy`.
 
-    Raises FormatError where the file breaks its format. Raises UnsupportedError for compressed
-    members, and for arrays that are not plain numbers in rows: objects, structures, strings, dates,
-    big-endian numbers, and matrices that lie column by column (`fortran_order`).
+    What is no plain numbers in rows cannot be read: objects, structures, strings, dates, big-endian
+    numbers, and matrices that lie column by column (`fortran_order`). Such a `.npy` is refused with
+    UnsupportedError; in a `.npz`, only the tensor that is asked for is.
+
+    Raises FormatError where the file breaks its format, UnsupportedError for compressed members.
     """
     if read(mapping, 0, 4) in _ZIP_MAGICS:
         return TensorFile("npz", [mapping], _archive(mapping), {})
     name = os.path.basename(mapping.path).removesuffix(".npy")
     array = _array(mapping, mapping.path, name, 0, mapping.size)
+    if array.unreadable:
+        raise UnsupportedError(f"{mapping.path}: {array.unreadable}")
     return TensorFile("npy", [mapping], {name: array}, {})
 
 
@@ -69,12 +73,10 @@ def open_npy(mapping: Mapping) -> TensorFile:
 def _array(mapping: Mapping, where: str, name: str, begin: int, end: int) -> Tensor:
     """The array whose header and elements are the bytes from `begin` to `end`."""
     descr, fortran_order, shape, offset = _header(mapping, where, begin, end)
-    type = _type(descr, where)
-    if fortran_order and sum(size != 1 for size in shape) > 1:
-        raise UnsupportedError(
-            f"{where}: fortran_order: it lies column by column; save numpy.ascontiguousarray of it"
-        )
-    tensor = declared_tensor(mapping, where, name, type, shape, offset)
+    type, unreadable = _type(descr)
+    if not unreadable and fortran_order and sum(size != 1 for size in shape) > 1:
+        unreadable = "fortran_order: it lies column by column; save numpy.ascontiguousarray of it"
+    tensor = declared_tensor(mapping, where, name, type, shape, offset, end - offset, unreadable)
     if tensor.nbytes > end - offset:
         raise FormatError(
             f"{where}: its shape takes {tensor.nbytes} bytes, and {end - offset} are there"
@@ -124,20 +126,18 @@ def _header(
     return header["descr"], header["fortran_order"], header["shape"], begin + start + length
 
 
-def _type(descr: Any, where: str) -> str:
-    """The Tensor type for a dtype as the header spells it."""
+def _type(descr: Any) -> tuple[str, str]:
+    """The Tensor type for a dtype as the header spells it; and why it cannot be read, if so."""
     if not isinstance(descr, str):
-        raise UnsupportedError(f"{where}: descr: a structure is no tensor")
+        return "structure", "descr: a structure is no tensor"
     order, code = (descr[0], descr[1:]) if descr[:1] in ("<", ">", "|", "=") else ("", descr)
     if code[:1] == "O":
-        raise UnsupportedError(f"{where}: descr: it holds pickled Python objects")
+        return "objects", "descr: it holds pickled Python objects"
     if code not in _TYPES:
-        raise UnsupportedError(f"{where}: descr: mmrt does not know the dtype {descr!r:.40}")
+        return descr[:40], f"descr: mmrt does not know the dtype {descr!r:.40}"
     if order == ">" and code[1:] != "1":
-        raise UnsupportedError(
-            f"{where}: descr: {descr!r} is big-endian; save array.astype('<{code}')"
-        )
-    return _TYPES[code]
+        return descr, f"descr: {descr!r} is big-endian; save array.astype('<{code}')"
+    return _TYPES[code], ""
 
 
 # ---- an archive ----

@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from mmrt.errors import FileError, FormatError, UnsupportedError
+from mmrt.errors import FileError, FormatError
 from mmrt.formats.header import declared_tensor, read, unlike
 from mmrt.formats.tensor_file import TensorFile
 from mmrt.mapping import Mapping
@@ -17,7 +17,8 @@ from mmrt.tensor import Tensor
 _INDEX = ".safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes, by the format's own rule
 
-# Each is a type of Tensor by the same name. The types of less than a byte (F4, F6_*) are not here.
+# Each is a type of Tensor by the same name. The types of less than a byte (F4, F6_*) are not here:
+# such tensors can be seen, and not be read.
 _TYPES = {
     "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL",
     "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
@@ -38,8 +39,7 @@ def open_safetensors(mapping: Mapping) -> TensorFile:
     The metadata is the header's `__metadata__`; of a set, the first shard's with that of the index.
 
     Raises FileError for a shard that is missing; FormatError where the file breaks the format, or
-    the shards do not fit their index: see the parts below; UnsupportedError for element types that
-    mmrt does not know.
+    the shards do not fit their index: see the parts below.
     """
     if mapping.path.endswith(_INDEX):
         return _open_set(mapping)
@@ -87,8 +87,6 @@ def _tensor(mapping: Mapping, start: int, name: str, entry: Any) -> Tensor:
         if not isinstance(entry.get(field), kind):
             raise FormatError(f"{where}: {field} is missing or no {kind.__name__}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _TYPES:
-        raise UnsupportedError(f"{where}: mmrt does not know its dtype, {dtype!r:.40}")
     if len(offsets) != 2 or not all(type(n) is int for n in offsets):
         raise FormatError(f"{where}: data_offsets are not two whole numbers")
     begin, end = offsets
@@ -97,7 +95,8 @@ def _tensor(mapping: Mapping, start: int, name: str, entry: Any) -> Tensor:
             f"{where}: data_offsets {begin} to {end} do not lie within the "
             f"{mapping.size - start} bytes after the header"
         )
-    tensor = declared_tensor(mapping, where, name, dtype, shape, start + begin)
+    why = "" if dtype in _TYPES else f"mmrt does not know its dtype, {dtype!r:.40}"
+    tensor = declared_tensor(mapping, where, name, dtype, shape, start + begin, end - begin, why)
     if tensor.nbytes != end - begin:
         raise FormatError(
             f"{where}: data_offsets give it {end - begin} bytes, but {dtype} of shape {shape} "

@@ -46,6 +46,13 @@ def array(element_type: int, count: int, elements: bytes) -> bytes:
     return u32(element_type) + u64(count) + elements
 
 
+def within(depth: int, value: bytes) -> bytes:
+    """The array `value` in so many others, of one element each."""
+    for _ in range(depth):
+        value = array(ARRAY, 1, value)
+    return value
+
+
 def tensor(
     name: str | bytes, dims: tuple[int, ...] = (32,), type_: int = F32, offset: int = 0
 ) -> bytes:
@@ -190,7 +197,17 @@ CASES = [
     Case(
         "array-of-arrays",
         gguf((entry("k", ARRAY, array(ARRAY, 1, array(UINT8, 1, b"\0"))),)),
-        "element type at byte 37: arrays of arrays are not supported",
+        None,
+    ),
+    Case(
+        "array-of-arrays-count",
+        gguf((entry("k", ARRAY, array(ARRAY, 2, array(UINT8, 1, b"\0"))),)),
+        "element count at byte 41: found 2, but the bytes left hold 1 at most",
+    ),
+    Case(
+        "array-within-seventeen",
+        gguf((entry("k", ARRAY, within(17, array(UINT8, 1, b"\0"))),)),
+        "element type at byte 229: found an array within more than 16 others",
         True,
     ),
     Case(
@@ -218,13 +235,13 @@ CASES = [
     ),
     Case("name-not-utf8", gguf((), (tensor(b"\xe2\x82"),), 128), "tensor 0 name at byte 32"),
     Case("name-length-huge", gguf((), (u64(HUGE) + tensor("a"),), 128), "tensor 0 name at byte 24"),
-    Case("dimensions-0", gguf((), (tensor("a", ()),), 128), "dimension count at byte 33: found 0"),
+    Case("dimensions-0", gguf((), (tensor("a", ()),), 128), None),
     Case(
         "dimensions-5",
         gguf((), (tensor("a", (32, 1, 1, 1, 1)),), 128),
-        "tensor 0 'a' dimension count at byte 33: found 5, expected 1 to 4",
+        "tensor 0 'a' dimension count at byte 33: found 5, expected 4 at most",
     ),
-    Case("dimension-zero", gguf((), (tensor("a", (32, 0)),), 128), "dimension at byte 45: found 0"),
+    Case("dimension-zero", gguf((), (tensor("a", (32, 0)),), 128), None),
     Case("dimension-huge", gguf((), (tensor("a", (HUGE,)),), 128), "dimensions at byte 37"),
     Case(
         "dimensions-overflow",
@@ -241,9 +258,9 @@ CASES = [
         gguf((), (tensor("a", (33, 2), Q4_0),), 128),
         "dimension 0 at byte 37: found rows of 33 elements, expected a multiple of the block of 32",
     ),
-    Case("type-unknown", gguf((), (tensor("a", (32,), 99),), 128), "type at byte 45: found", True),
-    Case("type-gap", gguf((), (tensor("a", (32,), 4),), 128), "type at byte 45: found 4", True),
-    Case("type-huge", gguf((), (tensor("a", (32,), 2**31),), 128), "type at byte 45", True),
+    Case("type-unknown", gguf((), (tensor("a", (32,), 99),), 128), None),
+    Case("type-gap", gguf((), (tensor("a", (32,), 4),), 128), None),
+    Case("type-huge", gguf((), (tensor("a", (32,), 2**31),), 128), None),
     Case(
         "offset-misaligned",
         gguf((), (tensor("a", offset=16),), 256),
