@@ -10,10 +10,18 @@
 Everything is loaded when first used, so that importing the package costs next to nothing.
 """
 
+import os.path
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if not os.path.exists(os.path.join(_HERE, "libmmrt.so")):
+    raise ImportError(
+        f"{_HERE} is mmrt's source, and its compiled parts are not there: start Python in another "
+        "folder, where the installed mmrt is found, or build this one with `pip install -e .`"
+    )
 
 __all__ = [
     "ArgumentError",
@@ -33,6 +41,7 @@ __all__ = [
     "UnsupportedError",
     "counters",
     "cpu_info",
+    "default_model",
     "errors",
     "formats",
     "kernels",
@@ -71,13 +80,14 @@ _HOMES = {
     "OutOfMemoryError": "mmrt.errors",
 }
 _MODULES = {
-    *("counters", "errors", "formats", "kernels", "models", "numa", "pagetables", "policies"),
-    *("quant", "streaming", "trace"),
+    *("counters", "default_model", "errors", "formats", "kernels", "models", "numa", "pagetables"),
+    *("policies", "quant", "streaming", "trace"),
 }
 
 if TYPE_CHECKING:
     from mmrt import (
         counters,
+        default_model,
         errors,
         formats,
         kernels,

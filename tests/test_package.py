@@ -4,6 +4,7 @@ and its public names have docstrings."""
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -142,6 +143,42 @@ def test_stubs_tell_the_truth(tmp_path: Path) -> None:
     command += ["--ignore-unused-allowlist", "--ignore-disjoint-bases", *BINDINGS]
     # Elsewhere: mypy takes what lies in the folder for the user's own.
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- a clone that is not built ----
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path) -> Path:
+    """A clone of the sources alone."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "bench", clone / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "mmrt", clone / "mmrt", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    return clone
+
+
+def test_importing_source_without_its_compiled_parts_says_what_to_do(unbuilt: Path) -> None:
+    command = [sys.executable, "-c", "import mmrt"]
+    done = subprocess.run(command, cwd=unbuilt, capture_output=True, text=True)
+    assert done.returncode == 1
+    (last,) = done.stderr.splitlines()[-1:]
+    assert last.startswith("ImportError:") and str(unbuilt) in last and "pip install -e ." in last
+
+
+@pytest.mark.parametrize("command", [["bench.peers", "--help"], ["pytest", "bench", "--co", "-q"]])
+def test_benchmarks_run_from_a_clone_with_the_mmrt_that_is_installed(
+    unbuilt: Path, command: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=unbuilt,
+        env={**os.environ, "PYTHONPATH": str(HOME)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
