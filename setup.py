@@ -8,6 +8,8 @@ mmrt/libmmrt.so, so that the Cython modules share one copy of its state.
 import os
 import platform
 import subprocess
+import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -65,11 +67,41 @@ def core_libraries() -> list[tuple[str, dict]]:
 class BuildCore(build_clib):
     """Builds the static libraries whose flags the compiler knows, all at once."""
 
+    def run(self):
+        if sys.platform != "linux":
+            sys.exit(f"mmrt runs on Linux alone, and this is {sys.platform}")
+        super().run()
+
+    def complaint(self, flags: list[str], source: str = "") -> str | None:
+        """What the compiler says of `source`; None where it takes it."""
+        command = [*self.compiler.compiler_so, *flags, "-fsyntax-only", "-xc", "-"]
+        try:
+            done = subprocess.run(command, input=source, capture_output=True, text=True)
+        except OSError as error:
+            return str(error)
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        return None if done.returncode == 0 else (errors or [f"status {done.returncode}"])[0]
+
     def knows(self, flags: list[str]) -> bool:
-        command = [*self.compiler.compiler_so, *flags, "-fsyntax-only", "-xc", os.devnull]
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return self.complaint(flags) is None
+
+    def require_compiler(self):
+        """Ends with one line where there is no compiler, or no headers of the C library or Python's."""
+        python = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
+        for source, what, debian, fedora in (
+            ("", "a C11 compiler", "gcc", "gcc"),
+            ("#include <pthread.h>", "the C library's headers", "libc6-dev", "glibc-devel"),
+            ("#include <Python.h>", "Python's headers", "python3-dev", "python3-devel"),
+        ):
+            said = self.complaint([*CORE_FLAGS, *python], source)
+            if said is not None:
+                sys.exit(
+                    f"mmrt's build needs {what}: {said} (Debian: apt install {debian}; Fedora: dnf "
+                    f"install {fedora})"
+                )
 
     def build_libraries(self, libraries):
+        self.require_compiler()
         # In place: what is linked later is what is left in this list.
         libraries[:] = [(name, info) for name, info in libraries if self.knows(info["cflags"])]
         for _, info in libraries:
