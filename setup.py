@@ -86,7 +86,7 @@ class BuildCore(build_clib):
         return self.complaint(flags) is None
 
     def require_compiler(self):
-        """Ends with one line where there is no compiler, or no headers of the C library or Python's."""
+        """Ends with one line where there is no compiler, or not the headers of Python or C."""
         python = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
         for source, what, debian, fedora in (
             ("", "a C11 compiler", "gcc", "gcc"),

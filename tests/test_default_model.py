@@ -165,7 +165,7 @@ def test_without_pip_uv_fetches(setting: Setting, uv: None) -> None:
 
 def test_what_uv_says_is_passed_on(setting: Setting, uv: None) -> None:
     setting.wheel.unlink()
-    with pytest.raises(FileError, match="uv cannot fetch .*error: no route to the index"):
+    with pytest.raises(FileError, match=r"uv cannot fetch .*error: no route to the index"):
         default_model.path()
 
 

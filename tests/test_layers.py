@@ -31,7 +31,7 @@ PYTHON_LAYERS = [
     *["words", "bpe", "tokenizer", "chat"],
     *["sampler", "sequence", "generation", "memory", "budget", "model", "forecast"],
     *["trace", "chrome_trace", "pictures"],
-    *["__init__", "default_model", "cli", "__main__"],
+    *["wheel", "default_model", "__init__", "cli", "__main__"],
 ]
 
 # These name the other as the type of what they are given; type checkers alone import it.
