@@ -26,6 +26,7 @@ if not os.path.exists(os.path.join(_HERE, "libmmrt.so")):
 __all__ = [
     "ArgumentError",
     "Budget",
+    "Conversation",
     "FileError",
     "FormatError",
     "Mapping",
@@ -65,6 +66,7 @@ _HOMES = {
     "Mapping": "mmrt.mapping",
     "Residency": "mmrt.residency",
     "Model": "mmrt.model",
+    "Conversation": "mmrt.conversation",
     "Budget": "mmrt.budget",
     "Sequence": "mmrt.sequence",
     "Sampler": "mmrt.sampler",
@@ -100,6 +102,7 @@ if TYPE_CHECKING:
         trace,
     )
     from mmrt.budget import Budget
+    from mmrt.conversation import Conversation
     from mmrt.errors import (
         ArgumentError,
         FileError,

@@ -53,6 +53,7 @@ class Share:
         path: str,
         program: Program,
         kv: Callable[[], int],
+        give_back: Callable[[], None],
         step_tokens: int,
         reader: str | None,
         lock: bool,
@@ -60,6 +61,7 @@ class Share:
         self.path = path
         self.program = program
         self.kv = kv  # bytes of keys and values that the model holds
+        self.give_back = give_back  # those that it can do without
         self.step_tokens = step_tokens  # of a long prompt, at a time
         self.reader = reader  # None: whichever is faster
         self.lock = lock  # what is kept of the weights
@@ -266,7 +268,13 @@ class Budget:
                 return
         tightest = self._tightest(step.pages + step.scratch, limited=True)
         room = tightest.n_bytes
-        least, most = sum(s.least for s in shares), sum(s.most for s in shares)
+        least = sum(share.least for share in shares)
+        if room < least:
+            for share in shares:
+                share.give_back()
+            tightest = self._tightest(step.pages + step.scratch, limited=True)
+            room = tightest.n_bytes
+        most = sum(share.most for share in shares)
         if room < least:
             bound = tightest.bound
             raise OutOfMemoryError(

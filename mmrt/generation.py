@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,59 @@ class Piece(NamedTuple):
     text: str
     token: int | None
     finish: Finish | None = None
+
+
+class Options(TypedDict, total=False):
+    """How a text is written: keyword arguments of all that writes one."""
+
+    max_tokens: int | None
+    """Tokens at most; None: as many as the context holds."""
+    temperature: float
+    """Of the draw; 0, the default, takes the most likely token."""
+    top_k: int
+    """Draw from the most likely tokens, so many; 0, the default: from all."""
+    top_p: float
+    """Draw from the most likely tokens that make up this probability; 1, the default: from all."""
+    min_p: float
+    """Draw from tokens this likely, relative to the most likely; 0, the default: from all."""
+    repeat_penalty: float
+    """Hold tokens back that were read lately; 1, the default, does not."""
+    repeat_last_n: int
+    """The number of latest tokens that the penalty looks at; 64 by default, -1: all."""
+    seed: int | None
+    """The same one draws the same tokens; None, the default: others each time."""
+    stop: Sequence[str]
+    """Texts before which to stop; they may spell control tokens."""
+    on_prefill: Progress | None
+    """Called as the prompt is read, with (tokens done, tokens in all)."""
+
+
+class Settings:
+    """Options that make sense."""
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        on_prefill: Progress | None = None,
+        **sampling: Any,
+    ) -> None:
+        """Raises ArgumentError for one out of its range."""
+        if max_tokens is not None and (
+            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
+        ):
+            raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
+        self.max_tokens = max_tokens
+        self.stop = stop
+        self.on_prefill = on_prefill
+        self._sampling = sampling
+        self.sampler()
+        StopStrings(stop)
+
+    def sampler(self) -> Sampler:
+        """A new one: each text has its own draws."""
+        return Sampler(**self._sampling)
 
 
 class StopStrings:
@@ -80,18 +133,12 @@ class StopStrings:
 class Answer:
     """What a model writes in one sequence, a token at a time."""
 
-    def __init__(
-        self,
-        model: "Model",
-        sequence: TokenSequence,
-        max_tokens: int | None,
-        sampler: Sampler,
-        stops: StopStrings,
-    ) -> None:
+    def __init__(self, model: "Model", sequence: TokenSequence, settings: Settings) -> None:
         self.sequence = sequence
-        self._model, self._sampler, self._stops = model, sampler, stops
+        self._model = model
+        self._sampler, self._stops = settings.sampler(), StopStrings(settings.stop)
         self._decoder = StreamDecoder(model.tokenizer)
-        self._max_tokens = max_tokens
+        self._max_tokens = settings.max_tokens
         self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
 
     def take(self, logits: NDArray[np.float32]) -> tuple[list[Piece], int | None]:

@@ -1,30 +1,34 @@
 """A language model that runs from the mapped pages of its file."""
 
+import collections
 import contextlib
 import functools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrt import budget, chat, counters, formats, models, policies, quant
 from mmrt.budget import Budget, Share
+from mmrt.conversation import Conversation
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.fields import Fields
-from mmrt.generation import Answer, Piece, StopStrings, generate, generate_together
+from mmrt.generation import Answer, Options, Piece, Settings, generate, generate_together
 from mmrt.kernels import Pool, cpu_info, trim_heap
 from mmrt.memory import Memory
 from mmrt.models.weights import Weights
 from mmrt.program import Cache, Program
-from mmrt.sampler import Sampler
-from mmrt.sequence import Progress, Sequence
+from mmrt.sequence import Sequence
 from mmrt.streaming import READERS, Streaming
 from mmrt.tensor import Tensor
 from mmrt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Tokens that one step takes: enough for the panels of a matrix to be unpacked for nothing, and the
 # scratch still small.
@@ -86,7 +90,10 @@ class Model:
         self.budget.begin()
         # No WeakSet: another thread may add to it while it is gone through.
         self._sequences: set[weakref.ref[Sequence]] = set()
+        # The last conversation's keys and values, if no one goes on with it now.
+        self._last_chat: collections.deque[Cache] = collections.deque(maxlen=1)
         self._share: Share | None = None
+        self.closed = False
         self._pool = Pool(threads)
         self.isa = cpu_info().isa
         self.file = formats.open(path)
@@ -123,8 +130,9 @@ class Model:
 
     def _join_budget(self, reader: str | None, lock: bool) -> None:
         self.program.stream()
-        kv = functools.partial(_kv_bytes, self._sequences)
-        share = Share(self.path, self.program, kv, STEP_TOKENS, reader, lock)
+        kv = functools.partial(_kv_bytes, self._sequences, self._last_chat)
+        spare = self._last_chat.clear
+        share = Share(self.path, self.program, kv, spare, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
 
@@ -142,6 +150,8 @@ class Model:
         """Frees the scratch and unmaps the file; BufferError while a step or a view needs them."""
         if hasattr(self, "program"):
             self.program.close()
+        self.closed = True
+        self._last_chat.clear()
         if self._share is not None:
             self.budget.leave(self._share)
         self.file.close()
@@ -172,7 +182,7 @@ class Model:
         return Memory(
             weights=weights,
             kept=streaming.kept + share.extremes.rest if share and streaming else weights,
-            kv=_kv_bytes(self._sequences),
+            kv=_kv_bytes(self._sequences, self._last_chat),
             kv_page=self.program.page_bytes,
             scratch=self.program.step_bytes(STEP_TOKENS),
             streaming=streaming,
@@ -213,7 +223,10 @@ class Model:
 
     def sequence(self) -> Sequence:
         """A new, empty text."""
-        sequence = Sequence(self)
+        return self._sequence_of(Cache(self.program))
+
+    def _sequence_of(self, cache: Cache) -> Sequence:
+        sequence = Sequence(self, cache)
         self._sequences.add(weakref.ref(sequence, self._sequences.discard))
         return sequence
 
@@ -269,106 +282,72 @@ class Model:
         self,
         prompt: str | Iterable[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        seed: int | None = None,
-        stop: List[str] = (),
-        on_prefill: Progress | None = None,
         sequence: Sequence | None = None,
         parse_special: bool = True,
+        **options: "Unpack[Options]",
     ) -> Iterator[Piece]:
         """Yields pieces of what the model writes after `prompt` (text, or token ids).
 
-        max_tokens: None for as many as the context holds. The sampling arguments are Sampler's.
-        stop: strings at which to stop, which may spell control tokens; they are not part of the
-        text. on_prefill(done, total) is called as the prompt is read. sequence: the text that the
-        prompt continues.
+        options: see mmrt.generation.Options. sequence: the text that the prompt continues.
         parse_special: control tokens spelled in a prompt (`<|im_end|>`) become those tokens; False:
         they are plain text, as they should be where others than the caller wrote it.
 
         Raises ArgumentError at once for an option out of its range, an empty prompt, or one that
         the context cannot hold.
         """
-        if max_tokens is not None:
-            _require_count(max_tokens)
-        sampler = Sampler(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            repeat_last_n=repeat_last_n,
-            seed=seed,
-        )
-        stops = StopStrings(stop)
-        if sequence is not None and not sequence.belongs_to(self):
-            raise ArgumentError("the sequence belongs to another model")
+        settings = Settings(**options)
+        self._check_owner(sequence)
         text = self.sequence() if sequence is None else sequence
-        if isinstance(prompt, str):
-            last = text.tokens[-1] if len(text) else None
-            ids = self.tokenizer.encode(prompt, last is None, parse_special, after=last)
-        else:
-            ids = list(prompt)
-        if not ids:
-            raise ArgumentError("the prompt is empty")
+        ids = self._ids(prompt, parse_special, after=text.tokens[-1] if len(text) else None)
         self.require_room(len(text) + len(ids))
-        pieces = generate(Answer(self, text, max_tokens, sampler, stops), ids, on_prefill)
+        pieces = generate(Answer(self, text, settings), ids, settings.on_prefill)
         return _closing(text, pieces) if sequence is None else pieces
+
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        sequence: Sequence | None = None,
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> str:
+        """The text that stream(prompt, ...) yields, whole."""
+        pieces = self.stream(prompt, sequence=sequence, parse_special=parse_special, **options)
+        return "".join(piece.text for piece in pieces)
 
     def generate_all(
         self,
         prompts: Iterable[str | Iterable[int]],
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        seed: int | None = None,
-        stop: List[str] = (),
         parse_special: bool = True,
+        **options: "Unpack[Options]",
     ) -> list[str]:
         """What the model writes after each of several prompts; options as for stream(), the same
         for each. They go on together: each reading of the weights serves one token of every text,
         which is worth most where weights are streamed from the disk."""
-        if max_tokens is not None:
-            _require_count(max_tokens)
-        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options |= {"min_p": min_p, "repeat_penalty": repeat_penalty, "seed": seed}
-        options["repeat_last_n"] = repeat_last_n
-        texts = [
-            self.tokenize(p, parse_special=parse_special) if isinstance(p, str) else list(p)
-            for p in prompts
-        ]
+        settings = Settings(**options)
+        texts = [self._ids(prompt, parse_special) for prompt in prompts]
         for ids in texts:
-            if not ids:
-                raise ArgumentError("the prompt is empty")
             self.require_room(len(ids))
         with contextlib.ExitStack() as stack:
-            answers = [
-                Answer(
-                    self,
-                    stack.enter_context(self.sequence()),
-                    max_tokens,
-                    Sampler(**options),
-                    StopStrings(stop),
-                )
-                for _ in texts
-            ]
+            sequences = [stack.enter_context(self.sequence()) for _ in texts]
+            answers = [Answer(self, sequence, settings) for sequence in sequences]
             return generate_together(answers, texts)
 
-    def generate(
-        self, prompt: str | Iterable[int], *, max_tokens: int | None = None, **options: Any
-    ) -> str:
-        """The text that stream(prompt, ...) yields, whole."""
-        return "".join(p.text for p in self.stream(prompt, max_tokens=max_tokens, **options))
+    def _ids(
+        self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
+    ) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise ArgumentError("the prompt is empty")
+        return ids
+
+    def _check_owner(self, sequence: Sequence | None) -> None:
+        if sequence is not None and not sequence.belongs_to(self):
+            raise ArgumentError("the sequence belongs to another model")
 
     def render_chat(self, messages: List[Mapping[str, Any]]) -> str:
         """The prompt that the model's own chat template makes of `messages`, each with `role` and
@@ -396,18 +375,55 @@ class Model:
             ids.insert(0, bos)
         return ids
 
-    def stream_chat(self, messages: List[Mapping[str, Any]], **options: Any) -> Iterator[Piece]:
-        """Yields pieces of the answer to `messages`; options as for stream()."""
-        return self.stream(self.chat_tokens(messages), **options)
+    def stream_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        sequence: Sequence | None = None,
+        **options: "Unpack[Options]",
+    ) -> Iterator[Piece]:
+        """Yields pieces of the answer to `messages`; options and errors as for stream().
 
-    def chat(self, messages: List[Mapping[str, Any]], **options: Any) -> str:
-        """The answer to `messages`, whole; options as for stream()."""
-        return "".join(piece.text for piece in self.stream_chat(messages, **options))
+        What they share with the last conversation is not read again: the model keeps the keys and
+        values of one until it is closed, or a memory budget needs them. sequence: where to keep
+        them instead; what it holds beyond the shared beginning is forgotten.
+        """
+        settings = Settings(**options)
+        self._check_owner(sequence)
+        ids = self.chat_tokens(messages)
+        self.require_room(len(ids))
+        if sequence is not None:
+            return self._answer(ids, sequence, settings)
+        return self._converse(ids, settings)
 
+    def chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        sequence: Sequence | None = None,
+        **options: "Unpack[Options]",
+    ) -> str:
+        """The text that stream_chat(messages, ...) yields, whole."""
+        return "".join(p.text for p in self.stream_chat(messages, sequence=sequence, **options))
 
-def _require_count(max_tokens: int) -> None:
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
-        raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A new conversation; system: what the model is told beforehand."""
+        return Conversation(self, system)
+
+    def _converse(self, ids: list[int], settings: Settings) -> Iterator[Piece]:
+        try:
+            cache = self._last_chat.pop()
+        except IndexError:  # there was none, or another thread goes on with it
+            cache = Cache(self.program)
+        try:
+            yield from self._answer(ids, self._sequence_of(cache), settings)
+        finally:
+            if not self.closed:
+                self._last_chat.append(cache)
+
+    def _answer(self, ids: list[int], text: Sequence, settings: Settings) -> Iterator[Piece]:
+        rest = ids[text.keep_prefix(ids) :]
+        yield from generate(Answer(self, text, settings), rest, settings.on_prefill)
 
 
 def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -415,9 +431,9 @@ def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Iterator[Piece]:
         yield from pieces
 
 
-def _kv_bytes(sequences: set[weakref.ref[Sequence]]) -> int:
+def _kv_bytes(sequences: set[weakref.ref[Sequence]], idle: Iterable[Cache]) -> int:
     alive = [reference() for reference in sequences.copy()]
-    return sum(sequence.nbytes for sequence in alive if sequence is not None)
+    return sum(text.nbytes for text in (*alive, *idle) if text is not None)
 
 
 def _is_finite(tensor: Tensor) -> bool:

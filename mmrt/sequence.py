@@ -13,6 +13,9 @@ from mmrt.program import Cache
 if TYPE_CHECKING:
     from mmrt.model import Model
 
+# Tokens from which on a step computes each as it does in longer steps.
+_PANEL = 8
+
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
 
 
@@ -22,9 +25,9 @@ class Sequence:
     Its memory grows by pages of 32 tokens. One thread at a time; a context manager.
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: "Model", cache: Cache) -> None:
         self._model = model
-        self._cache = Cache(model.program)
+        self._cache = cache
 
     def __len__(self) -> int:
         return self._cache.length
@@ -85,6 +88,18 @@ class Sequence:
     def truncate(self, length: int) -> None:
         """Forgets the tokens from `length` on and gives their memory back."""
         self._cache.truncate(length)
+
+    def keep_prefix(self, ids: List[int]) -> int:
+        """Forgets all but what it can spare a reader of `ids`: returns how many of them it holds.
+
+        Of what they share the last few are read again, as a step of their own: the logits that
+        follow are then the same, to the bit, as when all are read at once.
+        """
+        pairs = enumerate(zip(self.tokens, ids, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
+        kept = max(min(shared, len(ids) - _PANEL), 0)
+        self.truncate(kept)
+        return kept
 
     def close(self) -> None:
         """Gives its memory back. It is then empty, and may begin again."""

@@ -10,7 +10,6 @@ from command import STORY, Ended, call, start
 
 import mmrt
 from mmrt import counters, default_model
-from mmrt.cli.chat import Conversation
 
 # ---- run ----
 
@@ -137,19 +136,3 @@ def test_chat_needs_a_template(gemma3_path: Path) -> None:
 
 def test_a_piped_chat_that_outgrows_the_context_is_refused(smollm2_path: Path) -> None:
     call("chat", smollm2_path, "-c", 64, stdin="word " * 100).assert_refused(1, "context of 64")
-
-
-def test_a_turn_reads_only_what_is_new(smollm2_path: Path) -> None:
-    with mmrt.Model(smollm2_path) as model:
-        conversation = Conversation(model, None)
-        read: list[int] = []
-        options = {"max_tokens": 6, "on_prefill": lambda done, total: read.append(total)}
-        first = "".join(conversation.say("Name a colour of the rainbow, please.", options))
-        second = "".join(conversation.say("Another!", options))
-        assert read[1] < read[0]
-        spoken = [
-            {"role": "user", "content": "Name a colour of the rainbow, please."},
-            {"role": "assistant", "content": first},
-            {"role": "user", "content": "Another!"},
-        ]
-        assert second == model.chat(spoken, max_tokens=6)

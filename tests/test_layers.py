@@ -29,13 +29,18 @@ PYTHON_LAYERS = [
     *["system", "policies"],
     *["formats", "quantizer", "program", "models"],
     *["words", "bpe", "tokenizer", "chat"],
-    *["sampler", "sequence", "generation", "memory", "budget", "model", "forecast"],
+    *["sampler", "sequence", "generation", "conversation", "memory", "budget", "model", "forecast"],
     *["trace", "chrome_trace", "pictures"],
     *["wheel", "default_model", "__init__", "cli", "__main__"],
 ]
 
 # These name the other as the type of what they are given; type checkers alone import it.
-TYPES_ONLY = {("sequence", "model"), ("generation", "model"), ("policies", "program")}
+TYPES_ONLY = {
+    ("sequence", "model"),
+    ("generation", "model"),
+    ("conversation", "model"),
+    ("policies", "program"),
+}
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">]+)[">]', re.MULTILINE)
 IMPORT = re.compile(

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.options import (
@@ -17,7 +18,7 @@ from mmrt.cli.output import note, progress
 from mmrt.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from mmrt.model import Model
+    from mmrt.conversation import Conversation
 
 COMMANDS = """\
 /clear  forget the conversation
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     options = generation(arguments)
     with open_model(one_model(arguments), arguments, arguments.ctx_size) as model:
-        conversation = Conversation(model, arguments.system)
+        conversation = model.conversation(arguments.system)
         for line in _lines():
             if line == "/exit":
                 break
@@ -57,57 +58,13 @@ def run(arguments: argparse.Namespace) -> None:
                 _turn(conversation, line, options)
 
 
-class Conversation:
-    """Messages, and the sequence in which the model keeps what it has read of them."""
-
-    def __init__(self, model: "Model", system: str | None) -> None:
-        """Raises UnsupportedError at once if the model is none to converse with."""
-        self._model = model
-        self._sequence = model.sequence()
-        self._beginning = [_message("system", system)] if system else []
-        model.render_chat([*self._beginning, _message("user", "")])
-        self.clear()
-
-    def clear(self) -> None:
-        self._messages = list(self._beginning)
-
-    def say(self, text: str, options: dict[str, Any]) -> Iterator[str]:
-        """Yields the answer to `text` in parts. What was yielded becomes part of the conversation,
-        also if the rest is not awaited; if there was nothing, the question does not either.
-        """
-        question = _message("user", text)
-        ids = self._model.chat_tokens([*self._messages, question])
-        # What the new prompt shares with the last one is not read again, but for one token: the
-        # answer begins with the logits after it.
-        shared = _common_prefix(self._sequence.tokens, ids[:-1])
-        self._sequence.truncate(shared)
-        answer = ""
-        try:
-            for piece in self._model.stream(ids[shared:], sequence=self._sequence, **options):
-                answer += piece.text
-                yield piece.text
-        finally:
-            if answer:
-                self._messages += [question, _message("assistant", answer)]
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-def _turn(conversation: Conversation, line: str, options: dict[str, Any]) -> None:
+def _turn(conversation: "Conversation", line: str, options: dict[str, Any]) -> None:
     try:
         with progress("reading") as update:
-            answer = conversation.say(line, options | {"on_prefill": update})
-            first = next(answer, "")
-        print(first, end="", flush=True)
-        for text in answer:
-            print(text, end="", flush=True)
+            answer = conversation.stream(line, **(options | {"on_prefill": update}))
+            first = next(answer)
+        for piece in chain([first], answer):
+            print(piece.text, end="", flush=True)
         print(flush=True)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
