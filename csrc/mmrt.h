@@ -169,6 +169,10 @@ uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
 uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping);  /* bytes */
 int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping); /* the file's mtime at opening */
 
+/* Puts the handler in front again if another has replaced it. To be called before reading begins:
+ * creating mappings and running programs do. One system call if nothing has changed. */
+void mmrt_guard_renew(void);
+
 /* IO, naming the file and a byte that is missing, if bytes [offset, offset + length) are not all in
  * the file any more, or if any byte of the mapping was found missing when it was touched: from then
  * on all of the mapping may hold zeros. A length of 0 asks for the latter alone and costs nothing;

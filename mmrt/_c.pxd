@@ -65,6 +65,7 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_mapping_size(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping)
     int64_t mmrt_mapping_modified_ns(const mmrt_mapping *mapping)
+    void mmrt_guard_renew()
     mmrt_status mmrt_mapping_check(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                    uint64_t *gone, mmrt_error *err)
     mmrt_status mmrt_bytes_check(const void *bytes, uint64_t length, mmrt_error *err)

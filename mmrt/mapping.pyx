@@ -7,7 +7,7 @@ from libc.stdint cimport uint64_t
 
 from mmrt._c cimport (
     MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, MMRT_OK, bool_t,
-    mmrt_advice, mmrt_advice_name, mmrt_error, mmrt_file_advice, mmrt_file_advice_name, mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request,
+    mmrt_advice, mmrt_advice_name, mmrt_error, mmrt_guard_renew, mmrt_file_advice, mmrt_file_advice_name, mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request,
     mmrt_mapping_advise, mmrt_mapping_advise_file, mmrt_mapping_check, mmrt_mapping_close, mmrt_mapping_create,
     mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_flush, mmrt_mapping_lock, mmrt_mapping_mapped,
     mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
@@ -110,6 +110,7 @@ cdef class Mapping:
         if self.handle is NULL:
             raise ArgumentError(f"{self.path} is closed")
         self.check_read(0, 0)
+        mmrt_guard_renew()
         self.views += 1
         return 0
 

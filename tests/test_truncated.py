@@ -292,6 +292,59 @@ def run(code: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
+ENABLED_LATER = """
+import faulthandler, os, sys
+import numpy as np
+import mmrt
+mapping = mmrt.Mapping(sys.argv[1])
+{view_before}
+faulthandler.enable()
+{view_after}
+os.truncate(sys.argv[1], 4096)
+assert view[0] == 1 and view[3 * 4096] == 0
+del view
+try:
+    mapping.verify()
+except mmrt.FileError:
+    print("told")
+"""
+
+
+@pytest.mark.parametrize("reported", [False, True])
+@pytest.mark.parametrize("make_view", ["np.asarray(mapping)", "memoryview(mapping)"])
+def test_faulthandler_enabled_after_the_mapping(
+    tmp_path: Path, make_view: str, reported: bool
+) -> None:
+    """Views made later are read in silence; for those from before, it reports and the read goes on."""
+    path = write_file(tmp_path / "file", bytes([1]) * (4 * 4096))
+    view = f"view = {make_view}"
+    before, after = (view, "") if reported else ("", view)
+    done = run(ENABLED_LATER.format(view_before=before, view_after=after), path)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
+    assert done.stderr.count("Bus error") == reported
+
+
+STEP = """
+import faulthandler, os, sys
+import mmrt
+with mmrt.Model(sys.argv[1], threads=2) as model, model.sequence() as sequence:
+    sequence.extend([1])
+    faulthandler.enable()
+    os.truncate(sys.argv[1], 8192)
+    try:
+        sequence.extend([1])
+    except mmrt.FileError as error:
+        print("told")
+"""
+
+
+def test_faulthandler_enabled_before_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    tiny_models.llama().write(path)
+    done = run(STEP, path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "told\n", "")
+
+
 FOREIGN = """
 import faulthandler, mmap, os, sys
 import mmrt

@@ -242,6 +242,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
     struct part *placed = calloc((size_t)n_parts, sizeof *placed);
     if (!placed)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step of %d parts", n_parts);
+    mmrt_guard_renew();
     mmrt_status status = place_parts(program, parts, n_parts, placed, n, err);
     struct step step = {
         .program = program,

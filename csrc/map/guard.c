@@ -23,9 +23,15 @@ struct mmrt_guard {
     _Atomic uintptr_t start;
     _Atomic uintptr_t length; /* 0: guards nothing */
     _Atomic(mmrt_mapping *) mapping;
+    atomic_int fd;             /* of the file; -1: there is none */
+    _Atomic int64_t last_page; /* where in the file the last page begins that is mapped of it */
 };
 
 static _Atomic(struct mmrt_guard *) guards;
+
+static int64_t last_page(const mmrt_mapping *mapping, uint64_t length) {
+    return (int64_t)(mapping->offset + length) - (int64_t)mapping->unit;
+}
 
 static void guard(struct mmrt_guard *slot, mmrt_mapping *mapping, uintptr_t start,
                   uintptr_t length) {
@@ -33,7 +39,22 @@ static void guard(struct mmrt_guard *slot, mmrt_mapping *mapping, uintptr_t star
     atomic_store(&slot->start, start);
     atomic_store(&slot->length, length);
     atomic_store(&slot->mapping, mapping);
+    atomic_store(&slot->fd, mapping ? mapping->fd : -1);
+    atomic_store(&slot->last_page, mapping ? last_page(mapping, length) : 0);
     atomic_fetch_add(&slot->version, 1);
+}
+
+/* Whether the file of any guarded mapping has lost pages that nothing has replaced yet. Of mappings
+ * that others may just be closing nothing is touched. */
+static bool a_file_is_cut(void) {
+    for (struct mmrt_guard *slot = atomic_load(&guards); slot; slot = slot->next) {
+        const int fd = atomic_load(&slot->fd);
+        struct stat file;
+        if (atomic_load(&slot->length) && fd >= 0 && fstat(fd, &file) == 0 &&
+            file.st_size <= atomic_load(&slot->last_page))
+            return true;
+    }
+    return false;
 }
 
 mmrt_mapping *mmrt_guard_find(const void *address) {
@@ -76,6 +97,8 @@ static bool replace(mmrt_mapping *mapping, uint64_t at) {
     const long flags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     if (syscall(SYS_mmap, mapping->data + start, length, protection, flags, -1L, 0L) == -1)
         return false;
+    if (start + length == mapped)
+        atomic_store(&mapping->guard->last_page, last_page(mapping, start));
     if (atomic_load(&mapping->loss.at) == 0) {
         uint64_t nothing = 0;
         atomic_store(&mapping->loss.file_size, size);
@@ -88,8 +111,8 @@ static bool replace(mmrt_mapping *mapping, uint64_t at) {
 static void pass_on(int number, siginfo_t *info, void *context) {
     const bool fault = info->si_code > 0; /* met again when we return; else sent by a process */
     if (is_between || before.sa_handler == SIG_DFL || (before.sa_handler == SIG_IGN && fault)) {
-        /* Not called but put in our place, so that nothing can go round in circles: until the next
-         * mapping is made, ours is out of the way. */
+        /* Not called but put in our place, so that nothing can go round in circles: until
+         * mmrt_guard_renew, ours is out of the way. */
         const struct sigaction end = {.sa_handler = SIG_DFL};
         sigaction(number, is_between ? &between : &end, NULL);
         is_between = false;
@@ -104,6 +127,13 @@ static void pass_on(int number, siginfo_t *info, void *context) {
     }
 }
 
+/* Whether this is a fault of ours that reached us by way of a handler which came later: Python's
+ * faulthandler reports it, puts back the handler before it, ours, and raises the signal again.
+ * Then it says no more of the fault; but when we return, the fault is met again. */
+static bool comes_again(const siginfo_t *info) {
+    return !is_between && info->si_code == SI_TKILL && info->si_pid == getpid() && a_file_is_cut();
+}
+
 static void on_bus_error(int number, siginfo_t *info, void *context) {
     const int saved = errno;
     const bool page_missing = info->si_code == BUS_ADRERR || info->si_code == BUS_OBJERR
@@ -112,25 +142,35 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
 #endif
         ;
     mmrt_mapping *mapping = page_missing ? mmrt_guard_find(info->si_addr) : NULL;
-    if (!mapping || !replace(mapping, (uint64_t)((unsigned char *)info->si_addr - mapping->data)))
+    const bool done =
+        mapping ? replace(mapping, (uint64_t)((unsigned char *)info->si_addr - mapping->data))
+                : comes_again(info);
+    if (!done)
         pass_on(number, info, context);
     errno = saved;
 }
 
-static mmrt_status install(mmrt_error *err) {
-    static atomic_bool installed;
+static bool is_ours(const struct sigaction *action) {
+    return action->sa_flags & SA_SIGINFO && action->sa_sigaction == on_bus_error;
+}
+
+void mmrt_guard_renew(void) {
+    static bool installed;
+    static atomic_flag busy = ATOMIC_FLAG_INIT;
     struct sigaction now, ours = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
     ours.sa_sigaction = on_bus_error;
     sigemptyset(&ours.sa_mask);
-    if (sigaction(SIGBUS, NULL, &now) != 0)
-        return mmrt_fail_errno(err, "cannot guard against SIGBUS");
-    if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_bus_error)
-        return MMRT_OK;
-    is_between = atomic_exchange(&installed, true) && now.sa_handler != before.sa_handler;
-    *(is_between ? &between : &before) = now;
-    if (sigaction(SIGBUS, &ours, NULL) != 0)
-        return mmrt_fail_errno(err, "cannot guard against SIGBUS");
-    return MMRT_OK;
+    sigaction(SIGBUS, NULL, &now);
+    if (is_ours(&now) || atomic_flag_test_and_set(&busy))
+        return;
+    sigaction(SIGBUS, NULL, &now);
+    if (!is_ours(&now)) {
+        is_between = installed && now.sa_handler != before.sa_handler;
+        *(is_between ? &between : &before) = now;
+        sigaction(SIGBUS, &ours, NULL);
+        installed = true;
+    }
+    atomic_flag_clear(&busy);
 }
 
 /* ---- beginning and ending ------------------------------------------------------------------ */
@@ -153,9 +193,7 @@ static struct mmrt_guard *take_slot(void) {
 }
 
 mmrt_status mmrt_guard_begin(mmrt_mapping *mapping, mmrt_error *err) {
-    mmrt_status status = install(err);
-    if (status != MMRT_OK)
-        return status;
+    mmrt_guard_renew();
     mapping->guard = take_slot();
     if (!mapping->guard)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a mapping");

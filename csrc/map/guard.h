@@ -7,8 +7,10 @@
  * mapping afterwards (mmrt_mapping_check). Any other SIGBUS goes to the handler that was there
  * before.
  *
- * The handler is put in place when the first mapping is made; each further one puts it back if
- * another has replaced it. */
+ * The handler is put in place when the first mapping is made. Others may replace it later, as
+ * Python's faulthandler.enable() does: each further mapping, step and buffer puts it in front
+ * again. Where a view taken before is read meanwhile, faulthandler writes its report, and then the
+ * read goes on all the same, if the file was cut short. */
 #ifndef MMRT_MAP_GUARD_H
 #define MMRT_MAP_GUARD_H
 

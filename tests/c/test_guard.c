@@ -316,7 +316,7 @@ static void handle_with(void (*handler)(int, siginfo_t *, void *), int flags) {
 }
 
 /* A handler that was there before gets them; one that comes later is kept in front of ours until
- * the next mapping is made, and gets them too. */
+ * the next reading begins, and gets them too. */
 static int others_handle_theirs(void) {
     for (volatile int round = 1; round <= 2; round++) {
         handle_with(jump_out, SA_SIGINFO);
@@ -357,6 +357,27 @@ static int a_handler_that_comes_between(void) {
     mmrt_mapping_close(second);
     fault_elsewhere();
     return 1;
+}
+
+/* The same when no other mapping is made: the file is read by a view that was there. It says so
+ * once, and the read goes on. */
+static int a_handler_that_comes_last(void) {
+    handle_with((void (*)(int, siginfo_t *, void *))(void (*)(void))SIG_DFL, 0);
+    make_file(N_PAGES * page, false);
+    mmrt_mapping *mapping = map();
+    sigaction(SIGBUS, NULL, &before);
+    handle_with(say_and_raise, SA_SIGINFO | SA_NODEFER);
+    n_handled = 0;
+    CHECK(truncate(path, (off_t)(2 * page)) == 0 && byte_at(mapping, 5 * page) == 0);
+    CHECK(n_handled == 1);
+    mmrt_error error;
+    CHECK(mmrt_mapping_check(mapping, 0, 0, NULL, &error) == MMRT_IO);
+    /* And once ours is in front again, it says nothing. */
+    handle_with(say_and_raise, SA_SIGINFO | SA_NODEFER);
+    mmrt_guard_renew();
+    CHECK(truncate(path, 0) == 0 && byte_at(mapping, page) == 0 && n_handled == 1);
+    mmrt_mapping_close(mapping);
+    return check_result();
 }
 
 static int default_fault(void) {
@@ -415,6 +436,7 @@ int main(int argc, char **argv) {
     page = (size_t)sysconf(_SC_PAGESIZE);
     CHECK(end_of(others_handle_theirs) == 0);
     CHECK(died_of_sigbus(a_handler_that_comes_between));
+    CHECK(end_of(a_handler_that_comes_last) == 0);
     CHECK(died_of_sigbus(default_fault) && died_of_sigbus(default_raise));
     CHECK(died_of_sigbus(ignored_fault) && end_of(ignored_raise) == 0);
 
