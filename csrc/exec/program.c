@@ -108,7 +108,11 @@ mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *we
     *index = program->n_weights;
     mmrt_status status = append(program, (void **)&program->weights, &program->n_weights, weight,
                                 sizeof *weight, err);
-    return status ? status : add_span(program, weight, err);
+    if (status)
+        return status;
+    status = add_span(program, weight, err);
+    program->n_weights -= status != MMRT_OK; /* it was not added */
+    return status;
 }
 
 mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,

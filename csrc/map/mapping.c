@@ -71,17 +71,19 @@ static uint64_t huge_page_of(int fd) {
                : 0;
 }
 
-/* Bytes of a huge page of the kind that MAP_HUGETLB takes. */
-static uint64_t default_huge_page(void) {
+/* Bytes of a huge page of the kind that MAP_HUGETLB takes; 0 where there is none. */
+static mmrt_status find_huge_page(uint64_t *bytes, mmrt_error *err) {
     unsigned long long kilobytes = 0;
     char line[128];
     FILE *file = fopen("/proc/meminfo", "re");
-    while (file && fgets(line, sizeof line, file))
+    if (!file)
+        return mmrt_fail_errno(err, "cannot read '/proc/meminfo'");
+    while (fgets(line, sizeof line, file))
         if (sscanf(line, "Hugepagesize: %llu kB", &kilobytes) == 1)
             break;
-    if (file)
-        fclose(file);
-    return kilobytes << 10;
+    fclose(file);
+    *bytes = kilobytes << 10;
+    return MMRT_OK;
 }
 
 /* Fills in what the file says, and the length where none was asked for. */
@@ -121,7 +123,9 @@ static mmrt_status prepare_memory(const mmrt_map_request *request, mmrt_mapping 
         return mmrt_fail(err, MMRT_ARGUMENT, "memory without a file needs a length, and no offset");
     mapping->truthful = true;
     if (request->flags & 1 << MMRT_MAP_HUGEPAGES) {
-        mapping->unit = default_huge_page();
+        mmrt_status status = find_huge_page(&mapping->unit, err);
+        if (status != MMRT_OK)
+            return status;
         if (!mapping->unit)
             return mmrt_fail(err, MMRT_UNSUPPORTED, "this kernel has no huge pages to reserve");
     }

@@ -9,7 +9,7 @@
 mmrt_status mmrt_numa_refused(const char *what, mmrt_error *err);
 
 /* The nodes whose memory this process may use; none where the kernel does not say. */
-mmrt_set mmrt_numa_allowed(void);
+mmrt_status mmrt_numa_allowed(mmrt_set *allowed, mmrt_error *err);
 
 /* Moves the mapped pages of a range to `node`, but for what other processes map too, and adds to
  * *n_there and *n_elsewhere where they lie then. */

@@ -51,14 +51,15 @@ static mmrt_status check_policy(const mmrt_numa_policy *policy, mmrt_error *err)
                          wants_none ? "no nodes" : "at least one node");
     if (policy->mode == MMRT_NUMA_PREFERRED && n > 1)
         return mmrt_fail(err, MMRT_ARGUMENT, "memory policy preferred takes one node, not %d", n);
-    const mmrt_set allowed = mmrt_numa_allowed();
-    for (int id = 0; id < MMRT_SET_LIMIT && mmrt_set_count(&allowed); id++)
+    mmrt_set allowed;
+    mmrt_status status = mmrt_numa_allowed(&allowed, err);
+    for (int id = 0; !status && id < MMRT_SET_LIMIT && mmrt_set_count(&allowed); id++)
         if (mmrt_set_has(&policy->nodes, id) && !mmrt_set_has(&allowed, id))
             return mmrt_fail(err, MMRT_ARGUMENT,
                              "memory policy %s: there is no node %d with memory that this process "
                              "may use",
                              name, id);
-    return MMRT_OK;
+    return status;
 }
 
 static mmrt_status policy_refused(const mmrt_numa_policy *policy, mmrt_error *err) {

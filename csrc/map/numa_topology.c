@@ -3,22 +3,26 @@
 
 #include "base/status.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
 
-/* The text of folder/name, cut to what fits; false where there is no such file. */
-static bool read_text(const char *folder, const char *name, char *text, size_t size) {
+/* The text of folder/name, cut to what fits; empty where there is no such file, or none for us. */
+static mmrt_status read_text(const char *folder, const char *name, char *text, size_t size,
+                             mmrt_error *err) {
     char path[512];
+    text[0] = 0;
     snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE *file = fopen(path, "re");
+    if (!file && (errno == ENOENT || errno == ENOTDIR || errno == EACCES || errno == EPERM))
+        return MMRT_OK;
     if (!file)
-        return false;
-    size_t got = fread(text, 1, size - 1, file);
-    text[got] = 0;
+        return mmrt_fail_errno(err, "cannot read '%s'", path);
+    text[fread(text, 1, size - 1, file)] = 0;
     fclose(file);
-    return true;
+    return MMRT_OK;
 }
 
 /* A number below MMRT_SET_LIMIT at *text, which moves behind it; -1 if there is none. */
@@ -56,11 +60,11 @@ static bool parse_set(const char *text, mmrt_set *out) {
 
 static mmrt_status read_set(const char *root, const char *name, mmrt_set *out, mmrt_error *err) {
     char text[8192];
-    *out = (mmrt_set){{0}};
-    if (read_text(root, name, text, sizeof text) && !parse_set(text, out))
+    mmrt_status status = read_text(root, name, text, sizeof text, err);
+    if (!status && !parse_set(text, out))
         return mmrt_fail(err, MMRT_FORMAT, "%s/%s: '%.*s' is no list of numbers below %d", root,
                          name, (int)strcspn(text, "\n"), text, MMRT_SET_LIMIT);
-    return MMRT_OK;
+    return status;
 }
 
 /* A figure of meminfo ("Node 0 MemFree:   123 kB") in bytes; 0 where it is not given. */
@@ -73,24 +77,23 @@ static mmrt_status read_node(const char *root, mmrt_numa_node *node, mmrt_error 
     char name[64], text[8192];
     snprintf(name, sizeof name, "node%d/cpulist", node->id);
     mmrt_status status = read_set(root, name, &node->cpus, err);
+    snprintf(name, sizeof name, "node%d/meminfo", node->id);
+    if (!status)
+        status = read_text(root, name, text, sizeof text, err);
     if (status)
         return status;
-    snprintf(name, sizeof name, "node%d/meminfo", node->id);
-    if (read_text(root, name, text, sizeof text)) {
-        node->total = memory_of(text, "MemTotal:");
-        node->free = memory_of(text, "MemFree:");
-    }
+    node->total = memory_of(text, "MemTotal:");
+    node->free = memory_of(text, "MemFree:");
     snprintf(name, sizeof name, "node%d/distance", node->id);
-    if (read_text(root, name, text, sizeof text)) {
-        char *at = text, *end;
-        for (int i = 0; i < MMRT_MAX_NODES; i++, at = end) {
-            long distance = strtol(at, &end, 10);
-            if (end == at)
-                break;
-            node->distances[i] = (int)distance;
-        }
+    status = read_text(root, name, text, sizeof text, err);
+    char *at = text, *end;
+    for (int i = 0; !status && i < MMRT_MAX_NODES; i++, at = end) {
+        long distance = strtol(at, &end, 10);
+        if (end == at)
+            break;
+        node->distances[i] = (int)distance;
     }
-    return MMRT_OK;
+    return status;
 }
 
 static void one_node(mmrt_numa_topology *out) {
@@ -105,18 +108,19 @@ static void one_node(mmrt_numa_topology *out) {
     }
 }
 
-mmrt_set mmrt_numa_allowed(void) {
+mmrt_status mmrt_numa_allowed(mmrt_set *allowed, mmrt_error *err) {
     static const char key[] = "Mems_allowed_list:";
     char text[16384];
-    mmrt_set allowed = {{0}};
-    const char *found = NULL;
-    if (read_text("/proc/self", "status", text, sizeof text))
-        found = strstr(text, key);
+    *allowed = (mmrt_set){{0}};
+    mmrt_status status = read_text("/proc/self", "status", text, sizeof text, err);
+    const char *found = status ? NULL : strstr(text, key);
     if (!found)
-        return allowed;
+        return status;
     found += strlen(key);
     found += strspn(found, " \t");
-    return parse_set(found, &allowed) ? allowed : (mmrt_set){{0}};
+    if (!parse_set(found, allowed))
+        *allowed = (mmrt_set){{0}};
+    return MMRT_OK;
 }
 
 mmrt_status mmrt_numa_topology_read(const char *root, mmrt_numa_topology *out, mmrt_error *err) {
@@ -141,8 +145,10 @@ mmrt_status mmrt_numa_topology_read(const char *root, mmrt_numa_topology *out, m
     for (int i = 0; i < out->n_nodes; i++)
         if (out->nodes[i].total)
             mmrt_set_add(&out->allowed, out->nodes[i].id);
-    mmrt_set allowed = mmrt_numa_allowed();
-    if (!root && mmrt_set_count(&allowed))
+    mmrt_set allowed = {{0}};
+    if (!root)
+        status = mmrt_numa_allowed(&allowed, err);
+    if (mmrt_set_count(&allowed))
         out->allowed = mmrt_set_both(&out->allowed, &allowed);
-    return MMRT_OK;
+    return status;
 }

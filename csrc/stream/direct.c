@@ -42,11 +42,16 @@ static uint32_t alignment(int fd) {
 /* Whether such reads work: some file systems only refuse the read. */
 static mmrt_status try_reading(int fd, uint32_t align, bool *works, mmrt_error *err) {
     void *block = aligned_alloc(align, align);
+    char name[256];
     if (!block)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory to try an O_DIRECT read");
-    *works = pread(fd, block, align, 0) > 0;
+    const ssize_t got = pread(fd, block, align, 0);
+    *works = got > 0;
+    mmrt_status status = MMRT_OK;
+    if (got < 0 && errno != EINVAL && errno != EOPNOTSUPP)
+        status = mmrt_fail_errno(err, "%s: cannot read", name_of(fd, name));
     free(block);
-    return MMRT_OK;
+    return status;
 }
 
 mmrt_status mmrt_direct_open(struct mmrt_stream_file *file, mmrt_error *err) {

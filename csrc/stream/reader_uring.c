@@ -22,8 +22,8 @@
 
 #ifndef HAVE_IO_URING
 
-const char *mmrt_uring_missing(void) {
-    return "io_uring is not in this build";
+mmrt_status mmrt_uring_check(mmrt_error *err) {
+    return mmrt_fail(err, MMRT_UNSUPPORTED, "io_uring is not in this build");
 }
 
 void *mmrt_reader_uring(void *stream) {
@@ -98,14 +98,19 @@ static bool can_read(const struct uring *u) {
            (x.probe.ops[IORING_OP_READ].flags & IO_URING_OP_SUPPORTED);
 }
 
-const char *mmrt_uring_missing(void) {
+mmrt_status mmrt_uring_check(mmrt_error *err) {
     struct uring u;
-    if (!uring_open(&u))
-        return errno == ENOSYS ? "this kernel has no io_uring"
-                               : "this system does not allow io_uring";
+    errno = 0;
+    if (!uring_open(&u)) {
+        if (errno == ENOSYS)
+            return mmrt_fail(err, MMRT_UNSUPPORTED, "this kernel has no io_uring");
+        return mmrt_fail(err, MMRT_UNSUPPORTED, "this system does not allow io_uring%s%s",
+                         errno ? ": " : "", errno ? strerror(errno) : "");
+    }
     const bool can = can_read(&u);
     uring_close(&u);
-    return can ? NULL : "this kernel's io_uring has no plain reads";
+    return can ? MMRT_OK
+               : mmrt_fail(err, MMRT_UNSUPPORTED, "this kernel's io_uring has no plain reads");
 }
 
 /* A read in flight. */

@@ -120,8 +120,8 @@ void *mmrt_reader_uring(void *stream);
 void *mmrt_reader_blocking(void *stream);
 void *mmrt_reader_loading(void *stream);
 
-/* Why io_uring cannot be had here, or NULL. */
-const char *mmrt_uring_missing(void);
+/* UNSUPPORTED, and why, if io_uring cannot be had here. */
+mmrt_status mmrt_uring_check(mmrt_error *err);
 
 /* ---- for the stream; both under its lock ---- */
 

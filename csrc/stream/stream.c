@@ -38,13 +38,11 @@ const char *mmrt_reader_name(mmrt_reader reader) {
 }
 
 mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_error *err) {
-    const char *missing = reader == MMRT_READER_URING ? mmrt_uring_missing() : NULL;
-    if (missing)
-        return mmrt_fail(err, MMRT_UNSUPPORTED, "%s", missing);
-    if (reader == MMRT_READER_MAPPED)
-        return MMRT_OK;
+    mmrt_status status = reader == MMRT_READER_URING ? mmrt_uring_check(err) : MMRT_OK;
+    if (status || reader == MMRT_READER_MAPPED)
+        return status;
     struct mmrt_stream_file file = {.mapping = mapping, .fd = -1};
-    mmrt_status status = mmrt_direct_open(&file, err);
+    status = mmrt_direct_open(&file, err);
     mmrt_direct_close(&file);
     return status;
 }
@@ -521,7 +519,7 @@ static mmrt_status make_ready(mmrt_stream *stream, mmrt_error *err) {
         look_for_lost(stream);
     stream->loaded_before = loaded;
     stream->faults = major_faults();
-    if (!stream->complete)
+    if (!stream->complete || stream->failed) /* a read ahead of this pass may be what failed */
         mmrt_ring_rewind(stream);
     stream->failed = stream->interrupted = stream->complete = false;
     const bool work = stream->n_slots || stream->n_absent;
