@@ -62,10 +62,10 @@ class Builder:
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(one, sources))
 
-    def program(self, name: str) -> Path:
+    def program(self, name: str, *flags: str) -> Path:
         """tests/c/NAME.c with the core."""
         program = self.folder / name
-        self.compile(ROOT / "tests/c" / f"{name}.c", *self.core, "-lm", "-o", program)
+        self.compile(ROOT / "tests/c" / f"{name}.c", *self.core, "-lm", *flags, "-o", program)
         return program
 
 

@@ -10,6 +10,11 @@ from c_builds import ROOT, Builder, run
 
 CC = os.environ.get("CC", "cc").split()
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# What tests/c/faults.h puts something in the place of.
+WRAPPED = [
+    "malloc", "calloc", "realloc", "aligned_alloc", "strdup", "free", "mmap", "munmap", "open",
+    "fcntl", "fopen", "pread", "syscall", "pthread_create", "pthread_join", "pthread_timedjoin_np",
+]  # fmt: skip
 CORPUS = sorted((ROOT / "tests/hostile/gguf").glob("*.gguf"))
 
 
@@ -66,6 +71,11 @@ def test_draws(core: Builder) -> None:
 
 def test_the_encoders(core: Builder) -> None:
     run(core.program("test_pack"))
+
+
+def test_every_call_that_can_fail(core: Builder, scratch: Path) -> None:
+    program = core.program("test_faults", *(f"-Wl,--wrap={name}" for name in WRAPPED))
+    run(program, scratch / "weights", ROOT / "tests/hostile/gguf/valid.gguf")
 
 
 @pytest.mark.parametrize("name", ["test_isa", "test_matrix", "test_vector"])
