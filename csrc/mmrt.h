@@ -48,8 +48,28 @@ const char *mmrt_isa_missing(mmrt_isa isa);
  * UNSUPPORTED if that one cannot run here, ARGUMENT if there is none of that name. */
 mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err);
 
-/* The CPUs that this process may use: its affinity mask, cut to the cgroup's CPU quota; >= 1. */
+/* The CPUs that this process may use: its affinity mask, which cpusets bound, cut to the tightest
+ * quota of the cgroups around it, to the nearest whole one; >= 1. */
 int mmrt_cpu_count(void);
+
+/* The folder of a cgroup, and how much of its path is that of the mount: the outermost group that
+ * can be seen. */
+typedef struct mmrt_cgroup {
+    char path[4096];
+    size_t top;
+} mmrt_cgroup;
+
+/* The process' own cgroup of a controller ("cpu", "memory"), in the hierarchy of version 1 or 2 of
+ * the interface; false if there is none. groups, mounts: the process' /proc/self/cgroup and
+ * /proc/self/mountinfo. Version 2 has one hierarchy for all controllers. */
+bool mmrt_cgroup_find(const char *controller, int version, const char *groups, const char *mounts,
+                      mmrt_cgroup *out);
+
+/* Goes to the group around it; false at the outermost. */
+bool mmrt_cgroup_up(mmrt_cgroup *group);
+
+/* The tightest quota of CPU time among the groups around the process, in CPUs; 0: none. */
+double mmrt_cgroup_cpus(const char *groups, const char *mounts);
 
 /* A set of CPUs or of memory nodes: bit i % 64 of bits[i / 64] stands for number i. Laid out as the
  * system's own sets are. */

@@ -197,6 +197,15 @@ cdef extern from "mmrt.h" nogil:
     const char *mmrt_isa_missing(mmrt_isa isa)
     mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err)
     int mmrt_cpu_count()
+
+    ctypedef struct mmrt_cgroup:
+        char path[4096]
+        size_t top
+
+    bool_t mmrt_cgroup_find(const char *controller, int version, const char *groups,
+                            const char *mounts, mmrt_cgroup *out)
+    bool_t mmrt_cgroup_up(mmrt_cgroup *group)
+    double mmrt_cgroup_cpus(const char *groups, const char *mounts)
     void mmrt_trim_heap()
 
     mmrt_status mmrt_pool_create(int n_threads, mmrt_pool **out, mmrt_error *err)

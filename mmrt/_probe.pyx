@@ -3,8 +3,10 @@
 from mmrt._c cimport (
     MMRT_ADVICE_COUNT, MMRT_CALL_COUNT, MMRT_OK, MMRT_UNSUPPORTED, mmrt_advice, mmrt_advice_known,
     mmrt_advice_name, mmrt_advice_since, mmrt_call, mmrt_call_name, mmrt_call_probe,
-    mmrt_call_since, mmrt_status,
+    mmrt_call_since, mmrt_cgroup, mmrt_cgroup_cpus, mmrt_cgroup_find, mmrt_cgroup_up, mmrt_status,
 )
+
+import os
 
 
 def advice():
@@ -34,6 +36,30 @@ def calls():
             state = "forbidden to this process"
         found[mmrt_call_name(<mmrt_call> i).decode()] = state
     return found
+
+
+# Where the kernel lists the cgroups of this process, and the mounts that it sees.
+_GROUPS, _MOUNTS = "/proc/self/cgroup", "/proc/self/mountinfo"
+
+
+def cgroups(str controller not None, int version, groups=_GROUPS, mounts=_MOUNTS):
+    """The folders of the cgroups around this process that a controller ("cpu", "memory") may bound,
+    inner ones first, in the hierarchy of version 1 or 2 of the interface."""
+    cdef mmrt_cgroup group
+    found = []
+    if mmrt_cgroup_find(
+        controller.encode(), version, os.fsencode(groups), os.fsencode(mounts), &group
+    ):
+        found.append(os.fsdecode(<bytes> group.path))
+        while mmrt_cgroup_up(&group):
+            found.append(os.fsdecode(<bytes> group.path))
+    return found
+
+
+def cpu_quota(groups=_GROUPS, mounts=_MOUNTS):
+    """The tightest quota of CPU time of the cgroups around this process, in CPUs; None: there is
+    none."""
+    return mmrt_cgroup_cpus(os.fsencode(groups), os.fsencode(mounts)) or None
 
 
 cdef str _lacking(const char *since):

@@ -7,8 +7,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from mmrt import _probe
+
 _PROC = Path("/proc/self")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 _Counted = TypeVar("_Counted", bound="_Counters")
 
@@ -178,19 +179,9 @@ def cgroups() -> Iterator[tuple[Path, int]]:
     """The folders of the memory cgroups around this process, inner ones first, and the version of
     their interface, 1 or 2.
     """
-    for line in _text(_PROC / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, version = _CGROUPS, 2
-        elif "memory" in controllers.split(","):
-            root, version = _CGROUPS / "memory", 1
-        else:
-            continue
-        # The path is the host's; inside a container only its end, or the root, may be there.
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(root):
-                yield folder, version
+    for version in (1, 2):
+        for folder in _probe.cgroups("memory", version):
+            yield Path(folder), version
 
 
 def _fields(name: str) -> dict[str, int]:

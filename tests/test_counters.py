@@ -2,11 +2,13 @@
 
 import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mmrt import counters
+from mmrt import _probe, counters
 from mmrt.mapping import Mapping
 
 MIB = 1 << 20
@@ -119,3 +121,90 @@ def test_what_is_not_told_stays_untold() -> None:
 def test_the_limit_is_a_number_or_none() -> None:
     for value in (counters.memory_limit(), counters.cgroup_charge()):
         assert value is None or value > 0
+
+
+# ---- cgroups ----
+
+
+def lists(folder: Path, groups: str, *mounts: tuple[str, str, str, str]) -> tuple[Path, Path]:
+    """Files as /proc/self/cgroup and mountinfo are; mounts: (root, point, type, options)."""
+    (folder / "cgroup").write_text(groups)
+    lines = [
+        f"{i} 1 0:{i} {root} {point} rw,relatime shared:{i} - {type} {type} rw,{options}\n"
+        for i, (root, point, type, options) in enumerate(mounts, 30)
+    ]
+    (folder / "mountinfo").write_text("".join(lines))
+    return folder / "cgroup", folder / "mountinfo"
+
+
+def group(folder: Path, **files: str) -> None:
+    """A cgroup with these files, `__` standing for the dot in their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text + "\n")
+
+
+def test_the_tightest_quota_around_the_process_counts(tmp_path: Path) -> None:
+    top = tmp_path / "cgroup2"
+    group(top / "a/b/c", cpu__max="max 100000")
+    group(top / "a/b", cpu__max="150000 100000")
+    group(top / "a", cpu__max="400000 100000")
+    files = lists(tmp_path, "0::/a/b/c\n", ("/", str(top), "cgroup2", "nsdelegate"))
+    folders = [str(top / inner) for inner in ("a/b/c", "a/b", "a", "")]
+    assert _probe.cgroups("cpu", 2, *files) == folders
+    assert _probe.cpu_quota(*files) == 1.5
+    group(top / "a", cpu__max="50000 100000")
+    assert _probe.cpu_quota(*files) == 0.5
+    for inner in ("a", "a/b"):
+        group(top / inner, cpu__max="max 100000")
+    assert _probe.cpu_quota(*files) is None
+
+
+def test_quotas_of_version_1_stand_beside_those_of_version_2(tmp_path: Path) -> None:
+    one, two = tmp_path / "cpu,cpuacct", tmp_path / "unified"
+    group(one / "x", cpu__cfs_quota_us="300000", cpu__cfs_period_us="100000")
+    group(one, cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    group(two, cpu__max="800000 100000")
+    files = lists(
+        tmp_path, "5:cpuset:/\n4:cpu,cpuacct:/x\n0::/\n",
+        ("/", str(tmp_path / "set"), "cgroup", "cpuset"),
+        ("/", str(one), "cgroup", "cpu,cpuacct"),
+        ("/", str(two), "cgroup2", "rw"),
+    )  # fmt: skip
+    assert _probe.cpu_quota(*files) == 3
+
+
+def test_a_container_that_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
+    top = tmp_path / "a folder"
+    group(top / "inner", cpu__max="200000 100000")
+    point = str(top).replace(" ", r"\040")
+    mount = ("/docker/1234", point, "cgroup2", "rw")
+    files = lists(tmp_path, "0::/docker/1234/inner\n", mount)
+    assert _probe.cgroups("cpu", 2, *files) == [str(top / "inner"), str(top)]
+    assert _probe.cpu_quota(*files) == 2
+    outside = lists(tmp_path, "0::/docker/9\n", mount)
+    assert _probe.cgroups("cpu", 2, *outside) == [str(top)]
+    assert _probe.cpu_quota(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_a_quota_of_a_real_group_bounds_the_threads() -> None:
+    places = [(_probe.cgroups("cpu", version), version) for version in (1, 2)]
+    code = "from mmrt.kernels import Pool; print(Pool(None).threads)"
+    for (folder, *_), version in ((found, version) for found, version in places if found):
+        inner = Path(folder, f"mmrt-test-{os.getpid()}")
+        name = "cpu.max" if version == 2 else "cpu.cfs_quota_us"
+        try:
+            inner.mkdir()
+        except OSError:
+            continue
+        try:
+            (inner / name).write_text("100000 100000" if version == 2 else "100000")
+            join = f"open({str(inner / 'cgroup.procs')!r}, 'w').write('0'); "
+            found = subprocess.run([sys.executable, "-c", join + code], capture_output=True)
+            assert found.stdout == b"1\n", found.stderr
+            return
+        except OSError:
+            continue
+        finally:
+            inner.rmdir()
+    pytest.skip("no cgroup with a quota can be made here")

@@ -23,8 +23,8 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 # Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
-    *["elements", "pagetables", "counters", "streaming"],
-    *["_c", "_dlpack", "_status", "_probe"],  # bindings, as are these:
+    *["elements", "pagetables"],
+    *["_c", "_dlpack", "_status", "_probe", "counters", "streaming"],  # bindings, as are these:
     *["mapping", "gguf", "quant", "kernels", "draw", "numa", "tensor"],
     *["system", "policies"],
     *["formats", "quantizer", "program", "models"],

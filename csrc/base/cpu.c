@@ -4,7 +4,6 @@
 #include "base/status.h"
 
 #include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -137,36 +136,6 @@ mmrt_status mmrt_isa_choose(mmrt_isa *out, mmrt_error *err) {
                      forced);
 }
 
-/* The quota of one cgroup CPU controller in whole CPUs, or 0 where there is none. */
-static int quota_of(double quota_us, double period_us) {
-    if (quota_us <= 0 || period_us <= 0)
-        return 0;
-    int cpus = (int)(quota_us / period_us + 0.5);
-    return cpus > 0 ? cpus : 1;
-}
-
-static int cgroup_quota(void) {
-    double quota = 0, period = 0;
-    int found = 0;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re"); /* version 2; "max 100000" reads no quota */
-    if (file) {
-        if (fscanf(file, "%lf %lf", &quota, &period) == 2)
-            found = quota_of(quota, period);
-        fclose(file);
-        return found;
-    }
-    file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re"); /* version 1; -1: no quota */
-    FILE *period_file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
-    if (file && period_file && fscanf(file, "%lf", &quota) == 1 &&
-        fscanf(period_file, "%lf", &period) == 1)
-        found = quota_of(quota, period);
-    if (file)
-        fclose(file);
-    if (period_file)
-        fclose(period_file);
-    return found;
-}
-
 mmrt_set mmrt_cpu_affinity(void) {
     mmrt_set set = {{0}};
     if (sched_getaffinity(0, sizeof set, (cpu_set_t *)&set) != 0)
@@ -177,8 +146,8 @@ mmrt_set mmrt_cpu_affinity(void) {
 int mmrt_cpu_count(void) {
     mmrt_set set = mmrt_cpu_affinity();
     int cpus = mmrt_set_count(&set);
-    int quota = cgroup_quota();
-    if (cpus == 0)
-        cpus = 1;
-    return quota > 0 && quota < cpus ? quota : cpus;
+    double quota = mmrt_cgroup_cpus("/proc/self/cgroup", "/proc/self/mountinfo");
+    if (quota > 0 && quota < cpus)
+        cpus = (int)(quota + 0.5);
+    return cpus > 0 ? cpus : 1;
 }
