@@ -525,7 +525,7 @@ typedef struct mmrt_kv_shape {
     uint32_t n_layers;
     uint32_t n_heads;  /* key-value heads */
     uint32_t head_dim; /* elements of a key and of a value */
-    uint32_t k_type;   /* ids of tensor types: F16, or Q8_0 where head_dim is a multiple of 32 */
+    uint32_t k_type;   /* ids of tensor types: F16 or Q8_0 */
     uint32_t v_type;
 } mmrt_kv_shape;
 
@@ -534,6 +534,10 @@ void mmrt_kv_free(mmrt_kv *kv);
 uint64_t mmrt_kv_length(const mmrt_kv *kv);       /* tokens */
 uint64_t mmrt_kv_bytes(const mmrt_kv *kv);        /* of its pages */
 uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape); /* of 32 tokens */
+
+/* Elements that a head takes in the cache and in the buffers of attention: head_dim rounded up to a
+ * multiple of 16, or of 32 if keys or values are Q8_0. */
+uint32_t mmrt_kv_head_room(mmrt_kv_shape shape);
 
 /* Forgets all tokens from `length` on and gives their whole pages back. */
 void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length);
@@ -554,13 +558,14 @@ typedef enum mmrt_op_kind {
 typedef struct mmrt_op {
     mmrt_op_kind kind;
     int32_t in;     /* buffer read */
-    int32_t out;    /* buffer written */
+    int32_t out;    /* buffer written; ROPE: heads with room, which may be `in` */
     int32_t stream; /* NORM: the residual buffer, in place of `in` */
     int32_t weights[3];
-    int32_t biases[3];  /* LINEAR: added to each weight's rows */
+    int32_t biases[3];  /* LINEAR, GLU, LOGITS: added to each weight's product */
+    float scales[3];    /* likewise: what the product is multiplied with before, 1 for nothing */
     int32_t rope;       /* ROPE: rotation table */
     int32_t layer;      /* ROPE, ATTEND: of the key-value cache */
-    int32_t n_heads;    /* ROPE, ATTEND: query heads */
+    int32_t n_heads;    /* ROPE, ATTEND, JOIN: query heads */
     int32_t activation; /* GLU: 0 SiLU, 1 GELU (tanh) */
     bool outputs_only;  /* work on the tokens whose logits are wanted, not on all */
     bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */

@@ -285,6 +285,7 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_kv_length(const mmrt_kv *kv)
     uint64_t mmrt_kv_bytes(const mmrt_kv *kv)
     uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape)
+    uint32_t mmrt_kv_head_room(mmrt_kv_shape shape)
     void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length)
 
     # ---- programs ----
@@ -298,7 +299,7 @@ cdef extern from "mmrt.h" nogil:
         MMRT_OP_GLU
         MMRT_OP_ROPE
         MMRT_OP_ATTEND
-        MMRT_OP_QUANTIZE
+        MMRT_OP_JOIN
         MMRT_OP_LOGITS
 
     ctypedef struct mmrt_op:
@@ -308,6 +309,7 @@ cdef extern from "mmrt.h" nogil:
         int32_t stream
         int32_t weights[3]
         int32_t biases[3]
+        float scales[3]
         int32_t rope
         int32_t layer
         int32_t n_heads

@@ -20,6 +20,7 @@ from mmrt.fields import Fields
 from mmrt.generation import Answer, Options, Piece, Settings, generate, generate_together
 from mmrt.kernels import Pool, cpu_info, trim_heap
 from mmrt.memory import Memory
+from mmrt.models.unread import refuse_unread_fields, refuse_unread_tensors
 from mmrt.models.weights import Weights
 from mmrt.program import Cache, Program
 from mmrt.sequence import Sequence
@@ -55,7 +56,7 @@ class Model:
     "locked" what is kept is locked too, as far as RLIMIT_MEMLOCK allows.
 
     kv_k, kv_v: how keys and values are stored: "f16", or "q8_0", nearly half of that: int8 with a
-    float32 for each 32 elements of a head, which must have a multiple of 32.
+    float32 for each 32 elements of a head.
 
     Any number of Python threads may use one model: its steps queue.
 
@@ -102,6 +103,7 @@ class Model:
             architecture = models.architecture(self.file.metadata, self.path)
             fields = Fields(self.file.metadata, self.path, architecture.__name__.split(".")[-1])
             self.config = architecture.config(fields)
+            refuse_unread_fields(fields)
             self.context = self._context(context)
             try:
                 self.program = Program(
@@ -113,7 +115,9 @@ class Model:
                     kv_k,
                     kv_v,
                 )
-                architecture.build(self.program, self.config, Weights(self.file))
+                weights = Weights(self.file)
+                architecture.build(self.program, self.config, weights)
+                refuse_unread_tensors(weights)
                 self.program.finish()
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None

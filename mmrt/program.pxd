@@ -11,6 +11,7 @@ cdef class Program:
     cdef list tensors      # pinned: weight index -> Tensor
     cdef list names        # their names as bytes, which the core points to
     cdef dict indices      # tensor name -> weight index
+    cdef dict roomy        # buffer of heads -> the one where they have room
     cdef list lines        # (operation, [weights], note), for printing
     cdef int running       # calls of the core that go on
     cdef bint streams
@@ -21,6 +22,8 @@ cdef class Program:
     cdef _release(self)
     cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
+    cdef int _with_room(self, int buffer, int n_heads) except -2
+    cdef list _multiply(self, mmrt_op *op, matrices)
     cdef _run(self, list caches, mmrt_part *parts, int32_t n_parts, const int32_t[::1] tokens,
               float[:, ::1] logits, int64_t[:, ::1] marks)
     cdef int _add(self, mmrt_op *op, weights, str note) except -1

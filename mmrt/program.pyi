@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,11 @@ PAGE_TOKENS: int
 
 def check_reader(reader: str, mapping: Mapping) -> None: ...
 def probe_reader(reader: str, mapping: Mapping, offset: int, length: int) -> float: ...
+
+class Matrix(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
 
 class Program:
     pool: Pool
@@ -46,16 +52,15 @@ class Program:
     def linear(
         self,
         in_: int,
-        weights: Sequence[Tensor],
+        matrices: Sequence[Tensor | Matrix],
         out: int,
-        biases: Sequence[Tensor | None] = (None, None, None),
         outputs_only: bool = False,
     ) -> None: ...
     def glu(
         self,
         in_: int,
-        gate: Tensor,
-        up: Tensor,
+        gate: Tensor | Matrix,
+        up: Tensor | Matrix,
         out: int,
         activation: str,
         outputs_only: bool = False,
@@ -82,7 +87,7 @@ class Program:
         softcap: float = 0.0,
         outputs_only: bool = False,
     ) -> None: ...
-    def logits(self, in_: int, weight: Tensor, softcap: float = 0.0) -> None: ...
+    def logits(self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0) -> None: ...
     def finish(self) -> None: ...
     def stream(self) -> None: ...
     def set_reader(self, reader: str) -> None: ...

@@ -5,9 +5,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from mmrt._c cimport (
-    MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
-    MMRT_OP_NORM, MMRT_OP_QUANTIZE, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
-    mmrt_kv_create, mmrt_kv_free, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
+    MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
+    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
+    mmrt_kv_create, mmrt_kv_free, mmrt_kv_head_room, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
     mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
@@ -25,6 +25,7 @@ from mmrt.mapping cimport Mapping
 from mmrt.tensor cimport Tensor
 
 from array import array
+from typing import NamedTuple
 
 from mmrt.elements import KV_TYPES
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
@@ -34,6 +35,14 @@ from mmrt.streaming import Plan, Streaming
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 PAGE_TOKENS = 32  # of the key-value cache
+
+
+class Matrix(NamedTuple):
+    """A weight (rows, width) as a program multiplies with it: weight @ x * scale + bias (rows,)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
 
 
 cdef class Cache:
@@ -92,6 +101,7 @@ cdef class Program:
         self.tensors = []
         self.names = []
         self.indices = {}
+        self.roomy = {}
         self.lines = []
         shape.n_layers, shape.n_heads, shape.head_dim = n_layers, n_kv_heads, head_dim
         shape.k_type, shape.v_type = TYPES[KV_TYPES[kv_k]].id, TYPES[KV_TYPES[kv_v]].id
@@ -151,6 +161,26 @@ cdef class Program:
         self.indices[tensor.name] = index
         return index
 
+    cdef list _multiply(self, mmrt_op *op, matrices):
+        """Sets what the operation multiplies with; returns the tensors that it reads."""
+        cdef list read = []
+        for i, matrix in enumerate(matrices):
+            weight, bias, scale = matrix if isinstance(matrix, Matrix) else Matrix(matrix)
+            op.weights[i] = self._weight(weight)
+            op.biases[i] = self._weight(bias)
+            op.scales[i] = scale
+            read += [weight, bias]
+        return read
+
+    cdef int _with_room(self, int buffer, int n_heads) except -2:
+        """The buffer for these heads as attention wants them: another if they are no whole groups."""
+        cdef uint32_t room = mmrt_kv_head_room(self.kv_shape)
+        if room == self.kv_shape.head_dim or n_heads < 1:
+            return buffer
+        if (buffer, n_heads) not in self.roomy:
+            self.roomy[buffer, n_heads] = self.buffer(n_heads * <uint64_t> room)
+        return self.roomy[buffer, n_heads]
+
     cdef int _add(self, mmrt_op *op, weights, str note) except -1:
         cdef mmrt_error error
         check(mmrt_program_add_op(self._open(), op, &error), &error)
@@ -200,40 +230,36 @@ cdef class Program:
         op.outputs_only = outputs_only
         self._add(&op, [post, weight], "norm" if add < 0 else "add, norm")
 
-    def linear(self, int in_, weights, int out, biases=(None, None, None), bint outputs_only=False):
-        """out = [w @ in_ + bias for each of one to three weights (rows, width)], side by side."""
-        if not 1 <= len(weights) <= 3:
-            raise ArgumentError(f"linear: takes 1 to 3 weights, not {len(weights)}")
+    def linear(self, int in_, matrices, int out, bint outputs_only=False):
+        """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side."""
+        if not 1 <= len(matrices) <= 3:
+            raise ArgumentError(f"linear: takes 1 to 3 matrices, not {len(matrices)}")
         cdef mmrt_op op = _op(MMRT_OP_LINEAR)
         op.in_ = in_
         op.out = out
         op.outputs_only = outputs_only
-        for i, weight in enumerate(weights):
-            op.weights[i] = self._weight(weight)
-            op.biases[i] = self._weight(biases[i])
-        self._add(&op, [*weights, *biases], "multiply")
+        self._add(&op, self._multiply(&op, matrices), "multiply")
 
-    def glu(self, int in_, Tensor gate not None, Tensor up not None, int out, str activation,
-            bint outputs_only=False):
-        """out = activation(gate @ in_) * (up @ in_); activation is "silu" or "gelu"."""
+    def glu(self, int in_, gate, up, int out, str activation, bint outputs_only=False):
+        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu"
+        or "gelu"."""
         cdef mmrt_op op = _op(MMRT_OP_GLU)
         op.in_ = in_
         op.out = out
-        op.weights[0] = self._weight(gate)
-        op.weights[1] = self._weight(up)
         op.activation = _ACTIVATIONS[activation]
         op.outputs_only = outputs_only
-        self._add(&op, [gate, up], f"{activation}-gated multiply")
+        self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated multiply")
 
     def rope(self, int qkv, int table, int layer, int n_heads, bint interleaved,
              Tensor q_norm=None, Tensor k_norm=None, float eps=0.0):
-        """Norms (head_dim,) and rotates the queries and keys of qkv in place; stores keys, values.
+        """Norms (head_dim,) and rotates the queries and keys of qkv; stores keys, values.
 
         qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
         neighbours; otherwise the first half of a head with its second. table -1: no rotation.
         """
         cdef mmrt_op op = _op(MMRT_OP_ROPE)
         op.in_ = qkv
+        op.out = self._with_room(qkv, n_heads + 2 * self.kv_shape.n_heads)
         op.rope = table
         op.layer = layer
         op.n_heads = n_heads
@@ -247,8 +273,8 @@ cdef class Program:
                float softcap=0.0, bint outputs_only=False):
         """out = softmax(scale * q k) v over the cache; window: the keys seen, 0 for all."""
         cdef mmrt_op op = _op(MMRT_OP_ATTEND)
-        op.in_ = qkv
-        op.out = out
+        op.in_ = self._with_room(qkv, n_heads + 2 * self.kv_shape.n_heads)
+        op.out = self._with_room(out, n_heads)
         op.layer = layer
         op.n_heads = n_heads
         op.scale = scale
@@ -256,20 +282,20 @@ cdef class Program:
         op.softcap = softcap
         op.outputs_only = outputs_only
         self._add(&op, [], f"attend, window {window}" if window else "attend")
-        if self.kv_shape.head_dim % 32:  # heads are not whole groups: quantise their concatenation
-            op = _op(MMRT_OP_QUANTIZE)
-            op.in_ = out
-            op.outputs_only = outputs_only
-            self._add(&op, [], "quantise")
+        if self.kv_shape.head_dim % 32:  # heads are no whole groups: they are quantised together
+            op.kind = MMRT_OP_JOIN
+            op.in_, op.out = op.out, out
+            self._add(&op, [], "join heads")
 
-    def logits(self, int in_, Tensor weight not None, float softcap=0.0):
-        """The step's result: weight (vocabulary, width) @ in_, capped softly where softcap > 0."""
+    def logits(self, int in_, matrix, float softcap=0.0):
+        """The step's result: matrix (vocabulary, width) @ in_, capped softly where softcap > 0."""
         cdef mmrt_op op = _op(MMRT_OP_LOGITS)
         op.in_ = in_
-        op.weights[0] = self._weight(weight)
         op.softcap = softcap
         op.outputs_only = True
-        self._add(&op, [weight], "logits")
+        tensors = self._multiply(&op, (matrix,))
+        weight = tensors[0]
+        self._add(&op, tensors, "logits")
         self.vocab_size = weight.shape[0] if len(weight.shape) == 2 else 1
 
     def finish(self):
@@ -548,4 +574,5 @@ cdef mmrt_op _op(mmrt_op_kind kind) noexcept:
     op.in_ = op.out = op.stream = op.rope = -1
     for i in range(3):
         op.weights[i] = op.biases[i] = -1
+        op.scales[i] = 1
     return op

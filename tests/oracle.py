@@ -38,7 +38,8 @@ class Model:
         self.rounding = rounding
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the architecture's own metadata; a key without default must be there."""
+        """A value of the architecture's own metadata; a key without default must be there. An array
+        is a list."""
         field = self.reader.fields.get(f"{self.architecture}.{key}")
         if field is None and default is None:
             raise KeyError(f"{self.architecture}.{key}")
@@ -51,10 +52,20 @@ class Model:
     def layer(self, index: int) -> "Layer":
         return Layer(self, f"blk.{index}.")
 
-    def product(self, x: Array, name: str, rows: slice = slice(None)) -> Array:
-        if self.rounding and self.tensors[name].tensor_type not in FLOATS:
+    def product(
+        self, x: Array, name: str, rows: slice = slice(None), beside: str | None = None
+    ) -> Array:
+        """The matrix `name` times x, then its scale and its bias, where the file has them.
+        beside: what scale and bias are called, if not as the matrix."""
+        weight, beside = f"{name}.weight", beside or name
+        if self.rounding and self.tensors[weight].tensor_type not in FLOATS:
             x = round_to_int8(x)
-        return x @ self.tensor(name, rows).T
+        y = x @ self.tensor(weight, rows).T
+        if f"{beside}.scale" in self.tensors:
+            y = y * self.tensor(f"{beside}.scale")
+        if f"{beside}.bias" in self.tensors:
+            y = y + self.tensor(f"{beside}.bias", rows)
+        return y
 
     def stored(self, x: Array) -> Array:
         """Keys or values as they come back from the cache."""
@@ -70,10 +81,22 @@ class Layer:
         return self.model.tensor(f"{self.prefix}{name}.weight")
 
     def product(self, x: Array, name: str) -> Array:
-        """The matrix times x, and its bias where the file has one."""
-        y = self.model.product(x, f"{self.prefix}{name}.weight")
-        bias = f"{self.prefix}{name}.bias"
-        return y + self.model.tensor(bias) if bias in self.model.tensors else y
+        return self.model.product(x, f"{self.prefix}{name}")
+
+    def queries_keys_values(self, x: Array, head_dim: int) -> list[Array]:
+        """Of three matrices, or of one that has them one below the other."""
+        if f"{self.prefix}attn_qkv.weight" in self.model.tensors:
+            kv = one_of(self.model.get("attention.head_count_kv")) * head_dim
+            all_three = self.product(x, "attn_qkv")
+            parts = np.split(all_three, [-2 * kv, -kv], axis=-1)
+        else:
+            parts = [self.product(x, f"attn_{which}") for which in "qkv"]
+        return [split_heads(part, head_dim) for part in parts]
+
+
+def one_of(value: Any) -> Any:
+    """A value that may be an array with the same for each layer."""
+    return value[0] if isinstance(value, list) else value
 
 
 def round_to_int8(x: Array) -> Array:
@@ -141,13 +164,14 @@ class Rope:
 def stretched(rope: Rope, model: Model) -> Rope:
     """With the scaling that the metadata asks for: positions divided by a factor (linear), or only
     those of the pairs that turn slowly, with a ramp between the two (YaRN, arXiv:2309.00071)."""
-    scaling = model.get("rope.scaling.type", "none")
-    factor = model.get("rope.scaling.factor", 1.0)
+    scaling = model.get("rope.scaling.type", "linear")
+    factor = model.get("rope.scaling.factor", model.get("rope.scale_linear", 1.0)) or 1.0
+    magnitude = model.get("rope.scaling.attn_factor", 1.0)
     own = np.ones(rope.dims // 2) if rope.factors is None else rope.factors.astype(np.float64)
     if scaling == "none":
-        return rope
+        return replace(rope, magnitude=magnitude)
     if scaling == "linear":
-        return replace(rope, factors=own * factor)
+        return replace(rope, factors=own * factor, magnitude=magnitude)
     if scaling != "yarn":
         raise NotImplementedError(scaling)
 
@@ -158,16 +182,31 @@ def stretched(rope: Rope, model: Model) -> Rope:
     slow = np.count_nonzero(turns > model.get("rope.scaling.yarn_beta_slow", 1.0))
     first, last = max(fast, 0), min(slow, rope.dims - 1)
     ramp = np.clip((np.arange(rope.dims // 2) - first) / max(last - first, 0.001), 0, 1)
-    magnitude = model.get("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * np.log(factor))
+    magnitude *= 1 + 0.1 * np.log(factor)
+    magnitude /= 1 + 0.1 * model.get("rope.scaling.yarn_log_multiplier", 0.0) * np.log(factor)
     return replace(rope, factors=own / (1 - ramp + ramp / factor), magnitude=magnitude)
 
 
+def window_of(model: Model, layer: int, pattern: int) -> int | None:
+    """Keys that a layer sees, None for all. Of `pattern` layers all but the last have a window,
+    unless the file has another number, or says it of each layer."""
+    said = model.get("attention.sliding_window_pattern", pattern)
+    slides = said[layer] if isinstance(said, list) else not said or layer % said < said - 1
+    return (model.get("attention.sliding_window", 0) or None) if slides else None
+
+
 def attention(
-    q: Array, k: Array, v: Array, window: int | None = None, softcap: float = 0.0
+    q: Array,
+    k: Array,
+    v: Array,
+    window: int | None = None,
+    softcap: float = 0.0,
+    scale: float = 0.0,
 ) -> Array:
     """Causal softmax attention; q, k, v are (positions, heads, head_dim), the result has its heads
     joined. Consecutive query heads share a head of k and v. With a window, a position sees itself
-    and the window - 1 before it. With a softcap, scores stay below it."""
+    and the window - 1 before it. With a softcap, scores stay below it. scale: of the scores, if not
+    1 / sqrt(head_dim)."""
     n, heads, head_dim = q.shape
     distance = np.arange(n)[:, None] - np.arange(n)
     visible = distance >= 0
@@ -177,7 +216,7 @@ def attention(
     out = np.empty((n, heads, v.shape[-1]), np.float32)
     for head in range(heads):
         shared = head * k.shape[1] // heads
-        scores = q[:, head] @ k[:, shared].T / np.float32(np.sqrt(head_dim))
+        scores = q[:, head] @ k[:, shared].T * np.float32(scale or 1 / np.sqrt(head_dim))
         if softcap:
             scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
         scores = np.where(visible, scores, np.float32(-np.inf))
@@ -188,30 +227,34 @@ def attention(
 
 
 def llama(model: Model, ids: NDArray[np.int64]) -> Array:
-    """Pre-norm blocks with SwiGLU; RoPE on neighbours, whose factors may be in the file, as may
-    biases of the attention's matrices."""
+    """Pre-norm blocks with SwiGLU; RoPE on neighbours, whose factors may be in the file, for all
+    layers or for each."""
     epsilon = model.get("attention.layer_norm_rms_epsilon")
     head_dim = model.get(
-        "attention.key_length", model.get("embedding_length") // model.get("attention.head_count")
+        "attention.key_length",
+        model.get("embedding_length") // one_of(model.get("attention.head_count")),
     )
-    rope = Rope(
-        base=model.get("rope.freq_base", 10000.0),
-        dims=model.get("rope.dimension_count", head_dim),
-        neox=False,
-        factors=model.tensor("rope_freqs.weight") if "rope_freqs.weight" in model.tensors else None,
-    )
-    rope = stretched(rope, model)
     softcap = model.get("attn_logit_softcapping", 0.0)
+    scale = model.get("attention.scale", 0.0)
 
     x = model.tensor("token_embd.weight", ids)
     for index in range(model.get("block_count")):
         weight = model.layer(index)
+        window = window_of(model, index, pattern=0)
+        factors = (f"blk.{index}.rope_freqs.weight", "rope_freqs.weight")
+        own = next((model.tensor(name) for name in factors if name in model.tensors), None)
+        rope = Rope(
+            base=model.get("rope.freq_base", 10000.0),
+            dims=model.get("rope.dimension_count", head_dim),
+            neox=False,
+            factors=own,
+        )
+        rope = stretched(rope, model)
 
         h = rms_norm(x, weight("attn_norm"), epsilon)
-        q = rope(split_heads(weight.product(h, "attn_q"), head_dim))
-        k = model.stored(rope(split_heads(weight.product(h, "attn_k"), head_dim)))
-        v = model.stored(split_heads(weight.product(h, "attn_v"), head_dim))
-        x = x + weight.product(attention(q, k, v, softcap=softcap), "attn_output")
+        q, k, v = weight.queries_keys_values(h, head_dim)
+        q, k, v = rope(q), model.stored(rope(k)), model.stored(v)
+        x = x + weight.product(attention(q, k, v, window, softcap, scale), "attn_output")
 
         h = rms_norm(x, weight("ffn_norm"), epsilon)
         h = silu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
@@ -220,29 +263,37 @@ def llama(model: Model, ids: NDArray[np.int64]) -> Array:
 
 
 def gemma3(model: Model, ids: NDArray[np.int64]) -> Array:
-    """Norms before and after each half of a block, and on q and k; NEOX RoPE; five layers with a
-    sliding window to each global one, whose positions alone may be stretched. As in all sizes but
-    the largest, which scales its queries differently."""
+    """Norms before and after each half of a block, and on q and k; NEOX RoPE; layers with a sliding
+    window, five to each global one unless the file says otherwise. Those have a base of their own
+    and are not stretched. The largest size alone scales its scores differently."""
     epsilon = model.get("attention.layer_norm_rms_epsilon")
     head_dim = model.get("attention.key_length")
-    local_rope = Rope(base=10000.0, dims=head_dim, neox=True)
-    global_rope = stretched(Rope(model.get("rope.freq_base"), head_dim, neox=True), model)
+    dims = model.get("rope.dimension_count", head_dim)
+    local_rope = Rope(
+        base=model.get("rope.freq_base_swa", model.get("rope.local.freq_base", 10000.0)),
+        dims=model.get("rope.dimension_count_swa", dims),
+        neox=True,
+        magnitude=model.get("rope.scaling.attn_factor", 1.0),
+    )
+    base = model.get("rope.freq_base", model.get("rope.global.freq_base", 10000.0))
+    global_rope = stretched(Rope(base, dims, neox=True), model)
     softcap = model.get("attn_logit_softcapping", 0.0)
+    scale = model.get("attention.scale", 0.0)
+    if model.get("block_count") == 62 and not scale:
+        scale = np.sqrt(model.get("attention.head_count") / model.get("embedding_length"))
 
     x = model.tensor("token_embd.weight", ids) * np.float32(np.sqrt(model.get("embedding_length")))
     for index in range(model.get("block_count")):
         weight = model.layer(index)
-        is_global = index % 6 == 5
-        rope = global_rope if is_global else local_rope
-        window = None if is_global else model.get("attention.sliding_window")
+        window = window_of(model, index, pattern=6)
+        rope = local_rope if window else global_rope
 
         h = rms_norm(x, weight("attn_norm"), epsilon)
-        q = split_heads(weight.product(h, "attn_q"), head_dim)
-        k = split_heads(weight.product(h, "attn_k"), head_dim)
-        v = model.stored(split_heads(weight.product(h, "attn_v"), head_dim))
+        q, k, v = weight.queries_keys_values(h, head_dim)
+        v = model.stored(v)
         q = rope(rms_norm(q, weight("attn_q_norm"), epsilon))
         k = model.stored(rope(rms_norm(k, weight("attn_k_norm"), epsilon)))
-        h = weight.product(attention(q, k, v, window, softcap), "attn_output")
+        h = weight.product(attention(q, k, v, window, softcap, scale), "attn_output")
         x = x + rms_norm(h, weight("post_attention_norm"), epsilon)
 
         h = rms_norm(x, weight("ffn_norm"), epsilon)
@@ -259,11 +310,11 @@ def logits(path: str | Path, ids: Sequence[int], rounding: bool = False) -> Arra
     model = Model(path, rounding)
     x = FORWARD[model.architecture](model, np.asarray(ids, np.int64))
 
-    head = "output.weight" if "output.weight" in model.tensors else "token_embd.weight"
-    vocabulary = len(model.tensors[head].data)
+    head = "output" if "output.weight" in model.tensors else "token_embd"
+    vocabulary = len(model.tensors[f"{head}.weight"].data)
     out = np.empty((len(x), vocabulary), np.float32)
     for start in range(0, vocabulary, HEAD_ROWS):
         rows = slice(start, start + HEAD_ROWS)
-        out[:, rows] = model.product(x, head, rows)
+        out[:, rows] = model.product(x, head, rows, beside="output")
     softcap = np.float32(model.get("final_logit_softcapping", 0.0))
     return softcap * np.tanh(out / softcap) if softcap else out

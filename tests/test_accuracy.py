@@ -154,6 +154,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "groups of 8": {"n_heads": 8, "n_kv_heads": 1},
     "heads of 128": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 128},
     "heads of 256": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 256},
+    "heads of 100": {"head_dim": 100},
+    "heads of 20": {"n_heads": 6, "n_kv_heads": 3, "head_dim": 20},
+    "heads of 2": {"n_heads": 5, "n_kv_heads": 5, "head_dim": 2},
     "odd widths": {"n_embd": 52, "n_ff": 77, "n_vocab": 301},
     "one layer": {"n_layers": 1},
     "narrow": {"n_embd": 4, "n_ff": 1},
@@ -174,6 +177,7 @@ BLOCK_SHAPES: dict[str, dict[str, Any]] = {
     "no multiple of 256": {"n_embd": 288, "n_ff": 352, "head_dim": 48, "n_vocab": 307},
     "less than 256": {"n_embd": 32, "n_ff": 96, "n_heads": 6, "n_kv_heads": 2},
     "heads that are no whole groups": {"n_heads": 4, "head_dim": 80, "n_kv_heads": 1},
+    "heads of 100": {"n_heads": 8, "head_dim": 100, "n_kv_heads": 2},
 }
 
 
@@ -181,6 +185,13 @@ BLOCK_SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", BLOCK_SHAPES.values(), ids=BLOCK_SHAPES.keys())
 def test_shapes_in_blocks_of_32(shape: dict[str, Any], type: str, isa: str, tmp_path: Path) -> None:
     assert_equal_but_for_flips(tiny_models.llama(type=type, **shape).write(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("head_dim", [17, 99])
+def test_heads_of_odd_widths_turn_in_part(head_dim: int, isa: str, tmp_path: Path) -> None:
+    model = tiny_models.llama(head_dim=head_dim)
+    model.metadata["llama.rope.dimension_count"] = 16
+    assert_equal_but_for_rounding(model.write(tmp_path / "model.gguf"))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -210,6 +221,16 @@ FIELDS: dict[str, dict[str, Any]] = {
         "rope.scaling.yarn_beta_slow": 0.25,
         "rope.scaling.attn_factor": 0.8,
     },
+    "yarn that keeps its magnitude": {**YARN, "rope.scaling.yarn_log_multiplier": 1.0},
+    "a factor without a type": {"rope.scaling.factor": 4.0},
+    "a factor by its old name": {"rope.scale_linear": 4.0},
+    "a magnitude without a type": {"rope.scaling.attn_factor": 1.2},
+    "a scale of scores": {"attention.scale": 0.3},
+    "a sliding window": {"attention.sliding_window": 9},
+    "a sliding window in every second layer": {
+        "attention.sliding_window": 9,
+        "attention.sliding_window_pattern": 2,
+    },
     "soft caps": {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0},
     "a large epsilon": {"attention.layer_norm_rms_epsilon": 0.1},
 }
@@ -235,10 +256,67 @@ def test_llama_fields(fields: dict[str, Any], isa: str, tmp_path: Path) -> None:
     assert_matters(path, tiny_models.llama(head_dim=32), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["another base", "linear scaling", "soft caps"])
+NEUTRAL = {
+    "llama.vocab_size": 300,
+    "llama.tensor_data_layout": "Meta AI original pth",
+    "llama.attention.layer_norm_epsilon": 1e-6,
+    "llama.attention.causal": True,
+    "llama.attention.clamp_kqv": 0.0,
+    "llama.attention.max_alibi_bias": 0.0,
+    "llama.attention.key_length_swa": 16,
+    "llama.use_parallel_residual": False,
+    "llama.logit_scale": 1.0,
+    "llama.expert_count": 0,
+    "llama.expert_used_count": 0,
+    "llama.nextn_predict_layers": 0,
+    "llama.pooling_type": 0,
+    "llama.rope.scaling.type": "none",
+    "llama.rope.scaling.factor": 8.0,
+    "llama.rope.scaling.finetuned": True,
+    "llama.rope.scaling.yarn_ext_factor": -1.0,
+    "llama.rope.dimension_sections": [4, 4, 0, 0],
+    "llama.vision.block_count": 27,
+    "llama.attention.sliding_window": 1000,
+    "llama.attention.head_count": [4, 4],
+    "llama.attention.head_count_kv": [2, 2],
+    "llama.feed_forward_length": [96.0, 96.0],
+    "llama.context_length": 512.0,
+}
+
+
+def test_fields_that_change_nothing(tmp_path: Path) -> None:
+    model = tiny_models.llama()
+    plain = logits_of(model.write(tmp_path / "plain.gguf"), LONG_TEXT)
+    for name, value in NEUTRAL.items():
+        model.metadata[name] = value
+    model.tensors["v.patch_embd.weight"] = tiny_models.floats(np.random.default_rng(), 5)
+    model.tensors["blk.0.attn_q.input_scale"] = tiny_models.floats(np.random.default_rng(), 1)
+    assert np.array_equal(plain, logits_of(model.write(tmp_path / "model.gguf"), LONG_TEXT))
+
+
+GEMMA3_FIELDS: dict[str, dict[str, Any]] = {
+    **{name: FIELDS[name] for name in ("another base", "linear scaling", "soft caps")},
+    **{name: FIELDS[name] for name in ("a magnitude without a type", "a scale of scores")},
+    "every second layer sees all": {"attention.sliding_window_pattern": 2},
+    "every layer sees all": {"attention.sliding_window_pattern": 1},
+    "no layer sees all": {"attention.sliding_window_pattern": 0},
+    "layers that are named": {
+        "attention.sliding_window_pattern": [False, True, True] + [False] * 4
+    },
+    "another base in windows": {"rope.freq_base_swa": 500.0},
+    "bases by other names": {"rope.local.freq_base": 500.0, "rope.global.freq_base": 5000.0},
+    "half a head turns in windows": {"rope.dimension_count_swa": 16},
+    "no window": {"attention.sliding_window": 0},
+}
+
+
+@pytest.mark.parametrize("name", GEMMA3_FIELDS)
 def test_gemma3_fields(name: str, isa: str, tmp_path: Path) -> None:
-    shape = {"n_layers": 7, "head_dim": 32}  # the sixth sees all keys: the fields are for it
-    path = with_fields(gemma3(**shape), FIELDS[name]).write(tmp_path / "model.gguf")
+    shape = {"n_layers": 7, "head_dim": 32}  # the sixth sees all keys, if nothing else is said
+    model = with_fields(gemma3(**shape), GEMMA3_FIELDS[name])
+    if "rope.global.freq_base" in GEMMA3_FIELDS[name]:
+        del model.metadata["gemma3.rope.freq_base"]
+    path = model.write(tmp_path / "model.gguf")
     assert_equal_but_for_rounding(path)
     assert_matters(path, gemma3(**shape), tmp_path)
 
@@ -249,16 +327,90 @@ def test_sliding_windows(window: int, isa: str, tmp_path: Path) -> None:
     assert_equal_but_for_rounding(model.write(tmp_path / "model.gguf"))
 
 
-def test_biases(isa: str, tmp_path: Path) -> None:
+def test_without_a_sliding_window(isa: str, tmp_path: Path) -> None:
+    """Then all layers of gemma3 are alike, and turn by the base of those that see all."""
+    base = {"rope.freq_base": 500.0}
+    path = with_fields(gemma3(window=None), base).write(tmp_path / "model.gguf")
+    assert_equal_but_for_rounding(path)
+    assert_matters(path, with_fields(gemma3(window=1000), base), tmp_path)
+
+
+def test_the_largest_gemma3_scales_scores_by_its_stream(tmp_path: Path) -> None:
+    shape = {"n_layers": 62, "n_embd": 32, "n_ff": 32, "n_heads": 1, "n_kv_heads": 1}
+    model, many_layers = gemma3(**shape), Bound(mean_kl=2e-6, distance=1e-2)
+    path = model.write(tmp_path / "model.gguf")
+    assert_equal_but_for_rounding(path, many_layers)
+    model.metadata["gemma3.attention.scale"] = 0.25  # which is that of other sizes
+    own = model.write(tmp_path / "own.gguf")
+    assert_equal_but_for_rounding(own, many_layers)
+    between = distances(logits_of(path, LONG_TEXT), logits_of(own, LONG_TEXT))
+    assert between.max() > 20 * many_layers.distance
+
+
+def matrices_of(model: TinyModel) -> list[tuple[str, int]]:
+    """What is multiplied with, by name without its end, and the rows of each."""
+    return [
+        (name.removesuffix(".weight"), len(blocks.data))
+        for name, blocks in model.tensors.items()
+        if len(blocks.data.shape) == 2 and name != "token_embd.weight"
+    ]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["three", "fused"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_biases(architecture: str, fused: bool, isa: str, tmp_path: Path) -> None:
+    """Of all matrices, alone or each beside a scale."""
     random = np.random.default_rng(3)
-    model = tiny_models.llama()
-    for name, matrix in list(model.tensors.items()):
-        if ".attn_" in name and len(matrix.data.shape) == 2:
-            bias = tiny_models.floats(random, len(matrix.data), spread=0.5)
-            model.tensors[name.replace(".weight", ".bias")] = bias
+
+    def plain() -> TinyModel:
+        model = ARCHITECTURES[architecture](n_ff=200)
+        return tiny_models.fuse_qkv(model) if fused else model
+
+    model = plain()
+    for name, rows in [*matrices_of(model), ("output", 300)]:
+        model.tensors[f"{name}.bias"] = tiny_models.floats(random, rows, spread=0.5)
+    path = model.write(tmp_path / "biases.gguf")
+    assert_equal_but_for_rounding(path)
+    assert_matters(path, plain(), tmp_path)
+    for name, _ in [*matrices_of(model), ("output", 300)]:
+        model.tensors[f"{name}.scale"] = tiny_models.floats(random, 1, mean=1.5)
+    path = model.write(tmp_path / "scales.gguf")
+    assert_equal_but_for_rounding(path)
+    assert_matters(path, plain(), tmp_path)
+
+
+@pytest.mark.parametrize("type", ["NVFP4", "Q4_K"])
+def test_scales_of_quantised_matrices(type: str, isa: str, tmp_path: Path) -> None:
+    shape = {"n_embd": 256, "n_ff": 256, "head_dim": 64}
+    model = tiny_models.llama(type=type, separate_output=True, **shape)
+    for name, _ in matrices_of(model):
+        model.tensors[f"{name}.scale"] = tiny_models.blocks_of("F32", np.float32([0.7]))
+    assert_equal_but_for_flips(model.write(tmp_path / "model.gguf"))
+
+
+def test_one_matrix_for_queries_keys_and_values(tmp_path: Path) -> None:
+    """Equal bits, of float and quantised types."""
+    for type in ("F32", "Q4_0"):
+        model = tiny_models.llama(type=type)
+        expected = logits_of(model.write(tmp_path / "three.gguf"), LONG_TEXT)
+        path = tiny_models.fuse_qkv(model).write(tmp_path / "fused.gguf")
+        assert np.array_equal(expected, logits_of(path, LONG_TEXT))
+
+
+def test_layers_of_different_widths(isa: str, tmp_path: Path) -> None:
+    path = tiny_models.llama(n_layers=3, n_ff=[96, 40, 200]).write(tmp_path / "model.gguf")
+    assert_equal_but_for_rounding(path)
+
+
+def test_own_divisors_of_each_layer(isa: str, tmp_path: Path) -> None:
+    model = tiny_models.llama(n_layers=3)
+    for name, first in (("rope_freqs", 1.0), ("blk.1.rope_freqs", 5.0)):
+        divisors = np.array([first, 1, 1, 1.5, 2, 4, 8, 8], np.float32)
+        model.tensors[f"{name}.weight"] = tiny_models.blocks_of("F32", divisors)
     path = model.write(tmp_path / "model.gguf")
     assert_equal_but_for_rounding(path)
-    assert_matters(path, tiny_models.llama(), tmp_path)
+    del model.tensors["blk.1.rope_freqs.weight"]
+    assert_matters(path, model, tmp_path)
 
 
 def test_own_divisors_of_rotations(isa: str, tmp_path: Path) -> None:

@@ -101,13 +101,13 @@ def test_a_real_model_copies_none_of_its_weights(real_path: Path) -> None:
 
 
 def test_only_what_is_read_comes_into_memory(tmp_path: Path) -> None:
-    """Of a file whose tensors lie apart, between others that no operation reads."""
+    """Of a file whose tensors lie apart, between others, of a tower for images, that nothing reads."""
     model = tiny_models.llama(n_embd=256, n_ff=512, n_layers=3)
     unread = tiny_models.floats(np.random.default_rng(0), 500_000)
     tensors = dict(model.tensors)
     model.tensors.clear()
     for i, (name, blocks) in enumerate(tensors.items()):
-        model.tensors |= {f"unread.{i}": unread, name: blocks}
+        model.tensors |= {f"v.{i}": unread, name: blocks}
     path = model.write(tmp_path / "apart.gguf")
     found = generated(path, 40)
     weights = extents(path, set(tensors))

@@ -2,6 +2,7 @@
 field or tensor, and what was found; on the command line by one line."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_architectures_are_known_by_name() -> None:
 
 HUGE = 2**63
 NUMBERS = (math.nan, math.inf, -math.inf, -1.0, 1e300, "1", True, [1.0])
-COUNTS = (0, -1, HUGE, 2**31, 1.0, "1", True, [1])
+COUNTS = (0, -1, HUGE, 2**31, 1.5, "1", True, [1], [1.5, 1.5])
 
 # A field, and what it cannot be.
 FIELDS: list[tuple[str, tuple[Any, ...]]] = [
@@ -73,16 +74,20 @@ FIELDS: list[tuple[str, tuple[Any, ...]]] = [
     ("attention.key_length", (*COUNTS, 2**30)),
     ("attention.value_length", (*COUNTS, 32)),
     ("attention.layer_norm_rms_epsilon", (MISSING, 0.0, *NUMBERS)),
-    ("attention.scale", (0.0, *NUMBERS)),
+    ("attention.scale", NUMBERS),
     ("attn_logit_softcapping", NUMBERS),
     ("final_logit_softcapping", NUMBERS),
     ("rope.dimension_count", (*COUNTS, 15, 18)),
     ("rope.freq_base", (0.0, 1.0, *NUMBERS)),
     ("rope.scaling.type", ("", "longrope", 3)),
-    ("rope.scaling.factor", (0.0, *NUMBERS)),
+    ("rope.scaling.factor", NUMBERS),
     ("rope.scaling.original_context_length", COUNTS),
     ("rope.scaling.yarn_beta_fast", (0.0, *NUMBERS)),
     ("rope.scaling.attn_factor", (0.0, *NUMBERS)),
+    ("rope.scaling.yarn_log_multiplier", NUMBERS),
+    ("attention.sliding_window", (-1, HUGE, 1.5, "1", [1])),
+    ("attention.sliding_window_pattern", (-1, HUGE, "1", True, [True], [1, 2], [1.0, 0.0])),
+    ("attention.causal", (2, "1", [True])),
 ]
 
 
@@ -111,20 +116,65 @@ def test_architectures_that_are_not_known(model: TinyModel, value: Any, tmp_path
     assert_refused(model.write(tmp_path / "other.gguf"), kind, "general.architecture")
 
 
-def test_mixtures_of_experts_are_not_supported(tmp_path: Path) -> None:
+# Fields that would change the result, and what is said of them.
+UNAPPLIED: list[tuple[str, Any]] = [
+    ("expert_count", 8),
+    ("expert_used_count", 2),
+    ("attention.causal", False),
+    ("attention.causal", 0),
+    ("attention.head_count", [4, 2]),
+    ("attention.head_count_kv", [2, 4]),
+    ("attention.clamp_kqv", 8.0),
+    ("attention.max_alibi_bias", 8.0),
+    ("attention.temperature_scale", 0.1),
+    ("attention.shared_kv_layers", 1),
+    ("attention.something_new", 3),
+    ("attention.something_new", "old"),
+    ("rope.something_new", [0, 1]),
+    ("rope.scaling.type", "longrope"),
+    ("rope.scaling.yarn_ext_factor", 0.5),
+    ("use_parallel_residual", True),
+    ("logit_scale", 0.5),
+    ("residual_scale", 0.22),
+    ("embedding_scale", 12.0),
+    ("nextn_predict_layers", 1),
+    ("hidden_activation", "relu"),
+    ("line\n\x1b[2J", 1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), UNAPPLIED, ids=str)
+def test_fields_that_are_not_applied_are_refused(
+    model: TinyModel, field: str, value: Any, tmp_path: Path
+) -> None:
+    name = f"{model.metadata['general.architecture']}.{field}"
+    model.metadata[name] = value
+    shown = name.replace("\n", "\\n").replace("\x1b", "\\x1b")
+    assert_refused(model.write(tmp_path / "field.gguf"), UnsupportedError, shown)
+
+
+def test_widths_of_keys_are_those_of_values_and_windows(model: TinyModel, tmp_path: Path) -> None:
+    architecture = model.metadata["general.architecture"]
+    for field in ("value_length", "key_length_swa", "value_length_swa"):
+        name = f"{architecture}.attention.{field}"
+        before = model.metadata.get(name, 16)
+        model.metadata[name] = 32
+        path = model.write(tmp_path / "width.gguf")
+        assert_refused(path, FormatError, f"{name}: differs from the key length, 16")
+        model.metadata[name] = before
+
+
+def test_the_width_of_heads_is_not_believed(tmp_path: Path) -> None:
+    """No memory is taken for it before the matrices have been found to have such rows."""
     model = tiny_models.llama()
-    model.metadata["llama.expert_count"] = 8
-    assert_refused(model.write(tmp_path / "moe.gguf"), UnsupportedError, "llama.expert_count")
-
-
-def test_a_sliding_window_is_needed_where_there_are_such_layers(tmp_path: Path) -> None:
-    for value in (MISSING, 0, -1, HUGE):
-        model = tiny_models.gemma3()
-        del model.metadata["gemma3.attention.sliding_window"]
-        if value is not MISSING:
-            model.metadata["gemma3.attention.sliding_window"] = value
-        path = model.write(tmp_path / "window.gguf")
-        assert_refused(path, FormatError, "gemma3.attention.sliding_window")
+    for field in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        model.metadata[f"llama.{field}"] = 40_000_000
+    path = model.write(tmp_path / "wide.gguf")
+    tracemalloc.start()
+    assert_refused(path, FormatError, "blk.0.attn_q.weight: shape (64, 64)")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 # ---- tensors ----
@@ -139,6 +189,61 @@ def test_every_tensor_is_needed(model: TinyModel, tmp_path: Path) -> None:
         else:
             assert_refused(path, FormatError, f"tensor {name} is missing")
         model.tensors[name] = blocks
+
+
+UNUSED = [
+    *("output_norm.bias", "token_embd.scale", "token_embd.bias", "rope_factors_long.weight"),
+    *("blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight", "blk.1.attn_sinks.weight"),
+    *("blk.1.attn_norm.bias", "blk.1.ffn_norm.bias", "blk.1.post_attention_norm.weight"),
+    *("blk.1.ffn_gate_inp.weight", "blk.1.ffn_gate_exps.weight", "blk.1.attn_qkv.bias"),
+    *("blk.1.nextn.eh_proj.weight", "blk.2.attn_norm.weight", "cls.output.weight"),
+]
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_tensors_that_nobody_uses_are_refused(name: str, tmp_path: Path) -> None:
+    model = tiny_models.llama()
+    model.tensors[name] = ones(8)
+    path = model.write(tmp_path / "more.gguf")
+    assert_refused(path, UnsupportedError, f"tensor {name}: mmrt does not know")
+    call("run", path, "abc", "-n", 2).assert_refused(1, path.name, name)
+
+
+def test_matrices_beside_the_one_for_all_are_refused(tmp_path: Path) -> None:
+    model = tiny_models.llama()
+    keys = model.tensors["blk.0.attn_k.weight"]
+    tiny_models.fuse_qkv(model).tensors["blk.0.attn_k.weight"] = keys
+    path = model.write(tmp_path / "both.gguf")
+    assert_refused(path, UnsupportedError, "tensor blk.0.attn_k.weight: mmrt does not know")
+
+
+def test_scales_and_biases_must_fit(tmp_path: Path) -> None:
+    wrong = {
+        "blk.1.ffn_up.scale": [ones(2), ones(96)],
+        "output.scale": [blocks_of([math.nan]), blocks_of([math.inf])],
+        "blk.1.ffn_gate.bias": [ones(95), ones(1)],
+        "blk.1.attn_output.bias": [ones(63)],
+        "output.bias": [ones(299), ones(64)],
+        "blk.0.attn_q.bias": [ones(32)],
+    }
+    for name, values in wrong.items():
+        for blocks in values:
+            model = tiny_models.llama()
+            model.tensors[name] = blocks
+            path = model.write(tmp_path / "beside.gguf")
+            assert_refused(path, FormatError, f"tensor {name}")
+
+
+def test_rows_of_queries_are_not_taken_for_keys(tmp_path: Path) -> None:
+    """Where all rows together are as many as they should be."""
+    model = tiny_models.llama()
+    model.tensors |= {"blk.0.attn_q.weight": ones(48, 64), "blk.0.attn_k.weight": ones(48, 64)}
+    path = model.write(tmp_path / "rows.gguf")
+    assert_refused(path, FormatError, "blk.0.attn_q.weight: shape (48, 64) where (64, 64)")
+
+
+def blocks_of(values: list[float]) -> Blocks:
+    return tiny_models.blocks_of("F32", np.float32(values))
 
 
 def ones(*shape: int) -> Blocks:

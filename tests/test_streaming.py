@@ -28,13 +28,14 @@ MIB = 1 << 20
 IDS = [5, 9, 17, 4, 200]
 
 
+def large() -> tiny_models.TinyModel:
+    shape = {"n_layers": 6, "n_embd": 512, "n_ff": 2048, "head_dim": 64, "n_heads": 8}
+    return tiny_models.llama(type="Q8_0", n_vocab=2000, separate_output=True, context=2048, **shape)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = {"n_layers": 6, "n_embd": 512, "n_ff": 2048, "head_dim": 64, "n_heads": 8}
-    model = tiny_models.llama(
-        type="Q8_0", n_vocab=2000, separate_output=True, context=2048, **shape
-    )
-    return model.write(tmp_path_factory.mktemp("streaming") / "m.gguf")
+    return large().write(tmp_path_factory.mktemp("streaming") / "m.gguf")
 
 
 @pytest.fixture
@@ -75,6 +76,22 @@ def test_every_reader_gives_the_same(
         assert streaming is not None and streaming.reader == reader
         assert streaming.read >= 2 * streaming.streamed
         assert 0 <= streaming.overlap <= 1
+
+
+def test_biases_and_scales_of_streamed_matrices(
+    tmp_path: Path, open_small: Callable[..., mmrt.Model]
+) -> None:
+    model, random = tiny_models.fuse_qkv(large()), np.random.default_rng(1)
+    rows = {"attn_qkv": 768, "attn_output": 512, "ffn_gate": 2048, "ffn_up": 2048, "ffn_down": 512}
+    names = {f"blk.{i}.{role}": n for i in range(6) for role, n in rows.items()}
+    for name, n in {**names, "output": 2000}.items():
+        model.tensors[f"{name}.bias"] = tiny_models.floats(random, n)
+        model.tensors[f"{name}.scale"] = tiny_models.floats(random, 1, mean=1.0)
+    path = model.write(tmp_path / "beside.gguf")
+    with mmrt.Model(path) as whole:
+        expected = whole.logits(IDS)
+    with open_small(path) as streamed:
+        assert np.array_equal(streamed.logits(IDS), expected)
 
 
 @pytest.mark.parametrize("kind", mounts.KINDS)

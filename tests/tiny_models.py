@@ -118,11 +118,12 @@ def llama(**shape: Any) -> TinyModel:
     return transformer("llama", **shape)
 
 
-def gemma3(*, window: int = 16, **shape: Any) -> TinyModel:
-    """A model of the gemma3 architecture, whose sixth layer sees all keys and the others `window`;
-    other arguments as transformer()'s."""
+def gemma3(*, window: int | None = 16, **shape: Any) -> TinyModel:
+    """A model of the gemma3 architecture, whose sixth layer sees all keys and the others `window`,
+    if it has one; other arguments as transformer()'s."""
     model = transformer("gemma3", **shape)
-    model.metadata["gemma3.attention.sliding_window"] = window
+    if window is not None:
+        model.metadata["gemma3.attention.sliding_window"] = window
     random = np.random.default_rng(1)
     n_embd, head_dim = (
         model.metadata[f"gemma3.{name}"] for name in ("embedding_length", "attention.key_length")
@@ -132,6 +133,16 @@ def gemma3(*, window: int = 16, **shape: Any) -> TinyModel:
         widths |= {"post_attention_norm": n_embd, "post_ffw_norm": n_embd}
         for name, width in widths.items():
             model.tensors[f"blk.{i}.{name}.weight"] = floats(random, width, mean=1.0)
+    return model
+
+
+def fuse_qkv(model: TinyModel) -> TinyModel:
+    """The same model, with the matrices of queries, keys and values in one."""
+    layers = model.metadata[f"{model.metadata['general.architecture']}.block_count"]
+    for i in range(layers):
+        parts = [model.tensors.pop(f"blk.{i}.attn_{which}.weight") for which in "qkv"]
+        fused = Blocks(parts[0].type, np.concatenate([part.data for part in parts]))
+        model.tensors[f"blk.{i}.attn_qkv.weight"] = fused
     return model
 
 
@@ -165,7 +176,7 @@ def transformer(
     *,
     n_layers: int = 2,
     n_embd: int = 64,
-    n_ff: int = 96,
+    n_ff: int | list[int] = 96,
     n_heads: int = 4,
     n_kv_heads: int = 2,
     head_dim: int = 16,
@@ -176,8 +187,9 @@ def transformer(
     separate_output: bool = False,
     seed: int = 0,
 ) -> TinyModel:
-    """type: of all matrices; types: of some, by role ("attn_q", "ffn_down", "token_embd",
-    "output", ...). separate_output: with an output.weight beside the embedding."""
+    """n_ff: of all layers, or of each; type: of all matrices; types: of some, by role ("attn_q",
+    "ffn_down", "token_embd", "output", ...). separate_output: with an output.weight beside the
+    embedding."""
     random = np.random.default_rng(seed)
 
     def matrix(role: str, rows: int, cols: int, gain: float = 1.0) -> Blocks:
@@ -187,6 +199,7 @@ def transformer(
     # A larger gain makes the odds of tokens as uneven as a real model's.
     tensors = {"token_embd.weight": matrix("token_embd", n_vocab, n_embd, gain=3.0)}
     for i in range(n_layers):
+        width = n_ff if isinstance(n_ff, int) else n_ff[i]
         layer = {
             "attn_norm": floats(random, n_embd, mean=1.0),
             "attn_q": matrix("attn_q", n_heads * head_dim, n_embd),
@@ -194,9 +207,9 @@ def transformer(
             "attn_v": matrix("attn_v", n_kv_heads * head_dim, n_embd),
             "attn_output": matrix("attn_output", n_embd, n_heads * head_dim),
             "ffn_norm": floats(random, n_embd, mean=1.0),
-            "ffn_gate": matrix("ffn_gate", n_ff, n_embd),
-            "ffn_up": matrix("ffn_up", n_ff, n_embd),
-            "ffn_down": matrix("ffn_down", n_embd, n_ff),
+            "ffn_gate": matrix("ffn_gate", width, n_embd),
+            "ffn_up": matrix("ffn_up", width, n_embd),
+            "ffn_down": matrix("ffn_down", n_embd, width),
         }
         tensors |= {f"blk.{i}.{role}.weight": blocks for role, blocks in layer.items()}
     tensors["output_norm.weight"] = floats(random, n_embd, mean=1.0)

@@ -21,6 +21,21 @@ static void multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, c
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
 }
 
+/* Makes of the product of weight `i` of the operation, its rows from `first` on, what is wanted:
+ * scaled, with the bias. */
+static void complete(const struct worker *w, int i, uint64_t first, uint64_t n_rows, float *y,
+                     size_t y_stride, size_t n) {
+    const float scale = w->op->scales[i];
+    for (size_t t = 0; scale != 1 && t < n; t++)
+        for (uint64_t r = 0; r < n_rows; r++)
+            y[t * y_stride + r] *= scale;
+    if (w->op->biases[i] < 0)
+        return;
+    const float *bias = weight_at(w->step, w->op->biases[i])->data;
+    for (size_t t = 0; t < n; t++)
+        w->step->program->kernels->add(y + t * y_stride, bias + first, n_rows);
+}
+
 /* Rows of a piece: enough to amortise taking it. `all` are those that are shared out together. */
 static uint64_t piece_rows(const mmrt_weight *w, uint64_t all) {
     /* Many: as many panels as a kernel multiplies with one look at the columns. */
@@ -118,11 +133,7 @@ void mmrt_op_linear(struct worker *w) {
         multiply(step->program->kernels, weight, rows, end - first, NULL, in, token, n, y, out->k,
                  w->scratch);
         rows_done(w, w->op->weights[i], first, end);
-        if (w->op->biases[i] >= 0) {
-            const float *bias = weight_at(step, w->op->biases[i])->data;
-            for (size_t t = 0; t < n; t++)
-                step->program->kernels->add(y + t * out->k, bias + first, end - first);
-        }
+        complete(w, i, first, end - first, y, out->k, n);
     }
 }
 
@@ -161,6 +172,8 @@ void mmrt_op_glu(struct worker *w) {
         rows_done(w, w->op->weights[0], first, end);
         multiply(kernels, up, up_rows, end - first, next, in, token, n, ups, rows, scratch);
         rows_done(w, w->op->weights[1], first, end);
+        complete(w, 0, first, end - first, gates, rows, n);
+        complete(w, 1, first, end - first, ups, rows, n);
         for (size_t t = 0; t < n; t++) {
             kernels->glu((enum mmrt_activation)w->op->activation, gates + t * rows, ups + t * rows,
                          row_at(out, token + t) + first, end - first);
@@ -189,6 +202,7 @@ void mmrt_op_logits(struct worker *w) {
         multiply(step->program->kernels, weight, rows, end - first, NULL, in, step->first_output, n,
                  step->logits + first, weight->rows, w->scratch);
         rows_done(w, w->op->weights[0], first, end);
+        complete(w, 0, first, end - first, step->logits + first, weight->rows, n);
         float zero = 0; /* stays so unless a logit is NaN or infinite */
         for (size_t t = 0; t < n; t++) {
             float *logits = step->logits + t * weight->rows;

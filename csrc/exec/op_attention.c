@@ -1,7 +1,9 @@
 /* Operations on heads: rotation and storing of keys and values, attention.
  *
  * Their input buffer holds, for each token, the query heads, then the key heads, then the value
- * heads. */
+ * heads. Attention reads, and writes, heads that are whole groups of vectors: ROPE copies others to
+ * a buffer where each has room for that, with zeros behind its elements. Zeros add nothing to a
+ * score, and what comes of values that are zero is left out by JOIN. */
 #include "exec/program.h"
 
 #include "kv/kv.h"
@@ -66,9 +68,9 @@ void mmrt_op_rope(struct worker *w) {
     const mmrt_kv_shape shape = step->program->kv_shape;
     const mmrt_op *op = w->op;
     const mmrt_program *program = step->program;
-    const struct mmrt_columns *in = columns_at(step, op->in);
+    const struct mmrt_columns *in = columns_at(step, op->in), *heads = columns_at(step, op->out);
     const struct rope *rope = op->rope >= 0 ? &program->ropes[op->rope] : NULL;
-    const size_t dim = program->kv_shape.head_dim, n_kv = program->kv_shape.n_heads;
+    const size_t dim = shape.head_dim, room = mmrt_kv_head_room(shape), n_kv = shape.n_heads;
     const size_t n_q = (size_t)op->n_heads, n_heads = n_q + 2 * n_kv;
     const uint64_t n = step->n * n_heads;
     const uint64_t end = n * (uint64_t)(w->thread + 1) / (uint64_t)w->n_threads;
@@ -76,7 +78,9 @@ void mmrt_op_rope(struct worker *w) {
     for (uint64_t i = n * (uint64_t)w->thread / (uint64_t)w->n_threads; i < end; i++) {
         const size_t token = i / n_heads, head = i % n_heads;
         const bool is_query = head < n_q, is_value = head >= n_q + n_kv;
-        float *x = row_at(in, token) + head * dim;
+        float *x = row_at(heads, token) + head * room;
+        if (heads != in)
+            memcpy(x, row_at(in, token) + head * dim, dim * sizeof *x);
         const int32_t norm = op->weights[is_query ? 0 : 1];
         if (!is_value && norm >= 0)
             program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
@@ -84,7 +88,7 @@ void mmrt_op_rope(struct worker *w) {
             rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
         const uint32_t type = is_value ? shape.v_type : shape.k_type;
         if (type == MMRT_TYPE_Q8_0) /* queries as keys */
-            program->kernels->quantize(in, token, head * dim, dim);
+            program->kernels->quantize(heads, token, head * room, room);
         if (is_query)
             continue;
         part = part_from(part, token);
@@ -94,11 +98,11 @@ void mmrt_op_rope(struct worker *w) {
         const uint32_t layer = (uint32_t)op->layer;
         const size_t among = is_value ? head - n_q - n_kv : head - n_q;
         if (is_value)
-            store_value(type, page + mmrt_kv_values_at(part->kv, layer, (uint32_t)among), slot, in,
-                        token, head * dim, dim);
+            store_value(type, page + mmrt_kv_values_at(part->kv, layer, (uint32_t)among), slot,
+                        heads, token, head * room, room);
         else
-            store_key(type, page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)among), slot, in,
-                      token, head * dim, dim);
+            store_key(type, page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)among), slot, heads,
+                      token, head * room, room);
     }
 }
 
@@ -186,8 +190,8 @@ static struct tasks tasks_of(const struct worker *w) {
 static void quantize_heads(const struct worker *w, size_t token, size_t n_tokens, size_t head,
                            size_t n_heads) {
     const struct mmrt_columns *out = columns_at(w->step, w->op->out);
-    const size_t dim = w->step->program->kv_shape.head_dim;
-    if (out->q && dim % MMRT_GROUP == 0) /* else a QUANTIZE operation follows */
+    const size_t dim = mmrt_kv_head_room(w->step->program->kv_shape);
+    if (out->q && dim % MMRT_GROUP == 0) /* else a JOIN follows */
         for (size_t t = 0; t < n_tokens; t++)
             w->step->program->kernels->quantize(out, token + t, head * dim, n_heads * dim);
 }
@@ -219,7 +223,7 @@ void mmrt_op_attend(struct worker *w) {
     const mmrt_op *op = w->op;
     const mmrt_program *program = step->program;
     const struct mmrt_columns *in = columns_at(step, op->in), *out = columns_at(step, op->out);
-    const size_t dim = program->kv_shape.head_dim, n_kv = program->kv_shape.n_heads;
+    const size_t dim = mmrt_kv_head_room(program->kv_shape), n_kv = program->kv_shape.n_heads;
     const struct tasks t = tasks_of(w);
     uint64_t task;
     mmrt_share_begin(w->runs, w->thread, w->n_threads, t.n);

@@ -1,5 +1,7 @@
-/* Operations on single tokens: embedding, norm, quantisation. */
+/* Operations on single tokens: embedding, norm, joining of heads. */
 #include "exec/program.h"
+
+#include <string.h>
 
 /* Tokens [*begin, *end) are this thread's. */
 static void token_range(const struct worker *w, uint32_t *begin, uint32_t *end) {
@@ -59,9 +61,18 @@ void mmrt_op_norm(struct worker *w) {
     }
 }
 
-void mmrt_op_quantize(struct worker *w) {
+/* `in` may be `out`, where heads have no padding. */
+void mmrt_op_join(struct worker *w) {
+    const struct step *step = w->step;
+    const struct mmrt_columns *in = columns_at(step, w->op->in);
+    const struct mmrt_columns *out = columns_at(step, w->op->out);
+    const size_t n_heads = (size_t)w->op->n_heads;
+    const size_t dim = out->k / n_heads, room = in->k / n_heads;
     uint32_t begin, end;
     token_range(w, &begin, &end);
-    for (uint32_t t = begin; t < end; t++)
-        quantize_row(w->step, columns_at(w->step, w->op->in), t);
+    for (uint32_t t = begin; t < end; t++) {
+        for (size_t h = 0; h < n_heads && in != out; h++)
+            memcpy(row_at(out, t) + h * dim, row_at(in, t) + h * room, dim * sizeof(float));
+        quantize_row(step, out, t);
+    }
 }

@@ -8,10 +8,9 @@
 #include <sys/mman.h>
 
 static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
-    if (!shape.n_layers || !shape.n_heads || !shape.head_dim || shape.head_dim % 16)
-        return mmrt_fail(err, MMRT_UNSUPPORTED,
-                         "heads of %u elements: only multiples of 16 are supported",
-                         shape.head_dim);
+    if (!shape.n_layers || !shape.n_heads || !shape.head_dim)
+        return mmrt_fail(err, MMRT_ARGUMENT, "%u layers with %u key-value heads of %u elements",
+                         shape.n_layers, shape.n_heads, shape.head_dim);
     const uint32_t types[] = {shape.k_type, shape.v_type};
     for (int i = 0; i < 2; i++) {
         const struct mmrt_format *format = mmrt_format_find(types[i]);
@@ -19,11 +18,6 @@ static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
             return mmrt_fail(err, MMRT_UNSUPPORTED,
                              "keys and values of type %s: only F16 and Q8_0 are supported",
                              format ? format->name : "unknown");
-        if (shape.head_dim % format->elements)
-            return mmrt_fail(err, MMRT_UNSUPPORTED,
-                             "heads of %u elements: keys and values of type %s need multiples of "
-                             "%u",
-                             shape.head_dim, format->name, (unsigned)format->elements);
     }
     return MMRT_OK;
 }
@@ -181,28 +175,26 @@ static mmrt_status check_vector(const mmrt_program *program, int32_t index, uint
     return MMRT_OK;
 }
 
-/* A matrix that reads buffer `in`: what it needs of it is noted there. */
-static mmrt_status check_matrix(mmrt_program *program, int32_t index, int32_t in, uint64_t rows,
+/* One of the matrices of an operation, and its bias. What it needs of the buffer that it reads is
+ * noted there. rows: 0 for any number. */
+static mmrt_status check_matrix(mmrt_program *program, const mmrt_op *op, int i, uint64_t rows,
                                 mmrt_error *err) {
-    mmrt_status status = check_weight(program, index, rows, width_of(program, in), err);
+    const int32_t index = op->weights[i];
+    mmrt_status status = check_weight(program, index, rows, width_of(program, op->in), err);
+    if (!status && op->biases[i] >= 0)
+        status = check_vector(program, op->biases[i], program->weights[index].rows, err);
     if (!status && mmrt_format_find(program->weights[index].type)->elements > 1)
-        program->buffers[in].quantised = true;
+        program->buffers[op->in].quantised = true;
     return status;
 }
 
 static mmrt_status check_linear(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     uint64_t rows = 0;
     for (int i = 0; i < 3 && op->weights[i] >= 0; i++) {
-        mmrt_status status = check_matrix(program, op->weights[i], op->in, 0, err);
+        mmrt_status status = check_matrix(program, op, i, 0, err);
         if (status)
             return status;
-        const uint64_t own = program->weights[op->weights[i]].rows;
-        if (op->biases[i] >= 0) {
-            status = check_vector(program, op->biases[i], own, err);
-            if (status)
-                return status;
-        }
-        rows += own;
+        rows += program->weights[op->weights[i]].rows;
     }
     if (rows != width_of(program, op->out))
         return mmrt_fail(err, MMRT_FORMAT,
@@ -214,19 +206,21 @@ static mmrt_status check_linear(mmrt_program *program, const mmrt_op *op, mmrt_e
 
 static mmrt_status check_heads(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     const mmrt_kv_shape shape = program->kv_shape;
-    const uint64_t n_kv = shape.n_heads, n_q = (uint64_t)op->n_heads;
+    const uint64_t n_kv = shape.n_heads, n_q = (uint64_t)op->n_heads, n = n_q + 2 * n_kv;
+    const uint64_t dim = shape.head_dim, room = mmrt_kv_head_room(shape);
+    const bool attends = op->kind == MMRT_OP_ATTEND;
     if (op->n_heads < 1 || n_q % n_kv || op->layer < 0 || (uint32_t)op->layer >= shape.n_layers ||
-        width_of(program, op->in) != (n_q + 2 * n_kv) * shape.head_dim)
+        width_of(program, op->in) != n * (attends ? room : dim))
         return mmrt_fail(err, MMRT_FORMAT,
                          "layer %d: %d query heads do not fit %u key-value heads of %u", op->layer,
                          op->n_heads, shape.n_heads, shape.head_dim);
-    if (op->kind == MMRT_OP_ATTEND)
-        return width_of(program, op->out) == n_q * shape.head_dim
-                   ? MMRT_OK
-                   : mmrt_fail(err, MMRT_ARGUMENT, "layer %d: attention's output does not fit",
-                               op->layer);
+    if (width_of(program, op->out) != (attends ? n_q : n) * room)
+        return mmrt_fail(err, MMRT_ARGUMENT, "layer %d: the heads do not fit buffer %d", op->layer,
+                         op->out);
+    if (attends)
+        return MMRT_OK;
     if (shape.k_type == MMRT_TYPE_Q8_0 || shape.v_type == MMRT_TYPE_Q8_0)
-        program->buffers[op->in].quantised = true;
+        program->buffers[op->out].quantised = true;
     for (int i = 0; i < 2; i++)
         if (op->weights[i] >= 0) {
             mmrt_status status = check_vector(program, op->weights[i], shape.head_dim, err);
@@ -239,6 +233,14 @@ static mmrt_status check_heads(mmrt_program *program, const mmrt_op *op, mmrt_er
                          "layer %d: more dimensions rotated than the %u of a head", op->layer,
                          shape.head_dim);
     return MMRT_OK;
+}
+
+static mmrt_status check_join(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const uint64_t n = (uint64_t)op->n_heads, room = mmrt_kv_head_room(program->kv_shape);
+    return op->n_heads >= 1 && width_of(program, op->in) == n * room &&
+                   width_of(program, op->out) == n * program->kv_shape.head_dim
+               ? MMRT_OK
+               : mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
 }
 
 static mmrt_status check_norm(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
@@ -265,15 +267,13 @@ static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error
     case MMRT_OP_NORM: return check_norm(program, op, err);
     case MMRT_OP_LINEAR: return check_linear(program, op, err);
     case MMRT_OP_GLU:
-        status = check_matrix(program, op->weights[0], op->in, width_of(program, op->out), err);
-        return status
-                   ? status
-                   : check_matrix(program, op->weights[1], op->in, width_of(program, op->out), err);
+        status = check_matrix(program, op, 0, width_of(program, op->out), err);
+        return status ? status : check_matrix(program, op, 1, width_of(program, op->out), err);
     case MMRT_OP_ROPE:
     case MMRT_OP_ATTEND: return check_heads(program, op, err);
-    case MMRT_OP_QUANTIZE: return MMRT_OK;
+    case MMRT_OP_JOIN: return check_join(program, op, err);
     case MMRT_OP_LOGITS:
-        status = check_matrix(program, op->weights[0], op->in, program->vocabulary, err);
+        status = check_matrix(program, op, 0, program->vocabulary, err);
         if (!status)
             program->outputs = program->weights[op->weights[0]].rows;
         return status;
@@ -283,8 +283,7 @@ static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error
 
 mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     const bool reads = op->kind != MMRT_OP_EMBED && op->kind != MMRT_OP_NORM;
-    const bool writes = op->kind != MMRT_OP_NORM && op->kind != MMRT_OP_ROPE &&
-                        op->kind != MMRT_OP_QUANTIZE && op->kind != MMRT_OP_LOGITS;
+    const bool writes = op->kind != MMRT_OP_NORM && op->kind != MMRT_OP_LOGITS;
     if ((reads || op->in >= 0 ? !is_buffer(program, op->in) : false) ||
         (writes || op->out >= 0 ? !is_buffer(program, op->out) : false) ||
         (op->kind == MMRT_OP_NORM && !is_buffer(program, op->stream)))
@@ -317,7 +316,7 @@ static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
     case MMRT_OP_GLU:
         return MMRT_MATMUL_SCRATCH +
                2 * (program->max_tokens + MMRT_FEW) * MMRT_GLU_ROWS * sizeof(float);
-    case MMRT_OP_ATTEND: return mmrt_attend_scratch(program->kv_shape.head_dim);
+    case MMRT_OP_ATTEND: return mmrt_attend_scratch(mmrt_kv_head_room(program->kv_shape));
     default: return 0;
     }
 }
@@ -344,7 +343,7 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
         bytes += buffer_bytes(program, &program->buffers[i]);
     for (int32_t i = 0; i < program->n_ropes; i++)
         bytes += rope_bytes(program, &program->ropes[i]);
-    const size_t heads = most_heads(program), dim = program->kv_shape.head_dim;
+    const size_t heads = most_heads(program), dim = mmrt_kv_head_room(program->kv_shape);
     bytes += sections_bytes(heads, dim) + sections_bytes(heads, 2);
     for (int32_t i = 0; i < program->n_ops; i++) {
         const size_t scratch = rounded(op_scratch(program, &program->ops[i]));

@@ -23,7 +23,7 @@ struct rope {
 /* Attention of a single token over sections of its keys, before they are added up. */
 enum { MMRT_ATTEND_SECTIONS = 16 };
 struct sections {
-    float *sums;    /* [key-value head][MMRT_ATTEND_SECTIONS][its query heads][head_dim] */
+    float *sums;    /* [key-value head][MMRT_ATTEND_SECTIONS][its query heads][head's room] */
     float *weights; /* likewise [2] */
 };
 

@@ -27,10 +27,16 @@ struct mmrt_kv {
     uint8_t **_Atomic pages; /* page 8 i is where block i starts */
 };
 
+uint32_t mmrt_kv_head_room(mmrt_kv_shape shape) {
+    const bool groups = shape.k_type == MMRT_TYPE_Q8_0 || shape.v_type == MMRT_TYPE_Q8_0;
+    const uint32_t whole = groups ? MMRT_GROUP : 16;
+    return (shape.head_dim + whole - 1) / whole * whole;
+}
+
 /* Keys and values of one layer and head in one page. */
 static size_t part_bytes(mmrt_kv_shape shape) {
-    return mmrt_page_bytes(shape.k_type, shape.head_dim) +
-           mmrt_page_bytes(shape.v_type, shape.head_dim);
+    const size_t room = mmrt_kv_head_room(shape);
+    return mmrt_page_bytes(shape.k_type, room) + mmrt_page_bytes(shape.v_type, room);
 }
 
 uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape) {
@@ -84,7 +90,8 @@ size_t mmrt_kv_keys_at(const mmrt_kv *kv, uint32_t layer, uint32_t head) {
 }
 
 size_t mmrt_kv_values_at(const mmrt_kv *kv, uint32_t layer, uint32_t head) {
-    return mmrt_kv_keys_at(kv, layer, head) + mmrt_page_bytes(kv->shape.k_type, kv->shape.head_dim);
+    return mmrt_kv_keys_at(kv, layer, head) +
+           mmrt_page_bytes(kv->shape.k_type, mmrt_kv_head_room(kv->shape));
 }
 
 static mmrt_status grow_table(mmrt_kv *kv, uint64_t wanted, mmrt_error *err) {

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmrt.errors import FormatError, UnsupportedError
 
-_NOT_ARCHITECTURES = {"config", "rope", "weights"}
+_NOT_ARCHITECTURES = {"config", "rope", "transformer", "unread", "weights"}
 
 
 def architectures() -> list[str]:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmrt.errors import UnsupportedError
+from mmrt.errors import FormatError
 from mmrt.fields import Fields
+from mmrt.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Rope:
     original_context: int = 0  # yarn: the context before that
     beta_fast: float = 32.0  # yarn: turns within that context above which a pair is left alone
     beta_slow: float = 1.0  # yarn: and below which it is stretched wholly
+    log_multiplier: float = 0.0  # yarn: how much of the magnitude's growth is taken back
     magnitude_factor: float = 1.0
 
     def frequencies(self, divisors: Sequence[float] | None = None) -> list[float]:
@@ -38,7 +40,8 @@ class Rope:
         """By which cosines and sines are multiplied (YaRN's attention temperature)."""
         if self.scaling != "yarn" or self.factor <= 1:
             return self.magnitude_factor
-        return self.magnitude_factor * (1 + 0.1 * math.log(self.factor))
+        growth = 0.1 * math.log(self.factor)
+        return self.magnitude_factor * (1 + growth) / (1 + self.log_multiplier * growth)
 
     def _yarn_share(self, pair: int) -> float:
         """YaRN (Peng et al. 2023, arXiv:2309.00071): pairs that turn often within the original
@@ -56,25 +59,46 @@ class Rope:
 
 def rope_from(fields: Fields, head_dim: int) -> Rope:
     """What the metadata says; UnsupportedError for a scaling that is not known."""
-    n_dims = fields.integer("rope.dimension_count", head_dim)
-    if n_dims % 2 or n_dims > head_dim:
-        raise fields.error("rope.dimension_count", f"{n_dims} of heads of {head_dim}")
-    base = fields.number("rope.freq_base", 10000.0)
-    if base <= 1:
-        raise fields.error("rope.freq_base", f"expected a number above 1, found {base!r}")
-    scaling = fields.text("rope.scaling.type", "none")
-    factor = fields.number("rope.scaling.factor", 1.0)
+    scaling = fields.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear", "yarn"):
-        raise UnsupportedError(str(fields.error("rope.scaling.type", f"{scaling!r:.40}: unknown")))
+        raise fields.unsupported("rope.scaling.type", f"{scaling!r:.40}: unknown")
+    factor = fields.spelling("rope.scaling.factor", "rope.scale_linear")
     return Rope(
-        n_dims=n_dims,
-        base=base,
+        n_dims=dims_from(fields, "rope.dimension_count", head_dim, head_dim),
+        base=base_from(fields, fields.spelling("rope.freq_base", "rope.global.freq_base"), 10000.0),
         scaling=scaling,
-        factor=factor,
+        factor=fields.number(factor, 1.0, or_zero=True) or 1.0,
         original_context=fields.integer(
             "rope.scaling.original_context_length", fields.integer("context_length")
         ),
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+        log_multiplier=fields.number("rope.scaling.yarn_log_multiplier", 0.0, or_zero=True),
         magnitude_factor=fields.number("rope.scaling.attn_factor", 1.0),
     )
+
+
+def dims_from(fields: Fields, name: str, default: int, head_dim: int) -> int:
+    """How many elements of a head turn."""
+    n_dims = fields.integer(name, default)
+    if n_dims % 2 or n_dims > head_dim:
+        raise fields.error(name, f"expected an even number up to {head_dim}, found {n_dims}")
+    return n_dims
+
+
+def base_from(fields: Fields, name: str, default: float) -> float:
+    base = fields.number(name, default)
+    if base <= 1:
+        raise fields.error(name, f"expected a number above 1, found {base!r}")
+    return base
+
+
+def divisors_from(tensor: Tensor, n_dims: int) -> list[float]:
+    """A model's own divisors of its rotations (Llama 3.1 has them), one for each pair."""
+    shape = (n_dims // 2,)
+    if tensor.shape != shape:
+        raise FormatError(f"tensor {tensor.name}: shape {tensor.shape} where {shape} is expected")
+    divisors: list[float] = tensor.dequantize().tolist()
+    if not all(0 < divisor < math.inf for divisor in divisors):
+        raise FormatError(f"tensor {tensor.name}: expected positive numbers, found others")
+    return divisors

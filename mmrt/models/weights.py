@@ -1,8 +1,11 @@
-"""A model's tensors by name, with one error for those that are missing."""
+"""A model's tensors by name: one error for those that are missing, and a list of those that nobody
+has asked for."""
 
+import math
 from collections.abc import Mapping
 
 from mmrt.errors import FormatError
+from mmrt.program import Matrix
 from mmrt.tensor import Tensor
 
 
@@ -11,10 +14,14 @@ class Weights:
 
     def __init__(self, file: Mapping[str, Tensor]) -> None:
         self._file = file
+        self._used: set[str] = set()
 
     def get(self, name: str) -> Tensor | None:
         """The tensor, or None if the model has none."""
-        return self._file.get(name)
+        tensor = self._file.get(name)
+        if tensor is not None:
+            self._used.add(name)
+        return tensor
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)
@@ -22,17 +29,39 @@ class Weights:
             raise FormatError(f"tensor {name} is missing")
         return tensor
 
+    def unused(self) -> list[str]:
+        """The names of the tensors that nobody has asked for."""
+        return [name for name in self._file if name not in self._used]
+
+    def matrix(self, name: str, otherwise: Tensor | None = None) -> Matrix:
+        """`name.weight`, or this tensor if the model has none, with `name.bias` and `name.scale`
+        where the model has them."""
+        weight = self.get(f"{name}.weight") or otherwise or self[f"{name}.weight"]
+        return Matrix(weight, self.get(f"{name}.bias"), self._scale(f"{name}.scale"))
+
+    def _scale(self, name: str) -> float:
+        tensor = self.get(name)
+        if tensor is None:
+            return 1.0
+        if math.prod(tensor.shape) != 1:
+            raise FormatError(f"tensor {name}: shape {tensor.shape} where (1,) is expected")
+        scale = float(tensor.dequantize().reshape(-1)[0])
+        if not math.isfinite(scale):
+            raise FormatError(f"tensor {name}: expected a finite number, found {scale}")
+        return scale
+
     def layer(self, index: int) -> "Layer":
         """Those of the layer `index`, counted from 0."""
         return Layer(self, index)
 
 
 class Layer:
-    """The tensors `blk.<index>.<name>.weight` (or `.bias`)."""
+    """The tensors `blk.<index>.<name>.weight`, and what stands beside them."""
 
     def __init__(self, weights: Weights, index: int) -> None:
         self._weights = weights
         self._prefix = f"blk.{index}."
+        self.index = index
 
     def __getitem__(self, name: str) -> Tensor:
         return self._weights[f"{self._prefix}{name}.weight"]
@@ -41,6 +70,13 @@ class Layer:
         """The weight, or None if the layer has none."""
         return self._weights.get(f"{self._prefix}{name}.weight")
 
-    def bias(self, name: str) -> Tensor | None:
-        """The bias, or None if the layer has none."""
-        return self._weights.get(f"{self._prefix}{name}.bias")
+    def matrix(self, name: str, rows: int = 0) -> Matrix:
+        """As Weights.matrix(); rows: how many it must have, if not 0."""
+        matrix = self._weights.matrix(f"{self._prefix}{name}")
+        found = matrix.weight.shape
+        if rows and len(found) == 2 and found[0] != rows:
+            shape = (rows, found[1])
+            raise FormatError(
+                f"tensor {matrix.weight.name}: shape {found} where {shape} is expected"
+            )
+        return matrix
