@@ -290,6 +290,7 @@ def test_fields_that_change_nothing(tmp_path: Path) -> None:
     for name, value in NEUTRAL.items():
         model.metadata[name] = value
     model.tensors["v.patch_embd.weight"] = tiny_models.floats(np.random.default_rng(), 5)
+    model.tensors["nothing"] = tiny_models.blocks_of("F32", np.empty(0, np.float32))
     model.tensors["blk.0.attn_q.input_scale"] = tiny_models.floats(np.random.default_rng(), 1)
     assert np.array_equal(plain, logits_of(model.write(tmp_path / "model.gguf"), LONG_TEXT))
 

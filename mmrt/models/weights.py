@@ -30,8 +30,8 @@ class Weights:
         return tensor
 
     def unused(self) -> list[str]:
-        """The names of the tensors that nobody has asked for."""
-        return [name for name in self._file if name not in self._used]
+        """The names of the tensors that have elements and that nobody has asked for."""
+        return [n for n, tensor in self._file.items() if n not in self._used and tensor.nbytes]
 
     def matrix(self, name: str, otherwise: Tensor | None = None) -> Matrix:
         """`name.weight`, or this tensor if the model has none, with `name.bias` and `name.scale`
