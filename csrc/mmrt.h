@@ -183,7 +183,14 @@ mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **
 /* The same for a whole file, read-only. */
 mmrt_status mmrt_mapping_open(const char *path, mmrt_mapping **out, mmrt_error *err);
 void mmrt_mapping_close(mmrt_mapping *mapping);
-int mmrt_mapping_fd(const mmrt_mapping *mapping); /* the mapping's own; -1: there is no file */
+
+/* The mapping's own descriptor; -1: there is no file. Where mappings would keep more than half of
+ * the descriptors that the process may have, it is opened again by path now: -1, with errno, if
+ * that does not lead to the file any more. */
+int mmrt_mapping_fd(mmrt_mapping *mapping);
+
+/* What tells the file from others; false: there is none. */
+bool mmrt_mapping_file(const mmrt_mapping *mapping, uint64_t *device, uint64_t *inode);
 void *mmrt_mapping_data(const mmrt_mapping *mapping);
 uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
 uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping);  /* bytes */

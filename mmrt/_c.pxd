@@ -60,7 +60,8 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
                                     mmrt_error *err)
     void mmrt_mapping_close(mmrt_mapping *mapping)
-    int mmrt_mapping_fd(const mmrt_mapping *mapping)
+    int mmrt_mapping_fd(mmrt_mapping *mapping)
+    bool_t mmrt_mapping_file(const mmrt_mapping *mapping, uint64_t *device, uint64_t *inode)
     void *mmrt_mapping_data(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_size(const mmrt_mapping *mapping)
     uint64_t mmrt_mapping_page_size(const mmrt_mapping *mapping)

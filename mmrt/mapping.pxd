@@ -8,6 +8,9 @@ cdef class Mapping:
     cdef mmrt_mapping *handle  # NULL once closed
     cdef readonly str path
     cdef str absolute  # path, for when the current folder is another one
+    cdef bint has_file
+    cdef uint64_t device  # what tells the file from others
+    cdef uint64_t inode
     cdef readonly Py_ssize_t views
     cdef readonly bint writable
     cdef readonly tuple flags
@@ -21,6 +24,7 @@ cdef class Mapping:
     cdef void unpin(self) noexcept
 
     cdef tuple identity(self)
+    cdef bint _is_deleted(self)
 
     # Raises FileError if bytes that were just read are not in the file any more.
     cdef int check_read(self, uint64_t offset, uint64_t length) except -1

@@ -3,13 +3,14 @@
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE,
 )
+from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 
 from mmrt._c cimport (
     MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, MMRT_OK, bool_t,
     mmrt_advice, mmrt_advice_name, mmrt_error, mmrt_guard_renew, mmrt_file_advice, mmrt_file_advice_name, mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request,
     mmrt_mapping_advise, mmrt_mapping_advise_file, mmrt_mapping_check, mmrt_mapping_close, mmrt_mapping_create,
-    mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_flush, mmrt_mapping_lock, mmrt_mapping_mapped,
+    mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_file, mmrt_mapping_flush, mmrt_mapping_lock, mmrt_mapping_mapped,
     mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
     mmrt_mapping_size, mmrt_mapping_unlock, mmrt_mapping_unreported, mmrt_status,
 )
@@ -100,6 +101,7 @@ cdef class Mapping:
         with nogil:
             status = mmrt_mapping_create(&request, &self.handle, &error)
         check(status, &error)
+        self.has_file = mmrt_mapping_file(self.handle, &self.device, &self.inode)
         self.shape[0] = <Py_ssize_t> mmrt_mapping_size(self.handle)
         self.strides[0] = 1
 
@@ -197,10 +199,18 @@ cdef class Mapping:
         return modified
 
     def fileno(self):
-        """The descriptor of the mapping's own, open until close(); -1 if there is no file."""
+        """The descriptor of the mapping's own, open until close(); -1 if there is no file.
+
+        Mappings keep no more of them than half of what RLIMIT_NOFILE allows: those beyond open
+        theirs when it is asked for. Raises FileError where their path leads to the file no more.
+        """
+        cdef int code
         self.pin()
         fd = mmrt_mapping_fd(self.handle)
+        code = errno
         self.unpin()
+        if fd < 0 and self.has_file:
+            raise FileError(code, os.strerror(code), self.absolute)
         return fd
 
     def __repr__(self):
@@ -218,23 +228,31 @@ cdef class Mapping:
 
     cdef tuple identity(self):
         """What _reopen() takes."""
-        if self.fileno() < 0 or (self.writable and "private" in self.flags):
+        if not self.has_file or (self.writable and "private" in self.flags):
             raise UnsupportedError(f"{self.path}: what is in this process alone cannot be pickled")
-        about = os.fstat(self.fileno())
         # Who may write a file changes it: then only its inode tells that it is the same.
         modified_ns = None if self.writable else self.modified_ns
+        self.pin()  # no other thread closes it meanwhile
         try:
-            same = os.path.samestat(os.stat(self.absolute), about)
+            about = os.stat(self.absolute)
         except OSError as error:
-            why = "it has been deleted" if about.st_nlink == 0 else error.strerror
+            why = "it has been deleted" if self._is_deleted() else error.strerror
             raise FileError(f"{self.absolute} cannot be opened again: {why}") from None
-        if not same:
+        finally:
+            self.unpin()
+        if (about.st_dev, about.st_ino) != (self.device, self.inode):
             raise FileError(f"{self.absolute} has been replaced since it was mapped")
         if modified_ns not in (None, about.st_mtime_ns):
             raise FileError(f"{self.absolute} has changed since it was mapped")
         protection = "rw" if self.writable else "r"
         place = (self.size, protection, self.flags, self.offset)
         return self.absolute, about.st_ino, modified_ns, *place
+
+    cdef bint _is_deleted(self):
+        try:
+            return os.fstat(self.fileno()).st_nlink == 0
+        except OSError:
+            return False
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if flags & PyBUF_WRITABLE and not self.writable:
@@ -460,11 +478,12 @@ def _pieces(Mapping mapping, offset, length):
 
 def _reopen(path, inode, modified_ns, size, protection, flags, offset):
     """The Mapping that was pickled. Raises FileError if the file has changed since, or is gone."""
+    cdef Mapping mapping
     try:
         mapping = Mapping(path, size, protection, flags, offset)
     except (ArgumentError, FormatError):  # shorter than it was, or empty
         raise FileError(f"{path} has changed since it was pickled") from None
-    if os.fstat(mapping.fileno()).st_ino != inode:
+    if mapping.inode != inode:
         raise FileError(f"{path} has been replaced since it was pickled")
     if modified_ns not in (None, mapping.modified_ns):
         raise FileError(f"{path} has changed since it was pickled")

@@ -2,11 +2,15 @@
 
 import os
 import pickle
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import HOME
 from pages import PAGE, evict, smaps, told, without_privilege, write_file
 
 from mmrt import counters
@@ -453,3 +457,103 @@ def test_a_part_pickles_as_its_place(file: Path) -> None:
     os.truncate(file, PAGE)
     with pytest.raises(FileError, match="has changed since it was pickled"):
         pickle.loads(pickled)
+
+
+# ---- few descriptors ----
+
+FEW = """
+import os, pickle, resource, sys
+import mmrt
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+paths = [os.path.join(sys.argv[1], str(i)) for i in range(100)]
+for i, path in enumerate(paths):
+    with open(path, "wb") as out:
+        out.write(bytes([i]) * 10000)
+os.chdir(sys.argv[1])
+mappings = [mmrt.Mapping(os.path.basename(path)) for path in paths]
+os.chdir("/")
+assert len(os.listdir("/proc/self/fd")) < 44
+for i, mapping in enumerate(mappings):
+    mapping.advise("evict")
+    mapping.advise_file("readahead")
+    assert memoryview(mapping)[9999] == i
+assert len(os.listdir("/proc/self/fd")) < 44
+last = mappings[-1]
+assert pickle.loads(pickle.dumps(last)).size == 10000
+before = len(os.listdir("/proc/self/fd"))
+fd = last.fileno()
+assert os.path.samestat(os.fstat(fd), os.stat(paths[-1])) and fd == last.fileno()
+last.close()
+assert len(os.listdir("/proc/self/fd")) == before
+os.truncate(paths[-2], 5000)
+try:
+    mappings[-2].verify()
+except mmrt.FileError as error:
+    assert "was cut to 5000 bytes" in str(error)
+    print("cut")
+os.replace(paths[0], paths[-3])
+for use in (mappings[-3].fileno, lambda: mappings[-3].advise_file("dontneed")):
+    try:
+        use()
+    except mmrt.FileError as error:
+        assert paths[-3] in str(error) or "97" in str(error), error
+        print("replaced")
+assert memoryview(mappings[-3])[0] == 97
+"""
+
+
+def test_more_mappings_than_the_process_may_have_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FEW, tmp_path], cwd=HOME, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "cut\nreplaced\nreplaced\n"), done.stderr
+
+
+# ---- file systems that map nothing shared ----
+
+UNSHARED = """
+import ctypes, os, struct, sys
+import numpy as np
+import mmrt
+
+def refuse_shared_files():
+    # Loads the call, then the flags and the descriptor of mmap (9 on x86-64): ENODEV where a file
+    # is to be mapped shared.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 6, 9), (0x20, 0, 0, 40), (0x54, 0, 0, 1), (0x15, 0, 3, 1),
+             (0x20, 0, 0, 48), (0x15, 1, 0, 0xFFFFFFFF), (6, 0, 0, 0x50000 | 19),
+             (6, 0, 0, 0x7FFF0000)]
+    raw = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(raw)))
+    libc = ctypes.CDLL(None)
+    return libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+
+if not refuse_shared_files():
+    sys.exit(77)
+with mmrt.Mapping(sys.argv[1]) as mapping:
+    assert bytes(mapping) == open(sys.argv[1], "rb").read()
+    assert mapping.residency().fraction == 1
+    mapping.advise("populate_read")
+for asked in ({"flags": "shared"}, {"protection": "rw"}):
+    try:
+        mmrt.Mapping(sys.argv[1], **asked)
+    except mmrt.FileError as error:
+        print("maps no files like this" in str(error))
+with mmrt.Mapping(sys.argv[1]) as mapping:
+    os.truncate(sys.argv[1], 0)
+    try:
+        mapping.verify()
+    except mmrt.FileError:
+        print("cut")
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is made of x86-64's numbers")
+def test_a_file_system_without_shared_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    done = subprocess.run(
+        [sys.executable, "-c", UNSHARED, path], cwd=HOME, capture_output=True, text=True
+    )
+    if done.returncode == 77:
+        pytest.skip("this process may not filter its calls")
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\ncut\n"), done.stderr

@@ -315,7 +315,7 @@ except mmrt.FileError:
 def test_faulthandler_enabled_after_the_mapping(
     tmp_path: Path, make_view: str, reported: bool
 ) -> None:
-    """Views made later are read in silence; of those from before it reports, and the read goes on."""
+    """Views made later are read in silence; for those from before it reports, then goes on."""
     path = write_file(tmp_path / "file", bytes([1]) * (4 * 4096))
     view = f"view = {make_view}"
     before, after = (view, "") if reported else ("", view)

@@ -106,7 +106,7 @@ mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t
     const struct advice *advice = &advices[kind];
     const mmrt_pages range = pages_of(mapping, offset, length, advice->pages);
     const uint64_t piece =
-        kind == MMRT_ADVICE_WILLNEED && mapping->fd >= 0 ? READ_PIECE : range.length;
+        kind == MMRT_ADVICE_WILLNEED && mapping->has_file ? READ_PIECE : range.length;
     for (uint64_t done = 0; done < range.length; done += piece) {
         const uint64_t rest = range.length - done;
         int result;
@@ -118,7 +118,7 @@ mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t
             return refused(mapping, offset, length, advice, err);
     }
     /* The page cache keeps what is mapped anywhere: it could not drop them before. */
-    if (kind == MMRT_ADVICE_EVICT && mapping->fd >= 0)
+    if (kind == MMRT_ADVICE_EVICT && mapping->has_file)
         return mmrt_mapping_advise_file(mapping, offset, length, MMRT_FILE_ADVICE_DONTNEED, err);
     return MMRT_OK;
 }
@@ -142,19 +142,23 @@ mmrt_status mmrt_mapping_advise_file(mmrt_mapping *mapping, uint64_t offset, uin
     mmrt_status status = mmrt_check_range(mapping, offset, length, err);
     if (status != MMRT_OK)
         return status;
-    if (mapping->fd < 0)
+    if (!mapping->has_file)
         return mmrt_fail(err, MMRT_ARGUMENT, "this memory has no file to advise on");
+    const int fd = mmrt_file_borrow(&mapping->file);
+    if (fd < 0)
+        return mmrt_fail_errno(err, "cannot open '%s' again", mapping->name);
 
     const mmrt_pages range = pages_of(mapping, offset, length, file_advices[kind].pages);
     const bool reads = kind == MMRT_FILE_ADVICE_WILLNEED || kind == MMRT_FILE_ADVICE_READAHEAD;
     const uint64_t piece = reads ? READ_PIECE : range.length;
-    for (uint64_t done = 0; done < range.length; done += piece) {
+    for (uint64_t done = 0; status == MMRT_OK && done < range.length; done += piece) {
         const uint64_t rest = range.length - done;
-        errno = advise_file(mapping->fd, mapping->offset + range.start + done,
-                            rest < piece ? rest : piece, kind);
+        errno = advise_file(fd, mapping->offset + range.start + done, rest < piece ? rest : piece,
+                            kind);
         if (errno != 0)
-            return mmrt_fail_errno(err, "%s: cannot take the advice %s", mapping->name,
-                                   file_advices[kind].word);
+            status = mmrt_fail_errno(err, "%s: cannot take the advice %s", mapping->name,
+                                     file_advices[kind].word);
     }
-    return MMRT_OK;
+    mmrt_file_return(&mapping->file, fd);
+    return status;
 }

@@ -39,7 +39,7 @@ static void guard(struct mmrt_guard *slot, mmrt_mapping *mapping, uintptr_t star
     atomic_store(&slot->start, start);
     atomic_store(&slot->length, length);
     atomic_store(&slot->mapping, mapping);
-    atomic_store(&slot->fd, mapping ? mapping->fd : -1);
+    atomic_store(&slot->fd, mapping ? atomic_load(&mapping->file.fd) : -1);
     atomic_store(&slot->last_page, mapping ? last_page(mapping, length) : 0);
     atomic_fetch_add(&slot->version, 1);
 }
@@ -82,9 +82,7 @@ static bool is_between;
 static bool replace(mmrt_mapping *mapping, uint64_t at) {
     const uint64_t unit = mapping->unit, mapped = mmrt_mapped_bytes(mapping);
     uint64_t start = at / unit * unit, length = unit, size = 0;
-    struct stat file;
-    if (mapping->fd >= 0 && fstat(mapping->fd, &file) == 0) {
-        size = (uint64_t)file.st_size;
+    if (mmrt_file_size(&mapping->file, &size)) {
         const uint64_t there = size > mapping->offset ? size - mapping->offset : 0;
         const uint64_t end = (there + unit - 1) / unit * unit;
         if (end <= start) {
@@ -214,13 +212,13 @@ static mmrt_status lost(mmrt_mapping *mapping, uint64_t at, uint64_t file_size, 
     atomic_store(&mapping->loss.reported, true);
     const char *name = mapping->name ? mapping->name : "memory";
     const unsigned long long byte = mapping->offset + at;
-    if (mapping->fd >= 0 && file_size <= byte)
+    if (mapping->has_file && file_size <= byte)
         return mmrt_fail(
             err, MMRT_IO,
             "%s: byte %llu is gone: the file was cut to %llu bytes while it was mapped", name, byte,
             (unsigned long long)file_size);
     return mmrt_fail(err, MMRT_IO, "%s: byte %llu could not be had: %s", name, byte,
-                     mapping->fd < 0 ? "no huge page was free"
+                     !mapping->has_file ? "no huge page was free"
                      : mapping->writable
                          ? "the disk is full or failed, or the file was cut while it was mapped"
                          : "the disk failed, or the file was cut while it was mapped");
@@ -237,11 +235,10 @@ mmrt_status mmrt_mapping_check(mmrt_mapping *mapping, uint64_t offset, uint64_t 
             *gone = at - 1;
         return lost(mapping, at - 1, atomic_load(&mapping->loss.file_size), err);
     }
-    struct stat file;
-    if (!length || mapping->fd < 0 || fstat(mapping->fd, &file) != 0)
+    uint64_t size = 0;
+    if (!length || !mmrt_file_size(&mapping->file, &size))
         return MMRT_OK;
     /* Where the file ends within a page, the rest of it reads as zeros, without a signal. */
-    const uint64_t size = (uint64_t)file.st_size;
     if (size >= mapping->offset + offset + length)
         return MMRT_OK;
     at = size > mapping->offset + offset ? size - mapping->offset : offset;

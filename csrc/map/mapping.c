@@ -92,13 +92,15 @@ static mmrt_status open_file(const mmrt_map_request *request, mmrt_mapping *mapp
     const bool shared = !(request->flags & 1 << MMRT_MAP_PRIVATE);
     const int access = request->writable && shared ? O_RDWR : O_RDONLY;
     /* O_NONBLOCK: a FIFO is refused below instead of waited for; regular files ignore it. */
-    mapping->fd = request->fd < 0 ? open(request->path, access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
-                                  : fcntl(request->fd, F_DUPFD_CLOEXEC, 0);
-    if (mapping->fd < 0)
+    const int fd = request->fd < 0 ? open(request->path, access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
+                                   : fcntl(request->fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
         return mmrt_fail_errno(err, "cannot open '%s'", mapping->name);
 
-    struct stat file;
-    if (fstat(mapping->fd, &file) != 0)
+    struct stat file = {0};
+    const bool examined = fstat(fd, &file) == 0;
+    mmrt_file_init(&mapping->file, fd, access, &file);
+    if (!examined)
         return mmrt_fail_errno(err, "cannot examine '%s'", mapping->name);
     mmrt_status status = check_file(mapping->name, &file, err);
     if (status != MMRT_OK)
@@ -111,8 +113,8 @@ static mmrt_status open_file(const mmrt_map_request *request, mmrt_mapping *mapp
     if (!mapping->size)
         mapping->size = size - mapping->offset;
     mapping->modified_ns = (int64_t)file.st_mtim.tv_sec * 1000000000 + file.st_mtim.tv_nsec;
-    mapping->truthful = mincore_is_truthful(mapping->fd, &file);
-    const uint64_t huge = huge_page_of(mapping->fd);
+    mapping->truthful = mincore_is_truthful(fd, &file);
+    const uint64_t huge = huge_page_of(fd);
     mapping->unit = huge ? huge : mapping->page;
     return MMRT_OK;
 }
@@ -170,25 +172,37 @@ static mmrt_status cannot_map(const mmrt_map_request *request, const mmrt_mappin
         return mmrt_fail(err, MMRT_ARGUMENT,
                          "%s: the flag hugepages is for memory without a file, or on hugetlbfs",
                          name);
+    if (errno == ENODEV)
+        return mmrt_fail_errno(err, "cannot map '%s': its file system maps no files like this",
+                               name);
     return mmrt_fail_errno(err, "cannot map '%s'", name);
 }
 
 static mmrt_status map(const mmrt_map_request *request, mmrt_mapping *mapping, mmrt_error *err) {
+    const int fd = atomic_load(&mapping->file.fd);
     int bits = 0;
     for (int i = 0; i < MMRT_MAP_FLAG_COUNT; i++)
         if (request->flags & 1u << i)
             bits |= flags[i].flag;
-    if (mapping->fd < 0)
+    if (fd < 0)
         bits |= MAP_ANONYMOUS;
-    if (!(bits & (MAP_SHARED | MAP_PRIVATE)))
-        bits |= mapping->fd < 0 ? MAP_PRIVATE : MAP_SHARED;
-    void *data = mmap((void *)(uintptr_t)request->address, (size_t)mmrt_mapped_bytes(mapping),
-                      PROT_READ | (mapping->writable ? PROT_WRITE : 0), bits, mapping->fd,
-                      (off_t)mapping->offset);
+    const bool free_to_choose = !(bits & (MAP_SHARED | MAP_PRIVATE));
+    if (free_to_choose)
+        bits |= fd < 0 ? MAP_PRIVATE : MAP_SHARED;
+    const int protection = PROT_READ | (mapping->writable ? PROT_WRITE : 0);
+    void *const address = (void *)(uintptr_t)request->address;
+    const size_t length = (size_t)mmrt_mapped_bytes(mapping);
+    void *data = mmap(address, length, protection, bits, fd, (off_t)mapping->offset);
+    /* Some file systems (of FUSE with direct I/O, 9p) map no file shared; of one that is only read,
+     * a private mapping shows the same. */
+    if (data == MAP_FAILED && errno == ENODEV && free_to_choose && !mapping->writable)
+        data = mmap(address, length, protection, (bits & ~MAP_SHARED) | MAP_PRIVATE, fd,
+                    (off_t)mapping->offset);
     if (data == MAP_FAILED)
         return cannot_map(request, mapping, err);
     mapping->data = data;
-    const bool may_fail = mapping->fd >= 0 || mapping->unit != mapping->page;
+    mmrt_file_settle(&mapping->file);
+    const bool may_fail = mapping->has_file || mapping->unit != mapping->page;
     return may_fail ? mmrt_guard_begin(mapping, err) : MMRT_OK;
 }
 
@@ -202,7 +216,8 @@ mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **
     const bool file = request->path || request->fd >= 0;
     mmrt_mapping *mapping = calloc(1, sizeof *mapping);
     if (mapping)
-        *mapping = (mmrt_mapping){.fd = -1,
+        *mapping = (mmrt_mapping){.has_file = file,
+                                  .file = {.fd = -1},
                                   .size = request->length,
                                   .offset = request->offset,
                                   .page = page,
@@ -235,8 +250,7 @@ void mmrt_mapping_close(mmrt_mapping *mapping) {
     mmrt_guard_end(mapping);
     if (mapping->data)
         munmap(mapping->data, (size_t)mmrt_mapped_bytes(mapping));
-    if (mapping->fd >= 0)
-        close(mapping->fd);
+    mmrt_file_close(&mapping->file);
     free(mapping->name);
     free(mapping);
 }
@@ -252,8 +266,14 @@ mmrt_status mmrt_mapping_flush(mmrt_mapping *mapping, uint64_t offset, uint64_t 
     return MMRT_OK;
 }
 
-int mmrt_mapping_fd(const mmrt_mapping *mapping) {
-    return mapping->fd;
+int mmrt_mapping_fd(mmrt_mapping *mapping) {
+    return mmrt_file_keep(&mapping->file);
+}
+
+bool mmrt_mapping_file(const mmrt_mapping *mapping, uint64_t *device, uint64_t *inode) {
+    *device = mapping->file.device;
+    *inode = mapping->file.inode;
+    return mapping->has_file;
 }
 
 void *mmrt_mapping_data(const mmrt_mapping *mapping) {

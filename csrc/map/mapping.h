@@ -2,11 +2,13 @@
 #ifndef MMRT_MAP_MAPPING_H
 #define MMRT_MAP_MAPPING_H
 
+#include "map/file.h"
 #include "map/guard.h"
 
 struct mmrt_mapping {
     char *name; /* of the file, for messages; NULL: there is none, the memory is its own */
-    int fd; /* kept open: eviction goes through it, and it says whether mincore() can be believed */
+    bool has_file;
+    struct mmrt_file file;
     unsigned char *data;
     uint64_t size;   /* bytes */
     uint64_t offset; /* where in the file `data` begins */

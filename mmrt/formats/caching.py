@@ -68,8 +68,9 @@ def move(
 def _write_back(file: "TensorFile") -> None:
     """Has the disk get what it has not got yet of a file just written: such pages would stay."""
     for mapping in file.mappings:
-        with suppress(OSError):
-            os.fdatasync(mapping.fileno())
+        # By path: a file in many parts may have let go of its descriptors.
+        with suppress(OSError), open(mapping.path, "rb") as part:
+            os.fdatasync(part.fileno())
 
 
 def _residency(file: "TensorFile", names: set[str] | None) -> Residency:

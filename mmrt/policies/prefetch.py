@@ -34,10 +34,15 @@ def apply(tensors: Sequence[Tensor], program: object = None) -> None:
     wanted = ranges(tensors)
     total = sum(part.length for part in wanted)
     budget = total - max(missing(wanted) - available_memory(), 0)
-    fds = {part.mapping: os.dup(part.mapping.fileno()) for part in wanted}
+    fds: dict[Mapping, int] = {}
+    with suppress(OSError):  # a model may have more parts than a process may have files open
+        for part in wanted:
+            if part.mapping not in fds:
+                fds[part.mapping] = os.dup(part.mapping.fileno())
     parts = [
         _Part(ref(mapping), fds[mapping], mapping.offset + offset, length)
         for mapping, offset, length in wanted
+        if mapping in fds
     ]
     threading.Thread(target=_read, args=(parts, budget), name="prefetch", daemon=True).start()
 
