@@ -29,9 +29,12 @@ __all__ = [
     "Conversation",
     "FileError",
     "FormatError",
+    "InUseError",
     "Mapping",
     "MmrtError",
     "Model",
+    "NoArrayError",
+    "NotFoundError",
     "OutOfMemoryError",
     "Residency",
     "Sampler",
@@ -40,6 +43,7 @@ __all__ = [
     "TensorFile",
     "Tokenizer",
     "UnsupportedError",
+    "ViewError",
     "counters",
     "cpu_info",
     "default_model",
@@ -80,6 +84,10 @@ _HOMES = {
     "UnsupportedError": "mmrt.errors",
     "ArgumentError": "mmrt.errors",
     "OutOfMemoryError": "mmrt.errors",
+    "NotFoundError": "mmrt.errors",
+    "ViewError": "mmrt.errors",
+    "NoArrayError": "mmrt.errors",
+    "InUseError": "mmrt.errors",
 }
 _MODULES = {
     *("counters", "default_model", "errors", "formats", "kernels", "models", "numa", "pagetables"),
@@ -107,9 +115,13 @@ if TYPE_CHECKING:
         ArgumentError,
         FileError,
         FormatError,
+        InUseError,
         MmrtError,
+        NoArrayError,
+        NotFoundError,
         OutOfMemoryError,
         UnsupportedError,
+        ViewError,
     )
     from mmrt.formats import TensorFile, open
     from mmrt.kernels import cpu_info

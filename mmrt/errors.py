@@ -23,3 +23,21 @@ class ArgumentError(MmrtError, ValueError):
 
 class OutOfMemoryError(MmrtError, MemoryError):
     """Memory ran out, or a memory budget cannot be met."""
+
+
+class NotFoundError(MmrtError, KeyError, IndexError):
+    """A file has no tensor, or a tensor no row, of the name or number that was asked for."""
+
+    __str__ = Exception.__str__  # KeyError's would quote it
+
+
+class ViewError(MmrtError, BufferError):
+    """Memory cannot be seen in the way that was asked for."""
+
+
+class NoArrayError(ViewError, TypeError):
+    """What was taken for an array of numbers holds none of a type that arrays have."""
+
+
+class InUseError(MmrtError, BufferError):
+    """What is to be closed is still in use."""

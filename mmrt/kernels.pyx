@@ -59,6 +59,20 @@ cpdef Pool default_pool():
     return _default_pool
 
 
+def float_array(x):
+    """x, an array of numbers or what makes one, as float32. ArgumentError for anything else, complex
+    numbers among it."""
+    import numpy
+
+    try:
+        given = numpy.asarray(x)
+        if given.dtype.kind not in "cmMSUO":  # which NumPy would convert somehow
+            return given.astype(numpy.float32, copy=False)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{x!r:.60} is no array of numbers: {error}") from None
+    raise ArgumentError(f"an array of {given.dtype} holds no real numbers")
+
+
 def matmul(str type not None, blocks, shape, x, Pool pool=None):
     """W @ x for a matrix W of `shape` (rows, cols), float32.
 
@@ -83,7 +97,7 @@ def matmul(str type not None, blocks, shape, x, Pool pool=None):
         raise ArgumentError(f"{shape} is not the shape of a matrix of {type}")
     if shape[0] * (shape[1] // kind.elements * kind.bytes) != data.shape[0]:
         raise ArgumentError(f"{data.shape[0]} bytes are not {shape} of {type}")
-    given = numpy.asarray(x, dtype=numpy.float32)
+    given = float_array(x)
     if given.ndim not in (1, 2) or given.shape[0] != shape[1]:
         raise ArgumentError(f"a matrix of {shape} cannot multiply an array of {given.shape}")
     n_columns = 1 if given.ndim == 1 else given.shape[1]

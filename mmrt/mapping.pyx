@@ -20,7 +20,9 @@ import operator
 import os
 import weakref
 
-from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
+from mmrt.errors import (
+    ArgumentError, FileError, FormatError, InUseError, UnsupportedError, ViewError,
+)
 from mmrt.residency import Residency
 
 cdef extern from "Python.h":
@@ -138,7 +140,7 @@ cdef class Mapping:
     def close(self):
         """Unmaps the bytes; closing twice is allowed.
 
-        Raises BufferError while `views` is not 0: while arrays, memoryviews or DLPack tensors of
+        Raises InUseError while `views` is not 0: while arrays, memoryviews or DLPack tensors of
         the file are alive, or another thread is inside a call on it. It can be closed again later.
 
         Raises FileError, after closing, if bytes were found missing that no call has told of.
@@ -146,7 +148,7 @@ cdef class Mapping:
         cdef mmrt_error error
         cdef mmrt_status status = MMRT_OK
         if self.views:
-            raise BufferError(f"cannot close {self.path}: views of it are alive ({self.views})")
+            raise InUseError(f"cannot close {self.path}: views of it are alive ({self.views})")
         handle, self.handle = self.handle, NULL
         if handle is not NULL and mmrt_mapping_unreported(handle):
             status = mmrt_mapping_check(handle, 0, 0, NULL, &error)
@@ -256,7 +258,7 @@ cdef class Mapping:
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if flags & PyBUF_WRITABLE and not self.writable:
-            raise BufferError(f"{self.path} is mapped read-only")
+            raise ViewError(f"{self.path} is mapped read-only")
         self.pin()
         buffer.buf = <void *> mmrt_mapping_data(self.handle)
         buffer.obj = self

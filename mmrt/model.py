@@ -151,7 +151,7 @@ class Model:
         return wanted
 
     def close(self) -> None:
-        """Frees the scratch and unmaps the file; BufferError while a step or a view needs them."""
+        """Frees the scratch and unmaps the file; InUseError while a step or a view needs them."""
         if hasattr(self, "program"):
             self.program.close()
         self.closed = True
@@ -443,11 +443,11 @@ def _kv_bytes(sequences: set[weakref.ref[Sequence]], idle: Iterable[Cache]) -> i
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values of a tensor are finite; reads it in pieces."""
     kind = quant.TYPES[tensor.type]
-    blocks = memoryview(tensor).cast("B")
+    blocks = tensor.blocks().ravel()
     step = max((1 << 20) // kind.elements, 1) * kind.bytes
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step]
-        values = quant.dequantize(tensor.type, part, len(part) // kind.bytes * kind.elements)
+        values = quant.dequantize(tensor.type, part.data, len(part) // kind.bytes * kind.elements)
         if not np.isfinite(values).all():
             return False
     return True

@@ -28,7 +28,7 @@ from array import array
 from typing import NamedTuple
 
 from mmrt.elements import KV_TYPES
-from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
+from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError, UnsupportedError
 from mmrt.quant import TYPES
 from mmrt.streaming import Plan, Streaming
 
@@ -119,9 +119,9 @@ cdef class Program:
         self.tensors = []
 
     def close(self):
-        """Frees the scratch and lets go of the weights' file. Raises BufferError during a step."""
+        """Frees the scratch and lets go of the weights' file. Raises InUseError during a step."""
         if self.running:
-            raise BufferError("the model is running in another thread")
+            raise InUseError("the model is running in another thread")
         self._release()
 
     # ---- building ----

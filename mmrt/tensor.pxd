@@ -17,9 +17,11 @@ cdef class Tensor:
     cdef readonly str unreadable
     cdef const mmrt_format *format  # NULL: the core does not know the type
 
-    # The array that buffers export: elements of a type that NumPy has, bytes of any other.
-    cdef bytes letter
-    cdef Py_ssize_t item_size
+    cdef Py_ssize_t block_elements
+    cdef Py_ssize_t item_size  # bytes of a block, which is an element for types of single numbers
+
+    # The array that buffers export.
+    cdef bytes letter  # how they spell the elements; None: NumPy lacks the type
     cdef int n_dims
     cdef Py_ssize_t array_shape[MAX_DIMENSIONS]
     cdef Py_ssize_t array_strides[MAX_DIMENSIONS]
@@ -30,6 +32,7 @@ cdef class Tensor:
     # Raises UnsupportedError for a tensor that mmrt cannot read.
     cdef int check_readable(self) except -1
     cdef _converted(self, element)
+    cdef _no_array(self)
 
     # The copy, if all of the tensor was there to be copied; else raises FileError.
     cdef object whole(self, object copy)

@@ -21,12 +21,17 @@ from mmrt.mapping cimport Mapping
 import math
 import operator
 import sys
+from contextlib import contextmanager
 
-from mmrt.elements import COMPLEX, E4M3FN, ELEMENTS, UINT
-from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
-from mmrt.kernels import matmul
+from mmrt.elements import COMPLEX, E4M3FN, ELEMENTS
+from mmrt.errors import (
+    ArgumentError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError, ViewError,
+)
+from mmrt.kernels import float_array, matmul
 from mmrt.mapping import reopen_shared
 from mmrt.quant import TYPES, dequantize
+
+_PIECE = 1 << 20  # elements that are dequantised at a time
 
 
 cdef class Tensor:
@@ -37,10 +42,13 @@ cdef class Tensor:
 
     Types are called as GGUF and safetensors call them; "C128" is complex128.
 
-    It exports its bytes read-only and without a copy, through the buffer protocol, `__array__` and
-    DLPack. Types that NumPy has appear as arrays of their type and shape. BF16, the 8-bit floats
-    and quantised types appear as the bytes of their blocks: uint8, with the last dimension replaced
-    by the bytes in a row. Nothing is dequantised unasked. A view keeps the file mapped.
+    Types that NumPy has are arrays to all who ask, of this type and shape, read-only and without a
+    copy: through the buffer protocol, `__array__` and DLPack. BF16, the 8-bit floats and quantised
+    types are none, and their bytes are never taken for numbers: NoArrayError. dequantize(), or an array
+    asked for with a floating dtype, makes numbers of them; DLPack knows BF16 and, since 1.1, the
+    8-bit floats; blocks() has the bytes of any type. A view keeps the file mapped.
+
+    t[3] and t[5:7] are Tensors too, of some of the rows, on the same pages.
 
     Formats other than GGUF may place a tensor at any byte. NumPy works with arrays that are not
     aligned to their elements, and says so in their flags; DLPack cannot say so and is refused.
@@ -81,19 +89,16 @@ cdef class Tensor:
         nbytes = math.prod(self.shape) // block_elements * block_bytes
         self._place(operator.index(offset), nbytes)
 
-        letter = element.letter if element else None
-        self.letter = (letter or "B").encode()
-        self.item_size = block_bytes if letter else 1
-        row_items = row if letter else row // block_elements * block_bytes
-        exported = (*self.shape[:-1], row_items) if self.shape or self.item_size < block_bytes else ()
+        self.block_elements, self.item_size = block_elements, block_bytes
+        self.letter = element.letter.encode() if element and element.letter else None
         # No array can have strides beyond this, even one that is empty.
-        if math.prod(max(n, 1) for n in exported) * self.item_size > sys.maxsize:
+        if math.prod(max(n, 1) for n in self.shape) * block_bytes > sys.maxsize:
             raise ArgumentError(f"tensor {name!r}: it cannot have the shape {self.shape}")
-        self.n_dims = len(exported)
+        self.n_dims = len(self.shape)
         cdef Py_ssize_t stride = self.item_size
         cdef int d
         for d in range(self.n_dims - 1, -1, -1):
-            self.array_shape[d] = exported[d]
+            self.array_shape[d] = self.shape[d]
             self.array_strides[d] = stride
             stride *= self.array_shape[d]
 
@@ -125,12 +130,85 @@ cdef class Tensor:
 
     # ---- as an array ----
 
+    @property
+    def ndim(self):
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self):
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self):
+        """NumPy's dtype of the elements; None for a type that NumPy lacks."""
+        import numpy
+
+        return None if self.letter is None else numpy.asarray(self).dtype
+
+    def __len__(self):
+        if not self.shape:
+            raise ArgumentError(f"tensor {self.name!r} is a single element, without a length")
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        """The Tensor of one row, t[3], or of some in order, t[5:7], on the same pages: a row of a
+        matrix has one dimension. Raises NotFoundError beyond the last row, ArgumentError for a step
+        other than 1 and for parts of blocks."""
+        self.check_readable()
+        n = len(self)
+        if isinstance(rows, slice):
+            first, end, step = rows.indices(n)
+            if step != 1:
+                raise ArgumentError(f"tensor {self.name!r}: rows have to be in order, step 1")
+            end = max(first, end)
+            shape = (end - first, *self.shape[1:])
+        else:
+            if isinstance(rows, bool) or not hasattr(rows, "__index__"):
+                raise ArgumentError(
+                    f"tensor {self.name!r}: rows are a number or a range, not {rows!r:.60}"
+                )
+            number = operator.index(rows)
+            if not -n <= number < n:
+                raise NotFoundError(f"tensor {self.name!r} has {n} rows, and none of number {rows}")
+            first = number % n
+            end, shape = first + 1, self.shape[1:]
+        width = math.prod(self.shape[1:])
+        if first * width % self.block_elements or end * width % self.block_elements:
+            raise ArgumentError(
+                f"tensor {self.name!r}: elements {first} to {end - 1} are not whole blocks of "
+                f"{self.block_elements}, as {self.type} needs"
+            )
+        offset = self.offset + first * width // self.block_elements * self.item_size
+        place = f"{first}:{end}" if isinstance(rows, slice) else first
+        return Tensor(self.mapping, f"{self.name}[{place}]", self.type, shape, offset)
+
+    def blocks(self):
+        """The bytes as they lie in the file, of any type: a read-only uint8 array of the tensor's
+        shape, but with the bytes in a row as its last dimension; on the mapped pages."""
+        import numpy
+
+        self.check_readable()
+        row = (self.shape[-1] if self.shape else 1) // self.block_elements * self.item_size
+        with memoryview(self.mapping) as file:
+            view = file[self.offset:self.offset + self.nbytes].toreadonly()
+        return numpy.asarray(view).reshape(*self.shape[:-1], row)
+
+    cdef _no_array(self):
+        return NoArrayError(
+            f"tensor {self.name!r} holds {self.type}, a type that NumPy lacks: dequantize() makes "
+            "float32 of it, blocks() shows its bytes"
+        )
+
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         self.check_readable()
+        if self.letter is None:
+            raise self._no_array()
         if flags & PyBUF_WRITABLE:
-            raise BufferError(f"tensor {self.name!r} is read-only")
+            raise ViewError(f"tensor {self.name!r} is read-only")
         if self.n_dims > 1 and (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS:
-            raise BufferError(f"tensor {self.name!r} lies row by row, not column by column")
+            raise ViewError(f"tensor {self.name!r} lies row by row, not column by column")
         self.mapping.pin()
         buffer.buf = <void *> self.data()
         buffer.obj = self
@@ -154,23 +232,41 @@ cdef class Tensor:
     def __array__(self, dtype=None, copy=None):
         """The tensor as a NumPy array: a read-only view unless `copy` or `dtype` ask for more.
 
-        Types that NumPy lacks give the uint8 blocks; asking these for another dtype raises
-        TypeError, for it would turn the blocks' bytes into numbers: see dequantize().
+        Types that NumPy lacks are dequantised if `dtype` is a floating one; otherwise a
+        NoArrayError.
         """
         import numpy
 
         self.check_readable()
+        if copy is False and (self.letter is None or dtype not in (None, self.dtype)):
+            raise ArgumentError(
+                f"tensor {self.name!r}: {self.type} cannot become {dtype} without a copy"
+            )
+        if self.letter is None:
+            if dtype is None or not numpy.issubdtype(dtype, numpy.floating):
+                raise self._no_array()
+            return self.dequantize().astype(dtype, copy=False)
         view = numpy.asarray(memoryview(self))
         if dtype is not None and numpy.dtype(dtype) != view.dtype:
-            if self.type not in ELEMENTS or ELEMENTS[self.type].letter is None:
-                raise TypeError(
-                    f"tensor {self.name!r} holds {self.type} blocks, which are not {dtype}: "
-                    "dequantize() makes float32 of them"
-                )
-            if copy is False:
-                raise ValueError(f"{self.type} cannot become {dtype} without a copy")
             return self.whole(view.astype(dtype))
         return self.whole(view.copy()) if copy else view
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
+        """NumPy's operators and functions of elements, `x @ t` among them."""
+        import numpy
+
+        if any(isinstance(array, Tensor) for array in out):
+            raise ViewError("tensors of files are read-only")
+        if ufunc is numpy.matmul and method == "__call__" and not out and not options:
+            left, right = inputs
+            if isinstance(left, Tensor) and (<Tensor> left).letter is None:
+                return left @ right
+            if isinstance(right, Tensor) and (<Tensor> right).letter is None:
+                return (<Tensor> right).__rmatmul__(left)
+        if out:
+            options["out"] = out
+        arrays = [numpy.asarray(x) if isinstance(x, Tensor) else x for x in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
 
     cdef object whole(self, object copy):
         self.mapping.check_read(self.offset, self.nbytes)
@@ -197,7 +293,7 @@ cdef class Tensor:
             raise UnsupportedError(f"tensor {self.name!r}: {self.type} cannot become float32")
         if element.value is not None:
             values = [element.value(code) for code in range(256)]
-            return self.whole(numpy.array(values, numpy.float32)[self.__array__()])
+            return self.whole(numpy.array(values, numpy.float32)[self.blocks()]).reshape(self.shape)
         with numpy.errstate(over="ignore"):
             return self.__array__("float32")
 
@@ -211,10 +307,35 @@ cdef class Tensor:
         if self.format is NULL or self.format.unpack is NULL:
             raise UnsupportedError(f"tensor {self.name!r}: no kernel multiplies {self.type}")
         with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
-            try:
-                return matmul(self.type, blocks, self.shape, x)
-            except (ArgumentError, UnsupportedError) as error:
-                raise type(error)(f"tensor {self.name!r}: {error}") from None
+            with self._named():
+                return matmul(self.type, blocks, self.shape, _floats(x))
+
+    def __rmatmul__(self, x):
+        """x times the matrix, float32: (rows,) -> (cols,), or (n, rows) -> (n, cols).
+
+        Its rows are dequantised some at a time. Raises as `@` from the other side does.
+        """
+        import numpy
+
+        with self._named():
+            given = _floats(x)
+            if len(self.shape) != 2 or given.ndim not in (1, 2) or given.shape[-1] != len(self):
+                raise ArgumentError(
+                    f"an array of {given.shape} cannot multiply a tensor of {self.shape}"
+                )
+        product = numpy.zeros((*given.shape[:-1], self.shape[1]), numpy.float32)
+        step = max(_PIECE // max(self.shape[1], 1), 1)
+        for first in range(0, len(self), step):
+            rows = self[first:first + step].dequantize()
+            product += given[..., first:first + step] @ rows
+        return product
+
+    @contextmanager
+    def _named(self):
+        try:
+            yield
+        except (ArgumentError, UnsupportedError) as error:
+            raise type(error)(f"tensor {self.name!r}: {error}") from None
 
     def quantize(self, str type not None, Py_ssize_t first=0, rows=None, Pool pool=None):
         """Rows first to first + rows (None: to the last) as blocks of another type.
@@ -271,24 +392,22 @@ cdef class Tensor:
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         """The tensor as a DLPack capsule, read-only and without a copy unless `copy` is true.
 
-        BF16 appears as bfloat16, quantised types as their uint8 blocks; so do 8-bit floats where
-        the consumer does not speak DLPack 1.1, which has names for them.
-
-        Raises BufferError where the consumer does not speak DLPack 1.0, which alone can say that
-        memory is read-only, or asks for another device, and for a tensor that is not aligned to its
-        elements, unless it is copied.
+        Raises NoArrayError for quantised types, and for 8-bit floats where the consumer does not
+        speak DLPack 1.1, which has names for them; ViewError where it does not speak DLPack 1.0,
+        which alone can say that memory is read-only, or asks for another device, and for a tensor
+        that is not aligned to its elements, unless it is copied.
         """
-        if max_version is None or max_version[0] < 1:
-            raise BufferError("only DLPack 1.0 and later can say that a tensor is read-only")
         self.check_readable()
-        if stream is not None or dl_device not in (None, (dl.CPU, 0)):
-            raise BufferError("the tensor is in the memory of the CPU")
-
         element = ELEMENTS.get(self.type)
-        if element is None or (element.dlpack >= E4M3FN and tuple(max_version) < (1, 1)):
-            element = None
-        elif not copy and self.offset % (element.bytes // (2 if element.dlpack == COMPLEX else 1)):
-            raise BufferError(
+        if element is None or (element.dlpack >= E4M3FN and tuple(max_version or ()) < (1, 1)):
+            raise self._no_array()
+        if max_version is None or max_version[0] < 1:
+            raise ViewError("only DLPack 1.0 and later can say that a tensor is read-only")
+        if stream is not None or dl_device not in (None, (dl.CPU, 0)):
+            raise ViewError("the tensor is in the memory of the CPU")
+
+        if not copy and self.offset % (element.bytes // (2 if element.dlpack == COMPLEX else 1)):
+            raise ViewError(
                 f"tensor {self.name!r} begins at byte {self.offset}, where no {self.type} may for "
                 "DLPack; copy=True gives one in place"
             )
@@ -344,6 +463,10 @@ cdef class Tensor:
         return self.mapping.residency(self.offset, self.nbytes)
 
 
+def _floats(x):
+    return x.dequantize() if isinstance(x, Tensor) else float_array(x)
+
+
 def _reopen(identity, place, about):
     """The Tensor that was pickled. Raises FileError if the file has changed since, or is gone."""
     return Tensor(reopen_shared(*identity), *place, **about)
@@ -352,9 +475,7 @@ def _reopen(identity, place, about):
 # ---- DLPack's managed tensors: a view owns a reference to its Tensor and a pin of the mapping ----
 
 cdef dl.DLManagedTensorVersioned *_new_managed(Tensor tensor, element, bint copy) except NULL:
-    # `element` says of what kind the elements are; None: the blocks are bytes. One allocation for
-    # the structure and its shape and strides; the caller has pinned the mapping.
-    cdef int n = tensor.n_dims if element is None else <int> len(tensor.shape)
+    # One allocation for the structure and its shape and strides; the caller has pinned the mapping.
     cdef dl.DLManagedTensorVersioned *managed = <dl.DLManagedTensorVersioned *> calloc(
         1, sizeof(dl.DLManagedTensorVersioned) + 2 * MAX_DIMENSIONS * sizeof(int64_t)
     )
@@ -364,21 +485,21 @@ cdef dl.DLManagedTensorVersioned *_new_managed(Tensor tensor, element, bint copy
     cdef int64_t *strides = shape + MAX_DIMENSIONS
     cdef int64_t stride = 1
     cdef int d
-    for d in range(n - 1, -1, -1):
-        shape[d] = tensor.array_shape[d] if element is None else tensor.shape[d]
+    for d in range(tensor.n_dims - 1, -1, -1):
+        shape[d] = tensor.array_shape[d]
         strides[d] = stride
         stride *= shape[d]
 
     managed.version.major = 1
-    managed.version.minor = 1 if element is not None and element.dlpack >= E4M3FN else 0
+    managed.version.minor = 1 if element.dlpack >= E4M3FN else 0
     managed.deleter = _delete_managed
     managed.dl_tensor.device.device_type = dl.CPU
-    managed.dl_tensor.ndim = n
+    managed.dl_tensor.ndim = tensor.n_dims
     managed.dl_tensor.shape = shape
     managed.dl_tensor.strides = strides
     managed.dl_tensor.dtype.lanes = 1
-    managed.dl_tensor.dtype.bits = 8 if element is None else 8 * element.bytes
-    managed.dl_tensor.dtype.code = UINT if element is None else element.dlpack
+    managed.dl_tensor.dtype.bits = 8 * element.bytes
+    managed.dl_tensor.dtype.code = element.dlpack
 
     if copy:
         managed.flags = dl.COPIED

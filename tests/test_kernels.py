@@ -298,7 +298,7 @@ def test_tensors_multiply_as_their_blocks_do(tmp_path: Path, isa: str) -> None:
     x = activations(64, 2)
     with mmrt.open(tiny_models.llama(type="Q5_0").write(tmp_path / "model.gguf")) as file:
         tensor = file["blk.0.attn_q.weight"]
-        expected = matmul(tensor.type, memoryview(tensor), tensor.shape, x)
+        expected = matmul(tensor.type, tensor.blocks(), tensor.shape, x)
         assert np.array_equal(tensor @ x, expected)
         with pytest.raises(ArgumentError, match=r"tensor 'blk\.0\.attn_q\.weight': .* cannot mult"):
             tensor @ x[:-1]

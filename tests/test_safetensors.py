@@ -59,7 +59,7 @@ def write(folder: Path, data: bytes, name: str = "model.safetensors") -> Path:
 
 def told(f: TensorFile) -> dict[str, tuple[str, list[int], bytes]]:
     """All that a file holds."""
-    return {name: (t.type, list(t.shape), bytes(memoryview(t).tobytes())) for name, t in f.items()}
+    return {name: (t.type, list(t.shape), t.blocks().tobytes()) for name, t in f.items()}
 
 
 def as_package(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:

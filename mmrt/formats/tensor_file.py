@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from mmrt import mapping as mapped
+from mmrt.errors import InUseError, NotFoundError
 from mmrt.formats import caching, selection
 from mmrt.formats.residency import FileResidency
 from mmrt.tensor import Tensor
@@ -47,7 +48,7 @@ class TensorFile(Mapping[str, Tensor]):
 
             near = difflib.get_close_matches(str(name), self._tensors, n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise KeyError(f"{self.path} has no tensor {name!r}{hint}") from None
+            raise NotFoundError(f"{self.path} has no tensor {name!r}{hint}") from None
 
     # Mapping's own go through __getitem__, whose search for near names is slow.
     def __contains__(self, name: object) -> bool:
@@ -110,11 +111,11 @@ class TensorFile(Mapping[str, Tensor]):
     def close(self) -> None:
         """Unmaps the file. Its tensors stay as objects, but their bytes are gone.
 
-        Raises BufferError, and closes nothing, while views of any tensor are alive.
+        Raises InUseError, and closes nothing, while views of any tensor are alive.
         """
         views = sum(mapping.views for mapping in self.mappings)
         if views:
-            raise BufferError(f"cannot close {self.path}: views of its tensors are alive ({views})")
+            raise InUseError(f"cannot close {self.path}: views of its tensors are alive ({views})")
         with ExitStack() as all_of_them:  # also where one tells that its file was cut short
             for mapping in self.mappings:
                 all_of_them.callback(mapping.close)
