@@ -582,8 +582,10 @@ typedef struct mmrt_op {
     float softcap;      /* ATTEND, LOGITS: 0 for none */
 } mmrt_op;
 
-/* max_tokens: the most that one step takes; scratch grows with it. */
-mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+/* max_tokens: the most that one step takes; scratch grows with it. exact: what is computed for a
+ * token depends on the tokens before it in its text alone, to the bit; else also, by rounding, on
+ * how many tokens a step has. Steps of one token cost the same either way. */
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape, bool exact,
                                 mmrt_program **out, mmrt_error *err);
 void mmrt_program_free(mmrt_program *program);
 mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,

@@ -323,7 +323,7 @@ cdef extern from "mmrt.h" nogil:
         float softcap
 
     mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
-                                    mmrt_program **out, mmrt_error *err)
+                                    bool_t exact, mmrt_program **out, mmrt_error *err)
     void mmrt_program_free(mmrt_program *program)
     mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
                                         int32_t *index, mmrt_error *err)

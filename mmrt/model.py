@@ -58,6 +58,10 @@ class Model:
     kv_k, kv_v: how keys and values are stored: "f16", or "q8_0", nearly half of that: int8 with a
     float32 for each 32 elements of a head.
 
+    exact: the logits after a token depend, to the bit, on the tokens up to it alone. Prompts are
+    then read more slowly; single tokens are not. Otherwise they also depend, by rounding, on how
+    many tokens the step that reads it has.
+
     Any number of Python threads may use one model: its steps queue.
 
     Raises FileError, FormatError (a field or tensor is missing or wrong; the message names it),
@@ -76,6 +80,7 @@ class Model:
         reader: str | None = None,
         kv_k: str = "f16",
         kv_v: str = "f16",
+        exact: bool = False,
     ) -> None:
         apply = policies.policy(policy)
         if policy not in ("lazy", "locked") and memory is not None:
@@ -114,6 +119,7 @@ class Model:
                     self.config.head_dim,
                     kv_k,
                     kv_v,
+                    exact,
                 )
                 weights = Weights(self.file)
                 architecture.build(self.program, self.config, weights)

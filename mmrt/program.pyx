@@ -83,12 +83,13 @@ cdef class Program:
     A buffer holds `width` float32 values for each token of a step; the operations' methods take
     the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
     read in place. A model's file in mmrt/models makes these calls in the order of its forward
-    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". str() lists them with the
-    tensors and bytes that each reads.
+    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". exact: what is computed for a token
+    does not depend on the other tokens of its step. str() lists the operations with the tensors and
+    bytes that each reads.
     """
 
     def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
-                  int head_dim, str kv_k="f16", str kv_v="f16"):
+                  int head_dim, str kv_k="f16", str kv_v="f16", bint exact=False):
         cdef mmrt_error error
         cdef mmrt_kv_shape shape
         for name in (kv_k, kv_v):
@@ -106,7 +107,9 @@ cdef class Program:
         shape.n_layers, shape.n_heads, shape.head_dim = n_layers, n_kv_heads, head_dim
         shape.k_type, shape.v_type = TYPES[KV_TYPES[kv_k]].id, TYPES[KV_TYPES[kv_v]].id
         self.kv_shape = shape
-        check(mmrt_program_create(chosen_isa(), max_tokens, shape, &self.handle, &error), &error)
+        check(
+            mmrt_program_create(chosen_isa(), max_tokens, shape, exact, &self.handle, &error), &error
+        )
 
     def __dealloc__(self):
         self._release()

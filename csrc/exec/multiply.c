@@ -9,16 +9,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* `next` is read after these rows; NULL: what follows them. */
-static void multiply(const struct mmrt_kernels *kernels, const mmrt_weight *w, const uint8_t *rows,
-                     uint64_t n_rows, const uint8_t *next, const struct mmrt_columns *x,
-                     size_t first_column, size_t n, float *y, size_t y_stride, void *scratch) {
+/* Columns that matvec gives, to the bit, what it gives each of them alone. */
+static size_t few_exactly(const struct mmrt_kernels *kernels, const mmrt_weight *w) {
+    return mmrt_format_find(w->type)->elements > 1 ? kernels->few[w->type] : 1;
+}
+
+/* All columns from first_column on up to the last. `next` is read after these rows; NULL: what
+ * follows them. exact: each column gets what it would get alone. */
+static void multiply(const struct mmrt_kernels *kernels, bool exact, const mmrt_weight *w,
+                     const uint8_t *rows, uint64_t n_rows, const uint8_t *next,
+                     const struct mmrt_columns *x, size_t first_column, size_t n, float *y,
+                     size_t y_stride, void *scratch) {
     const size_t bytes = row_bytes(w);
-    if (n <= kernels->few[w->type]) /* all up to the last */
-        kernels->matvec[w->type](rows, bytes, n_rows, next ? next : rows + n_rows * bytes, x, n, y,
-                                 y_stride);
-    else
+    const size_t few = exact ? few_exactly(kernels, w) : kernels->few[w->type];
+    next = next ? next : rows + n_rows * bytes;
+    if (n <= few) {
+        kernels->matvec[w->type](rows, bytes, n_rows, next, x, n, y, y_stride);
+    } else if (exact) {
+        for (size_t c = 0; c < n; c += few) {
+            const size_t some = n - c < few ? n - c : few;
+            const struct mmrt_columns part = mmrt_columns_up_to(x, first_column + c + some - 1);
+            kernels->matvec[w->type](rows, bytes, n_rows, n - c > few ? rows : next, &part, some,
+                                     y + c * y_stride, y_stride);
+        }
+    } else {
         kernels->matmul[w->type](rows, bytes, n_rows, x, first_column, n, y, y_stride, scratch);
+    }
 }
 
 /* Makes of the product of weight `i` of the operation, its rows from `first` on, what is wanted:
@@ -130,8 +146,8 @@ void mmrt_op_linear(struct worker *w) {
         const uint8_t *rows = rows_at(w, w->op->weights[i], first);
         if (!rows)
             return;
-        multiply(step->program->kernels, weight, rows, end - first, NULL, in, token, n, y, out->k,
-                 w->scratch);
+        multiply(step->program->kernels, step->program->exact, weight, rows, end - first, NULL, in,
+                 token, n, y, out->k, w->scratch);
         rows_done(w, w->op->weights[i], first, end);
         complete(w, i, first, end - first, y, out->k, n);
     }
@@ -149,6 +165,7 @@ static uint64_t glu_rows(const struct worker *w, const mmrt_weight *gate, size_t
 void mmrt_op_glu(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
+    const bool exact = step->program->exact;
     const mmrt_weight *gate = weight_at(step, w->op->weights[0]);
     const mmrt_weight *up = weight_at(step, w->op->weights[1]);
     const struct mmrt_columns *in = columns_at(step, w->op->in);
@@ -166,11 +183,11 @@ void mmrt_op_glu(struct worker *w) {
         const uint8_t *up_rows = rows_at(w, w->op->weights[1], first);
         if (!gate_rows || !up_rows)
             return;
-        multiply(kernels, gate, gate_rows, end - first, up_rows, in, token, n, gates, rows,
+        multiply(kernels, exact, gate, gate_rows, end - first, up_rows, in, token, n, gates, rows,
                  scratch);
         const uint8_t *next = gate_rows + (end - first) * row_bytes(gate);
         rows_done(w, w->op->weights[0], first, end);
-        multiply(kernels, up, up_rows, end - first, next, in, token, n, ups, rows, scratch);
+        multiply(kernels, exact, up, up_rows, end - first, next, in, token, n, ups, rows, scratch);
         rows_done(w, w->op->weights[1], first, end);
         complete(w, 0, first, end - first, gates, rows, n);
         complete(w, 1, first, end - first, ups, rows, n);
@@ -199,8 +216,8 @@ void mmrt_op_logits(struct worker *w) {
         const uint8_t *rows = rows_at(w, w->op->weights[0], first);
         if (!rows)
             return;
-        multiply(step->program->kernels, weight, rows, end - first, NULL, in, step->first_output, n,
-                 step->logits + first, weight->rows, w->scratch);
+        multiply(step->program->kernels, step->program->exact, weight, rows, end - first, NULL, in,
+                 step->first_output, n, step->logits + first, weight->rows, w->scratch);
         rows_done(w, w->op->weights[0], first, end);
         complete(w, 0, first, end - first, step->logits + first, weight->rows, n);
         float zero = 0; /* stays so unless a logit is NaN or infinite */
@@ -239,8 +256,8 @@ static void product_job(void *context, int thread, int n_threads) {
     while (mmrt_share_next(p->runs, thread, n_threads, &piece)) {
         const uint64_t first = piece * rows;
         const uint64_t end = first + rows < w->rows ? first + rows : w->rows;
-        multiply(p->kernels, w, (const uint8_t *)w->data + first * row_bytes(w), end - first, NULL,
-                 &p->columns, 0, p->n, p->y + first, w->rows,
+        multiply(p->kernels, false, w, (const uint8_t *)w->data + first * row_bytes(w), end - first,
+                 NULL, &p->columns, 0, p->n, p->y + first, w->rows,
                  p->scratch + (size_t)thread * p->scratch_bytes);
     }
 }
@@ -263,7 +280,8 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
         return MMRT_OK;
     }
     const size_t n_threads = (size_t)mmrt_pool_threads(pool);
-    const size_t columns_bytes = mmrt_columns_bytes(n, w->cols);
+    const size_t few = n < MMRT_FEW ? n : MMRT_FEW;
+    const size_t columns_bytes = mmrt_columns_bytes(n, w->cols, few);
     const struct mmrt_kernels *kernels = mmrt_kernels_for(isa);
     const size_t scratch_bytes = n > kernels->few[w->type] ? MMRT_MATMUL_SCRATCH : 0;
     const size_t bytes =
@@ -276,7 +294,7 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
     struct product p = {.kernels = kernels, .weight = w, .n = n, .y = y};
     p.runs = (struct mmrt_run *)(void *)memory;
     uint8_t *columns = memory + n_threads * sizeof(struct mmrt_run);
-    mmrt_columns_place(&p.columns, n, w->cols, columns);
+    mmrt_columns_place(&p.columns, n, w->cols, few, columns);
     p.scratch = columns + columns_bytes;
     p.scratch_bytes = scratch_bytes;
     memcpy(p.columns.x, x, n * w->cols * sizeof *x);

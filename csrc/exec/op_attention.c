@@ -144,12 +144,22 @@ static size_t tiles_of(const struct step *step, size_t first, size_t tokens, siz
     }
 }
 
-/* Keys in each section of one token's: a matter of how many there are, not of threads, so that
- * results are not either. */
-static uint64_t keys_of_section(uint64_t n_keys) {
+/* The keys that a token attends to alone, in sections: a matter of where it is, not of threads, so
+ * that results are not either. */
+struct sections_of_keys {
+    uint64_t begin; /* the first key of the first */
+    uint64_t keys;  /* of each */
+    size_t n;
+};
+
+static struct sections_of_keys sections_of(uint64_t position, uint64_t window) {
     enum { LEAST = 256, TILE = MMRT_ATTEND_KEYS };
-    const uint64_t keys = (n_keys + MMRT_ATTEND_SECTIONS - 1) / MMRT_ATTEND_SECTIONS;
-    return keys < LEAST ? LEAST : (keys + TILE - 1) / TILE * TILE;
+    struct sections_of_keys s = {.begin = mmrt_attend_begin(position, window)};
+    const uint64_t all = position + 1 - s.begin;
+    const uint64_t keys = (all + MMRT_ATTEND_SECTIONS - 1) / MMRT_ATTEND_SECTIONS;
+    s.keys = keys < LEAST ? LEAST : (keys + TILE - 1) / TILE * TILE;
+    s.n = (size_t)((all + s.keys - 1) / s.keys);
+    return s;
 }
 
 /* How attention is cut into tasks: tiles of tokens, or in a step of one token sections of its keys;
@@ -160,29 +170,23 @@ struct tasks {
     size_t tiles;
     size_t heads; /* of a share */
     size_t shares;
-    uint64_t begin; /* the first key of the first section */
-    uint64_t keys;  /* of a section */
-    size_t sections;
+    struct sections_of_keys sections; /* n: 1 if the step has several tokens */
     uint64_t n;
 };
 
 static struct tasks tasks_of(const struct worker *w) {
     const struct step *step = w->step;
     const size_t n_kv = step->program->kv_shape.n_heads, n = step->n - first_token(w);
-    struct tasks t = {.group = (size_t)w->op->n_heads / n_kv, .sections = 1};
+    struct tasks t = {.group = (size_t)w->op->n_heads / n_kv, .sections.n = 1};
     struct tile tile;
     t.tokens = t.group < MMRT_ATTEND_ROWS ? MMRT_ATTEND_ROWS / t.group : 1;
     t.tokens = t.tokens < n ? t.tokens : n;
     t.tiles = tiles_of(step, first_token(w), t.tokens, 0, &tile);
-    if (step->n == 1) {
-        const uint64_t position = step->parts->position;
-        t.begin = mmrt_attend_begin(position, w->op->window);
-        t.keys = keys_of_section(position + 1 - t.begin);
-        t.sections = (size_t)((position - t.begin + t.keys) / t.keys);
-    }
-    t.heads = heads_of_task(t.group, t.tiles * t.sections * n_kv, (size_t)w->n_threads);
+    if (step->n == 1)
+        t.sections = sections_of(step->parts->position, w->op->window);
+    t.heads = heads_of_task(t.group, t.tiles * t.sections.n * n_kv, (size_t)w->n_threads);
     t.shares = (t.group + t.heads - 1) / t.heads;
-    t.n = t.tiles * t.sections * n_kv * t.shares;
+    t.n = t.tiles * t.sections.n * n_kv * t.shares;
     return t;
 }
 
@@ -196,6 +200,46 @@ static void quantize_heads(const struct worker *w, size_t token, size_t n_tokens
             w->step->program->kernels->quantize(out, token + t, head * dim, n_heads * dim);
 }
 
+/* Attention of a tile's tokens for the heads of one share, from kv_head * group + in_group on. */
+static struct mmrt_attention attention_of(const struct worker *w, const struct tasks *t,
+                                          const struct tile *tile, size_t kv_head,
+                                          size_t in_group) {
+    const mmrt_program *program = w->step->program;
+    const mmrt_op *op = w->op;
+    const struct mmrt_columns *out = columns_at(w->step, op->out);
+    const size_t dim = mmrt_kv_head_room(program->kv_shape);
+    const size_t head = kv_head * t->group + in_group;
+    const uint64_t position = position_of(tile->part, tile->token);
+    return (struct mmrt_attention){
+        .queries = columns_at(w->step, op->in),
+        .column = tile->token,
+        .element = head * dim,
+        .out = row_at(out, tile->token) + head * dim,
+        .out_stride = out->k,
+        .n_tokens = tile->n,
+        .n_heads = t->group - in_group < t->heads ? t->group - in_group : t->heads,
+        .head_dim = dim,
+        .k_type = program->kv_shape.k_type,
+        .v_type = program->kv_shape.v_type,
+        .position = position,
+        .window = op->window,
+        .begin = mmrt_attend_begin(position, op->window),
+        .end = position + tile->n,
+        .pages = mmrt_kv_pages(tile->part->kv),
+        .k_offset = mmrt_kv_keys_at(tile->part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
+        .v_offset = mmrt_kv_values_at(tile->part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
+        .scale = op->scale,
+        .softcap = op->softcap,
+        .scratch = w->scratch,
+    };
+}
+
+/* The keys of section number `i` alone. */
+static void see_section(struct mmrt_attention *a, const struct sections_of_keys *s, size_t i) {
+    a->begin = s->begin + i * s->keys;
+    a->end = a->begin + s->keys < a->end ? a->begin + s->keys : a->end;
+}
+
 /* One section of the keys for some of the heads from kv_head * group on; the last task of these
  * heads adds all sections up. */
 static void attend_section(const struct worker *w, const struct tasks *t, struct mmrt_attention *a,
@@ -206,60 +250,103 @@ static void attend_section(const struct worker *w, const struct tasks *t, struct
     float *weights = program->sections.weights + head * MMRT_ATTEND_SECTIONS * 2;
     a->out = sums + (section * t->group + in_group) * dim;
     a->weights = weights + (section * t->group + in_group) * 2;
-    a->begin = t->begin + section * t->keys;
-    a->end = a->begin + t->keys < a->end ? a->begin + t->keys : a->end;
+    see_section(a, &t->sections, section);
     program->kernels->attend(a);
     atomic_uint *done = &w->step->sections_done[kv_head];
-    if (atomic_fetch_add(done, 1) + 1 < t->sections * t->shares)
+    if (atomic_fetch_add(done, 1) + 1 < t->sections.n * t->shares)
         return;
     atomic_store(done, 0);
-    program->kernels->attend_merge(sums, weights, t->sections, t->group, dim,
+    program->kernels->attend_merge(sums, weights, t->sections.n, t->group, dim,
                                    row_at(columns_at(w->step, w->op->out), 0) + head * dim);
     quantize_heads(w, 0, 1, head, t->group);
 }
 
+/* ---- exactly as in steps of one token ---- */
+
+/* Sections of a tile's rows, and then what they come to, behind the kernel's own scratch. */
+struct exact_scratch {
+    float *sums;    /* [MMRT_ATTEND_SECTIONS][MMRT_ATTEND_ROWS][head_dim] */
+    float *merged;  /* [MMRT_ATTEND_ROWS][head_dim] */
+    float *weights; /* [MMRT_ATTEND_SECTIONS][MMRT_ATTEND_ROWS][2] */
+};
+
+size_t mmrt_attend_op_scratch(const mmrt_program *program) {
+    const size_t dim = mmrt_kv_head_room(program->kv_shape), rows = MMRT_ATTEND_ROWS;
+    const size_t exact = rows * ((MMRT_ATTEND_SECTIONS + 1) * dim + MMRT_ATTEND_SECTIONS * 2);
+    return mmrt_attend_scratch(dim) + (program->exact ? exact * sizeof(float) : 0);
+}
+
+static struct exact_scratch exact_scratch_of(const struct worker *w, size_t dim) {
+    struct exact_scratch s;
+    s.sums = (float *)(void *)((uint8_t *)w->scratch + mmrt_attend_scratch(dim));
+    s.merged = s.sums + MMRT_ATTEND_SECTIONS * MMRT_ATTEND_ROWS * dim;
+    s.weights = s.merged + MMRT_ATTEND_ROWS * dim;
+    return s;
+}
+
+/* Tokens whose keys have the same sections, but for how many the last of these has. */
+static void attend_alike(const struct worker *w, const struct mmrt_attention *a,
+                         const struct sections_of_keys *sections) {
+    const struct mmrt_kernels *kernels = w->step->program->kernels;
+    const size_t dim = a->head_dim, of_token = a->n_heads * dim, rows = a->n_tokens * a->n_heads;
+    const struct exact_scratch s = exact_scratch_of(w, dim);
+    for (size_t i = 0; i < sections->n; i++) {
+        struct mmrt_attention part = *a;
+        part.out = s.sums + i * rows * dim;
+        part.out_stride = of_token;
+        part.weights = s.weights + i * rows * 2;
+        see_section(&part, sections, i);
+        kernels->attend(&part);
+    }
+    kernels->attend_merge(s.sums, s.weights, sections->n, rows, dim, s.merged);
+    for (size_t t = 0; t < a->n_tokens; t++)
+        memcpy(a->out + t * a->out_stride, s.merged + t * of_token, of_token * sizeof(float));
+}
+
+static void attend_exactly(const struct worker *w, const struct tasks *t, const struct tile *tile,
+                           size_t kv_head, size_t in_group) {
+    const uint64_t position = position_of(tile->part, tile->token), window = w->op->window;
+    for (size_t first = 0, end; first < tile->n; first = end) {
+        struct sections_of_keys sections = sections_of(position + first, window);
+        const struct sections_of_keys of_first = sections;
+        for (end = first + 1; end < tile->n; end++) {
+            const struct sections_of_keys next = sections_of(position + end, window);
+            if (next.begin != of_first.begin || next.keys != of_first.keys ||
+                (next.n == 1) != (of_first.n == 1))
+                break;
+            sections = next;
+        }
+        const struct tile alike = {tile->part, tile->token + first, end - first};
+        const struct mmrt_attention a = attention_of(w, t, &alike, kv_head, in_group);
+        if (sections.n == 1)
+            w->step->program->kernels->attend(&a);
+        else
+            attend_alike(w, &a, &sections);
+    }
+}
+
+/* ---- the operation ---- */
+
 void mmrt_op_attend(struct worker *w) {
-    const struct step *step = w->step;
-    const mmrt_op *op = w->op;
-    const mmrt_program *program = step->program;
-    const struct mmrt_columns *in = columns_at(step, op->in), *out = columns_at(step, op->out);
-    const size_t dim = mmrt_kv_head_room(program->kv_shape), n_kv = program->kv_shape.n_heads;
+    const mmrt_program *program = w->step->program;
+    const size_t n_kv = program->kv_shape.n_heads;
     const struct tasks t = tasks_of(w);
     uint64_t task;
     mmrt_share_begin(w->runs, w->thread, w->n_threads, t.n);
     while (mmrt_share_next(w->runs, w->thread, w->n_threads, &task)) {
         const size_t in_group = task % t.shares * t.heads, kv_head = task / t.shares % n_kv;
-        const size_t number = task / t.shares / n_kv, head = kv_head * t.group + in_group;
+        const size_t number = task / t.shares / n_kv;
         struct tile tile = {0};
-        tiles_of(step, first_token(w), t.tokens, number / t.sections, &tile);
-        const uint64_t position = position_of(tile.part, tile.token);
-        struct mmrt_attention a = {
-            .queries = in,
-            .column = tile.token,
-            .element = head * dim,
-            .out = row_at(out, tile.token) + head * dim,
-            .out_stride = out->k,
-            .n_tokens = tile.n,
-            .n_heads = t.group - in_group < t.heads ? t.group - in_group : t.heads,
-            .head_dim = dim,
-            .k_type = program->kv_shape.k_type,
-            .v_type = program->kv_shape.v_type,
-            .position = position,
-            .window = op->window,
-            .begin = mmrt_attend_begin(position, op->window),
-            .end = position + tile.n,
-            .pages = mmrt_kv_pages(tile.part->kv),
-            .k_offset = mmrt_kv_keys_at(tile.part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
-            .v_offset = mmrt_kv_values_at(tile.part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
-            .scale = op->scale,
-            .softcap = op->softcap,
-            .scratch = w->scratch,
-        };
-        if (t.sections > 1) {
+        tiles_of(w->step, first_token(w), t.tokens, number / t.sections.n, &tile);
+        struct mmrt_attention a = attention_of(w, &t, &tile, kv_head, in_group);
+        if (t.sections.n > 1) {
             attend_section(w, &t, &a, number, kv_head, in_group);
-        } else {
-            program->kernels->attend(&a);
-            quantize_heads(w, tile.token, a.n_tokens, head, a.n_heads);
+            continue;
         }
+        if (program->exact)
+            attend_exactly(w, &t, &tile, kv_head, in_group);
+        else
+            program->kernels->attend(&a);
+        quantize_heads(w, tile.token, a.n_tokens, kv_head * t.group + in_group, a.n_heads);
     }
 }

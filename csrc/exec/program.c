@@ -22,7 +22,7 @@ static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
     return MMRT_OK;
 }
 
-mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape, bool exact,
                                 mmrt_program **out, mmrt_error *err) {
     mmrt_status status = check_shape(shape, err);
     if (status)
@@ -34,6 +34,7 @@ mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a program");
     program->kernels = mmrt_kernels_for(isa);
     program->max_tokens = max_tokens;
+    program->exact = exact;
     program->kv_shape = shape;
     *out = program;
     return MMRT_OK;
@@ -299,9 +300,15 @@ static size_t rounded(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
+/* Of a step's last columns, how many matvec is to read. */
+static size_t few_columns(const mmrt_program *program) {
+    return program->exact || program->max_tokens < MMRT_FEW ? program->max_tokens : MMRT_FEW;
+}
+
 static size_t buffer_bytes(const mmrt_program *program, const struct buffer *buffer) {
-    return buffer->quantised ? mmrt_columns_bytes(program->max_tokens, buffer->columns.k)
-                             : rounded(program->max_tokens * buffer->columns.k * sizeof(float));
+    return buffer->quantised
+               ? mmrt_columns_bytes(program->max_tokens, buffer->columns.k, few_columns(program))
+               : rounded(program->max_tokens * buffer->columns.k * sizeof(float));
 }
 
 static size_t rope_bytes(const mmrt_program *program, const struct rope *rope) {
@@ -316,7 +323,7 @@ static size_t op_scratch(const mmrt_program *program, const mmrt_op *op) {
     case MMRT_OP_GLU:
         return MMRT_MATMUL_SCRATCH +
                2 * (program->max_tokens + MMRT_FEW) * MMRT_GLU_ROWS * sizeof(float);
-    case MMRT_OP_ATTEND: return mmrt_attend_scratch(mmrt_kv_head_room(program->kv_shape));
+    case MMRT_OP_ATTEND: return mmrt_attend_op_scratch(program);
     default: return 0;
     }
 }
@@ -362,7 +369,8 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
         struct buffer *buffer = &program->buffers[i];
         const size_t used = buffer_bytes(program, buffer);
         if (buffer->quantised)
-            mmrt_columns_place(&buffer->columns, program->max_tokens, buffer->columns.k, at);
+            mmrt_columns_place(&buffer->columns, program->max_tokens, buffer->columns.k,
+                               few_columns(program), at);
         else
             buffer->columns.x = (float *)(void *)at;
         at += used;

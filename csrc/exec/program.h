@@ -47,6 +47,7 @@ struct mmrt_program {
     const struct mmrt_kernels *kernels;
     mmrt_kv_shape kv_shape;
     uint32_t max_tokens;
+    bool exact; /* each token is computed as in a step of its own */
     mmrt_weight *weights;
     struct buffer *buffers;
     struct rope *ropes;
@@ -209,6 +210,9 @@ typedef void op_fn(struct worker *w);
 
 /* Gives scratch back to the system between two steps, to be taken again as it is touched. */
 void mmrt_program_rest(const mmrt_program *program);
+
+/* Bytes of scratch that a thread needs to attend. */
+size_t mmrt_attend_op_scratch(const mmrt_program *program);
 
 /* Rows of a gated unit in a piece of work. */
 enum { MMRT_GLU_ROWS = 64 };

@@ -72,21 +72,17 @@ static size_t rounded(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
-static size_t few_of(size_t n) {
-    return n < MMRT_FEW ? n : MMRT_FEW;
-}
-
-size_t mmrt_columns_bytes(size_t n, size_t k) {
+size_t mmrt_columns_bytes(size_t n, size_t k, size_t few) {
     size_t stride = columns_stride(k);
     return rounded(n * k * sizeof(float)) + n * stride + 2 * rounded(n * stride / 16 * 4) +
-           3 * rounded(n * stride / 32 * 4) +
-           few_of(n) * (2 * stride + 3 * rounded(stride / 32 * 4));
+           3 * rounded(n * stride / 32 * 4) + few * (2 * stride + 3 * rounded(stride / 32 * 4));
 }
 
-void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory) {
+void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, size_t few,
+                        void *memory) {
     size_t stride = columns_stride(k);
     char *at = memory;
-    *columns = (struct mmrt_columns){.k = k, .stride = stride};
+    *columns = (struct mmrt_columns){.k = k, .stride = stride, .last = n - 1, .few = few};
     columns->x = (float *)(void *)at;
     at += rounded(n * k * sizeof(float));
     columns->q = (int8_t *)at;
@@ -102,15 +98,14 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *
     columns->start32 = (int32_t *)(void *)at;
     at += rounded(n * stride / 32 * 4);
     columns->few_d = (float *)(void *)at;
-    at += few_of(n) * rounded(stride / 32 * 4);
+    at += few * rounded(stride / 32 * 4);
     columns->few_sum = (float *)(void *)at;
-    at += few_of(n) * rounded(stride / 32 * 4);
+    at += few * rounded(stride / 32 * 4);
     columns->few_start = (int32_t *)(void *)at;
-    at += few_of(n) * rounded(stride / 32 * 4);
+    at += few * rounded(stride / 32 * 4);
     columns->planes = (int8_t *)at;
-    at += few_of(n) * stride;
+    at += few * stride;
     columns->fours = (int8_t *)at;
-    columns->last = n - 1;
 }
 
 /* Keys, values and sums of a tile, its scores, for some rows once more, and three numbers a row. */

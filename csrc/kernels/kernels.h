@@ -38,26 +38,46 @@ struct mmrt_columns {
     int32_t *start16; /* [n][stride / 16] */
     int32_t *start32; /* [n][stride / 32] */
 
-    /* The last columns once more, `last` first, as matvec reads them against eight groups of 32
-     * weights at a time. For j from 0 to 3 `planes` has the first 16 elements of groups j and
-     * j + 4, then their last 16. Fewer groups at the end of a row are read with those before them,
-     * which are zero here; or, in a row of fewer than eight, with zeros behind them. */
+    /* The last columns once more, `last` first, `few` of them, as matvec reads them against eight
+     * groups of 32 weights at a time. For j from 0 to 3 `planes` has the first 16 elements of
+     * groups j and j + 4, then their last 16. Fewer groups at the end of a row are read with those
+     * before them, which are zero here; or, in a row of fewer than eight, with zeros behind them.
+     */
     size_t last;
-    int8_t *planes;     /* [MMRT_FEW][stride] */
-    float *few_d;       /* [MMRT_FEW][stride / 32], d */
-    float *few_sum;     /* [MMRT_FEW][stride / 32], sum32 */
-    int32_t *few_start; /* [MMRT_FEW][stride / 32], start32 */
+    size_t few;
+    int8_t *planes;     /* [few][stride] */
+    float *few_d;       /* [few][stride / 32], d */
+    float *few_sum;     /* [few][stride / 32], sum32 */
+    int32_t *few_start; /* [few][stride / 32], start32 */
 
     /* And for types with grids, where they are looked up in vectors: of 256 elements every fourth
      * from the first on, then from the second, the third and the fourth. */
-    int8_t *fours; /* [MMRT_FEW][stride] */
+    int8_t *fours; /* [few][stride] */
 };
 
-/* Bytes that mmrt_columns_place needs for n columns of k. */
-size_t mmrt_columns_bytes(size_t n, size_t k);
+/* Bytes that mmrt_columns_place needs for n columns of k, of which matvec can read the last `few`.
+ */
+size_t mmrt_columns_bytes(size_t n, size_t k, size_t few);
 
 /* Lays out `columns` in zeroed, 64-byte aligned memory of that size; `last` is n - 1. */
-void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, void *memory);
+void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, size_t few, void *memory);
+
+/* The columns up to `last`, one of the last `few`, as matvec reads them. */
+static inline struct mmrt_columns mmrt_columns_up_to(const struct mmrt_columns *columns,
+                                                     size_t last) {
+    struct mmrt_columns part = *columns;
+    const size_t less = columns->last - last, at = less * columns->stride;
+    part.last = last;
+    part.few -= less;
+    if (!columns->q)
+        return part;
+    part.planes += at;
+    part.fours += at;
+    part.few_d += at / MMRT_GROUP;
+    part.few_sum += at / MMRT_GROUP;
+    part.few_start += at / MMRT_GROUP;
+    return part;
+}
 
 /* Quantises elements [first, first + count) of one column; both multiples of 32. A group with NaN
  * or infinity gets d = NaN, so that the fault reaches the logits and is reported there. */
@@ -65,8 +85,9 @@ typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column,
                               size_t count);
 
 /* y[c * y_stride + r] = row r of w times the last n columns, 1 to MMRT_FEW of them, for n_rows rows
- * that lie row_bytes apart. Quantised types read a column's q, float types its x. `next` is what
- * will be multiplied after these rows, and may be fetched ahead. */
+ * that lie row_bytes apart. Of quantised types the results are, to the bit, those of n = 1.
+ * Quantised types read a column's q, float types its x. `next` is what will be multiplied after
+ * these rows, and may be fetched ahead. */
 typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows, const void *next,
                             const struct mmrt_columns *columns, size_t n, float *y,
                             size_t y_stride);

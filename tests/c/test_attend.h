@@ -74,10 +74,10 @@ static void make_pages(void) {
 static void make_queries(void) {
     const size_t n = t.a.column + t.a.n_tokens + random_below(2);
     const size_t width = t.a.element + t.a.n_heads * t.a.head_dim + 32 * random_below(3);
-    const size_t bytes = mmrt_columns_bytes(n, width);
+    const size_t bytes = mmrt_columns_bytes(n, width, 0);
     t.memory = checked(aligned_alloc(64, bytes));
     memset(t.memory, 0, bytes);
-    mmrt_columns_place(&t.queries, n, width, t.memory);
+    mmrt_columns_place(&t.queries, n, width, 0, t.memory);
     for (size_t i = 0; i < n * width; i++)
         t.queries.x[i] = random_unit();
     for (size_t i = 0; i < n && t.a.k_type != MMRT_TYPE_F16; i++)

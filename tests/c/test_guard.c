@@ -179,7 +179,7 @@ static mmrt_program *make_program(const mmrt_mapping *mapping) {
     int32_t embedding, output, buffer;
     mmrt_weight half = matrix(mapping);
     half.rows /= 2;
-    CHECK(mmrt_program_create(MMRT_ISA_REF, 4, SHAPE, &program, &error) == MMRT_OK);
+    CHECK(mmrt_program_create(MMRT_ISA_REF, 4, SHAPE, false, &program, &error) == MMRT_OK);
     half.name = "embedding";
     CHECK(mmrt_program_add_weight(program, &half, &embedding, &error) == MMRT_OK);
     half.name = "output";

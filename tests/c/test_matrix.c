@@ -142,12 +142,12 @@ static void make_case(const struct mmrt_format *format, size_t k, int place, int
     for (size_t r = 0; r < ROWS; r++)
         fill_row(m.w + r * m.row_bytes, fill);
 
-    const size_t columns_bytes = mmrt_columns_bytes(COLUMNS, k);
+    const size_t columns_bytes = mmrt_columns_bytes(COLUMNS, k, MMRT_FEW);
     memset(columns_room.begin, 0xff, (size_t)(columns_room.end - columns_room.begin));
     uint8_t *memory = columns_room.end - columns_bytes;
     CHECK(columns_bytes % 64 == 0);
     memset(memory, 0, columns_bytes);
-    mmrt_columns_place(&m.columns, COLUMNS, k, memory);
+    mmrt_columns_place(&m.columns, COLUMNS, k, MMRT_FEW, memory);
     for (size_t c = 0; c < COLUMNS; c++) {
         const float size = ldexpf(1, (int)random_below(16) - 8);
         for (size_t i = 0; i < k; i++)
@@ -375,7 +375,7 @@ static void test_type(struct scales scales) {
 int main(int argc, char **argv) {
     take_cases(argc, argv);
     weights_room = guarded_pages(ROWS * (MAX_K * 4 + 256));
-    columns_room = guarded_pages(mmrt_columns_bytes(COLUMNS, MAX_K));
+    columns_room = guarded_pages(mmrt_columns_bytes(COLUMNS, MAX_K, MMRT_FEW));
     scratch_room = guarded_pages(MMRT_MATMUL_SCRATCH);
     for (size_t i = 0; i < sizeof scales_of / sizeof *scales_of; i++)
         test_type(scales_of[i]);

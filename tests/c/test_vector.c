@@ -70,7 +70,7 @@ enum { GROUP_KINDS = 40 }; /* from 31 on: random of some size */
 
 static void test_quantize(struct kernel *kernel) {
     enum { N = 3, K = GROUP_KINDS * MMRT_GROUP };
-    const size_t bytes = mmrt_columns_bytes(N, K);
+    const size_t bytes = mmrt_columns_bytes(N, K, N);
     const struct guarded room[2] = {guarded_pages(bytes), guarded_pages(bytes)};
     struct mmrt_columns columns[2];
     for (int round = 0; round < 50; round++) {
@@ -78,7 +78,7 @@ static void test_quantize(struct kernel *kernel) {
         const size_t first = random_below(GROUP_KINDS + 1 - groups) * MMRT_GROUP;
         for (int i = 0; i < 2; i++) {
             memset(room[i].end - bytes, 0x55, bytes); /* what is not asked for keeps these */
-            mmrt_columns_place(&columns[i], N, K, room[i].end - bytes);
+            mmrt_columns_place(&columns[i], N, K, N, room[i].end - bytes);
             columns[i].last = round % 2 ? column : column - 1; /* one of the last, or none */
         }
         for (int kind = 0; kind < GROUP_KINDS; kind++)

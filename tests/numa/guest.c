@@ -409,7 +409,7 @@ static void build_program(const mmrt_mapping *mapping) {
     const mmrt_kv_shape shape = {1, 1, 64, MMRT_TYPE_F16, MMRT_TYPE_F16};
     int32_t index, x, qkv, gated;
     uint64_t page = 0;
-    OK(mmrt_program_create(MMRT_ISA_REF, 1, shape, &program, &error));
+    OK(mmrt_program_create(MMRT_ISA_REF, 1, shape, false, &program, &error));
     OK(mmrt_program_add_buffer(program, WIDTH, &x, &error));
     OK(mmrt_program_add_buffer(program, WIDTH + 128, &qkv, &error));
     OK(mmrt_program_add_buffer(program, HIDDEN, &gated, &error));
