@@ -192,6 +192,7 @@ static mmrt_program *make_program(const mmrt_mapping *mapping) {
                      .stream = -1,
                      .weights = {embedding, -1, -1},
                      .biases = {-1, -1, -1},
+                     .scales = {1, 1, 1},
                      .rope = -1,
                      .scale = 1};
     mmrt_op logits = embed;

@@ -425,7 +425,8 @@ static void build_program(const mmrt_mapping *mapping) {
                           .stream = -1,
                           .rope = -1,
                           .weights = {-1, -1, -1},
-                          .biases = {-1, -1, -1}};
+                          .biases = {-1, -1, -1},
+                          .scales = {1, 1, 1}};
     mmrt_op embed = none, linear = none, glu = none, logits = none;
     embed.kind = MMRT_OP_EMBED, embed.out = x, embed.weights[0] = 0, embed.scale = 1e-3f;
     linear.kind = MMRT_OP_LINEAR, linear.in = x, linear.out = qkv;
