@@ -14,6 +14,7 @@ from mmrt._c cimport (
     mmrt_gguf_tensor_at, mmrt_gguf_version, mmrt_mapping, mmrt_mapping_advise, mmrt_mapping_data,
     mmrt_mapping_size, mmrt_status,
 )
+from mmrt._calls cimport pid_t
 from mmrt._status cimport check
 from mmrt.mapping cimport Mapping
 
@@ -118,13 +119,13 @@ cdef class Header:
         cdef bytes name = os.fsencode(mapping.path)
         cdef const char *path = name
         self.mapping = mapping
-        mapping.pin()
+        cdef pid_t begun = mapping.begin()
         with nogil:
             status = mmrt_gguf_parse(
                 mmrt_mapping_data(mapping.handle), mmrt_mapping_size(mapping.handle), path,
                 _read_ahead, mapping.handle, &self.handle, &error,
             )
-        mapping.unpin()
+        mapping.end(begun)
         if status != MMRT_OK:
             mapping.check_read(0, mapping.size)  # what is missing reads as zeros: no fault of its own
         check(status, &error)

@@ -8,3 +8,7 @@ cdef class Pool:
 
 cdef mmrt_isa chosen_isa() except *
 cpdef Pool default_pool()
+
+# matmul() of n_bytes at `blocks`.
+cdef object multiply(str type, const unsigned char *blocks, Py_ssize_t n_bytes, shape, x,
+                     Pool pool)

@@ -29,7 +29,8 @@ cdef class Pool:
     """`threads` threads, the caller among them, that run one job together.
 
     None: one for each CPU that this process may use (its affinity mask, cut to the cgroup's
-    quota). Callers queue. After a fork the child starts its own threads when it first needs them.
+    quota). Callers queue. A child may be forked at any time, also amid a job of another thread; it
+    starts its own threads when it first needs them.
     """
 
     def __cinit__(self, threads=None):
@@ -83,20 +84,26 @@ def matmul(str type not None, blocks, shape, x, Pool pool=None):
 
     ArgumentError where type or shapes do not fit, UnsupportedError for a type without kernels.
     """
+    cdef const unsigned char[::1] data = memoryview(blocks).cast("B")
+    cdef const unsigned char *at = &data[0] if data.shape[0] else NULL
+    return multiply(type, at, data.shape[0], shape, x, pool)
+
+
+cdef object multiply(str type, const unsigned char *blocks, Py_ssize_t n_bytes, shape, x,
+                     Pool pool):
     import numpy
 
     cdef mmrt_weight weight
     cdef mmrt_error error
     cdef mmrt_status status
     cdef mmrt_isa isa = chosen_isa()
-    cdef const unsigned char[::1] data = memoryview(blocks).cast("B")
     if type not in TYPES:
         raise ArgumentError(f"there is no tensor type {type!r}")
     kind = TYPES[type]
     if len(shape) != 2 or min(shape) < 0 or shape[1] % kind.elements:
         raise ArgumentError(f"{shape} is not the shape of a matrix of {type}")
-    if shape[0] * (shape[1] // kind.elements * kind.bytes) != data.shape[0]:
-        raise ArgumentError(f"{data.shape[0]} bytes are not {shape} of {type}")
+    if shape[0] * (shape[1] // kind.elements * kind.bytes) != n_bytes:
+        raise ArgumentError(f"{n_bytes} bytes are not {shape} of {type}")
     given = float_array(x)
     if given.ndim not in (1, 2) or given.shape[0] != shape[1]:
         raise ArgumentError(f"a matrix of {shape} cannot multiply an array of {given.shape}")
@@ -110,7 +117,7 @@ def matmul(str type not None, blocks, shape, x, Pool pool=None):
     cdef float[:, ::1] to = out
     cdef size_t n = n_columns
     name = type.encode()
-    weight.data = &data[0]
+    weight.data = blocks
     weight.type = kind.id
     weight.rows, weight.cols = shape
     weight.name = name

@@ -14,6 +14,7 @@ from mmrt._c cimport (
     mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
     mmrt_mapping_size, mmrt_mapping_unlock, mmrt_mapping_unreported, mmrt_status,
 )
+from mmrt._calls cimport calls_begin, calls_end, calls_now, pid_t
 from mmrt._status cimport check
 
 import operator
@@ -115,11 +116,23 @@ cdef class Mapping:
             raise ArgumentError(f"{self.path} is closed")
         self.check_read(0, 0)
         mmrt_guard_renew()
-        self.views += 1
+        self.pins += 1
         return 0
 
     cdef void unpin(self) noexcept:
-        self.views -= 1
+        self.pins -= 1
+
+    cdef pid_t begin(self) except -1:
+        self.pin()
+        self.unpin()
+        return calls_begin(&self.calls)
+
+    cdef void end(self, pid_t begun) noexcept:
+        calls_end(&self.calls, begun)
+
+    @property
+    def views(self):
+        return self.pins + calls_now(&self.calls)
 
     cdef int check_read(self, uint64_t offset, uint64_t length) except -1:
         cdef mmrt_error error
@@ -350,43 +363,46 @@ cdef class Mapping:
     def unlock(self, offset=0, length=None):
         """Lets the pages that the range touches go again. Locks do not count."""
         cdef uint64_t start, size
+        cdef pid_t begun
         cdef mmrt_error error
         cdef mmrt_status status
         start, size = _checked(self, offset, length)
-        self.pin()
+        begun = self.begin()
         with nogil:
             status = mmrt_mapping_unlock(self.handle, start, size, &error)
-        self.unpin()
+        self.end(begun)
         check(status, &error)
 
     def flush(self, offset=0, length=None):
         """Returns when what was written to the pages that the range touches is on the disk."""
         cdef uint64_t start, size
+        cdef pid_t begun
         cdef mmrt_error error
         cdef mmrt_status status
         start, size = _checked(self, offset, length)
-        self.pin()
+        begun = self.begin()
         with nogil:
             status = mmrt_mapping_flush(self.handle, start, size, &error)
-        self.unpin()
+        self.end(begun)
         check(status, &error)
 
     def residency(self, offset=0, length=None):
         """Which pages of the range are in memory now: a Residency. Reads nothing in."""
         cdef uint64_t start, size
+        cdef pid_t begun
         cdef unsigned char *flags
         cdef bool_t trusted = True
         cdef mmrt_error error
         cdef mmrt_status status
         start, size = _checked(self, offset, length)
-        self.pin()
+        begun = self.begin()
         try:
             pages = bytearray(mmrt_mapping_pages(self.handle, start, size))
             flags = pages
             with nogil:
                 status = mmrt_mapping_residency(self.handle, start, size, flags, &trusted, &error)
         finally:
-            self.unpin()
+            self.end(begun)
         check(status, &error)
         return Residency.of(bytes(pages), "mincore" if trusted else "pagemap")
 
@@ -395,18 +411,19 @@ cdef class Mapping:
         "pagemap". Fewer than residency() tells of: a page may be cached and not mapped here yet.
         """
         cdef uint64_t start, size
+        cdef pid_t begun
         cdef unsigned char *flags
         cdef mmrt_error error
         cdef mmrt_status status
         start, size = _checked(self, offset, length)
-        self.pin()
+        begun = self.begin()
         try:
             pages = bytearray(mmrt_mapping_pages(self.handle, start, size))
             flags = pages
             with nogil:
                 status = mmrt_mapping_mapped(self.handle, start, size, flags, &error)
         finally:
-            self.unpin()
+            self.end(begun)
         check(status, &error)
         return Residency.of(bytes(pages), "pagemap")
 
@@ -465,9 +482,10 @@ def _pieces(Mapping mapping, offset, length):
     """The range in pieces that begin and end with whole pages but for its own ends. The mapping is
     pinned; signals are seen to after each."""
     cdef uint64_t start, size, end, cut
+    cdef pid_t begun
     start, size = _checked(mapping, offset, length)
     end = start + size
-    mapping.pin()
+    begun = mapping.begin()
     try:
         while start < end:
             cut = min(end, (start // _PIECE + 1) * _PIECE)
@@ -475,7 +493,7 @@ def _pieces(Mapping mapping, offset, length):
             PyErr_CheckSignals()
             start = cut
     finally:
-        mapping.unpin()
+        mapping.end(begun)
 
 
 def _reopen(path, inode, modified_ns, size, protection, flags, offset):

@@ -16,6 +16,7 @@ from mmrt._c cimport (
     mmrt_numa_place, mmrt_numa_policy, mmrt_numa_range, mmrt_numa_set_policy, mmrt_numa_topology,
     mmrt_numa_topology_read, mmrt_set, mmrt_set_add, mmrt_set_has, mmrt_status,
 )
+from mmrt._calls cimport pid_t
 from mmrt._status cimport check, check_polled, poll
 from mmrt.kernels cimport Pool
 from mmrt.mapping cimport Mapping
@@ -274,6 +275,7 @@ def place(Mapping mapping not None, ranges):
     cdef mmrt_error error
     cdef mmrt_status status
     cdef size_t i, n
+    cdef pid_t begun
     cdef list raised = []
     wanted = [_range(mapping, *one) for one in ranges]
     n = len(wanted)
@@ -283,10 +285,10 @@ def place(Mapping mapping not None, ranges):
     try:
         for i in range(n):
             places[i].offset, places[i].length, places[i].node = wanted[i]
-        mapping.pin()
+        begun = mapping.begin()
         with nogil:
             status = mmrt_numa_place(mapping.handle, places, n, poll, <void *> raised, &error)
-        mapping.unpin()
+        mapping.end(begun)
         check_polled(status, &error, raised)
         return Placement(
             sum(places[i].n_pages for i in range(n)),

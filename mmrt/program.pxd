@@ -1,6 +1,7 @@
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from mmrt._c cimport mmrt_kv, mmrt_kv_shape, mmrt_op, mmrt_part, mmrt_program
+from mmrt._calls cimport calls
 from mmrt.kernels cimport Pool
 from mmrt.tensor cimport Tensor
 
@@ -13,7 +14,7 @@ cdef class Program:
     cdef dict indices      # tensor name -> weight index
     cdef dict roomy        # buffer of heads -> the one where they have room
     cdef list lines        # (operation, [weights], note), for printing
-    cdef int running       # calls of the core that go on
+    cdef calls running     # in the core
     cdef bint streams
     cdef readonly int max_tokens
     cdef mmrt_kv_shape kv_shape
@@ -31,5 +32,10 @@ cdef class Program:
 
 cdef class Cache:
     cdef mmrt_kv *handle
-    cdef readonly list tokens  # of the same number as the core's keys
-    cdef bint busy
+    cdef list ids    # the tokens; between calls as many as the core has keys
+    cdef calls busy  # steps that it is in
+    cdef uint64_t before  # tokens when they began
+
+    cdef cut(self, uint64_t length)
+    cdef settle(self)
+    cdef int require_rest(self) except -1

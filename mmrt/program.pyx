@@ -19,6 +19,7 @@ from mmrt._c cimport (  # streaming
     mmrt_program_stream_stats, mmrt_reader,
     mmrt_reader_check, mmrt_reader_name, mmrt_reader_probe, mmrt_stream_stats,
 )
+from mmrt._calls cimport calls_begin, calls_end, calls_now, pid_t
 from mmrt._status cimport check, check_polled, poll
 from mmrt.kernels cimport Pool, chosen_isa
 from mmrt.mapping cimport Mapping
@@ -47,34 +48,59 @@ class Matrix(NamedTuple):
 
 cdef class Cache:
     """The keys and values of one sequence, in pages that are allocated as it grows; and its
-    `tokens`."""
+    `tokens`.
+
+    A child that is forked while another thread has it in a step finds it as it was before.
+    """
 
     def __cinit__(self, Program program not None):
         cdef mmrt_error error
         check(mmrt_kv_create(program.kv_shape, &self.handle, &error), &error)
-        self.tokens = []
+        self.ids = []
 
     def __dealloc__(self):
         mmrt_kv_free(self.handle)
 
+    cdef cut(self, uint64_t length):
+        mmrt_kv_truncate(self.handle, length)
+        del self.ids[length:]
+
+    cdef settle(self):
+        """Ends, in a forked child, the step that the parent goes on with."""
+        if self.busy.n and not calls_now(&self.busy):
+            self.busy.n = 0
+            self.cut(self.before)
+
+    cdef int require_rest(self) except -1:
+        self.settle()
+        if self.busy.n:
+            raise ArgumentError("this sequence is running in another thread")
+        return 0
+
+    @property
+    def tokens(self):
+        """The tokens held; the list is the cache's own."""
+        self.settle()
+        return self.ids
+
     @property
     def length(self):
         """Tokens held."""
+        self.settle()
         return mmrt_kv_length(self.handle)
 
     @property
     def nbytes(self):
         """Bytes of the pages allocated."""
+        self.settle()
         return mmrt_kv_bytes(self.handle)
 
     def truncate(self, length):
         """Forgets the tokens from `length` on; whole pages go back to the system."""
-        if self.busy:
-            raise ArgumentError("this sequence is running in another thread")
+        self.require_rest()
         if not 0 <= length <= self.length:
             raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
-        mmrt_kv_truncate(self.handle, length)
-        del self.tokens[length:]
+        self.cut(length)
 
 
 cdef class Program:
@@ -123,7 +149,7 @@ cdef class Program:
 
     def close(self):
         """Frees the scratch and lets go of the weights' file. Raises InUseError during a step."""
-        if self.running:
+        if calls_now(&self.running):
             raise InUseError("the model is running in another thread")
         self._release()
 
@@ -204,6 +230,8 @@ cdef class Program:
         cdef mmrt_error error
         cdef int32_t index
         cdef const double[::1] values = numpy.ascontiguousarray(frequencies, numpy.float64)
+        if not values.shape[0]:
+            raise ArgumentError("rotations of no pairs")
         check(
             mmrt_program_add_rope(
                 self._open(), &values[0], values.shape[0], magnitude, &index, &error
@@ -246,6 +274,10 @@ cdef class Program:
     def glu(self, int in_, gate, up, int out, str activation, bint outputs_only=False):
         """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu"
         or "gelu"."""
+        if activation not in _ACTIVATIONS:
+            raise ArgumentError(
+                f"activation {activation!r:.60}: there are {', '.join(_ACTIVATIONS)}"
+            )
         cdef mmrt_op op = _op(MMRT_OP_GLU)
         op.in_ = in_
         op.out = out
@@ -333,10 +365,10 @@ cdef class Program:
         cdef mmrt_status status
         cdef mmrt_reader kind = _reader(reader)
         self._open()
-        self.running += 1
+        cdef pid_t begun = calls_begin(&self.running)
         with nogil:
             status = mmrt_program_set_reader(self.handle, kind, &error)
-        self.running -= 1
+        calls_end(&self.running, begun)
         check(status, &error)
 
     def set_budget(self, uint64_t budget):
@@ -349,10 +381,10 @@ cdef class Program:
         cdef mmrt_error error
         cdef mmrt_status status
         self._open()
-        self.running += 1
+        cdef pid_t begun = calls_begin(&self.running)
         with nogil:
             status = mmrt_program_set_budget(self.handle, budget, &error)
-        self.running -= 1
+        calls_end(&self.running, begun)
         check(status, &error)
 
     def lock_kept(self):
@@ -361,10 +393,10 @@ cdef class Program:
         cdef mmrt_error error
         cdef mmrt_status status
         self._open()
-        self.running += 1
+        cdef pid_t begun = calls_begin(&self.running)
         with nogil:
             status = mmrt_program_lock_kept(self.handle, &error)
-        self.running -= 1
+        calls_end(&self.running, begun)
         check(status, &error)
 
     def plan(self, uint64_t budget):
@@ -495,28 +527,33 @@ cdef class Program:
             first_mark, n_marks = <mmrt_mark *> &marks[0, 0], marks.shape[0]
         first_output = n - <uint32_t> logits.shape[0]
         for cache in caches:
-            if cache.busy:
-                raise ArgumentError("this sequence is running in another thread")
+            cache.require_rest()
         for i, cache in enumerate(caches):
-            cache.busy = True
+            cache.before = mmrt_kv_length(cache.handle)
             parts[i].kv = cache.handle
-        self.running += 1
+        cdef pid_t begun = calls_begin(&self.running)
+        for cache in caches:
+            calls_begin(&cache.busy)
+        cdef uint32_t at = 0
         try:
             with nogil:
                 status = mmrt_program_run(
                     self.handle, self.pool.handle, parts, n_parts, &tokens[0], n, first_output,
                     &logits[0, 0], first_mark, n_marks, poll, <void *> raised, &error,
                 )
-        finally:
-            self.running -= 1
+            check_polled(status, &error, raised)
+            for i, cache in enumerate(caches):  # here, where no signal handler can come between
+                for _ in range(parts[i].n):
+                    cache.ids.append(tokens[at])
+                    at += 1
+        except BaseException:
             for cache in caches:
-                cache.busy = False
-        check_polled(status, &error, raised)
-        cdef uint32_t at = 0
-        for i, cache in enumerate(caches):  # here, where no signal handler can come between
-            for _ in range(parts[i].n):
-                cache.tokens.append(tokens[at])
-                at += 1
+                cache.cut(cache.before)
+            raise
+        finally:
+            calls_end(&self.running, begun)
+            for cache in caches:
+                calls_end(&cache.busy, begun)
 
     def __str__(self):
         rows = []
@@ -561,10 +598,10 @@ def probe_reader(str reader not None, Mapping mapping not None, uint64_t offset,
     cdef mmrt_status status
     cdef double speed = 0
     cdef mmrt_reader kind = _reader(reader)
-    mapping.pin()
+    cdef pid_t begun = mapping.begin()
     with nogil:
         status = mmrt_reader_probe(kind, mapping.handle, offset, length, &speed, &error)
-    mapping.unpin()
+    mapping.end(begun)
     check(status, &error)
     return speed
 

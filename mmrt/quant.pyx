@@ -37,15 +37,21 @@ def dequantize(str type not None, blocks, Py_ssize_t n_elements):
     the type and lie within the buffer (ArgumentError); UnsupportedError for a type of which only
     the sizes are known; FileError where the blocks are in a mapped file that has lost them.
     """
+    cdef const unsigned char[::1] data = memoryview(blocks).cast("B")
+    cdef const unsigned char *at = &data[0] if data.shape[0] else NULL
+    return unpack(type, at, data.shape[0], n_elements)
+
+
+cdef object unpack(str type, const unsigned char *blocks, Py_ssize_t n_bytes,
+                   Py_ssize_t n_elements):
     import numpy
 
     if type not in TYPES:
         raise ArgumentError(f"there is no tensor type {type!r}")
     kind = TYPES[type]
-    cdef const unsigned char[::1] data = memoryview(blocks).cast("B")
-    if n_elements < 0 or n_elements // kind.elements * kind.bytes > data.shape[0]:
+    if n_elements < 0 or n_elements // kind.elements * kind.bytes > n_bytes:
         raise ArgumentError(
-            f"{n_elements} elements of {type} do not lie within {data.shape[0]} bytes"
+            f"{n_elements} elements of {type} do not lie within {n_bytes} bytes"
         )
     out = numpy.empty(n_elements, numpy.float32)
     cdef float[::1] values = out
@@ -56,7 +62,7 @@ def dequantize(str type not None, blocks, Py_ssize_t n_elements):
     if n_elements == 0:
         return out
     with nogil:
-        status = mmrt_dequantize(number, &data[0], &values[0], n, &error)
+        status = mmrt_dequantize(number, blocks, &values[0], n, &error)
     check(status, &error)
-    check(mmrt_bytes_check(&data[0], data.shape[0], &error), &error)
+    check(mmrt_bytes_check(blocks, n_bytes, &error), &error)
     return out

@@ -14,9 +14,11 @@ from mmrt._c cimport (
     mmrt_error, mmrt_format, mmrt_format_find, mmrt_mapping_data, mmrt_quantize, mmrt_status,
     mmrt_weight,
 )
+from mmrt._calls cimport pid_t
 from mmrt._status cimport check
-from mmrt.kernels cimport Pool, default_pool
+from mmrt.kernels cimport Pool, default_pool, multiply
 from mmrt.mapping cimport Mapping
+from mmrt.quant cimport unpack
 
 import math
 import operator
@@ -27,9 +29,9 @@ from mmrt.elements import COMPLEX, E4M3FN, ELEMENTS
 from mmrt.errors import (
     ArgumentError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError, ViewError,
 )
-from mmrt.kernels import float_array, matmul
+from mmrt.kernels import float_array
 from mmrt.mapping import reopen_shared
-from mmrt.quant import TYPES, dequantize
+from mmrt.quant import TYPES
 
 _PIECE = 1 << 20  # elements that are dequantised at a time
 
@@ -281,9 +283,12 @@ cdef class Tensor:
         element = ELEMENTS.get(self.type)
         if element is not None and (self.format is NULL or self.format.unpack is NULL):
             return self._converted(element)
-        n = math.prod(self.shape)
-        with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
-            return dequantize(self.type, blocks, n).reshape(self.shape)
+        cdef pid_t begun = self.mapping.begin()
+        try:
+            values = unpack(self.type, self.data(), self.nbytes, math.prod(self.shape))
+        finally:
+            self.mapping.end(begun)
+        return values.reshape(self.shape)
 
     cdef _converted(self, element):
         # What the core does not unpack.
@@ -306,9 +311,12 @@ cdef class Tensor:
         self.check_readable()
         if self.format is NULL or self.format.unpack is NULL:
             raise UnsupportedError(f"tensor {self.name!r}: no kernel multiplies {self.type}")
-        with memoryview(self.mapping) as file, file[self.offset:self.offset + self.nbytes] as blocks:
+        cdef pid_t begun = self.mapping.begin()
+        try:
             with self._named():
-                return matmul(self.type, blocks, self.shape, _floats(x))
+                return multiply(self.type, self.data(), self.nbytes, self.shape, _floats(x), None)
+        finally:
+            self.mapping.end(begun)
 
     def __rmatmul__(self, x):
         """x times the matrix, float32: (rows,) -> (cols,), or (n, rows) -> (n, cols).
@@ -375,13 +383,13 @@ cdef class Tensor:
         cdef unsigned char[:, ::1] out = blocks
         cdef unsigned char *to = &out[0, 0] if blocks.size else NULL
         pool = pool or default_pool()
-        self.mapping.pin()
+        cdef pid_t begun = self.mapping.begin()
         try:
             weight.data = self.data()
             with nogil:
                 status = mmrt_quantize(pool.handle, &weight, begin, count, number, to, &error)
         finally:
-            self.mapping.unpin()
+            self.mapping.end(begun)
         check(status, &error)
         return self.whole(blocks)
 

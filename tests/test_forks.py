@@ -184,3 +184,30 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
             if os.getpid() != parent:
                 os._exit(1)
         assert amid == 3
+
+
+def test_a_child_of_a_fork_amid_a_step_closes_the_model(path: Path) -> None:
+    """Steps and other calls that go on in the parent do not count in the child."""
+    model = mmrt.Model(path, threads=2)
+    matrix = model.file["token_embd.weight"]
+    x = np.ones(matrix.shape[1], np.float32)
+    busy, mine = model.sequence(), model.sequence()
+    busy.extend(IDS[:40])
+    expected, product = mine.extend(IDS[:3]), matrix @ x
+
+    def work() -> None:
+        assert len(busy) == len(busy.tokens) in (40, 41)
+        del busy.tokens[:0]
+        busy.truncate(0)
+        assert np.array_equal(busy.extend(IDS[:3]), expected)
+        assert np.array_equal(matrix @ x, product)
+        model.close()
+
+    def call() -> None:
+        matrix @ x
+        matrix.dequantize()
+        matrix.residency()
+
+    with going_on(lambda: decode(busy)), going_on(call):
+        fork_often(60, work)
+    model.close()
