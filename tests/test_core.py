@@ -10,6 +10,7 @@ from c_builds import ROOT, Builder, run
 
 CC = os.environ.get("CC", "cc").split()
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE_THREADS = ["-fsanitize=thread", "-DWITHOUT_FORKS"]
 # What tests/c/faults.h puts something in the place of.
 WRAPPED = [
     "malloc", "calloc", "realloc", "aligned_alloc", "strdup", "free", "mmap", "munmap", "open",
@@ -18,27 +19,40 @@ WRAPPED = [
 CORPUS = sorted((ROOT / "tests/hostile/gguf").glob("*.gguf"))
 
 
-def sanitizers(folder: Path) -> list[str]:
-    """The sanitizer flags, or none where the compiler or its runtime lacks them."""
+def works(flags: list[str], folder: Path) -> bool:
+    """Whether the compiler and its runtime have these sanitizers."""
     source = folder / "probe.c"
     source.write_text("int main(void) { return 0; }\n")
-    built = subprocess.run([*CC, *SANITIZE, source, "-o", folder / "probe"], capture_output=True)
-    works = built.returncode == 0 and subprocess.run([folder / "probe"]).returncode == 0
-    return SANITIZE if works else []
+    built = subprocess.run([*CC, *flags, source, "-o", folder / "probe"], capture_output=True)
+    return built.returncode == 0 and subprocess.run([folder / "probe"]).returncode == 0
+
+
+def builder(flags: list[str], folder: Path) -> Builder:
+    return Builder(CC, platform.machine(), ["-g1", "-O1", *flags], folder)
 
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        subprocess.run([*CC, "--version"], capture_output=True, check=True)
+    except OSError:
+        pytest.skip("no C compiler here")
     return tmp_path_factory.mktemp("core")
 
 
 @pytest.fixture(scope="module")
 def core(scratch: Path) -> Builder:
-    try:
-        subprocess.run([*CC, "--version"], capture_output=True, check=True)
-    except OSError:
-        pytest.skip("no C compiler here")
-    return Builder(CC, platform.machine(), ["-g1", "-O1", *sanitizers(scratch)], scratch)
+    return builder(SANITIZE if works(SANITIZE, scratch) else [], scratch)
+
+
+@pytest.fixture(scope="module")
+def threaded(scratch: Path) -> Builder:
+    """The same under ThreadSanitizer, which ends a program that has a race with an exit code."""
+    if not works(SANITIZE_THREADS, scratch):
+        pytest.skip("this compiler has no ThreadSanitizer")
+    folder = scratch / "threaded"
+    folder.mkdir()
+    return builder(SANITIZE_THREADS, folder)
 
 
 def test_the_gguf_parser(core: Builder) -> None:
@@ -67,6 +81,15 @@ def test_the_stream(core: Builder, scratch: Path) -> None:
 
 def test_draws(core: Builder) -> None:
     run(core.program("test_sample"))
+
+
+def test_threads(core: Builder, scratch: Path) -> None:
+    run(core.program("test_threads"), scratch / "small")
+
+
+@pytest.mark.parametrize("name", ["test_threads", "test_stream", "test_mapping", "test_guard"])
+def test_threads_without_races(name: str, threaded: Builder, scratch: Path) -> None:
+    run(threaded.program(name), scratch / f"{name}.file")
 
 
 def test_the_encoders(core: Builder) -> None:
