@@ -1,7 +1,7 @@
 """The same logits however they are computed: on any number of threads, in steps of any size, by any
 instruction set. How equal they are is said, with the reasons, in measures.py."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from measures import BFLOATS, FLIPS, ROUNDING, Bound
 from numpy.typing import NDArray
 
 import mmrt
-from mmrt.errors import ArgumentError, FormatError
+from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.kernels import Pool
 from mmrt.models.weights import Weights
 from mmrt.program import PAGE_TOKENS, Cache, Program
@@ -387,6 +387,11 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
         (FormatError, "layer 0", lambda: program.rope(qkv, table + 1, 0, 6, False)),
         (FormatError, "layer 1", lambda: program.attend(qkv, wide, 1, 0, 1.0)),
         (ArgumentError, "layer 1", lambda: program.attend(qkv, wide, 1, 6, 1.0)),
+        (ArgumentError, "a weight is missing", lambda: program.linear(wide, [None], wide)),
+        (ArgumentError, "'relu'", lambda: program.glu(wide, query, query, wide, "relu")),
+        (ArgumentError, "no pairs", lambda: program.rope_table([])),
+        (ArgumentError, "buffers of 0 values", lambda: program.buffer(0)),
+        (ArgumentError, "buffers of 4294967295", lambda: program.buffer(2**32 - 1)),
         (ArgumentError, "EMBED and LOGITS", program.finish),
     ]
     for kind, words, refused in refusals:
@@ -395,6 +400,80 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
     program.close()
     with pytest.raises(ArgumentError, match="1 layers with 1 key-value heads of 0 elements"):
         Program(Pool(1), 8, 1, 1, 0)
+    with pytest.raises(UnsupportedError, match="2147483647 heads"):
+        Program(Pool(1), 8, 1, 2**31 - 1, 64)
+    with pytest.raises(ArgumentError, match="steps of 2147483647 tokens"):
+        Program(Pool(1), 2**31 - 1, 1, 1, 64)
+
+
+# Operations on buffers 0 and 1 of the embedding's width, 2 and 3 of 480 (6 query heads, and 2 of
+# keys and of values, of 48) and 4 of 288, that each are fine, but not in this order.
+FLOWS: dict[str, tuple[str, str]] = {
+    "begins with a norm": ("N E L", "begins with EMBED and ends with LOGITS"),
+    "goes on after its logits": ("E N L N", "begins with EMBED and ends with LOGITS"),
+    "has logits twice": ("E N L L", "operation 2: LOGITS is the last one"),
+    "reads what nothing wrote": ("E L", "operation 1 reads buffer 1, which none before it has w"),
+    "reads a part of it": ("E O M N L", "operation 2 reads buffer 1, .* written for all tokens"),
+    "attends to no keys": ("E N M A L", "operation 3 attends to layer 0, .* from buffer 2"),
+    "attends to another's": ("E N M r A L", "operation 4 attends to layer 0, .* from buffer 2"),
+    "attends after a change": ("E N M R M A L", "operation 5 attends to layer 0, .* buffer 2"),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_programs_that_read_what_is_not_there(weights: Weights, flow: str) -> None:
+    embedding, norm = weights["token_embd.weight"], weights["output_norm.weight"]
+    q, k, v = (weights[f"blk.0.attn_{x}.weight"] for x in "qkv")
+    order, words = FLOWS[flow]
+    program = Program(Pool(1), 8, 2, 2, 48)
+    for width in (64, 64, 480, 480, 288):
+        program.buffer(width)
+    add: dict[str, Callable[[], None]] = {
+        "E": lambda: program.embed(embedding, 0),
+        "N": lambda: program.norm(0, norm, 1, 1e-5),
+        "O": lambda: program.norm(0, norm, 1, 1e-5, outputs_only=True),
+        "M": lambda: program.linear(1, [q, k, v], 2),
+        "R": lambda: program.rope(2, -1, 0, 6, False),
+        "r": lambda: program.rope(2, -1, 1, 6, False),
+        "A": lambda: program.attend(2, 4, 0, 6, 1.0),
+        "L": lambda: program.logits(1, embedding),
+    }
+    for letter in order.split():
+        add[letter]()
+    with pytest.raises(ArgumentError, match=words):
+        program.finish()
+    program.close()
+
+
+def test_a_program_that_is_finished_keeps_its_bounds(folder: Path) -> None:
+    """What is refused afterwards, such as larger embeddings, does not change them."""
+    model = tiny_models.llama()
+    random = np.random.default_rng(1)
+    model.tensors["larger"] = tiny_models.random_blocks(random, "F32", 5000, 64, 0.1)
+    model.tensors["square"] = tiny_models.random_blocks(random, "F32", 64, 64, 0.1)
+    with mmrt.open(model.write(folder / "larger.gguf")) as file:
+        program = a_program(Weights(file))
+        program.finish()
+        with pytest.raises(ArgumentError, match="finished"):
+            program.embed(file["larger"], 0)
+        logits = np.zeros((1, 300), np.float32)
+        with pytest.raises(ArgumentError, match="id 300 is not from 0 to 299"):
+            program.run(Cache(program), np.array([300], np.int32), logits)
+        program.close()
+        program = a_program(Weights(file))
+        with pytest.raises(FormatError, match="larger"):
+            program.embed(file["larger"], 0)
+        with pytest.raises(FormatError, match="larger"):
+            program.logits(1, file["larger"])
+        program.close()
+        program = Program(Pool(2), 8, 2, 2, 48)
+        program.buffer(64)
+        program.embed(file["token_embd.weight"], 0)
+        program.linear(0, [file["square"]], 0)
+        program.logits(0, file["token_embd.weight"])
+        with pytest.raises(ArgumentError, match="operation 1 both reads and writes buffer 0"):
+            program.finish()
+        program.close()
 
 
 def test_a_finished_or_closed_program_takes_no_more(weights: Weights) -> None:

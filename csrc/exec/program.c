@@ -7,10 +7,17 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* No sum of bytes overflows below these; memory ends long before. */
+enum { MOST_HEADS = 65536, MOST_TOKENS = 1 << 16, MOST_WIDTH = 1 << 24 };
+
 static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
     if (!shape.n_layers || !shape.n_heads || !shape.head_dim)
         return mmrt_fail(err, MMRT_ARGUMENT, "%u layers with %u key-value heads of %u elements",
                          shape.n_layers, shape.n_heads, shape.head_dim);
+    if (shape.n_layers > MOST_HEADS || shape.n_heads > MOST_HEADS || shape.head_dim > MOST_HEADS)
+        return mmrt_fail(err, MMRT_UNSUPPORTED,
+                         "%u layers of %u heads of %u elements: at most %d of each are supported",
+                         shape.n_layers, shape.n_heads, shape.head_dim, MOST_HEADS);
     const uint32_t types[] = {shape.k_type, shape.v_type};
     for (int i = 0; i < 2; i++) {
         const struct mmrt_format *format = mmrt_format_find(types[i]);
@@ -27,8 +34,9 @@ mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape
     mmrt_status status = check_shape(shape, err);
     if (status)
         return status;
-    if (max_tokens < 1)
-        return mmrt_fail(err, MMRT_ARGUMENT, "steps of no tokens");
+    if (max_tokens < 1 || max_tokens > MOST_TOKENS)
+        return mmrt_fail(err, MMRT_ARGUMENT, "steps of %u tokens: 1 to %d are possible", max_tokens,
+                         MOST_TOKENS);
     mmrt_program *program = calloc(1, sizeof *program);
     if (!program)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a program");
@@ -56,11 +64,15 @@ void mmrt_program_free(mmrt_program *program) {
     free(program);
 }
 
+static mmrt_status finished(mmrt_error *err) {
+    return mmrt_fail(err, MMRT_ARGUMENT, "the program is finished: it takes no more");
+}
+
 /* Appends a copy of `item` to one of the program's arrays, which grow by doubling. */
 static mmrt_status append(const mmrt_program *program, void **array, int32_t *n, const void *item,
                           size_t bytes, mmrt_error *err) {
     if (program->memory)
-        return mmrt_fail(err, MMRT_ARGUMENT, "the program is finished: it takes no more");
+        return finished(err);
     if ((*n & (*n - 1)) == 0) { /* full: a power of two, or empty */
         void *grown = realloc(*array, (*n ? 2 * (size_t)*n : 1) * bytes);
         if (!grown)
@@ -113,6 +125,9 @@ mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *we
 mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
                                     mmrt_error *err) {
     const struct buffer buffer = {.columns = {.k = width}};
+    if (width < 1 || width > MOST_WIDTH)
+        return mmrt_fail(err, MMRT_ARGUMENT, "buffers of %u values a token: 1 to %d are possible",
+                         width, MOST_WIDTH);
     *index = program->n_buffers;
     return append(program, (void **)&program->buffers, &program->n_buffers, &buffer, sizeof buffer,
                   err);
@@ -122,7 +137,10 @@ mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequenci
                                   uint32_t n_pairs, float magnitude, int32_t *index,
                                   mmrt_error *err) {
     struct rope rope = {.n_pairs = n_pairs, .magnitude = magnitude};
-    rope.frequencies = malloc((n_pairs + !n_pairs) * sizeof *frequencies);
+    if (n_pairs < 1 || n_pairs > MOST_HEADS)
+        return mmrt_fail(err, MMRT_ARGUMENT, "rotations of %u pairs: 1 to %d are possible", n_pairs,
+                         MOST_HEADS);
+    rope.frequencies = malloc(n_pairs * sizeof *frequencies);
     if (!rope.frequencies)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a rotation table");
     memcpy(rope.frequencies, frequencies, n_pairs * sizeof *frequencies);
@@ -191,6 +209,8 @@ static mmrt_status check_matrix(mmrt_program *program, const mmrt_op *op, int i,
 
 static mmrt_status check_linear(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     uint64_t rows = 0;
+    if (op->weights[0] < 0 || (op->weights[1] < 0 && op->weights[2] >= 0))
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: a weight is missing", program->n_ops);
     for (int i = 0; i < 3 && op->weights[i] >= 0; i++) {
         mmrt_status status = check_matrix(program, op, i, 0, err);
         if (status)
@@ -261,7 +281,8 @@ static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error
     mmrt_status status;
     switch (op->kind) {
     case MMRT_OP_EMBED:
-        status = check_weight(program, op->weights[0], 0, width_of(program, op->out), err);
+        status = check_weight(program, op->weights[0], program->vocabulary,
+                              width_of(program, op->out), err);
         if (!status)
             program->vocabulary = program->weights[op->weights[0]].rows;
         return status;
@@ -283,6 +304,8 @@ static mmrt_status check_op(mmrt_program *program, const mmrt_op *op, mmrt_error
 }
 
 mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    if (program->memory) /* before the checks, which note what they find */
+        return finished(err);
     const bool reads = op->kind != MMRT_OP_EMBED && op->kind != MMRT_OP_NORM;
     const bool writes = op->kind != MMRT_OP_NORM && op->kind != MMRT_OP_LOGITS;
     if ((reads || op->in >= 0 ? !is_buffer(program, op->in) : false) ||
@@ -345,6 +368,9 @@ mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error
     if (program->memory || !program->vocabulary || !program->outputs)
         return mmrt_fail(err, MMRT_ARGUMENT,
                          "a program needs EMBED and LOGITS, and is finished once");
+    mmrt_status status = mmrt_program_check_flow(program, err);
+    if (status)
+        return status;
     size_t bytes = 0;
     for (int32_t i = 0; i < program->n_buffers; i++)
         bytes += buffer_bytes(program, &program->buffers[i]);

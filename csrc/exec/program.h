@@ -203,6 +203,9 @@ static inline uint32_t first_token(const struct worker *w) {
     return w->op->outputs_only ? w->step->first_output : 0;
 }
 
+/* ARGUMENT unless each operation finds in its buffers what others before it have written. */
+mmrt_status mmrt_program_check_flow(const mmrt_program *program, mmrt_error *err);
+
 typedef void op_fn(struct worker *w);
 #define MMRT_OP(name, function, meaning) op_fn mmrt_op_##function;
 #include "exec/ops.def"

@@ -57,6 +57,7 @@ static mmrt_status add_small_ops(mmrt_program *program, mmrt_error *err) {
                           .stream = -1,
                           .weights = {-1, -1, -1},
                           .biases = {-1, -1, -1},
+                          .scales = {1, 1, 1},
                           .rope = -1,
                           .n_heads = HEADS,
                           .eps = 1e-5f,
@@ -72,7 +73,7 @@ static mmrt_status add_small_ops(mmrt_program *program, mmrt_error *err) {
         ops[n] = none, ops[n].kind = MMRT_OP_LINEAR, ops[n].in = NORMED, ops[n].out = PROJECTED;
         ops[n++].weights[0] = w + 1;
         ops[n] = none, ops[n].kind = MMRT_OP_ROPE, ops[n].in = PROJECTED, ops[n].layer = layer;
-        ops[n++].rope = 0;
+        ops[n].out = PROJECTED, ops[n++].rope = 0;
         ops[n] = none, ops[n].kind = MMRT_OP_ATTEND, ops[n].in = PROJECTED, ops[n].layer = layer;
         ops[n++].out = ATTENDED;
         ops[n] = none, ops[n].kind = MMRT_OP_LINEAR, ops[n].in = ATTENDED, ops[n].out = NORMED;
