@@ -122,16 +122,24 @@ class Share:
 
 
 class _Step:
-    """A step that is about to run, and what it takes."""
+    """A step that is about to run, or runs, and what it takes."""
 
-    def __init__(self, share: Share, parts: list[tuple[int, int]]) -> None:
-        """parts: so many tokens that go on with a text of so many."""
+    def __init__(self, share: Share, parts: list[tuple[int, Cache]]) -> None:
+        """parts: so many tokens that go on with what a cache holds."""
         program = share.program
+        self.thread = threading.get_ident()
         self.n_tokens = sum(n for n, _ in parts)
-        self.pages = sum(share.pages(n, length) for n, length in parts)
+        self.pages = sum(share.pages(n, cache.length) for n, cache in parts)
         # If weights are limited; else it stays taken.
         self.scratch = program.step_bytes(self.n_tokens) - program.step_bytes(1)
         self.takes_more = self.pages > 0 or self.scratch > 0
+        self._caches = {cache for _, cache in parts}
+        self._held = sum(cache.nbytes for cache in self._caches)
+
+    @property
+    def coming(self) -> int:
+        """Bytes of its pages that the caches do not hold yet."""
+        return max(self.pages - sum(cache.nbytes for cache in self._caches) + self._held, 0)
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,9 @@ class Budget:
 
     def __init__(self, size: int | str | None = None) -> None:
         self.size = None if size is None else _checked(size)
-        self._lock = threading.RLock()
+        self._changes = threading.Condition()  # of all that follows; told when a step has ended
         _budgets.add(self)
+        self._running: set[_Step] = set()  # those that take more than a token's scratch
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._looked = 0.0
         self._base_anon = self._base_files = self._files_then = 0
@@ -165,7 +174,7 @@ class Budget:
 
     def begin(self) -> None:
         """To be called before a model is opened: notes what the process takes without any."""
-        with self._lock:
+        with self._changes:
             if not self._shares:
                 used = counters.resident()
                 self._base_anon, self._files_then = used.anon, used.files
@@ -177,17 +186,17 @@ class Budget:
 
         Raises OutOfMemoryError, saying the least that would do, if there is too little.
         """
-        with self._lock:
+        with self._changes:
             self._shares.add(share)
             try:
-                self._look(_Step(share, [(1, 0)]))
+                self._make_room(_Step(share, [(1, Cache(share.program))]))
             except BaseException:
                 self._shares.discard(share)
                 raise
 
     def leave(self, share: Share) -> None:
         """What the model had is for the others, from their next step on."""
-        with self._lock:
+        with self._changes:
             self._shares.discard(share)
             self._looked = 0.0
 
@@ -195,25 +204,32 @@ class Budget:
     def step(self, share: Share, parts: list[tuple[int, Cache]]) -> Iterator[None]:
         """For a step that extends each of these caches by so many tokens.
 
-        Raises OutOfMemoryError if that leaves too little for the weights.
+        Waits for steps of other threads to end if there is too little beside them. Raises
+        OutOfMemoryError if the step alone leaves too little for the weights.
         """
-        about = _Step(share, [(n, cache.length) for n, cache in parts])
-        with self._lock:
+        about = _Step(share, parts)
+        with self._changes:
             if about.takes_more or time.monotonic() - self._looked > _LOOK_SECONDS:
-                self._look(about)
-        if share.weights is None or about.n_tokens < share.step_tokens:
+                self._make_room(about)
+            if about.takes_more:
+                self._running.add(about)
+        looks = share.weights is not None and about.n_tokens >= share.step_tokens
+        before, started = share.stall_seconds if looks else 0.0, time.monotonic()
+        try:
             yield
-            return
-        before, started = share.stall_seconds, time.monotonic()
-        yield
-        if share.stall_seconds - before > _MUCH_STALL * (time.monotonic() - started):
+        finally:
+            if about.takes_more:
+                with self._changes:
+                    self._running.discard(about)
+                    self._changes.notify_all()
+        if looks and share.stall_seconds - before > _MUCH_STALL * (time.monotonic() - started):
             share.step_tokens = min(2 * share.step_tokens, share.program.max_tokens)
 
     def step_tokens(self, share: Share, wanted: int) -> int:
         """How many of `wanted` tokens one step is to take: what it can without taking too much from
         the weights."""
         wanted = min(wanted, share.step_tokens)
-        with self._lock:
+        with self._changes:
             if share.weights is None:
                 return wanted
             least = sum(each.least for each in self._shares)
@@ -225,7 +241,7 @@ class Budget:
     def room(self, growth: int) -> Room:
         """What there is for weights, kept and on their way, where it is least, when other things
         take `growth` bytes more."""
-        with self._lock:
+        with self._changes:
             return self._tightest(growth, limited=True)
 
     # ---- what there is ----
@@ -238,6 +254,7 @@ class Budget:
         shares = list(self._shares)
         rings = sum(share.ring for share in shares)
         ours = rings + sum(share.kv() + share.scratch(limited) for share in shares)
+        ours += sum(step.coming + (step.scratch if limited else 0) for step in self._running)
         used = counters.resident()
         # Of ours, what is not touched yet: it is sure to come.
         coming = max(self._base_anon + ours - used.anon, 0)
@@ -258,6 +275,16 @@ class Budget:
         a cgroup is not charged for libraries that others had brought into memory before."""
         charged = self._charged.get(bound.name)
         return self._base_files if charged is None else min(self._base_files, charged)
+
+    def _make_room(self, step: _Step) -> None:
+        while True:
+            try:
+                return self._look(step)
+            except OutOfMemoryError:
+                # Who runs a step already, and is in a signal handler, would wait for itself.
+                if not self._running or any(s.thread == step.thread for s in self._running):
+                    raise
+            self._changes.wait()
 
     def _look(self, step: _Step) -> None:
         self._looked = time.monotonic()
@@ -306,11 +333,12 @@ _default_lock = threading.Lock()
 
 
 def _unlock() -> None:
-    """In a forked child: who held a lock is not there."""
+    """In a forked child: who held a lock, or is in a step, is not there."""
     global _default_lock
     _default_lock = threading.Lock()
     for each in _budgets:
-        each._lock = threading.RLock()
+        each._changes = threading.Condition()
+        each._running = {s for s in each._running if s.thread == threading.get_ident()}
 
 
 os.register_at_fork(after_in_child=_unlock)

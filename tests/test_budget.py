@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mmrt import budget as budgets
 from mmrt import counters, system
 from mmrt.budget import Budget
 from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.program import Cache
 
 MIB = 1 << 20
 IDS = list(range(40))
@@ -193,6 +195,36 @@ def test_models_share_a_budget(path: Path, small: Small) -> None:
             third = [mmrt.Model(path, memory=budget) for _ in range(20)]
             assert not third
         assert first.generate(IDS, max_tokens=5) == expected
+
+
+def test_steps_of_several_threads_share_the_room(path: Path, small: Small) -> None:
+    """What one takes counts while it runs; one that does not fit beside it waits for its end."""
+    budget = small(200 * MIB)
+    with mmrt.Model(path, memory=budget) as first, mmrt.Model(path, memory=budget) as second:
+        shares = [first._share, second._share]
+        assert shares[0] and shares[1]
+        entered = threading.Event()
+
+        def step(share: budgets.Share) -> None:
+            with budget.step(share, [(256, Cache(share.program))]):
+                entered.set()
+
+        pages = shares[0].pages(256, 0)
+        takes = pages + first.program.step_bytes(256) - first.program.step_bytes(1)
+        before = budget.room(0).n_bytes
+        other = threading.Thread(target=step, args=(shares[1],))
+        with budget.step(shares[0], [(256, Cache(first.program))]):
+            assert budget.room(0).n_bytes == before - takes
+            assert budget.size
+            budget.size -= before - sum(share.least for share in shares if share) - 3 * takes // 2
+            other.start()
+            assert not entered.wait(0.2)
+        assert entered.wait(60)
+        other.join()
+        assert budget.room(0).n_bytes > takes
+        budget.size -= takes
+        with pytest.raises(OutOfMemoryError, match="too small"):
+            step(shares[0])
 
 
 def test_long_prompts_take_shorter_steps(path: Path, small: Small) -> None:
