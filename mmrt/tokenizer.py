@@ -12,7 +12,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from functools import cached_property
 from typing import Any
 
 from mmrt.bpe import (
@@ -122,6 +121,7 @@ class Tokenizer:
             raise FormatError(fields.complaint("tokens", "the list is empty"))
         self.vocab_size = len(texts)
         self._kinds = fields.kinds("token_type", self.vocab_size)
+        self._found_specials: list[tuple[str, int]] | None = None
         self.bos_id = fields.token("bos_token_id", self.vocab_size, 1 if sentence_piece else None)
         self.eos_id = fields.token("eos_token_id", self.vocab_size, 2 if sentence_piece else None)
         self._space_prefix = sentence_piece and fields.flag("add_space_prefix", True)
@@ -170,13 +170,19 @@ class Tokenizer:
             stops.add(end)
         return frozenset(token for token in stops if token is not None)
 
-    @cached_property
+    @property
     def _specials(self) -> list[tuple[str, int]]:
         """(text, id) of the tokens that are matched before any merging, the longest first.
 
         Made when first used, of new strings: each one kept of the vocabulary's list would keep a
-        page of memory around it from being given back.
+        page of memory around it from being given back. No cached_property: before Python 3.12 it
+        has a lock, which a forked child might inherit locked.
         """
+        if self._found_specials is None:
+            self._found_specials = self._find_specials()
+        return self._found_specials
+
+    def _find_specials(self) -> list[tuple[str, int]]:
         specials = [
             (self._vocabulary.text(token).decode("utf-8", "surrogateescape"), token)
             for token, kind in enumerate(self._kinds)

@@ -211,3 +211,61 @@ def test_a_child_of_a_fork_amid_a_step_closes_the_model(path: Path) -> None:
     with going_on(lambda: decode(busy)), going_on(call):
         fork_often(60, work)
     model.close()
+
+
+def test_a_child_of_a_fork_amid_tokenizing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays locked, also where the tokenizer was being made ready."""
+    with mmrt.Model(path, threads=2) as model:
+        expected = model.tokenize("hello, hello")
+
+        def work() -> None:
+            assert model.tokenize("hello, hello") == expected
+
+        with going_on(lambda: model.tokenize("hello there " * 40)):
+            fork_often(20, work)
+    with mmrt.Model(path, threads=2) as model:
+        tokenizer, inside, leave = model.tokenizer, threading.Event(), threading.Event()
+        find = tokenizer._find_specials
+
+        def slowly() -> list[tuple[str, int]]:
+            inside.set()
+            assert threading.current_thread() is not slow or leave.wait(SECONDS)
+            return find()
+
+        monkeypatch.setattr(tokenizer, "_find_specials", slowly)
+        slow = threading.Thread(target=model.tokenize, args=("hello, hello",))
+        slow.start()
+        assert inside.wait(SECONDS)
+        end = in_child(work)
+        leave.set()
+        slow.join()
+        assert end == "right"
+
+
+def test_a_child_of_a_fork_amid_a_step_in_a_budget(path: Path) -> None:
+    """Who holds the budget's lock, and whose step counts in it, is in the parent."""
+    with mmrt.Model(path, threads=2, memory="2GiB") as model:
+        budget, busy, mine = model.budget, model.sequence(), model.sequence()
+        expected = mine.extend(IDS[:40])
+        mine.truncate(0)
+        inside, leave = threading.Event(), threading.Event()
+
+        def run() -> None:
+            share = model._share
+            assert share
+            with budget.step(share, [(256, busy._cache)]), budget._changes:
+                inside.set()
+                leave.wait(SECONDS)
+
+        def work() -> None:
+            assert np.array_equal(mine.extend(IDS[:40]), expected)
+            assert not budget._running
+            model.close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert inside.wait(SECONDS)
+        end = in_child(work)
+        leave.set()
+        thread.join()
+        assert end == "right"

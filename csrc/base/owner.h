@@ -9,31 +9,36 @@
 #include <unistd.h>
 
 /* A fork copies memory as other threads have it at that instant, and not the threads. This is all
- * that outlives a call or that another thread can see during one, who may change it, and what a
- * child does with its copy. Whoever adds to it keeps to one of these ways.
+ * that outlives a call or that another thread can see during one: who changes it, and what a child
+ * does with its copy. Whoever adds to it keeps to one of these ways.
  *
- * | what                            | changed by                | in a child |
- * |---------------------------------|---------------------------|----------------------------------|
- * | step: all of struct step, its   | the threads of the step   | not reached: the step's caller |
- * |   runs, sections_done           |                           |   owns it | | program: scratch,
- * in_order,     | a step, which holds the   | written anew by a step before it | |   columns.last,
- * rope tables     |   pool, or the pass       |   is read                        | | program:
- * row_scratch            | a step's threads          | zeros; its pages are not shared, | | | | as
- * the disk writes to them     | | pool: threads, events, busy,    | `busy`'s holder           |
- * own(): made anew                 | |   cpus                          | |   (cpus: whole, old or
- * new)      | | stream: ring, slots, threads,   | `pass`, `lock`, readers   | own(): built anew
- * from the plan, | |   states, counts, both mutexes  |                           |   whatever part
- * of it is there   | | stream: reader, files           | `pass`                    | whole, or
- * MAPPED amid a change   | | stream: stats                   | `lock`                    | goes on
- * counting                 | | kv: length, n_pages, pages      | the one step or call that | at
- * every instant a whole         | |                                 |   the sequence is in      |
- * sequence (kv.c)                | | guards, SIGBUS handlers         | compare-and-exchange;     |
- * a slot that was changing guards  | |                                 |   a slot by its taker |
- * nothing, as nobody has it      | | mapping: what was lost          | the SIGBUS handler        |
- * as in the parent                 | | Python: running, busy, calls    | the GIL; a process' own |
- * calls of the parent's threads    | |   in a Mapping (_calls.pxd)     | |   do not count | |
- * Python: a Cache's tokens        | the step, after the core  | cut to where the step began      |
- * | Python: locks of budgets        | who holds them            | made anew (os.register_at_fork) |
+ * - A step (struct step, its runs and sections_done): its own threads. A child does not reach it:
+ * it lives and ends with the call of the parent's thread.
+ * - A program's scratch, in_order, columns.last and rope tables: the one step that holds the pool
+ * or the stream's pass. A step writes them before it reads them, in a child too.
+ * - A program's row_scratch: the threads of a step, and the disk, for which a child must not share
+ * its pages: there they are zeros.
+ * - A pool's threads, events and mutex: who holds `busy`. A child makes them anew at its first job.
+ * Its CPUs are whole at every instant, the old ones or the new.
+ * - A stream's ring, slots, threads, unit states, counts and mutexes: as ring.h says. A child
+ * builds them anew from the plan, whatever part of a new plan it finds.
+ * - A stream's reader and files: who holds `pass`. Amid a change the reader is MAPPED.
+ * - A stream's statistics: who holds `lock`. A child goes on counting.
+ * - Keys and values (length, n_pages, pages): the one call that the sequence is in. At every
+ * instant they are a whole sequence, of the old length or the new.
+ * - Guards and SIGBUS handlers: whoever takes a slot, by compare-and-exchange. One that was
+ * changing guards nothing in a child, where nobody has its mapping. What a mapping has lost is
+ * noted by the handler, and is lost in a child too.
+ *
+ * And in the bindings:
+ *
+ * - Calls that are in an object (running, busy, a Mapping's calls): under the GIL. They count for
+ * the process that noted them: see _calls.pxd.
+ * - A Cache's tokens: its step, once the core is done. Where a child first uses a cache that was in
+ * a step, keys and tokens are cut to where the step began.
+ * - The lock of a budget, and the steps that count in it: a child makes the lock anew, and forgets
+ * steps of other threads, by os.register_at_fork.
+ * - A tokenizer and compiled templates: set once, without a lock.
  */
 
 /* True if this process has to make the thing its own, and then to call mmrt_owner_set: another
