@@ -62,7 +62,8 @@ class Model:
     then read more slowly; single tokens are not. Otherwise they also depend, by rounding, on how
     many tokens the step that reads it has.
 
-    Any number of Python threads may use one model: its steps queue.
+    Any number of Python threads may use one model: its steps queue. So may a child that is forked
+    at any time: a sequence that another thread had in a step is there as it was before.
 
     Raises FileError, FormatError (a field or tensor is missing or wrong; the message names it),
     UnsupportedError (an architecture, tensor type or tokenizer that mmrt does not know),
