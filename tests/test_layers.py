@@ -24,7 +24,8 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 PYTHON_LAYERS = [
     *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
     *["elements", "pagetables"],
-    *["_c", "_calls", "_dlpack", "_status", "_probe", "counters", "streaming"],  # bindings, as are these:
+    *["_c", "_calls", "_dlpack", "_status", "_probe"],  # bindings, as are these:
+    *["counters", "streaming"],
     *["mapping", "gguf", "quant", "kernels", "draw", "numa", "tensor"],
     *["system", "policies"],
     *["formats", "quantizer", "program", "models"],
