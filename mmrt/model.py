@@ -360,40 +360,77 @@ class Model:
         if sequence is not None and not sequence.belongs_to(self):
             raise ArgumentError("the sequence belongs to another model")
 
-    def render_chat(self, messages: List[Mapping[str, Any]]) -> str:
+    def render_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
         """The prompt that the model's own chat template makes of `messages`, each with `role` and
-        `content`. UnsupportedError if the model has no template (it is no chat model)."""
-        template = self.file.metadata.get("tokenizer.chat_template")
+        `content`. tools: functions that it may call; variables: what else the template reads, such
+        as enable_thinking. UnsupportedError if the model has no template (it is no chat model)."""
+        return self._prompt(messages, tools, add_generation_prompt, variables).text
+
+    def chat_tokens(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """The token ids of render_chat(messages, ...), with one beginning-of-text token at most.
+
+        What messages and tools say is plain text: control tokens that are spelled in them
+        (`<|im_end|>`) do not become those tokens, as those of the template do.
+        """
+        prompt = self._prompt(messages, tools, add_generation_prompt, variables)
+        ids = self.tokenizer.encode(prompt.text, add_bos=False, guarded=prompt.guarded)
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def _prompt(
+        self,
+        messages: List[Mapping[str, Any]],
+        tools: List[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> chat.Prompt:
+        chat.require_text(messages)
         tokenizer = self.tokenizer
 
         def text_of(token: int | None) -> str:
             return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
 
-        return chat.render(
-            template,
+        return chat.prompt(
+            chat.choose_template(self.file.metadata, self.path, with_tools=bool(tools)),
             messages,
             bos_token=text_of(tokenizer.bos_id),
             eos_token=text_of(tokenizer.eos_id),
+            add_generation_prompt=add_generation_prompt,
             source=self.path,
+            tools=tools,
+            variables=variables,
+            steering=tokenizer.steering_characters,
         )
-
-    def chat_tokens(self, messages: List[Mapping[str, Any]]) -> list[int]:
-        """The token ids of render_chat(messages), with one beginning-of-text token at most."""
-        rendered = self.render_chat(messages)
-        ids = self.tokenizer.encode(rendered, add_bos=False)
-        bos = self.tokenizer.bos_id
-        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
-            ids.insert(0, bos)
-        return ids
 
     def stream_chat(
         self,
         messages: List[Mapping[str, Any]],
         *,
         sequence: Sequence | None = None,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: "Unpack[Options]",
     ) -> Iterator[Piece]:
         """Yields pieces of the answer to `messages`; options and errors as for stream().
+
+        tools, chat_template_kwargs: as tools and variables of render_chat(). What messages and
+        tools say is plain text, as chat_tokens() has it.
 
         What they share with the last conversation is not read again: the model keeps the keys and
         values of one until it is closed, or a memory budget needs them. sequence: where to keep
@@ -401,7 +438,7 @@ class Model:
         """
         settings = Settings(**options)
         self._check_owner(sequence)
-        ids = self.chat_tokens(messages)
+        ids = self.chat_tokens(messages, tools=tools, **(chat_template_kwargs or {}))
         self.require_room(len(ids))
         if sequence is not None:
             return self._answer(ids, sequence, settings)
@@ -412,10 +449,19 @@ class Model:
         messages: List[Mapping[str, Any]],
         *,
         sequence: Sequence | None = None,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: "Unpack[Options]",
     ) -> str:
         """The text that stream_chat(messages, ...) yields, whole."""
-        return "".join(p.text for p in self.stream_chat(messages, sequence=sequence, **options))
+        pieces = self.stream_chat(
+            messages,
+            sequence=sequence,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            **options,
+        )
+        return "".join(piece.text for piece in pieces)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation; system: what the model is told beforehand."""

@@ -10,7 +10,7 @@ import codecs
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -24,6 +24,7 @@ from mmrt.bpe import (
     load_library,
 )
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.standins import significant
 from mmrt.words import WORD_RULES, WordRule
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -192,6 +193,14 @@ class Tokenizer:
         specials.sort(key=lambda special: -len(special[0].encode("utf-8", "surrogateescape")))
         return [(text, token) for text, token in specials if text]
 
+    @cached_property
+    def steering_characters(self) -> frozenset[str]:
+        """A few characters without which no control token can be spelled."""
+        return significant(text for text, token in self._specials if self._steers(text, token))
+
+    def _steers(self, text: str, token: int) -> bool:
+        return self.is_special(token) or text == _END_OR_TAG
+
     def encode(
         self,
         text: str,
@@ -199,6 +208,7 @@ class Tokenizer:
         parse_special: bool = True,
         *,
         after: int | None = None,
+        guarded: str | None = None,
     ) -> list[int]:
         """The token ids of `text`.
 
@@ -207,7 +217,8 @@ class Tokenizer:
         as text from strangers should be; tokens that the model's makers added as mere vocabulary
         ("user-defined": Gemma's runs of newlines, for example) are matched in either case.
         after: the token that the text goes on from, if it does not begin a text: a vocabulary that
-        puts a space before a text puts none before its continuation.
+        puts a space before a text puts none before its continuation. guarded: `text` again, as
+        long, with other characters wherever no control token is to be found in it.
         Raises ArgumentError when `text` holds a lone surrogate, which UTF-8 cannot spell.
         """
         try:
@@ -219,7 +230,7 @@ class Tokenizer:
         if add_bos and self.add_bos and self.bos_id is not None:
             tokens.append(self.bos_id)
         starts = after is None or self.is_special(after)
-        for fragment in self._split_at_specials(text, parse_special):
+        for fragment in self._split_at_specials(text, guarded or text, parse_special):
             if isinstance(fragment, int):
                 tokens.append(fragment)
             else:
@@ -230,29 +241,38 @@ class Tokenizer:
             tokens.append(self.eos_id)
         return tokens
 
-    def _split_at_specials(self, text: str, parse_special: bool) -> list[str | int]:
+    def _split_at_specials(
+        self, text: str, guarded: str, parse_special: bool
+    ) -> Iterator[str | int]:
         """`text` as plain stretches and special ids. The longest token takes its places first,
         wherever they are: a leftmost match would differ where two tokens overlap.
         """
-        fragments: list[str | int] = [text] if text else []
+        fragments: list[tuple[str, str] | int] = [(text, guarded)]
         for special, token in self._specials:
-            if special not in text:
-                continue
-            if not parse_special and (self.is_special(token) or special == _END_OR_TAG):
+            steers = self._steers(special, token)
+            if special not in (guarded if steers else text) or (steers and not parse_special):
                 continue
             swallows = self._swallows(token, special)
-            pieces: list[str | int] = []
+            pieces: list[tuple[str, str] | int] = []
             for fragment in fragments:
-                if isinstance(fragment, str):
-                    first, *others = fragment.split(special)
-                    pieces += [first] if first else []
-                    for stretch in others:
-                        rest = stretch.lstrip(_WHITE_SPACE) if swallows else stretch
-                        pieces += [token, rest] if rest else [token]
-                else:
+                if isinstance(fragment, int):
                     pieces.append(fragment)
+                    continue
+                start = 0
+                for stretch in fragment[steers].split(special):
+                    if start:
+                        pieces.append(token)
+                    end = start + len(stretch)
+                    if start and swallows:
+                        start = end - len(stretch.lstrip(_WHITE_SPACE))
+                    pieces.append((fragment[0][start:end], fragment[1][start:end]))
+                    start = end + len(special)
             fragments = pieces
-        return fragments
+        for fragment in fragments:
+            if isinstance(fragment, int):
+                yield fragment
+            elif fragment[0]:
+                yield fragment[0]
 
     def _swallows(self, token: int, text: str) -> bool:
         """Whether white space behind the token belongs to it: so Phi-3 was trained, whose files do

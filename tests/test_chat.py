@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from mmrt.chat import render
+from mmrt.chat import choose_template, render
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 
 HELLO = [{"role": "user", "content": "Hello"}]
+
+NESTED: list[Any] = []
+NESTED.append(NESTED)
 
 CHATML = (
     "{% for message in messages %}"
@@ -21,7 +24,7 @@ CHATML = (
 )
 
 
-def rendered(template: str | None, messages: Any = HELLO, **options: bool) -> str:
+def rendered(template: str | None, messages: Any = HELLO, **options: Any) -> str:
     return render(
         template, messages, bos_token="<s>", eos_token="</s>", source="some.gguf", **options
     )
@@ -79,6 +82,11 @@ def test_no_template_is_said_in_plain_words() -> None:
         ([*HELLO, {"content": "x"}], r"messages\[1\]: 'role' must be a string, found None"),
         ([{"role": "user"}], r"messages\[0\]: 'content'"),
         ([{"role": "user", "content": 3}], r"messages\[0\]: 'content' must be .* found 3"),
+        ([{"role": "user", "content": [3]}], r"messages\[0\]: 'content', part 0, .* found 3"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "part 0, must have a 'text'"),
+        ([{"role": "user", "content": [{"text": "a"}]}], "part 0, must be a dict with a 'type'"),
+        ([{**HELLO[0], "x": [{"y": {1j}}]}], r"messages\[0\]\['x'\]\[0\]\['y'\]: .* found set"),
+        ([{**HELLO[0], "x": NESTED}], r"messages.*: nested deeper than 64"),
     ],
 )
 def test_malformed_messages(messages: Any, complaint: str) -> None:
@@ -108,6 +116,81 @@ def test_a_template_can_refuse_messages() -> None:
 def test_broken_or_hostile_templates(template: str, complaint: str) -> None:
     with pytest.raises(FormatError, match=rf"some\.gguf: .*{complaint}"):
         rendered(template)
+
+
+PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+EITHER = "{% set c = messages[0].content %}{{ c if c is string else c|map(attribute='text')|join }}"
+TWO_PARTS = [{"role": "user", "content": [{"type": "text", "text": t} for t in ("Hello", "you")]}]
+
+
+def test_contents_take_the_shape_that_the_template_reads() -> None:
+    assert rendered(PARTS, TWO_PARTS) == rendered(EITHER, TWO_PARTS) == "Helloyou"
+    assert rendered(CHATML, TWO_PARTS).startswith("<|im_start|>user\nHello\nyou<|im_end|>")
+    assert rendered(PARTS) == rendered(EITHER) == "Hello"
+    assert rendered("{{ messages[0].content[0] }}", TWO_PARTS) == str(TWO_PARTS[0]["content"][0])
+
+
+def test_pictures_are_for_templates_that_take_them() -> None:
+    picture = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]
+    template = (
+        "{% for p in messages[0].content %}{{ p.text if p.type == 'text' else '#' }}{% endfor %}"
+    )
+    assert rendered(template, picture) == "#a"
+    with pytest.raises(UnsupportedError, match="takes text only, not a 'image'"):
+        rendered(CHATML, picture)
+
+
+def test_calls_of_tools() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, None]}}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "abc"},
+    ]
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}"
+        "{{ c.function.arguments|tojson }}{% endfor %}{{ m.tool_call_id }}"
+        "{{ m.content is none }}{{ m.content is defined }};{% endfor %}"
+        "{{ tools|map(attribute='n')|join }}"
+    )
+    called = 'f{"x": [1, null]}'
+    assert rendered(template, messages, tools=[{"n": "f"}]) == (
+        f"FalseTrue;{called}TrueTrue;{called}FalseFalse;abcFalseTrue;f"
+    )
+    assert messages[1]["tool_calls"] == [call]
+
+
+def test_variables_are_passed_on() -> None:
+    template = "{{ enable_thinking }}{{ documents[0].title }}{{ nothing is defined }}"
+    documents = [{"title": "T"}]
+    assert rendered(template, enable_thinking=False, documents=documents) == "FalseTFalse"
+    with pytest.raises(ArgumentError, match=r"note: expected text.* found object"):
+        rendered(template, note=object())
+
+
+def test_the_template_is_chosen_among_several() -> None:
+    fields = {"tokenizer.chat_template": "a", "tokenizer.chat_template.tool_use": "t"}
+    named = {f"tokenizer.chat_template.{name}": name for name in ("default", "tool_use", "rag")}
+    for metadata, plain, tools in (
+        (fields, "a", "t"),
+        (named, "default", "tool_use"),
+        ({}, None, None),
+    ):
+        assert choose_template(metadata, "x", with_tools=False) == plain
+        assert choose_template(metadata, "x", with_tools=True) == tools
+    assert choose_template({"tokenizer.chat_template": "a"}, "x", with_tools=True) == "a"
+    with pytest.raises(FormatError, match=r"x: tokenizer\.chat_template: expected text, found 3"):
+        choose_template({"tokenizer.chat_template": 3}, "x", with_tools=False)
+
+
+def test_a_refusal_is_one_printable_line() -> None:
+    with pytest.raises(ArgumentError) as error:
+        rendered("{{ raise_exception('no\x1b[2J\n\x1b]0;owned\x07\u202e' ~ 'x' * 100000) }}")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+    with pytest.raises(FormatError) as failed:
+        rendered("{{ 1 + '\x1b[2J'.x.y }}{{ messages['\x9b'].z }}")
+    assert str(failed.value).isprintable()
 
 
 def test_importing_does_not_import_jinja2() -> None:
