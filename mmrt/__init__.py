@@ -49,6 +49,7 @@ __all__ = [
     "default_model",
     "errors",
     "formats",
+    "hub",
     "kernels",
     "models",
     "numa",
@@ -90,8 +91,8 @@ _HOMES = {
     "InUseError": "mmrt.errors",
 }
 _MODULES = {
-    *("counters", "default_model", "errors", "formats", "kernels", "models", "numa", "pagetables"),
-    *("policies", "quant", "streaming", "trace"),
+    *("counters", "default_model", "errors", "formats", "hub", "kernels", "models", "numa"),
+    *("pagetables", "policies", "quant", "streaming", "trace"),
 }
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
         default_model,
         errors,
         formats,
+        hub,
         kernels,
         models,
         numa,

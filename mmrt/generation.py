@@ -53,6 +53,8 @@ class Options(TypedDict, total=False):
     """The same one draws the same tokens; None, the default: others each time."""
     stop: Sequence[str]
     """Texts before which to stop; they may spell control tokens."""
+    ignore_eos: bool
+    """Go on where the text would end: tokens that end it are never drawn."""
     on_prefill: Progress | None
     """Called as the prompt is read, with (tokens done, tokens in all)."""
 
@@ -65,6 +67,7 @@ class Settings:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        ignore_eos: bool = False,
         on_prefill: Progress | None = None,
         **sampling: Any,
     ) -> None:
@@ -75,6 +78,7 @@ class Settings:
             raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
         self.max_tokens = max_tokens
         self.stop = stop
+        self.ignore_eos = ignore_eos
         self.on_prefill = on_prefill
         self._sampling = sampling
         self.sampler()
@@ -139,6 +143,7 @@ class Answer:
         self._sampler, self._stops = settings.sampler(), StopStrings(settings.stop)
         self._decoder = StreamDecoder(model.tokenizer)
         self._max_tokens = settings.max_tokens
+        self._never = list(model.tokenizer.stop_ids) if settings.ignore_eos else []
         self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
 
     def take(self, logits: NDArray[np.float32]) -> tuple[list[Piece], int | None]:
@@ -148,6 +153,7 @@ class Answer:
             self._left = room if self._max_tokens is None else min(self._max_tokens, room)
         pieces: list[Piece] = []
         if self._left > 0:
+            logits[self._never] = -np.inf
             token = self._sampler(logits, self.sequence.tokens)
             if token in self._model.tokenizer.stop_ids:
                 rest = self._stops.feed(self._decoder.finish())[0] + self._stops.finish()

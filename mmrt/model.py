@@ -62,6 +62,8 @@ class Model:
     then read more slowly; single tokens are not. Otherwise they also depend, by rounding, on how
     many tokens the step that reads it has.
 
+    chat_template: in Jinja, instead of the file's own.
+
     Any number of Python threads may use one model: its steps queue. So may a child that is forked
     at any time: a sequence that another thread had in a step is there as it was before.
 
@@ -82,6 +84,7 @@ class Model:
         kv_k: str = "f16",
         kv_v: str = "f16",
         exact: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         apply = policies.policy(policy)
         if policy not in ("lazy", "locked") and memory is not None:
@@ -103,6 +106,7 @@ class Model:
         self.closed = False
         self._pool = Pool(threads)
         self.isa = cpu_info().isa
+        self._chat_template = chat_template
         self.file = formats.open(path)
         try:
             self.path = self.file.path
@@ -360,6 +364,16 @@ class Model:
         if sequence is not None and not sequence.belongs_to(self):
             raise ArgumentError("the sequence belongs to another model")
 
+    @property
+    def chat_template(self) -> str | None:
+        """What render_chat() follows, in Jinja; None: the model has none."""
+        return self._template(with_tools=False)
+
+    def _template(self, with_tools: bool) -> str | None:
+        if self._chat_template is not None:
+            return self._chat_template
+        return chat.choose_template(self.file.metadata, self.path, with_tools=with_tools)
+
     def render_chat(
         self,
         messages: List[Mapping[str, Any]],
@@ -368,7 +382,7 @@ class Model:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt that the model's own chat template makes of `messages`, each with `role` and
+        """The prompt that the chat template makes of `messages`, each with `role` and
         `content`. tools: functions that it may call; variables: what else the template reads, such
         as enable_thinking. UnsupportedError if the model has no template (it is no chat model)."""
         return self._prompt(messages, tools, add_generation_prompt, variables).text
@@ -407,7 +421,7 @@ class Model:
             return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
 
         return chat.prompt(
-            chat.choose_template(self.file.metadata, self.path, with_tools=bool(tools)),
+            self._template(with_tools=bool(tools)),
             messages,
             bos_token=text_of(tokenizer.bos_id),
             eos_token=text_of(tokenizer.eos_id),

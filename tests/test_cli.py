@@ -13,7 +13,7 @@ from command import HOME, STORY, Ended, await_text, call, start
 
 import mmrt
 from mmrt.cli import COMMANDS
-from mmrt.cli.run import model_and_prompt
+from mmrt.cli.prompt import model_and_prompt
 
 # ---- usage ----
 
@@ -58,7 +58,16 @@ def test_version() -> None:
         "run -n 3",
         "run a.gguf b c",
         "run a --fly",
-        "run a -n -1",
+        "run a -n -3",
+        "run a -c -1",
+        "run a -s -2",
+        "run a -p b -f c",
+        "run a -m b -hf c/d",
+        "run a -hff b",
+        "run a --raw --system b",
+        "run a --chat-template chatml",
+        "run a --chat-template-file no/such",
+        "chat a -hf b/c",
         "run a -n many",
         "run a -t 0",
         "run a --temp hot",
@@ -94,7 +103,9 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: str) -> None:
 def test_which_word_is_the_model_and_which_the_prompt(
     words: list[str], model: str | None, prompt: str | None, expected: tuple[str | None, str]
 ) -> None:
-    given = argparse.Namespace(words=words, model_option=model, prompt=prompt)
+    given = argparse.Namespace(
+        words=words, model_option=model, prompt=prompt, file=None, hf_repo=None, hf_file=None
+    )
     assert model_and_prompt(given) == expected
 
 
@@ -177,21 +188,6 @@ def test_an_interrupt_ends_a_long_prefill_within_a_second(
         assert run.stdout is not None
         assert run.stdout.read() == ""
     assert b"Traceback" not in await_text(ours, b"")
-
-
-def test_an_interrupt_stops_an_answer_and_a_second_one_leaves(
-    smollm2_path: Path, terminal: tuple[int, int]
-) -> None:
-    ours, theirs = terminal
-    with start("chat", smollm2_path, stdin=theirs, stdout=theirs, stderr=theirs) as chat:
-        await_text(ours, b"> ")
-        os.write(ours, b"Tell me a very long story about a dragon.\n")
-        await_text(ours, b"dragon.")  # the echo
-        await_text(ours, b" the ")
-        chat.send_signal(signal.SIGINT)
-        await_text(ours, b"> ")
-        chat.send_signal(signal.SIGINT)
-        assert chat.wait(timeout=60) == 130
 
 
 def test_output_that_nobody_reads_ends_it_quietly(smollm2_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`mmrt run` and `mmrt chat`."""
+"""`mmrt run`: answers, and texts that go on."""
 
 import os
 import re
@@ -10,21 +10,101 @@ from command import STORY, Ended, call, start
 
 import mmrt
 from mmrt import counters, default_model
+from mmrt.cli.options import recommended
 
-# ---- run ----
+QUESTION = "What is the capital of France?"
+
+GREEDY = ("--temp", 0)
+RAW = ("--raw", *GREEDY)
+
+
+def test_run_answers_by_the_chat_template(smollm2_path: Path) -> None:
+    messages = [{"role": "user", "content": QUESTION}]
+    with mmrt.Model(smollm2_path) as model:
+        expected = model.chat(messages, max_tokens=12)
+        pirate = model.chat(
+            [{"role": "system", "content": "You are a pirate."}, *messages], max_tokens=12
+        )
+    assert call("run", smollm2_path, QUESTION, "-n", 12, *GREEDY).out == expected + "\n"
+    ended = call("run", smollm2_path, QUESTION, "-n", 12, *GREEDY, "-sys", "You are a pirate.")
+    assert ended.out == pirate + "\n"
+
+
+def test_another_template(smollm2_path: Path, gemma3_path: Path, tmp_path: Path) -> None:
+    template = "{% for message in messages %}Q: {{ message.content }} A:{% endfor %}"
+    with mmrt.Model(smollm2_path) as model:
+        expected = model.generate(f"Q: {QUESTION} A:", max_tokens=6) + "\n"
+    options = ("-n", 6, *GREEDY)
+    assert (
+        call("run", smollm2_path, QUESTION, *options, "--chat-template", template).out == expected
+    )
+    (tmp_path / "q.jinja").write_text(template)
+    ended = call(
+        "run", smollm2_path, QUESTION, *options, "--chat-template-file", tmp_path / "q.jinja"
+    )
+    assert ended.out == expected
+    # A model without one goes on with a text, and converses with another's.
+    with mmrt.Model(gemma3_path) as model:
+        assert (
+            call("run", gemma3_path, STORY, *options).out
+            == model.generate(STORY, max_tokens=6) + "\n"
+        )
+    call("chat", gemma3_path, stdin="Hello!").assert_refused(1, "chat template")
+    call("run", gemma3_path, STORY, "--system", "Rhyme.").assert_refused(1, "chat template")
+    assert call("chat", gemma3_path, *options, "--chat-template", template, stdin="Hi").status == 0
+
+
+def test_an_answer_that_is_cut_says_so(smollm2_path: Path) -> None:
+    ended = call("run", smollm2_path, QUESTION, "-n", 5, *GREEDY)
+    assert ended.err == "mmrt: cut at 5 tokens: -n 10 allows more, -n -1 any number\n"
+    assert call("run", smollm2_path, STORY, "-n", 5, *RAW).err == ""
+    ended = call("run", smollm2_path, "Count on.", "-n", -1, "-c", 60, "--ignore-eos", *GREEDY)
+    assert ended.err == "mmrt: cut: the context of 60 tokens is full\n"
+
+
+def test_a_text_that_ends_at_once_says_so(smollm2_path: Path) -> None:
+    ended = call("run", smollm2_path, QUESTION, *RAW)
+    assert (ended.status, ended.out) == (0, "")
+    assert ended.err == (
+        "mmrt: the model ended the text at once; the model has a chat template, which answers "
+        "without --raw\n"
+    )
+    assert call("run", smollm2_path, QUESTION, "--ignore-eos", "-n", 4, *RAW).out.strip()
+
+
+def test_answers_are_drawn_unless_told_otherwise(smollm2_path: Path) -> None:
+    answer = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+    with mmrt.Model(smollm2_path) as model:
+        expected = model.generate(STORY, max_tokens=12, seed=3, **answer) + "\n"
+    assert call("run", smollm2_path, STORY, "--raw", "-n", 12, "-s", 3).out == expected
+
+
+def test_what_the_file_recommends_goes_before_our_own(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = recommended({})
+    assert ours == {
+        "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
+        "repeat_penalty": 1.0, "repeat_last_n": 64,
+    }  # fmt: skip
+    said = {"temp": 0.5, "top_k": 7, "penalty_repeat": 1.2, "top_p": 7.0, "min_p": "low"}
+    found = recommended({f"general.sampling.{key}": value for key, value in said.items()})
+    assert found == ours | {"temperature": 0.5, "top_k": 7, "repeat_penalty": 1.2}
+    assert capsys.readouterr().err.splitlines() == [
+        "mmrt: general.sampling.top_p is 7.0, which is passed over",
+        "mmrt: general.sampling.min_p is 'low', which is passed over",
+    ]
 
 
 def test_run_writes_text(smollm2_path: Path) -> None:
-    ended = call("run", smollm2_path, STORY, "-n", 8)
+    ended = call("run", smollm2_path, STORY, *RAW, "-n", 8)
     assert (ended.status, ended.err) == (0, "")
     with mmrt.Model(smollm2_path) as model:
         assert ended.out == model.generate(STORY, max_tokens=8) + "\n"
 
 
 def test_options_may_stand_anywhere(smollm2_path: Path) -> None:
-    expected = call("run", smollm2_path, STORY, "-n", 4, "-t", 1).out
-    assert call("run", "-n", 4, smollm2_path, "-t", 1, STORY).out == expected
-    assert call("run", "-p", STORY, "-t", 1, "-m", smollm2_path, "-n", 4).out == expected
+    expected = call("run", smollm2_path, STORY, *RAW, "-n", 4, "-t", 1).out
+    assert call("run", "-n", 4, smollm2_path, "--raw", "-t", 1, STORY, "--temp", 0).out == expected
+    assert call("run", *RAW, "-p", STORY, "-t", 1, "-m", smollm2_path, "-n", 4).out == expected
 
 
 def test_run_without_a_model_takes_the_default_one(
@@ -32,39 +112,39 @@ def test_run_without_a_model_takes_the_default_one(
 ) -> None:
     monkeypatch.setattr(default_model, "path", lambda progress: smollm2_path)
     monkeypatch.setattr(default_model, "is_cached", lambda: False)
-    ended = call("run", STORY, "-n", 4)
+    ended = call("run", STORY, "-n", 4, *RAW)
     assert ended.err == f"mmrt: {default_model.NOTICE}\n"
     monkeypatch.setattr(default_model, "is_cached", lambda: True)
-    assert call("run", STORY, "-n", 4) == Ended(0, ended.out, "")
+    assert call("run", STORY, "-n", 4, *RAW) == Ended(0, ended.out, "")
 
 
 def test_run_of_no_tokens_prints_nothing(smollm2_path: Path) -> None:
-    assert call("run", smollm2_path, STORY, "-n", 0) == Ended(0, "", "")
+    assert call("run", smollm2_path, STORY, *RAW, "-n", 0) == Ended(0, "", "")
 
 
 def test_the_seed_decides(smollm2_path: Path) -> None:
     def drawn(seed: int) -> str:
-        return call("run", smollm2_path, STORY, "-n", 12, "--temp", 1.5, "-s", seed).out
+        return call("run", smollm2_path, STORY, "--raw", "-n", 12, "--temp", 1.5, "-s", seed).out
 
     assert drawn(1) == drawn(1) != drawn(2)
 
 
 def test_run_reads_the_prompt_from_stdin(smollm2_path: Path) -> None:
-    expected = call("run", smollm2_path, STORY, "-n", 6)
-    assert call("run", smollm2_path, "-", "-n", 6, stdin=STORY + "\n") == expected
+    expected = call("run", smollm2_path, STORY, *RAW, "-n", 6)
+    assert call("run", smollm2_path, "-", *RAW, "-n", 6, stdin=STORY + "\n") == expected
     call("run", smollm2_path, "-", stdin=b"\xff\xfe").assert_refused(1)
 
 
 def test_run_ends_before_a_stop_text(smollm2_path: Path) -> None:
-    whole = call("run", smollm2_path, STORY, "-n", 24).out
+    whole = call("run", smollm2_path, STORY, *RAW, "-n", 24).out
     word = whole.split()[6]
-    ended = call("run", smollm2_path, STORY, "-n", 24, "--stop", word)
+    ended = call("run", smollm2_path, STORY, *RAW, "-n", 24, "--stop", word)
     assert ended.out.rstrip("\n") == whole[: whole.index(word)]
 
 
 def test_statistics_go_to_stderr(smollm2_path: Path) -> None:
-    ended = call("run", smollm2_path, STORY, "-n", 6, "--stats")
-    assert ended.out == call("run", smollm2_path, STORY, "-n", 6).out
+    ended = call("run", smollm2_path, STORY, *RAW, "-n", 6, "--stats")
+    assert ended.out == call("run", smollm2_path, STORY, *RAW, "-n", 6).out
     prompt, answer, memory, paging, process = ended.err.splitlines()
     assert prompt.startswith("mmrt: prompt: 4 tokens, ")
     assert answer.startswith("mmrt: answer: 6 tokens, ")
@@ -76,14 +156,14 @@ def test_statistics_go_to_stderr(smollm2_path: Path) -> None:
 
 
 def test_run_keeps_to_a_budget(smollm2_path: Path) -> None:
-    expected = call("run", smollm2_path, STORY, "-n", 4).out
+    expected = call("run", smollm2_path, STORY, *RAW, "-n", 4).out
     budget = sum(counters.resident()) + 70 * (1 << 20)
-    ended = call("run", smollm2_path, STORY, "-n", 4, "--memory", budget, "--stats")
+    ended = call("run", smollm2_path, STORY, *RAW, "-n", 4, "--memory", budget, "--stats")
     assert ended.out == expected
     for word in ("kept", "streamed", "streaming:", "waited for the disk", "budget"):
         assert word in ended.err
     call("run", smollm2_path, STORY, "--memory", "1MiB").assert_refused(1, "the least that would")
-    call("run", smollm2_path, STORY, "--memory", "900TiB").assert_refused(1, "memory")
+    call("run", smollm2_path, STORY, *RAW, "--memory", "900TiB").assert_refused(1, "memory")
 
 
 @pytest.mark.parametrize("size", ["0", "-1GiB", "much", "1XB"])
@@ -94,7 +174,7 @@ def test_budgets_that_are_none(size: str) -> None:
 
 def test_output_is_utf8_whatever_the_locale(smollm2_path: Path) -> None:
     process = start(
-        "run", smollm2_path, "😀 😃 😄 😀 😃 😄 😀 😃 😄 😀", "-n", 24,
+        "run", smollm2_path, "--raw", "--temp", "0", "😀 😃 😄 😀 😃 😄 😀 😃 😄 😀", "-n", 24,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -102,37 +182,3 @@ def test_output_is_utf8_whatever_the_locale(smollm2_path: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert not out.isascii()
-
-
-# ---- chat ----
-
-
-def test_chat_takes_piped_lines_as_turns(smollm2_path: Path) -> None:
-    lines = "My name is Zork.\n\nWhat is my name?\n/clear\nWhat is my name?\n/exit\nHello?\n"
-    ended = call("chat", smollm2_path, "-n", 8, stdin=lines)
-    assert (ended.status, ended.err) == (0, "")
-    _, second, third = ended.out.strip().split("\n")
-    assert "Zork" in second
-    assert "Zork" not in third
-
-
-def test_chat_answers_as_the_model_does(smollm2_path: Path) -> None:
-    told = [{"role": "system", "content": "Speak French."}, {"role": "user", "content": "Hello!"}]
-    with mmrt.Model(smollm2_path) as model:
-        expected = model.chat(told, max_tokens=8)
-    ended = call("chat", smollm2_path, "-n", 8, "--system", "Speak French.", stdin="Hello!")
-    assert ended.out.rstrip("\n") == expected
-
-
-def test_chat_knows_its_commands(smollm2_path: Path) -> None:
-    ended = call("chat", smollm2_path, stdin="/help\n/fly\n")
-    assert "/clear" in ended.out
-    assert ended.err == "mmrt: no command /fly: there are /clear, /help and /exit\n"
-
-
-def test_chat_needs_a_template(gemma3_path: Path) -> None:
-    call("chat", gemma3_path, stdin="Hello!").assert_refused(1, "chat template")
-
-
-def test_a_piped_chat_that_outgrows_the_context_is_refused(smollm2_path: Path) -> None:
-    call("chat", smollm2_path, "-c", 64, stdin="word " * 100).assert_refused(1, "context of 64")

@@ -71,7 +71,7 @@ def test_hardly_anything_to_trace(model_path: Path, tmp_path: Path, n: int) -> N
     assert "blk.1" in ended.out
 
 
-@pytest.mark.parametrize("arguments", ["", "a.gguf b c", "x.gguf y -n -1", "x.gguf y --fly"])
+@pytest.mark.parametrize("arguments", ["", "a.gguf b c", "x.gguf y -n -3", "x.gguf y --fly"])
 def test_wrong_usage(arguments: str) -> None:
     call("trace", *arguments.split()).assert_refused(2, "--help)")
 

@@ -33,7 +33,7 @@ PYTHON_LAYERS = [
     *["allowance", "strings", "sandbox", "chat"],
     *["sampler", "sequence", "generation", "conversation", "memory", "budget", "model", "forecast"],
     *["trace", "chrome_trace", "pictures"],
-    *["wheel", "default_model", "__init__", "cli", "__main__"],
+    *["wheel", "default_model", "hub", "__init__", "cli", "__main__"],
 ]
 
 # These name the other as the type of what they are given; type checkers alone import it.

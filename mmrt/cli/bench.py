@@ -13,7 +13,7 @@ from mmrt.cli.options import (
     UsageError,
     add_model_arguments,
     count,
-    default_model,
+    fetched_model,
     one_model,
     open_model,
     positive,
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("nothing to measure: -p and -n are both 0")
     if depth and arguments.cold:
         raise UsageError("the tokens before, of -d, would warm what --cold is to measure")
-    path = one_model(arguments) or default_model()
+    path = one_model(arguments) or fetched_model(arguments)
     with formats.open(path) as file:
         about = _about(file)
     rows = []

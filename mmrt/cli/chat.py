@@ -1,92 +1,129 @@
 """`mmrt chat`: a conversation."""
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from mmrt.cli.answer import show
+from mmrt.cli.llama_cpp import CHAT, add_foreign_arguments
+from mmrt.cli.messages import Message, messages, unseen_typing
 from mmrt.cli.options import (
+    add_chat_arguments,
     add_generation_arguments,
     add_model_arguments,
     generation,
     one_model,
     open_model,
+    recommended,
 )
-from mmrt.cli.output import note, progress
+from mmrt.cli.output import note
+from mmrt.cli.prompt import require_utf8
 from mmrt.errors import ArgumentError
 
 if TYPE_CHECKING:
     from mmrt.conversation import Conversation
+    from mmrt.model import Model
 
-COMMANDS = """\
-/clear  forget the conversation
-/help   show this
-/exit   leave (as Ctrl-D does)
-Ctrl-C stops an answer; where a line is awaited, it leaves."""
+COMMANDS = {
+    "/clear": "forget the conversation",
+    "/help": "show this",
+    "/exit": "leave (as Ctrl-D does, and /bye and /quit)",
+}
+
+HELP = (
+    "\n".join(f"{name:7} {what}" for name, what in COMMANDS.items())
+    + '''
+"""     begins and ends a message of several lines; what is pasted is one anyway
+Ctrl-C stops an answer, or clears the line; pressed again, it leaves'''
+)
 
 DESCRIPTION = f"""\
 Converses with a model, by the chat template that its file carries. Each line
-is a turn, from the terminal or piped in. Lines with a meaning of their own:
+is a message, from the terminal or piped in. Where the context is full, the
+oldest turns leave it. Lines with a meaning of their own:
 
-{COMMANDS}\
+{HELP}\
 """
+
+# The part of the context that an answer has to itself at least, where it may be that long.
+_ANSWER_SHARE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the same as -m MODEL")
     add_model_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told beforehand")
-    add_generation_arguments(parser, n_predict=512)
+    add_chat_arguments(parser)
+    add_generation_arguments(parser, n_predict=512, answers=True)
+    add_foreign_arguments(parser, CHAT)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    options = generation(arguments)
+    given = generation(arguments)
     with open_model(one_model(arguments), arguments, arguments.ctx_size) as model:
+        options = recommended(model.file.metadata) | given
         conversation = model.conversation(arguments.system)
-        for line in _lines():
-            if line == "/exit":
+        if sys.stdin.isatty():
+            note("/help shows what there is besides talking")
+        for message in messages():
+            command = _command(message)
+            if command is None:
+                _turn(model, conversation, message.text, options, arguments.stats)
+            elif command in ("/exit", "/bye", "/quit"):
                 break
-            elif line == "/clear":
+            elif command == "/clear":
                 conversation.clear()
-            elif line == "/help":
-                print(COMMANDS)
-            elif line.startswith("/"):
-                note(f"no command {line}: there are /clear, /help and /exit")
-            elif line:
-                _turn(conversation, line, options)
+            elif command in ("/help", "/?"):
+                print(HELP)
+            else:
+                note(f"no command {command}: there are {', '.join(COMMANDS)}")
 
 
-def _turn(conversation: "Conversation", line: str, options: dict[str, Any]) -> None:
+def _command(message: Message) -> str | None:
+    """A word after a slash, and nothing else: other messages may begin with one."""
+    is_command = not message.is_quoted and re.fullmatch(r"/[a-z]+|/\?", message.text)
+    return message.text if is_command else None
+
+
+def _turn(
+    model: "Model", conversation: "Conversation", text: str, options: dict[str, Any], stats: bool
+) -> None:
     try:
-        with progress("reading") as update:
-            answer = conversation.stream(line, **(options | {"on_prefill": update}))
-            first = next(answer)
-        for piece in chain([first], answer):
-            print(piece.text, end="", flush=True)
-        print(flush=True)
+        with unseen_typing():
+            _make_room(model, conversation, require_utf8(text), options["max_tokens"])
+            written = show(
+                model, lambda update: conversation.stream(text, **options, on_prefill=update)
+            )
+        written.note_cut(model, options["max_tokens"])
+        if written.finish == "stop" and not written.text:
+            note("the model ended the answer at once; the message is not part of the conversation")
+        if stats:
+            written.note_speed()
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
-        print()
-    except ArgumentError as error:  # too long for the context: a shorter line may fit
+    except ArgumentError as error:  # too long for the context alone: a shorter message may fit
         if not sys.stdin.isatty():
             raise
-        note(f"{error} (/clear forgets the conversation)")
+        note(f"{error}: the message is not part of the conversation")
 
 
-def _lines() -> Iterator[str]:
-    """The lines of stdin, from a terminal with a prompt and a history."""
-    if not sys.stdin.isatty():
-        yield from map(str.strip, sys.stdin)
-        return
-    with suppress(ImportError):  # not every Python has it; a line can be typed without
-        import readline  # noqa: F401
-    note("/help shows what there is besides talking")
-    while True:
-        try:
-            yield input("> ").strip()
-        except EOFError:
-            print()
-            return
+def _make_room(model: "Model", conversation: "Conversation", text: str, limit: int | None) -> None:
+    """Has the oldest turns leave a conversation, so that `text` and an answer find room in the
+    context; what the model was told beforehand stays. limit: tokens that the answer may have.
+    """
+    share = model.context // _ANSWER_SHARE
+    room = model.context - (share if limit is None else min(limit, share))
+    kept = list(conversation.messages)
+    question = {"role": "user", "content": text}
+    left = 0
+    while len(model.chat_tokens([*kept, question])) > room:
+        turn = next((i for i, message in enumerate(kept) if message["role"] == "user"), None)
+        if turn is None:
+            break
+        del kept[turn : turn + 2]
+        left += 1
+    if left:
+        conversation.messages = kept
+        what = "turn leaves" if left == 1 else f"{left} turns leave"
+        note(f"the context of {model.context} tokens is full: the oldest {what} it")

@@ -2,8 +2,11 @@
 
 import argparse
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmrt.cli.llama_cpp import GENERATION, MODEL, add_foreign_arguments
 from mmrt.cli.output import note, progress
 from mmrt.elements import KV_TYPES
 from mmrt.errors import ArgumentError
@@ -35,6 +38,16 @@ def positive(text: str) -> int:
     return value
 
 
+def or_none(kind: Callable[[str], int], *none: int) -> Callable[[str], int | None]:
+    """The type of arguments where some numbers stand for None, as they do in llama.cpp."""
+
+    def parse(text: str) -> int | None:
+        return None if int(text) in none else kind(text)
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
 def seconds(text: str) -> float:
     """The type of arguments that are lengths of time."""
     value = float(text)
@@ -57,8 +70,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model, a GGUF file; without one, a small default model is fetched once",
     )  # fmt: skip
     parser.add_argument(
-        "-t", "--threads", type=positive, metavar="N", help="threads (default: as many as cores)"
+        "-hf", "-hfr", "--hf-repo", metavar="REPO[:QUANT]",
+        help="the model of this repository on huggingface.co, fetched once by the package "
+        "huggingface-hub, such as Q4_K_M or another file of it whose name has QUANT in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "-hff", "--hf-file", metavar="FILE", help="this file of the repository that -hf names"
     )
+    parser.add_argument(
+        "-t", "--threads", type=or_none(positive, -1), metavar="N",
+        help="threads (default: as many as cores)",
+    )  # fmt: skip
     parser.add_argument(
         "--policy", choices=POLICIES, default="lazy", metavar="NAME",
         help=f"how weights come into memory: {', '.join(POLICIES)} (default: lazy)",
@@ -80,84 +102,172 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-ctv", "--cache-type-v", choices=KV_TYPES, default="f16", metavar="TYPE",
         help="how values are stored, likewise",
     )  # fmt: skip
+    add_foreign_arguments(parser, MODEL)
 
 
-def add_generation_arguments(parser: argparse.ArgumentParser, n_predict: int) -> None:
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", "--n-predict", type=count, default=n_predict, metavar="N",
-        help="write this many tokens at most (default: %(default)s)",
+        "-sys", "--system", "--system-prompt", metavar="TEXT",
+        help="what the model is told beforehand",
     )  # fmt: skip
     parser.add_argument(
-        "-c", "--ctx-size", type=positive, metavar="N",
+        "--chat-template", type=_template, metavar="JINJA",
+        help="how messages become a prompt (default: as the model's file says)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--chat-template-file", type=_template_file, dest="chat_template", metavar="FILE",
+        help="likewise, from a file",
+    )  # fmt: skip
+    parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
+
+
+def _template(text: str) -> str:
+    if "{" not in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no Jinja template; mmrt has none of its own to name"
+        )
+    return text
+
+
+def _template_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+
+
+class Sampling(NamedTuple):
+    """A setting of the sampler.
+
+    name: Sampler's. answers: its value in run and chat, where neither the user nor the model's file
+    says another: greedy choice makes small models repeat themselves. key: the file's.
+    """
+
+    spellings: str
+    name: str
+    kind: Callable[[str], Any]
+    off: float
+    answers: float
+    key: str
+    help: str
+
+
+SAMPLING = [
+    Sampling("--temp --temperature", "temperature", float, 0.0, 0.8, "temp",
+             "temperature; 0 always takes the likeliest token"),
+    Sampling("--top-k", "top_k", count, 0, 40, "top_k",
+             "draw from this many of the likeliest tokens; 0: from all"),
+    Sampling("--top-p", "top_p", float, 1.0, 0.95, "top_p",
+             "draw from the likeliest tokens that make up this probability; 1: from all"),
+    Sampling("--min-p", "min_p", float, 0.0, 0.05, "min_p",
+             "draw from tokens this likely, relative to the likeliest; 0: from all"),
+    Sampling("--repeat-penalty", "repeat_penalty", float, 1.0, 1.0, "penalty_repeat",
+             "hold the latest tokens back by this factor; 1: do not"),
+    Sampling("--repeat-last-n", "repeat_last_n", int, 64, 64, "penalty_last_n",
+             "as many of the latest tokens; -1: all"),
+]  # fmt: skip
+
+
+def add_generation_arguments(
+    parser: argparse.ArgumentParser, n_predict: int, answers: bool = False
+) -> None:
+    """answers: whether the command fills in recommended(), and the library's defaults else."""
+    parser.add_argument(
+        "-n", "--n-predict", "--predict", type=or_none(count, -1, -2), default=n_predict,
+        metavar="N", help="write this many tokens at most; -1: until the text ends or the context "
+        "is full (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-c", "--ctx-size", type=or_none(positive, 0), metavar="N",
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "--temp", type=float, default=0.0, metavar="T",
-        help="temperature; 0 always takes the likeliest token (default: 0)",
-    )  # fmt: skip
-    sampling.add_argument(
-        "--top-k", type=count, default=0, metavar="K",
-        help="draw from the K likeliest tokens (default: 0, off)",
-    )  # fmt: skip
-    sampling.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P",
-        help="draw from the likeliest tokens that make up this probability (default: 1, off)",
-    )  # fmt: skip
-    sampling.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P",
-        help="draw from tokens this likely, relative to the likeliest (default: 0, off)",
-    )  # fmt: skip
-    sampling.add_argument(
-        "--repeat-penalty", type=float, default=1.0, metavar="R",
-        help="hold the latest 64 tokens back by this factor (default: 1, off)",
-    )  # fmt: skip
-    sampling.add_argument(
-        "-s", "--seed", type=count, metavar="N", help="the same seed draws the same tokens again"
+    parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
+    sampling = parser.add_argument_group(
+        "sampling",
+        "Defaults give way to what the model's file recommends (general.sampling.*)."
+        if answers
+        else None,
     )
+    for setting in SAMPLING:
+        default = setting.answers if answers else setting.off
+        sampling.add_argument(
+            *setting.spellings.split(), dest=setting.name, type=setting.kind,
+            metavar=setting.name[0].upper(), help=f"{setting.help} (default: {default})",
+        )  # fmt: skip
+    sampling.add_argument(
+        "-s", "--seed", type=or_none(count, -1), metavar="N",
+        help="the same seed draws the same tokens again (default: -1, another each time)",
+    )  # fmt: skip
     sampling.add_argument(
         "--stop", action="append", default=[], metavar="TEXT",
         help="end before this text; may be given several times",
     )  # fmt: skip
+    add_foreign_arguments(parser, GENERATION)
 
 
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of Model.stream that `arguments` stand for."""
+    """The keyword arguments of Model.stream that the user has given in `arguments`."""
     from mmrt.sampler import Sampler
 
-    sampling = {
-        "temperature": arguments.temp,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "min_p": arguments.min_p,
-        "repeat_penalty": arguments.repeat_penalty,
-        "seed": arguments.seed,
-    }
+    sampling = {setting.name: getattr(arguments, setting.name) for setting in SAMPLING}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    sampling["seed"] = arguments.seed
     try:
         Sampler(**sampling)  # knows the ranges
     except ArgumentError as error:
         raise UsageError(str(error)) from None
-    return {**sampling, "max_tokens": arguments.n_predict, "stop": tuple(arguments.stop)}
+    return {
+        **sampling,
+        "max_tokens": arguments.n_predict,
+        "stop": tuple(arguments.stop),
+        "ignore_eos": arguments.ignore_eos,
+    }
+
+
+def recommended(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling that answers have: the file's, and our own where it says nothing."""
+    from mmrt.sampler import Sampler
+
+    found = {}
+    for setting in SAMPLING:
+        found[setting.name] = setting.answers
+        key = f"general.sampling.{setting.key}"
+        value = metadata.get(key)
+        if value is not None:
+            try:
+                Sampler(**{setting.name: value})
+                found[setting.name] = value
+            except (ArgumentError, TypeError):
+                note(f"{key} is {value!r:.60}, which is passed over")
+    return found
 
 
 def one_model(arguments: argparse.Namespace) -> str | None:
     """The model, where it may be given as MODEL or with -m. None: the default one."""
-    if arguments.model and arguments.model_option:
+    given = [word for word in (arguments.model, arguments.model_option) if word]
+    require_one_model(arguments, given)
+    return given[0] if given else None
+
+
+def require_one_model(arguments: argparse.Namespace, given: List[str]) -> None:
+    """given: the files that were named as models."""
+    if len(given) + bool(arguments.hf_repo) > 1:
         raise UsageError("the model is given twice")
-    model: str | None = arguments.model or arguments.model_option
-    return model
+    if arguments.hf_file and not arguments.hf_repo:
+        raise UsageError("-hff names a file of a repository, which -hf must name")
 
 
 def open_model(
     path: str | None, arguments: argparse.Namespace, context: int | None = None
 ) -> "Model":
-    """The model at `path` (None: the default one), set up as `arguments` ask."""
+    """The model at `path` (None: that of -hf, or the default one), set up as `arguments` ask."""
     from mmrt.model import Model
 
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         model = Model(
-            path or default_model(),
+            path or fetched_model(arguments),
             threads=arguments.threads,
             context=context,
             policy=arguments.policy,
@@ -165,17 +275,23 @@ def open_model(
             reader=arguments.reader,
             kv_k=arguments.cache_type_k,
             kv_v=arguments.cache_type_v,
+            chat_template=getattr(arguments, "chat_template", None),
         )
     for warning in raised:
         note(str(warning.message))
     return model
 
 
-def default_model() -> str:
-    """The path of the default model, fetched if need be."""
-    from mmrt import default_model as packed
+def fetched_model(arguments: argparse.Namespace) -> str:
+    """The path of the model that -hf names, or of the default one; fetched if need be."""
+    if arguments.hf_repo:
+        from mmrt import hub
 
-    if not packed.is_cached():
-        note(packed.NOTICE)
+        repository, _, quant = arguments.hf_repo.partition(":")
+        return str(hub.path(repository, quant or None, arguments.hf_file))
+    from mmrt import default_model
+
+    if not default_model.is_cached():
+        note(default_model.NOTICE)
     with progress("fetching") as update:
-        return str(packed.path(update))
+        return str(default_model.path(update))

@@ -1,112 +1,101 @@
-"""`mmrt run`: continues a text."""
+"""`mmrt run`: answers a prompt, or goes on with a text."""
 
 import argparse
-import os
-import sys
-import time
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmrt import counters
-from mmrt.cli.live import Live, live
+from mmrt.cli.answer import Written, show
+from mmrt.cli.llama_cpp import RUN, add_foreign_arguments
 from mmrt.cli.options import (
     UsageError,
+    add_chat_arguments,
     add_generation_arguments,
     add_model_arguments,
     generation,
     open_model,
+    recommended,
 )
-from mmrt.cli.output import note, progress
+from mmrt.cli.output import note
+from mmrt.cli.prompt import add_prompt_arguments, model_and_prompt
+from mmrt.errors import ArgumentError, FormatError
 from mmrt.memory import human
 from mmrt.streaming import Streaming
 
 if TYPE_CHECKING:
-    from mmrt.generation import Piece
     from mmrt.model import Model
 
 DESCRIPTION = """\
-Continues PROMPT, and writes the continuation to stdout as it comes.
+Answers PROMPT, and writes the answer to stdout as it comes.
 
-The model reads PROMPT as it is, as raw text: no chat template is applied, not
-even for models made to answer (mmrt chat does that). A single argument is
-taken for the model if it is a file or ends in .gguf, else for the prompt.\
+A model that has a chat template reads PROMPT as a message in a conversation;
+one that has none, or any with --raw, goes on with it as a text. A single
+argument is taken for the model if it is a file or ends in .gguf, else for the
+prompt.\
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mmrt run [MODEL] [PROMPT] [options]"
-    parser.add_argument(
-        "words", nargs="*", metavar="[MODEL] [PROMPT]",
-        help="a GGUF file, and the text to continue (-: read it from stdin)",
-    )  # fmt: skip
     add_model_arguments(parser)
-    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as PROMPT")
-    add_generation_arguments(parser, n_predict=64)
-    parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
+    add_prompt_arguments(parser)
+    add_chat_arguments(parser)
+    parser.add_argument(
+        "--raw", action="store_true", help="go on with PROMPT as a text, without a chat template"
+    )
+    add_generation_arguments(parser, n_predict=512, answers=True)
+    add_foreign_arguments(parser, RUN)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.raw and (arguments.system is not None or arguments.chat_template is not None):
+        raise UsageError("--raw does without a chat template, and so without a system message")
+    given = generation(arguments)
     path, prompt = model_and_prompt(arguments)
-    options = generation(arguments)
-    if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")  # an editor's or echo's, not the writer's
     with open_model(path, arguments, arguments.ctx_size) as model:
-        _continue(model, prompt, options, arguments.stats)
-
-
-def model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
-    """What was given as MODEL (None: the default one) and as PROMPT, in whichever way."""
-    words = list(arguments.words)
-    path, prompt = arguments.model_option, arguments.prompt
-    if path is None and words and (len(words) > 1 or prompt is not None or _is_model(words[0])):
-        path = words.pop(0)
-    if prompt is None and words:
-        prompt = words.pop(0)
-    if words:
-        raise UsageError(f"unexpected argument {words[0]!r}")
-    if prompt is None:
-        raise UsageError("no prompt given")
-    return path, prompt
-
-
-def _is_model(word: str) -> bool:
-    return word.endswith(".gguf") or os.path.isfile(word)
-
-
-def _continue(model: "Model", prompt: str, options: dict[str, Any], stats: bool) -> None:
-    ids = model.tokenize(prompt)
-    with model.sequence() as sequence, live(model) as line:
+        options = recommended(model.file.metadata) | given
         before, streamed = counters.reads(), model.streaming
-        started = time.perf_counter()
-        with progress("reading the prompt") as update:
-            pieces = model.stream(ids, on_prefill=update, sequence=sequence, **options)
-            first = next(pieces)
-        read = time.perf_counter()
-        n_tokens = _write(chain([first], pieces), line)
-        if stats:
-            wrote = time.perf_counter()
-            note(f"prompt: {len(ids)} tokens, {_rate(len(ids), read - started)}")
-            # The first token comes with the prompt's last step.
-            note(f"answer: {n_tokens} tokens, {_rate(max(n_tokens - 1, 0), wrote - read)}")
+        ids = _tokens(model, prompt, arguments)
+        written = show(model, lambda update: model.stream(ids, on_prefill=update, **options))
+        _note_end(written, model, arguments)
+        if arguments.stats:
+            written.note_speed()
             note(f"memory: {model.memory}")
             if model.streaming and streamed:
                 _note_streaming(model.streaming - streamed)
             _note_counters(counters.reads() - before)
 
 
-def _write(pieces: "Iterator[Piece]", line: Live) -> int:
-    """Prints the pieces as they come and returns the number of tokens."""
-    n_tokens, text = 0, ""
-    for piece in pieces:
-        line.begin()
-        n_tokens += piece.token is not None
-        text = piece.text or text
-        print(piece.text, end="", flush=True)
-    line.begin()
-    if text and not text.endswith("\n"):
-        print(flush=True)
-    return n_tokens
+def _is_answer(model: "Model", arguments: argparse.Namespace) -> bool:
+    """Whether the model is to answer, and not to go on with a text."""
+    wanted = arguments.system is not None  # of a model without a template: it says what is missing
+    return not arguments.raw and (wanted or model.chat_template is not None)
+
+
+def _tokens(model: "Model", prompt: str, arguments: argparse.Namespace) -> Sequence[int]:
+    if not _is_answer(model, arguments):
+        return model.tokenize(prompt)
+    if not prompt:
+        raise ArgumentError("the prompt is empty")
+    messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+    if arguments.system is not None:
+        messages.insert(0, {"role": "system", "content": arguments.system})
+    try:
+        return model.chat_tokens(messages)
+    except (ArgumentError, FormatError) as error:
+        raise type(error)(f"{error} (--raw does without a template)") from None
+
+
+def _note_end(written: Written, model: "Model", arguments: argparse.Namespace) -> None:
+    """What is worth a word about how the text ended. One that only goes on always ends by -n."""
+    is_answer = _is_answer(model, arguments)
+    if is_answer:
+        written.note_cut(model, arguments.n_predict)
+    if written.finish == "stop" and not written.text:
+        what = "the answer" if is_answer else "the text"
+        knows = model.chat_template is not None and not is_answer
+        advice = "; the model has a chat template, which answers without --raw" if knows else ""
+        note(f"the model ended {what} at once{advice}")
 
 
 def _note_streaming(done: Streaming) -> None:
@@ -133,7 +122,3 @@ def _note_counters(reads: counters.Reads) -> None:
     }
     said = (f"{name} {human(size)}" for name, size in sizes.items() if size is not None)
     note(f"process: {', '.join(said)}")
-
-
-def _rate(n_tokens: int, seconds: float) -> str:
-    return f"{n_tokens / seconds:.1f} tokens/s"

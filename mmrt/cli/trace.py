@@ -12,7 +12,7 @@ from mmrt.cli.options import (
     open_model,
 )
 from mmrt.cli.output import note, print_table, printable, progress
-from mmrt.cli.run import model_and_prompt
+from mmrt.cli.prompt import add_prompt_arguments, model_and_prompt
 from mmrt.memory import human
 from mmrt.trace import Span, Trace
 
@@ -27,11 +27,8 @@ picture of it beside, trace.html; prints a row for each layer.\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mmrt trace [MODEL] [PROMPT] [options]"
-    parser.add_argument(
-        "words", nargs="*", metavar="[MODEL] [PROMPT]", help="a GGUF file, and the text to continue"
-    )
     add_model_arguments(parser)
-    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as PROMPT")
+    add_prompt_arguments(parser)
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("trace.json"), metavar="TRACE",
         help="the trace to write (default: trace.json)",
@@ -63,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
                 with progress("tracing") as update:
                     for done, piece in enumerate(model.stream(ids, **options)):
                         recorder.note(piece)
-                        update(done + 1, arguments.n_predict)
+                        update(done + 1, arguments.n_predict or model.context)
             except KeyboardInterrupt as signal:
                 interrupted = signal  # what there is is written first
     _write(recorder.trace, arguments)

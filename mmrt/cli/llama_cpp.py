@@ -1,0 +1,165 @@
+"""llama.cpp's options that are not mmrt's own: what each means there, and what becomes of it here.
+
+Options that mean the same in both are mmrt's own, spelled alike: see options.py. Those below are
+accepted, so that a command that was written for llama.cpp runs, or is told what to say instead.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from mmrt.cli.output import note
+
+Fate = Literal["same", "moot", "ignored", "refused"]
+
+
+class Foreign(NamedTuple):
+    """One option.
+
+    fate: "same": it stands for `stands_for`, an argument and its value; "moot": it asks for what is
+    so anyway; "ignored": it makes no difference to the text, which is said; "refused": it would.
+    moot: values that ask for what is so anyway, whatever the fate of others.
+    """
+
+    spellings: str
+    fate: Fate
+    why: str
+    n_values: int = 1
+    moot: tuple[str, ...] = ()
+    stands_for: tuple[str, Any] = ("", None)
+
+
+_CPU = "mmrt computes on the CPU alone"
+_SAMPLERS = (
+    "mmrt samples by --temp, --top-k, --top-p, --min-p and --repeat-penalty, in llama.cpp's order"
+)
+_ROPE = "the model's file says how it encodes positions"
+_OFF = ("0", "0.0", "0.00")
+
+# Of every command that runs a model.
+MODEL = [
+    Foreign("--mlock", "same", "weights are locked in memory", 0, stands_for=("policy", "locked")),
+    Foreign("--mmap", "moot", "weights are always mapped", 0),
+    Foreign(
+        "--no-mmap", "refused",
+        "weights are always mapped; --policy populate reads them all at the start", 0,
+    ),
+    Foreign("-mmp", "refused", "weights are always mapped", moot=("1",)),
+    Foreign("-ngl --gpu-layers --n-gpu-layers", "ignored", _CPU, moot=("0", "auto")),
+    Foreign("-dev --device", "ignored", _CPU, moot=("none",)),
+    Foreign("-sm --split-mode", "ignored", _CPU, moot=("none",)),
+    Foreign("-ts --tensor-split", "ignored", _CPU),
+    Foreign("-mg --main-gpu", "ignored", _CPU),
+    Foreign("-ot --override-tensor", "ignored", _CPU),
+    Foreign("-ncmoe --n-cpu-moe", "ignored", _CPU),
+    Foreign("-cmoe --cpu-moe", "moot", _CPU, 0),
+    Foreign("-nkvo --no-kv-offload", "moot", _CPU, 0),
+    Foreign("-b --batch-size", "ignored", "mmrt chooses how many tokens a step reads"),
+    Foreign("-ub --ubatch-size", "ignored", "mmrt chooses how many tokens a step reads"),
+    Foreign("-tb --threads-batch", "ignored", "prompts are read by as many threads as -t says"),
+    Foreign(
+        "-fa --flash-attn", "ignored", "attention never stores its scores", moot=("on", "auto", "1")
+    ),
+    Foreign("--numa", "refused", "--policy numa brings weights to the nodes that read them"),
+    Foreign("--prio", "ignored", "nice sets priorities"),
+    Foreign("--poll", "ignored", "mmrt chooses how its threads wait"),
+    Foreign("-C --cpu-mask", "refused", "taskset says which CPUs a process uses"),
+    Foreign("-Cr --cpu-range", "refused", "taskset says which CPUs a process uses"),
+    Foreign("-v --verbose", "ignored", "there is no log; run and chat have --stats", 0),
+    Foreign("-lv --verbosity", "ignored", "there is no log; run and chat have --stats"),
+    Foreign("--log-disable", "moot", "there is no log", 0),
+    Foreign("--no-warmup", "moot", "run and chat do not warm up", 0),
+    Foreign("--check-tensors", "ignored", "mmrt verifies what it computes", 0),
+    Foreign("--lora", "refused", "mmrt knows no adapters: merge it into the model"),
+    Foreign("--lora-scaled", "refused", "mmrt knows no adapters: merge it into the model", 2),
+    Foreign("-mm --mmproj", "refused", "mmrt reads text alone"),
+    Foreign("-md --model-draft", "refused", "mmrt does not draft with a second model"),
+    Foreign("-mu --model-url", "refused", "mmrt fetches no URLs: fetch the file, and name it"),
+    Foreign("-hft --hf-token", "refused", "huggingface_hub reads the environment's HF_TOKEN"),
+    Foreign("--override-kv", "refused", "mmrt runs a file as it describes itself"),
+    Foreign("--rope-scaling", "refused", _ROPE),
+    Foreign("--rope-scale", "refused", _ROPE),
+    Foreign("--rope-freq-base", "refused", _ROPE, moot=_OFF),
+    Foreign("--rope-freq-scale", "refused", _ROPE, moot=_OFF),
+]  # fmt: skip
+
+# Of those that write text.
+GENERATION = [
+    Foreign("--grammar", "refused", "mmrt knows no grammars"),
+    Foreign("--grammar-file", "refused", "mmrt knows no grammars"),
+    Foreign("-j --json-schema", "refused", "mmrt knows no grammars"),
+    Foreign("--mirostat", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("--typical", "refused", _SAMPLERS, moot=("1", "1.0")),
+    Foreign("--top-nsigma", "refused", _SAMPLERS, moot=("-1",)),
+    Foreign("--dry-multiplier", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("--xtc-probability", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("--dynatemp-range", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("--presence-penalty", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("--frequency-penalty", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("-l --logit-bias", "refused", _SAMPLERS),
+    Foreign("--samplers", "refused", _SAMPLERS),
+    Foreign("--sampling-seq --sampler-seq", "refused", _SAMPLERS),
+    Foreign("-r --reverse-prompt", "refused", "--stop TEXT ends before a text"),
+    Foreign("--prompt-cache", "refused", "mmrt keeps no keys and values on the disk"),
+    Foreign("-e --escape", "refused", "a prompt is read as it is; bash knows $'a\\nb'", 0),
+    Foreign("--no-escape", "moot", "a prompt is read as it is", 0),
+    Foreign("--jinja", "moot", "a chat template is always Jinja", 0),
+    Foreign("--no-jinja", "refused", "a chat template is always Jinja", 0),
+    Foreign("--keep", "ignored", "the system message stays where a context is full"),
+    Foreign("--context-shift", "ignored", "chat leaves the oldest turns out of a full context", 0),
+    Foreign("--no-context-shift", "ignored", "chat leaves the oldest turns out", 0),
+    Foreign("--no-display-prompt", "moot", "the prompt is not repeated", 0),
+    Foreign("--simple-io", "moot", "input and output are plain", 0),
+    Foreign("-co --color", "ignored", "the text has one colour", 0),
+    Foreign("--perf", "same", "how it went", 0, stands_for=("stats", True)),
+    Foreign("--no-perf", "moot", "only --stats says how it went", 0),
+]  # fmt: skip
+
+RUN = [
+    Foreign("-no-cnv --no-conversation", "same", "no template", 0, stands_for=("raw", True)),
+    Foreign("-st --single-turn", "moot", "run answers once", 0),
+    Foreign("-cnv --conversation", "refused", "mmrt chat converses", 0),
+    Foreign("-i --interactive", "refused", "mmrt chat converses", 0),
+    Foreign("-if --interactive-first", "refused", "mmrt chat converses", 0),
+]
+
+CHAT = [
+    Foreign("-cnv --conversation", "moot", "chat converses", 0),
+    Foreign("-i --interactive", "moot", "chat converses", 0),
+    Foreign("-no-cnv --no-conversation", "refused", "mmrt run --raw continues a text", 0),
+    Foreign("-st --single-turn", "refused", "mmrt run answers once", 0),
+    Foreign("-p --prompt", "refused", "mmrt run answers a prompt; chat reads stdin"),
+    Foreign("-mli --multiline-input", "ignored", 'messages of several lines stand in """', 0),
+]  # fmt: skip
+
+
+def add_foreign_arguments(parser: argparse.ArgumentParser, options: Iterable[Foreign]) -> None:
+    for option in options:
+        parser.add_argument(
+            *option.spellings.split(), action=_Meet, option=option, help=argparse.SUPPRESS
+        )
+
+
+class _Meet(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], option: Foreign, **settings: Any) -> None:
+        settings |= {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        super().__init__(option_strings, nargs=option.n_values, **settings)
+        self._option = option
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        fate, why = self._option.fate, self._option.why
+        if values and all(value in self._option.moot for value in values):
+            return
+        said = " ".join([str(option_string), *values])
+        if fate == "refused":
+            raise argparse.ArgumentError(None, f"{said}: {why}")
+        if fate == "ignored":
+            note(f"{said} has no effect: {why}")
+        if fate == "same":
+            setattr(namespace, *self._option.stands_for)

@@ -1,0 +1,66 @@
+"""The arguments MODEL and PROMPT, and the ways in which a prompt is given."""
+
+import argparse
+import os
+import sys
+
+from mmrt.cli.options import UsageError, require_one_model
+from mmrt.errors import ArgumentError
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="[MODEL] [PROMPT]",
+        help="a GGUF file, and the prompt (-: read it from stdin)",
+    )  # fmt: skip
+    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as PROMPT")
+    parser.add_argument("-f", "--file", metavar="FILE", help="the prompt is this file's text")
+
+
+def model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
+    """What was given as MODEL (None: that of -hf, or the default one), and the prompt's text."""
+    path, prompt = _chosen(arguments)
+    if arguments.file is not None:
+        with open(arguments.file, encoding="utf-8", errors="surrogateescape") as file:
+            prompt = file.read().removesuffix("\n")
+    elif prompt == "-":
+        prompt = sys.stdin.read().removesuffix("\n")  # an editor's or echo's, not the writer's
+    assert prompt is not None
+    return path, require_utf8(prompt)
+
+
+def require_utf8(text: str) -> str:
+    """`text`, which came from outside. ArgumentError for one that was not UTF-8: the bytes that
+    were not are lone surrogates in it.
+    """
+    for place, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise ArgumentError(
+                f"the text is not UTF-8: byte 0x{ord(character) & 0xFF:02x} at character {place}"
+            )
+    return text
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """The model, and the prompt as it was given; None: it is in a file."""
+    words, prompt = list(arguments.words), arguments.prompt
+    models = [arguments.model_option] if arguments.model_option else []
+    has_prompt = prompt is not None or arguments.file is not None
+    named = models or arguments.hf_repo
+    if words and not named and (len(words) > 1 or has_prompt or _is_model(words[0])):
+        models.append(words.pop(0))
+    require_one_model(arguments, models)
+    if prompt is None and words:
+        prompt = words.pop(0)
+    if words:
+        raise UsageError(f"unexpected argument {words[0]!r}")
+    if prompt is not None and arguments.file is not None:
+        raise UsageError("the prompt is given twice")
+    if prompt is None and arguments.file is None:
+        taken = f": {models[0]!r} is taken for the model" if models else ""
+        raise UsageError(f"no prompt given{taken}")
+    return (models[0] if models else None), prompt
+
+
+def _is_model(word: str) -> bool:
+    return word != "-" and (word.endswith(".gguf") or os.path.isfile(word))

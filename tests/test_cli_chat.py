@@ -1,0 +1,255 @@
+"""`mmrt chat`: turns, commands, and what a terminal adds."""
+
+import json
+import os
+import select
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import call, start
+
+import mmrt
+from mmrt.cli import history
+
+GREEDY = ("--temp", 0)
+
+# A template that repeats what was said last, so that the prompt can be counted.
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+# ---- piped ----
+
+
+def test_chat_takes_piped_lines_as_turns(smollm2_path: Path) -> None:
+    lines = "My name is Zork.\n\nWhat is my name?\n/clear\nWhat is my name?\n/exit\nHello?\n"
+    ended = call("chat", smollm2_path, "-n", 8, *GREEDY, stdin=lines)
+    assert ended.status == 0
+    _, second, third = ended.out.strip().split("\n")
+    assert "Zork" in second
+    assert "Zork" not in third
+
+
+def test_chat_answers_as_the_model_does(smollm2_path: Path) -> None:
+    told = [{"role": "system", "content": "Speak French."}, {"role": "user", "content": "Hello!"}]
+    options = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 5}
+    with mmrt.Model(smollm2_path) as model:
+        expected = model.chat(told, max_tokens=8, **options)
+    ended = call(
+        "chat", smollm2_path, "-n", 8, "-s", 5, "--system", "Speak French.", stdin="Hello!"
+    )
+    assert ended.out.rstrip("\n") == expected
+    assert ended.err == "mmrt: cut at 8 tokens: -n 16 allows more, -n -1 any number\n"
+
+
+def test_chat_knows_its_commands(smollm2_path: Path) -> None:
+    ended = call("chat", smollm2_path, stdin="/help\n/fly\n/bye\nHello!\n")
+    assert "/clear" in ended.out
+    assert ended.err == "mmrt: no command /fly: there are /clear, /help, /exit\n"
+
+
+@pytest.mark.parametrize(
+    ("piped", "said"),
+    [
+        ("/usr/bin is a folder of what?\n", ["/usr/bin is a folder of what?"]),
+        ("  indented\n", ["  indented"]),
+        ('"""\ndef f(x):\n    return x\n"""\nNext\n', ["def f(x):\n    return x", "Next"]),
+        ('"""one line"""\n', ["one line"]),
+        ('"""/clear"""\n', ["/clear"]),
+        ('"""unfinished\nbut whole', ["unfinished\nbut whole"]),
+        ('""""""\n\n  \n', []),
+    ],
+)
+def test_what_is_a_message(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, piped: str, said: list[str]
+) -> None:
+    asked = []
+
+    def stream(self: object, text: str, **options: object) -> Iterator[mmrt.generation.Piece]:
+        asked.append(text)
+        yield mmrt.generation.Piece("Yes.", None, "stop")
+
+    monkeypatch.setattr("mmrt.conversation.Conversation.stream", stream)
+    ended = call("chat", smollm2_path, stdin=piped)
+    assert (ended.status, ended.err, asked) == (0, "", said)
+    assert ended.out == "Yes.\n" * len(said)
+
+
+def test_the_oldest_turns_leave_a_full_context(smollm2_path: Path) -> None:
+    numbers = [f"Day {n} has the number {n * 111}. Now the next one, please." for n in (1, 2, 3, 4)]
+    ended = call(
+        "chat", smollm2_path, "-c", 120, "-n", 16, "--system", "Count.", *GREEDY,
+        stdin="\n".join(numbers),
+    )  # fmt: skip
+    assert ended.status == 0
+    assert len(ended.out.strip().splitlines()) >= 4
+    notes = [line for line in ended.err.splitlines() if "is full" in line]
+    assert notes and all("the oldest" in line and "context of 120" in line for line in notes)
+    # What is left is a conversation that begins with the system message.
+    with mmrt.Model(smollm2_path, context=120) as model:
+        last = model.chat(
+            [{"role": "system", "content": "Count."}, {"role": "user", "content": numbers[3]}],
+            max_tokens=16,
+        )
+    lone = call(
+        "chat", smollm2_path, "-c", 76, "-n", 16, "--system", "Count.", *GREEDY,
+        stdin="\n".join(numbers),
+    )  # fmt: skip
+    assert lone.out.rstrip("\n").endswith(last)
+
+
+def test_a_message_larger_than_the_context_is_refused(smollm2_path: Path) -> None:
+    call("chat", smollm2_path, "-c", 64, stdin="word " * 100).assert_refused(1, "context of 64")
+
+
+def test_statistics_of_each_turn(smollm2_path: Path) -> None:
+    ended = call("chat", smollm2_path, "-n", 3, "--stats", stdin="Hello!\nHello again!\n")
+    rates = [line for line in ended.err.splitlines() if "tokens/s" in line]
+    assert [line.split(":")[1].strip() for line in rates] == ["prompt", "answer"] * 2
+    assert ": 3 tokens" in rates[1]
+
+
+# ---- in a terminal ----
+
+
+class Terminal:
+    """A chat in a terminal, with a folder for its state."""
+
+    def __init__(self, ends: tuple[int, int], model: Path, state: Path, *options: object) -> None:
+        self.ours, theirs = ends
+        self._shown = ""  # and not waited for yet
+        self.chat: subprocess.Popen[str] = start(
+            "chat", model, *options, stdin=theirs, stdout=theirs, stderr=theirs,
+            env={**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm"},
+        )  # fmt: skip
+        self.wait("> ")
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def wait(self, text: str) -> str:
+        """What is shown up to `text` and with it, since the last wait."""
+        while text not in self._shown:
+            assert select.select([self.ours], [], [], 60)[0], self._shown
+            self._shown += os.read(self.ours, 4096).decode(errors="replace")
+        shown, text, self._shown = self._shown.partition(text)
+        return shown + text
+
+    def interrupt(self) -> None:
+        self.chat.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        return self.chat.wait(timeout=60)
+
+
+@pytest.fixture
+def opened(smollm2_path: Path, terminal: tuple[int, int], tmp_path: Path) -> Iterator[Terminal]:
+    opened = Terminal(terminal, smollm2_path, tmp_path, "-n", 400, "--ignore-eos")
+    yield opened
+    opened.chat.kill()
+    opened.chat.wait()
+
+
+def test_interrupts_stop_an_answer_and_clear_a_line_and_leave(opened: Terminal) -> None:
+    opened.type("Tell me a very long story about a dragon.\n")
+    opened.wait("dragon.")  # the echo
+    opened.wait(" the ")
+    opened.interrupt()
+    opened.wait("> ")
+    opened.type("half a line")
+    opened.wait("half a line")
+    opened.interrupt()
+    assert "Ctrl-D" not in opened.wait("> ")
+    opened.interrupt()
+    opened.wait("Ctrl-D leaves, and so does another Ctrl-C")
+    opened.wait("> ")
+    opened.type("/help\n")  # a line between: the next one is not another in a row
+    opened.wait("forget the conversation")
+    opened.wait("> ")
+    opened.interrupt()
+    opened.wait("another Ctrl-C")
+    opened.wait("> ")
+    opened.interrupt()
+    assert opened.end() == 130
+
+
+def test_a_pasted_text_is_one_message_and_kept_for_the_next_session(
+    opened: Terminal, smollm2_path: Path, terminal: tuple[int, int], tmp_path: Path
+) -> None:
+    opened.type("\x1b[200~Explain:\ndef f(x):\n    return x+1\x1b[201~")
+    opened.wait("x+1")
+    opened.type("\n")
+    opened.wait(" the ")
+    opened.interrupt()
+    opened.wait("> ")
+    kept = tmp_path / "mmrt" / "history"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == [
+        "Explain:\ndef f(x):\n    return x+1"
+    ]
+    opened.type("/quit\n")
+    assert opened.end() == 0
+    again = Terminal(terminal, smollm2_path, tmp_path)
+    again.type("\x1b[A\x1b[A")  # up: /quit, and what was before it
+    again.wait("return x+1")
+    again.type("\x15\x04")  # an empty line, and its end
+    again.wait("\n")
+    again.interrupt()
+    again.chat.kill()
+    again.chat.wait()
+
+
+def test_typing_during_an_answer_waits_for_the_prompt(opened: Terminal) -> None:
+    opened.type("Tell me a very long story about a dragon.\n")
+    opened.wait("dragon.")
+    opened.wait(" the ")
+    opened.type("/hel")
+    opened.interrupt()
+    assert "/hel" not in opened.wait("> ")
+    opened.type("p\n")
+    opened.wait("forget the conversation")
+
+
+# ---- the history ----
+
+
+class Readline:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def set_auto_history(self, on: bool) -> None:
+        assert not on
+
+    def add_history(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_the_history_is_bounded_and_bears_what_others_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(history, "LIMIT", 3)
+    first = history.History()
+    first.load(Readline())
+    for word in ("a", "b", "b", "c\nd", "e", "f"):
+        first.add(word)
+    with open(history.path(), "a") as file:
+        file.write('not JSON\n7\n"\\u0000"\n"g"\n')
+    readline = Readline()
+    history.History().load(readline)
+    assert readline.lines == ["g"]
+    assert len(history.path().read_text().splitlines()) == 3
+    assert stat.S_IMODE(history.path().stat().st_mode) == 0o600
+
+
+def test_a_disk_that_cannot_be_written_keeps_nobody_from_talking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    kept, readline = history.History(), Readline()
+    kept.load(readline)
+    kept.add("a")
+    assert readline.lines == ["a"]
