@@ -101,7 +101,7 @@ def test_a_real_model_copies_none_of_its_weights(real_path: Path) -> None:
 
 
 def test_only_what_is_read_comes_into_memory(tmp_path: Path) -> None:
-    """Of a file whose tensors lie apart, between others, of a tower for images, that nothing reads."""
+    """Of a file whose tensors lie apart, between those of a tower for images."""
     model = tiny_models.llama(n_embd=256, n_ff=512, n_layers=3)
     unread = tiny_models.floats(np.random.default_rng(0), 500_000)
     tensors = dict(model.tensors)
