@@ -123,6 +123,7 @@ class Tokenizer:
         self.vocab_size = len(texts)
         self._kinds = fields.kinds("token_type", self.vocab_size)
         self._found_specials: list[tuple[str, int]] | None = None
+        self._found_characters: frozenset[str] | None = None
         self.bos_id = fields.token("bos_token_id", self.vocab_size, 1 if sentence_piece else None)
         self.eos_id = fields.token("eos_token_id", self.vocab_size, 2 if sentence_piece else None)
         self._space_prefix = sentence_piece and fields.flag("add_space_prefix", True)
@@ -193,9 +194,14 @@ class Tokenizer:
         specials.sort(key=lambda special: -len(special[0].encode("utf-8", "surrogateescape")))
         return [(text, token) for text, token in specials if text]
 
-    @cached_property
+    @property
     def steering_characters(self) -> frozenset[str]:
-        """A few characters without which no control token can be spelled."""
+        """A few characters without which no control token can be spelled; found when first used."""
+        if self._found_characters is None:
+            self._found_characters = self._find_steering_characters()
+        return self._found_characters
+
+    def _find_steering_characters(self) -> frozenset[str]:
         return significant(text for text, token in self._specials if self._steers(text, token))
 
     def _steers(self, text: str, token: int) -> bool:
