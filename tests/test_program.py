@@ -400,8 +400,8 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
     program.close()
     with pytest.raises(ArgumentError, match="1 layers with 1 key-value heads of 0 elements"):
         Program(Pool(1), 8, 1, 1, 0)
-    with pytest.raises(UnsupportedError, match="2147483647 heads"):
-        Program(Pool(1), 8, 1, 2**31 - 1, 64)
+    with pytest.raises(UnsupportedError, match="2147483647 key-value heads"):
+        Program(Pool(1), 8, 2**10, 2**31 - 1, 64)
     with pytest.raises(ArgumentError, match="steps of 2147483647 tokens"):
         Program(Pool(1), 2**31 - 1, 1, 1, 64)
 

@@ -8,16 +8,17 @@
 #include <sys/mman.h>
 
 /* No sum of bytes overflows below these; memory ends long before. */
-enum { MOST_HEADS = 65536, MOST_TOKENS = 1 << 16, MOST_WIDTH = 1 << 24 };
+enum { MOST_TOKENS = 1 << 16, MOST_WIDTH = INT32_MAX };
+#define MOST_OF_A_TOKEN 1e12 /* elements of its keys */
 
 static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
     if (!shape.n_layers || !shape.n_heads || !shape.head_dim)
         return mmrt_fail(err, MMRT_ARGUMENT, "%u layers with %u key-value heads of %u elements",
                          shape.n_layers, shape.n_heads, shape.head_dim);
-    if (shape.n_layers > MOST_HEADS || shape.n_heads > MOST_HEADS || shape.head_dim > MOST_HEADS)
+    if ((double)shape.n_layers * shape.n_heads * shape.head_dim > MOST_OF_A_TOKEN)
         return mmrt_fail(err, MMRT_UNSUPPORTED,
-                         "%u layers of %u heads of %u elements: at most %d of each are supported",
-                         shape.n_layers, shape.n_heads, shape.head_dim, MOST_HEADS);
+                         "%u layers with %u key-value heads of %u elements do not fit into memory",
+                         shape.n_layers, shape.n_heads, shape.head_dim);
     const uint32_t types[] = {shape.k_type, shape.v_type};
     for (int i = 0; i < 2; i++) {
         const struct mmrt_format *format = mmrt_format_find(types[i]);
@@ -137,9 +138,9 @@ mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequenci
                                   uint32_t n_pairs, float magnitude, int32_t *index,
                                   mmrt_error *err) {
     struct rope rope = {.n_pairs = n_pairs, .magnitude = magnitude};
-    if (n_pairs < 1 || n_pairs > MOST_HEADS)
+    if (n_pairs < 1 || n_pairs > MOST_WIDTH)
         return mmrt_fail(err, MMRT_ARGUMENT, "rotations of %u pairs: 1 to %d are possible", n_pairs,
-                         MOST_HEADS);
+                         MOST_WIDTH);
     rope.frequencies = malloc(n_pairs * sizeof *frequencies);
     if (!rope.frequencies)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a rotation table");
