@@ -106,7 +106,7 @@ static mmrt_status make_small_program(mmrt_mapping *mapping, int n_threads, mmrt
     mmrt_isa isa;
     mmrt_status status = mmrt_isa_choose(&isa, err);
     if (!status)
-        status = mmrt_program_create(isa, MOST_TOKENS, small_shape, &program, err);
+        status = mmrt_program_create(isa, MOST_TOKENS, small_shape, false, &program, err);
     for (int i = 0; !status && i < N_WEIGHTS; i++) {
         mmrt_weight w;
         small_weight(i, &w);
