@@ -1,8 +1,8 @@
 """Mappings: what can be mapped, how long it stays, and what is said of its pages."""
 
+import errno
 import os
 import pickle
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +11,22 @@ from typing import Any
 
 import pytest
 from command import HOME
+from filters import (
+    ADD_X,
+    ALLOW,
+    AND,
+    EQUAL,
+    GREATER,
+    LOAD,
+    MADVISE,
+    MMAP,
+    REFUSE,
+    RETURN,
+    TO_X,
+    argument,
+    in_child,
+    restrict,
+)  # fmt: skip
 from pages import PAGE, evict, smaps, told, without_privilege, write_file
 
 from mmrt import counters
@@ -509,51 +525,51 @@ def test_more_mappings_than_the_process_may_have_files(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "cut\nreplaced\nreplaced\n"), done.stderr
 
 
-# ---- file systems that map nothing shared ----
-
-UNSHARED = """
-import ctypes, os, struct, sys
-import numpy as np
-import mmrt
-
-def refuse_shared_files():
-    # Loads the call, then the flags and the descriptor of mmap (9 on x86-64): ENODEV where a file
-    # is to be mapped shared.
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 6, 9), (0x20, 0, 0, 40), (0x54, 0, 0, 1), (0x15, 0, 3, 1),
-             (0x20, 0, 0, 48), (0x15, 1, 0, 0xFFFFFFFF), (6, 0, 0, 0x50000 | 19),
-             (6, 0, 0, 0x7FFF0000)]
-    raw = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(raw)))
-    libc = ctypes.CDLL(None)
-    return libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
-
-if not refuse_shared_files():
-    sys.exit(77)
-with mmrt.Mapping(sys.argv[1]) as mapping:
-    assert bytes(mapping) == open(sys.argv[1], "rb").read()
-    assert mapping.residency().fraction == 1
-    mapping.advise("populate_read")
-for asked in ({"flags": "shared"}, {"protection": "rw"}):
-    try:
-        mmrt.Mapping(sys.argv[1], **asked)
-    except mmrt.FileError as error:
-        print("maps no files like this" in str(error))
-with mmrt.Mapping(sys.argv[1]) as mapping:
-    os.truncate(sys.argv[1], 0)
-    try:
-        mapping.verify()
-    except mmrt.FileError:
-        print("cut")
-"""
+# ---- what file systems and disks refuse ----
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is made of x86-64's numbers")
-def test_a_file_system_without_shared_mappings(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(range(256)) * 64)
-    done = subprocess.run(
-        [sys.executable, "-c", UNSHARED, path], cwd=HOME, capture_output=True, text=True
-    )
-    if done.returncode == 77:
-        pytest.skip("this process may not filter its calls")
-    assert (done.returncode, done.stdout) == (0, "True\nTrue\ncut\n"), done.stderr
+def test_a_file_system_without_shared_mappings(file: Path) -> None:
+    """As some of FUSE and 9p are: what is only read is mapped private."""
+
+    def work() -> None:
+        no_file = 0xFFFFFFFF
+        restrict([
+            (LOAD, 0, 0, 0), (EQUAL, 0, 6, MMAP),
+            (LOAD, 0, 0, argument(3)), (AND, 0, 0, 1), (EQUAL, 0, 3, 1),  # MAP_SHARED
+            (LOAD, 0, 0, argument(4)), (EQUAL, 1, 0, no_file),
+            (RETURN, 0, 0, REFUSE | errno.ENODEV), (RETURN, 0, 0, ALLOW),
+        ])  # fmt: skip
+        for asked in ({"flags": "shared"}, {"protection": "rw"}):
+            with pytest.raises(FileError, match="maps no files like this"):
+                Mapping(file, **asked)
+        with Mapping(file) as mapping:
+            assert bytes(mapping) == file.read_bytes()
+            assert mapping.residency().fraction == 1
+            mapping.advise("populate_read")
+        with Mapping(file) as mapping:
+            os.truncate(file, 0)
+            with pytest.raises(FileError, match="was cut to 0 bytes"):
+                mapping.verify()
+
+    in_child(work)
+
+
+def test_a_page_that_the_disk_cannot_read_is_named(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "weights.bin", bytes(64 * PAGE))
+
+    def work() -> None:
+        mapping = Mapping(path, address=1 << 45)
+        end = (mapping.address + 37 * PAGE) % (1 << 32)
+        restrict([  # MADV_POPULATE_READ of anything that reaches into page 37: EFAULT
+            (LOAD, 0, 0, 0), (EQUAL, 0, 7, MADVISE),
+            (LOAD, 0, 0, argument(2)), (EQUAL, 0, 5, 22),
+            (LOAD, 0, 0, argument(1)), (TO_X, 0, 0, 0), (LOAD, 0, 0, argument(0)), (ADD_X, 0, 0, 0),
+            (GREATER, 1, 0, end),
+            (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE | errno.EFAULT),
+        ])  # fmt: skip
+        mapping.advise("populate_read", 0, 37 * PAGE)
+        with pytest.raises(FileError, match=f"weights.bin: cannot read at byte {37 * PAGE}:") as e:
+            mapping.advise("populate_read")
+        assert e.value.errno == errno.EIO
+
+    in_child(work)

@@ -78,8 +78,24 @@ bool mmrt_advice_known(mmrt_advice advice) {
     return madvise(NULL, 0, advices[advice].number) == 0;
 }
 
+/* Says which byte of the range cannot be populated: where the disk failed. */
+static mmrt_status cannot_populate(const mmrt_mapping *mapping, mmrt_pages range, int number,
+                                   mmrt_error *err) {
+    uint64_t first = range.start, end = range.start + range.length; /* it is in [first, end) */
+    while (end - first > mapping->page) {
+        const uint64_t half = (end - first) / mapping->page / 2 * mapping->page;
+        if (madvise(mapping->data + first, (size_t)half, number) == 0)
+            first += half;
+        else
+            end = first + half;
+    }
+    errno = EIO; /* the kernel's EFAULT is about memory */
+    return mmrt_fail_errno(err, "%s: cannot read at byte %llu", mapping->name,
+                           (unsigned long long)(mapping->offset + first));
+}
+
 static mmrt_status refused(mmrt_mapping *mapping, uint64_t offset, uint64_t length,
-                           const struct advice *advice, mmrt_error *err) {
+                           mmrt_pages range, const struct advice *advice, mmrt_error *err) {
     const int error = errno;
     if (error == EINVAL && madvise(NULL, 0, advice->number) != 0)
         return mmrt_fail(err, MMRT_UNSUPPORTED,
@@ -91,6 +107,8 @@ static mmrt_status refused(mmrt_mapping *mapping, uint64_t offset, uint64_t leng
     mmrt_status status = mmrt_mapping_check(mapping, offset, length, NULL, err);
     if (status != MMRT_OK)
         return status; /* why populating failed */
+    if (error == EFAULT && mapping->has_file)
+        return cannot_populate(mapping, range, advice->number, err);
     errno = error;
     return mmrt_fail_errno(err, "cannot take the advice %s", advice->word);
 }
@@ -115,7 +133,7 @@ mmrt_status mmrt_mapping_advise(mmrt_mapping *mapping, uint64_t offset, uint64_t
                              (size_t)(rest < piece ? rest : piece), advice->number);
         while (result != 0 && errno == EINTR);
         if (result != 0)
-            return refused(mapping, offset, length, advice, err);
+            return refused(mapping, offset, length, range, advice, err);
     }
     /* The page cache keeps what is mapped anywhere: it could not drop them before. */
     if (kind == MMRT_ADVICE_EVICT && mapping->has_file)
