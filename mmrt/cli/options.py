@@ -294,4 +294,5 @@ def fetched_model(arguments: argparse.Namespace) -> str:
     if not default_model.is_cached():
         note(default_model.NOTICE)
     with progress("fetching") as update:
-        return str(default_model.path(update))
+        waiting = "another process is fetching it: waiting"
+        return str(default_model.path(update, lambda: note(waiting)))
