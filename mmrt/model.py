@@ -110,6 +110,10 @@ class Model:
         self.file = formats.open(path)
         try:
             self.path = self.file.path
+            if self.file.format != "GGUF":
+                raise UnsupportedError(
+                    f"{self.path}: models run from GGUF files, and this is {self.file.format}"
+                )
             architecture = models.architecture(self.file.metadata, self.path)
             fields = Fields(self.file.metadata, self.path, architecture.__name__.split(".")[-1])
             self.config = architecture.config(fields)
@@ -252,6 +256,8 @@ class Model:
 
     def step_tokens(self, wanted: int) -> int:
         """How many of `wanted` tokens the next step takes."""
+        if self.closed:
+            raise ArgumentError("the model is closed")
         if self._share is None:
             return min(wanted, STEP_TOKENS)
         return self.budget.step_tokens(self._share, wanted)

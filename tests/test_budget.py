@@ -305,3 +305,17 @@ def test_a_cgroup_is_never_filled(path: Path, cgroup: Path, policy: str) -> None
     events = "memory.events" if version_2 else "memory.failcnt"
     found = (cgroup / events).read_text()
     assert "max 0" in found if version_2 else int(found) == 0
+
+
+def test_a_closed_model_says_so_whatever_the_budget(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_small(*_: object) -> int:
+        raise OutOfMemoryError("the memory budget is too small")
+
+    model = mmrt.Model(path, memory="1GiB")
+    text = model.sequence()
+    monkeypatch.setattr(mmrt.Budget, "step_tokens", too_small)
+    model.close()
+    with pytest.raises(ArgumentError, match="the model is closed"):
+        text.extend([1])

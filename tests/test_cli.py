@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import HOME, STORY, Ended, await_text, call, start
 
@@ -135,6 +136,11 @@ def test_a_model_cut_short_is_refused(smollm2_path: Path, tmp_path: Path) -> Non
     with open(smollm2_path, "rb") as whole:
         cut.write_bytes(whole.read(3_000_000))
     call("run", cut, STORY).assert_refused(1, "token_embd.weight")
+
+
+def test_a_model_of_another_format_is_told_from_a_broken_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(3))
+    call("run", tmp_path / "x.npy", STORY).assert_refused(1, "x.npy: models run from GGUF", "npy")
 
 
 def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
