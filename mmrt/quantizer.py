@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -33,6 +34,10 @@ _FILE_TYPES = {
 }
 QUANTIZABLE = tuple(_FILE_TYPES)
 
+_BY_BITS = {
+    "1": "Q2_K", "2": "Q2_K", "3": "Q3_K", "4": "Q4_K", "5": "Q5_K", "6": "Q6_K", "8": "Q8_0",
+}  # fmt: skip
+
 # What it can be quantised from: any other type has lost too much already.
 SOURCES = ("F32", "F16", "BF16", "Q8_0")
 
@@ -43,6 +48,17 @@ _OUTPUT_TYPE = "Q6_K"
 _KEPT = ("ffn_gate_inp", "position_embd", "token_types", "rope_freqs", "ssm_conv1d")
 
 _CHUNK = 1 << 20  # elements quantised between two looks at Ctrl-C
+
+
+def nearest(name: str) -> str | None:
+    """Of QUANTIZABLE, the type that stands in for another or for a mixture that llama.cpp makes: of
+    the same kind ("Q4_K" for "Q4_K_M"), or of about as many bits. None where nothing does."""
+    word = name.upper()
+    for kind in sorted(QUANTIZABLE, key=len, reverse=True):
+        if word.startswith(kind):
+            return kind
+    bits = re.search(r"(?:Q|FP)(\d)", word)
+    return _BY_BITS.get(bits[1]) if bits else None
 
 
 class Choice(NamedTuple):
@@ -113,7 +129,9 @@ def choose(file: TensorFile, type: str) -> list[Choice]:
     - The output matrix, or the embedding if that is the output too, gets at least Q6_K.
     """
     if type not in _FILE_TYPES:
-        raise ArgumentError(f"cannot quantize to {type!r}, only to {', '.join(QUANTIZABLE)}")
+        near = nearest(type)
+        hint = f"; {near} comes nearest" if near else ""
+        raise ArgumentError(f"cannot quantize to {type!r}, only to {', '.join(QUANTIZABLE)}{hint}")
     _metadata(file)
     output = "output.weight" if "output.weight" in file else "token_embd.weight"
     return [_choose_one(file, tensor, type, tensor.name == output) for tensor in file.values()]

@@ -6,7 +6,7 @@ import time
 from mmrt.cli.options import UsageError, positive
 from mmrt.cli.output import print_table, printable, progress
 from mmrt.memory import human
-from mmrt.quantizer import QUANTIZABLE, Quantized, quantize
+from mmrt.quantizer import QUANTIZABLE, Quantized, nearest, quantize
 
 DESCRIPTION = f"""\
 Writes the model in IN to OUT, its matrices as blocks of another type.
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.type not in QUANTIZABLE:
-        raise UsageError(f"TYPE is one of {', '.join(QUANTIZABLE)}, not {arguments.type!r}")
+        near = nearest(arguments.type)
+        hint = f"; {near} comes nearest" if near else ""
+        raise UsageError(f"TYPE is one of {', '.join(QUANTIZABLE)}, not {arguments.type!r}{hint}")
     start = time.perf_counter()
     with progress("quantizing") as update:
         result = quantize(
