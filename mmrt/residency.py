@@ -27,6 +27,9 @@ class Residency(NamedTuple):
     the page is mapped by this process; used where the kernel would not tell the truth about the
     cache, to a process that neither owns nor may write the file."""
 
+    def __repr__(self) -> str:
+        return f"<Residency: {self.resident} of {self.total} pages in memory ({self.source})>"
+
     @classmethod
     def of(cls, pages: bytes, source: Source) -> "Residency":
         return cls(pages.count(1), len(pages), pages, source)

@@ -253,3 +253,8 @@ def test_the_same_page_counts_as_other_tools(file: TensorFile, tool: str, state:
         assert counted_by_vmtouch(Path(file.path)) == (now.resident, now.total)
     else:
         assert counted_by_fincore(Path(file.path)) == now.resident
+
+
+def test_what_is_printed_of_it_is_short() -> None:
+    found = Residency.of(bytes([1, 0]) * 5000, "mincore")
+    assert repr(found) == "<Residency: 5000 of 10000 pages in memory (mincore)>"

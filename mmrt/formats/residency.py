@@ -35,6 +35,9 @@ class FileResidency:
         self.tensors = {name: self.of([name]) for name in file}
         self.page_size = file.mappings[0].page_size
 
+    def __repr__(self) -> str:
+        return f"<FileResidency of {len(self.tensors)} tensors: {self.whole!r}>"
+
     def of(self, names: Iterable[str]) -> Residency:
         """Of several tensors: in file order, pages that they share counted once."""
         ranges: list[Residency] = []

@@ -1,6 +1,7 @@
 """Boxes, lines and words on a dark ground, written as SVG, HTML or PNG."""
 
 import html
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ Anchor = Literal["start", "middle", "end"]
 
 _FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 _PNG_SCALE = 2  # pixels of a PNG for one unit: sharp on dense screens
+_PNG_HIGHEST = 16384  # pixels: 200 MB while it is drawn
 _GLYPH = 0.56  # width of an average character, in units of its size
 
 
@@ -210,15 +212,23 @@ document.addEventListener("pointermove", event => {{
 # ---- PNG ----
 
 
-def png(drawing: Drawing) -> bytes:
+def require_pillow() -> None:
     """UnsupportedError where Pillow is missing."""
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError:
-        raise UnsupportedError(
-            "PNG pictures need Pillow: pip install 'mmrt[pictures]' (HTML needs nothing)"
-        ) from None
+    if importlib.util.find_spec("PIL") is None:
+        raise UnsupportedError("PNG pictures need Pillow: pip install Pillow")
+
+
+def png(drawing: Drawing) -> bytes:
+    """UnsupportedError where Pillow is missing, or the picture would be too large for it."""
+    require_pillow()
+    from PIL import Image, ImageDraw
+
     size = (round(drawing.width * _PNG_SCALE), round(drawing.height * _PNG_SCALE))
+    if size[1] > _PNG_HIGHEST:
+        raise UnsupportedError(
+            f"the PNG picture would be {size[1]} pixels high, and mmrt draws up to {_PNG_HIGHEST}: "
+            "HTML has no such limit"
+        )
     image = Image.new("RGB", size, colours.GROUND)
     canvas = ImageDraw.Draw(image)
     for item in drawing.items:

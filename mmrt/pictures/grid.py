@@ -26,6 +26,13 @@ def stacks(layers: Sequence[Layer]) -> list[list[Layer]]:
     return [list(found) for _, found in groupby(numbered, key=lambda layer: layer.stack)]
 
 
+def label(layers: Sequence[Layer]) -> str:
+    """What neighbours in a stack are called together: "blk 3", "blk 3-5"."""
+    first, last = layers[0], layers[-1]
+    numbers = str(first.number) if first is last else f"{first.number}-{last.number}"
+    return f"{first.stack} {numbers}".strip()
+
+
 def columns(
     stack: Sequence[Layer], sizes: dict[str, int], room: int, least: int, gap: int
 ) -> list[Column]:

@@ -18,6 +18,7 @@ _EDGE = 32
 _GRAIN = 2  # units of the picture for one value: finer than that nobody sees
 _SPACE = 8
 _RUNS = 4  # of resident pages that a tip lists
+_ROWS = 256  # for the layers of a stack, at most: of more, several share one
 _SUMMARY = 150  # what a layer comes to, at the right
 
 _MEANS = {
@@ -111,8 +112,10 @@ class _HeatMap:
         return lines
 
     def stack(self, stack: Sequence[Layer]) -> None:
-        name = stack[0].stack
-        label_width = max(48, text_width(f"{name} 000", 12))
+        together = -(-len(stack) // _ROWS)
+        rows = [stack[first : first + together] for first in range(0, len(stack), together)]
+        widest = max(text_width(grid.label(row), 12) for row in (rows[0], rows[-1]))
+        label_width = min(max(48, widest), 240)
         left = _EDGE + label_width
         room = int(_WIDTH - _EDGE - _SUMMARY - left)
         columns = grid.columns(stack, self.sizes, room, least=16, gap=3)
@@ -123,22 +126,24 @@ class _HeatMap:
             x = left + column.start + min(column.width / 2, 20)
             self.drawing.words(x, self.y - 6, label, 12, colours.FAINT, turned=True)
         height = min(max(900 // len(stack), 10), 22)
-        for layer in stack:
-            self.layer(layer, columns, left, height)
+        for row in rows:
+            self.row(row, columns, left, height)
         self.y += 14
 
-    def layer(self, layer: Layer, columns: Sequence[grid.Column], left: float, height: int) -> None:
+    def row(
+        self, layers: Sequence[Layer], columns: Sequence[grid.Column], left: float, height: int
+    ) -> None:
         size, gap = min(height - 2, 12), 2 if height > 12 else 1
         base = self.y + height / 2 + size * 0.36
-        label = f"{layer.stack} {layer.number}"
+        label = fitted(grid.label(layers), size, left - _EDGE)
         self.drawing.words(left - 10, base, label, size, colours.FAINT, "end")
         for column in columns:
-            names = column.names(layer)
+            names = [name for layer in layers for name in column.names(layer)]
             if names:
                 residency = self.now.of(names)
                 self.cell(left + column.start, column.width, height - gap, residency,
                           self.about(names))  # fmt: skip
-        whole = self.now.layer(layer)
+        whole = self.now.of([name for layer in layers for name in layer.names])
         right = _WIDTH - _EDGE
         self.drawing.words(right - 82, base, percent(whole), size, anchor="end")
         n_bytes = human(whole.resident * self.now.page_size)

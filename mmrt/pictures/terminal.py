@@ -36,7 +36,7 @@ class TerminalMap:
         self.sizes = {name: tensor.nbytes for name, tensor in file.items()}
         self.stacks = grid.stacks(now.layers)
         self.loose = self._loose()
-        labels = [_label([layer]) for stack in self.stacks for layer in stack]
+        labels = [grid.label([layer]) for stack in self.stacks for layer in stack]
         labels += [label for label, _ in self.loose]
         self.label_width = min(max(map(len, labels), default=0), _LABEL)
         self.width, self.colourful = 80, True
@@ -119,7 +119,7 @@ class TerminalMap:
                 cells += [*self._strip(self.now.of(names), column.width), Segment(" ")]
             names = [name for layer in layers for name in layer.names]
             width = columns[-1].start + columns[-1].width
-            rows.append(self._row(_label(layers), cells[:-1], width, self.now.of(names)))
+            rows.append(self._row(grid.label(layers), cells[:-1], width, self.now.of(names)))
         return rows
 
     def _header(self, columns: Sequence[grid.Column], most: int) -> list[Row]:
@@ -175,13 +175,6 @@ class TerminalMap:
             return Segment(" " * width, Style(bgcolor=Color.parse(colours.scale(value))))
         level = 4 if value >= 1 else 1 + int(value * 3) if value > 0 else 0
         return Segment(_SHADES[level] * width)
-
-
-def _label(layers: Sequence[Layer]) -> str:
-    """ "blk 3", "blk 3-5" """
-    first, last = layers[0], layers[-1]
-    numbers = str(first.number) if first is last else f"{first.number}-{last.number}"
-    return f"{first.stack} {numbers}".strip()
 
 
 def _name(column: grid.Column) -> str:
