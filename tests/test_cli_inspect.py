@@ -1,11 +1,17 @@
 """`mmrt inspect`."""
 
 import json
+import os
+import pty
+import struct
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from command import call
+from command import await_text, call, start
+from hostile import make_gguf as make
 
 import mmrt
 
@@ -100,3 +106,74 @@ def test_inspect_shows_no_control_characters(tmp_path: Path) -> None:
     out = call("inspect", path).out
     assert r"\x1b[2J\x07red\nalert" in out
     assert "\x1b" not in out
+
+
+STEERING = "\x1b[2J\x07 \x9b2J \u202eevil \x7f ☃\n\U000e0041"
+
+
+def no_constant(word: str) -> Any:
+    raise AssertionError(f"JSON has no {word}")
+
+
+def test_json_for_any_reader(tmp_path: Path) -> None:
+    """NaN and infinities, which JSON lacks, are null; what steers a terminal is escaped."""
+    path = tmp_path / "odd.gguf"
+    numbers = struct.pack("<3f", float("nan"), float("-inf"), 0.5)
+    entries = (
+        make.entry("one", make.FLOAT64, struct.pack("<d", float("inf"))),
+        make.entry("three", make.ARRAY, make.array(make.FLOAT32, 3, numbers)),
+        make.entry("nine", make.ARRAY, make.array(make.FLOAT32, 9, 3 * numbers)),
+        make.entry("nested", make.ARRAY, make.within(1, make.array(make.FLOAT32, 9, 3 * numbers))),
+        make.entry("text", make.STRING, make.string(STEERING)),
+    )
+    path.write_bytes(make.gguf(entries, (make.tensor(STEERING, (8,)),), 32))
+    out = call("inspect", path, "--json", "--tensors").out
+    assert all(c.isprintable() or c == "\n" for c in out) and "☃" in out
+    report = json.loads(out, parse_constant=no_constant)
+    assert report["tensors"][0]["name"] == report["metadata"]["text"] == STEERING
+    assert report["metadata"]["one"] is None and report["metadata"]["three"] == [None, None, 0.5]
+    first = {"length": 9, "first": [None, None, 0.5, None, None, 0.5, None, None]}
+    assert report["metadata"]["nine"] == first and report["metadata"]["nested"] == [first]
+    one = call("inspect", path, "--json", "--metadata", "nine").out
+    assert json.loads(one, parse_constant=no_constant) == 3 * [None, None, 0.5]
+    out = call("residency", path, "--json").out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert json.loads(out)["tensors"][0]["name"] == STEERING
+
+
+def test_a_value_is_tamed_on_a_terminal_alone(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(make.gguf((make.entry("t", make.STRING, make.string(STEERING)),)))
+    assert call("inspect", path, "--metadata", "t").out == STEERING + "\n"
+    ours, theirs = pty.openpty()
+    process = start("inspect", path, "--metadata", "t", stdout=theirs)
+    assert process.wait(60) == 0
+    shown = await_text(ours, b"U000e0041").decode()
+    os.close(theirs)
+    os.close(ours)
+    assert r"\x1b[2J\x07 \x9b2J \u202eevil \x7f ☃" in shown and "\x1b" not in shown
+
+
+def test_only_what_is_shown_of_a_list_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "long.gguf"
+    head = make.gguf((make.entry("long", make.ARRAY, make.array(make.UINT8, 64 << 20, b"")),))
+    with path.open("wb") as out:
+        out.write(head)
+        out.truncate(len(head) + (64 << 20))
+    tracemalloc.start()
+    try:
+        assert "67108864 values: 0, 0, 0" in call("inspect", path).out
+        assert '"length": 67108864' in call("inspect", path, "--json").out
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_errors_and_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "x\x1b[2J\u202e.gguf"
+    path.write_bytes(b"GGUF")
+    ended = call("inspect", path)
+    ended.assert_refused(1, r"x\x1b[2J\u202e.gguf")
+    assert ended.err[:-1].isprintable()
+    ended = call("inspect", tmp_path / "none", "--\x9bevil")
+    assert ended.status == 2 and ended.err[:-1].isprintable()

@@ -1,5 +1,6 @@
 """`mmrt residency`, `warm`, `evict` and `pagetables`."""
 
+import errno
 import html
 import io
 import json
@@ -7,16 +8,19 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from browser import dom, screenshot
 from command import Ended, await_text, call, start
+from hostile import make_gguf as make
 from pages import PAGE, without_privilege
 from tiny_models import llama
 
 import mmrt
-from mmrt.pictures import colours
+from mmrt.pictures import colours, heatmap
+from mmrt.pictures.drawing import Words, png
 
 N_LAYERS = 12
 
@@ -170,6 +174,20 @@ def test_watching_ends_cleanly_with_an_interrupt(
     assert b"Traceback" not in rest + await_text(ours, b"")
 
 
+def test_watching_a_file_that_goes_away_ends_with_a_word(
+    written: Path, tmp_path: Path, terminal: tuple[int, int]
+) -> None:
+    ours, theirs = terminal
+    path = tmp_path / "model.gguf"
+    shutil.copy(written, path)
+    command = ("residency", path, "--watch", "0.05")
+    with start(*command, stdout=theirs, stderr=theirs) as process:
+        await_text(ours, b"every page")
+        path.unlink()
+        await_text(ours, b"has been deleted or replaced")
+        assert process.wait(timeout=60) == 1
+
+
 # ---- pictures ----
 
 
@@ -257,6 +275,49 @@ def test_a_picture_that_cannot_be_written(model_path: Path, tmp_path: Path) -> N
     call("residency", model_path, "--html", tmp_path / "no" / "map.html").assert_refused(1, "no")
 
 
+def test_a_full_disk_leaves_the_picture_that_was_there(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    page = tmp_path / "map.html"
+    page.write_text("before")
+    monkeypatch.setattr(os, "write", full)
+    ended = call("residency", model_path, "--html", page)
+    ended.assert_refused(1, "map.html", "No space left on device")
+    assert page.read_text() == "before" and os.listdir(tmp_path) == ["map.html"]
+
+
+def test_pictures_on_stdout_and_on_devices(model_path: Path) -> None:
+    ended = call("residency", model_path, "--html", "-")
+    assert ended.status == 0 and ended.out.startswith("<!DOCTYPE html>") and ended.err == ""
+    assert not Path("-").exists()
+    assert call("residency", model_path, "--html", "/dev/null").status == 0
+    call("residency", model_path, "--html", "/dev/full").assert_refused(1, "/dev/full: No space")
+
+
+def test_thousands_of_layers_make_a_bounded_picture(tmp_path: Path) -> None:
+    tensors = tuple(make.tensor(f"blk.{i}.w", (8,), offset=32 * i) for i in range(5000))
+    path = tmp_path / "deep.gguf"
+    path.write_bytes(make.gguf((), tensors, 5000 * 32))
+    with mmrt.open(path) as file:
+        drawing = heatmap.draw(file, file.residency())
+    assert drawing.height < 4000
+    words = [item.text for item in drawing.items if isinstance(item, Words)]
+    assert "blk 0-19" in words and "blk 4980-4999" in words
+    drawing.height = 10_000
+    pytest.importorskip("PIL")
+    with pytest.raises(mmrt.UnsupportedError, match=r"20000 pixels high.*HTML"):
+        png(drawing)
+
+
+def test_png_without_pillow(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    call("residency", model_path, "--png", "x.png").assert_refused(1, "pip install Pillow")
+
+
 def test_the_scale_rises_in_lightness() -> None:
     """So that it can be read in grey, and whatever the kind of colour blindness."""
     fills = [colours.NOTHING, *dict.fromkeys(colours.scale(i / 256) for i in range(1, 257))]
@@ -293,7 +354,14 @@ def refused(model_path: Path, status: int, words: str, *arguments: str) -> Ended
 def test_choices_that_find_nothing_are_one_line(model_path: Path) -> None:
     refused(model_path, 2, "'x' is no number", "--layers", "x")
     refused(model_path, 2, "ends before it begins", "--layers", "5-2")
-    refused(model_path, 1, "no layer 12-20; they go from 0 to 11", "--layers", "12-20")
+    refused(model_path, 1, "no layer 12; they go from 0 to 11", "--layers", "12-20")
+    refused(model_path, 1, "no layer 99; they go from 0 to 11", "--layers", "0-99")
+    call("warm", "--tensors", "*.attn_q.*").assert_refused(2, "FILE")
+
+
+def test_the_file_may_stand_behind_the_patterns(model_path: Path) -> None:
+    ended = call("evict", "--tensors", "*.ffn_up.*", "*.attn_q.*", model_path)
+    assert f"{2 * N_LAYERS} of " in ended.out and ended.err == ""
     refused(model_path, 1, "no tensor matches '*.attn_z.*'", "--tensors", "*.attn_z.*")
 
 

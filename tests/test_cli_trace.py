@@ -1,5 +1,6 @@
 """`mmrt trace`."""
 
+import errno
 import html
 import json
 import os
@@ -29,13 +30,35 @@ def test_a_trace_a_picture_and_a_row_for_each_layer(model_path: Path, tmp_path: 
     assert [line.split()[1] for line in ended.err.splitlines()] == ["evicted;", "wrote", "wrote"]
     events = json.loads(trace.read_text())["traceEvents"]
     assert sum(event.get("cat") == "step" for event in events) == 5
-    rows = [line.split() for line in ended.out.splitlines()]
+    wrote = [e["args"]["wrote"] for e in events if e.get("cat") == "step"]
+    text, _, table = ended.out.partition("\n\nlayer")
+    assert text.split() == "".join(wrote).split() and text
+    rows = [line.split() for line in table.splitlines()]
     assert [row[0] for row in rows[1:7]] == [
         *("token_embd", "blk.0", "blk.1", "blk.2", "output_norm", "all"),
     ]
     assert any(row[:3] == ["page", "tables", "(VmPTE)"] for row in rows)
     assert "5 one by one" not in trace.with_suffix(".html").read_text()
     assert "4 one by one" in trace.with_suffix(".html").read_text()
+
+
+def test_a_full_disk_leaves_the_trace_that_was_there(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    trace = tmp_path / "out.json"
+    trace.write_text("before")
+    monkeypatch.setattr(os, "write", full)
+    ended = call("trace", model_path, PROMPT, "-n", "2", "-o", trace)
+    ended.assert_refused(1, "out.json", "No space left on device")
+    assert trace.read_text() == "before" and os.listdir(tmp_path) == ["out.json"]
+
+
+def test_the_trace_on_stdout(model_path: Path) -> None:
+    ended = call("trace", model_path, PROMPT, "-n", "2", "-o", "-")
+    assert ended.status == 0 and json.loads(ended.out)["traceEvents"]
 
 
 def test_the_picture_in_a_browser(model_path: Path, tmp_path: Path) -> None:

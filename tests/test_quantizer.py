@@ -4,7 +4,9 @@ import errno
 import os
 import re
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
 from mmrt.formats.gguf_writer import Entry, write_gguf
 from mmrt.kernels import Pool
 from mmrt.quant import TYPES
-from mmrt.quantizer import QUANTIZABLE, SOURCES, Choice, choose, quantize
+from mmrt.quantizer import QUANTIZABLE, SOURCES, Choice, choose, nearest, quantize
 
 Array = NDArray[np.float32]
 
@@ -397,19 +399,70 @@ def test_memory_does_not_grow_with_the_matrices(zeros: Path, tmp_path: Path) -> 
     assert peak < 32 << 20
 
 
-def test_ctrl_c(zeros: Path, tmp_path: Path) -> None:
+def writes_into(process: "subprocess.Popen[str]", folder: Path) -> bool:
+    """Whether the process has a file open there."""
+    links = Path(f"/proc/{process.pid}/fd")
+    with suppress(OSError):
+        return any(os.readlink(link).startswith(f"{folder}/") for link in links.iterdir())
+    return False
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_ended_leaves_nothing(
+    zeros: Path, tmp_path: Path, end: signal.Signals
+) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     process = command.start("quantize", zeros, folder / "out.gguf", "TQ2_0", stderr=-1, stdout=-1)
-    while not listed(folder) and process.poll() is None:
+    while not writes_into(process, folder) and process.poll() is None:
         time.sleep(0.01)
     assert process.poll() is None, process.communicate()
-    assert listed(folder)[0].endswith(".part")
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(end)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "")
-    assert time.monotonic() - start < 10 and listed(folder) == []
+    assert (out, err) == ("", "")
+    assert process.returncode == (130 if end == signal.SIGINT else -end)
+    assert listed(folder) == []
+
+
+def test_where_no_file_is_without_a_name(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FUSE and NFS."""
+
+    def unknown(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no")
+        return real(path, flags, mode, **options)
+
+    real = os.open
+    out = tmp_path / "out"
+    out.mkdir()
+    quantize(source, out / "a.gguf", "Q8_0")
+    monkeypatch.setattr(os, "open", unknown)
+    quantize(source, out / "b.gguf", "Q8_0")
+    assert listed(out) == ["a.gguf", "b.gguf"]
+    assert (out / "a.gguf").read_bytes() == (out / "b.gguf").read_bytes()
+
+    def fail(done: int, total: int) -> None:
+        assert any(name.endswith(".part") for name in listed(out))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, out / "b.gguf", "Q4_0", progress=fail)
+    assert listed(out) == ["a.gguf", "b.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("Q4_K_M", "Q4_K"), ("q5_k_s", "Q5_K"), ("Q3_K_L", "Q3_K"), ("IQ4_XS", "Q4_K"),
+        ("IQ2_XXS", "Q2_K"), ("MXFP4", "Q4_K"), ("Q8_K", "Q8_0"), ("Q2_K_S", "Q2_K"), ("F16", None),
+    ],
+)  # fmt: skip
+def test_names_of_mixtures_lead_to_a_type(asked: str, near: str | None) -> None:
+    assert nearest(asked) == near
+    ended = command.call("quantize", "in", "out", asked)
+    ended.assert_refused(2, f"not '{asked.upper()}'" + (f"; {near} comes nearest" if near else " "))
 
 
 # ---- the command ----

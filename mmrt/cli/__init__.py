@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import mmrt
 from mmrt.cli.options import UsageError
+from mmrt.cli.output import tame
 from mmrt.errors import MmrtError
 
 COMMANDS = {
@@ -87,7 +88,7 @@ def _dispatch(argv: Sequence[str] | None) -> int:
             found = f"no command {chosen.command!r}" if chosen.command else "no command given"
             raise UsageError(f"{found}; there are {', '.join(COMMANDS)}")
     except UsageError as error:
-        print(f"{usage_of}: {error} (see {usage_of} --help)", file=sys.stderr)
+        print(f"{usage_of}: {tame(str(error))} (see {usage_of} --help)", file=sys.stderr)
         return 2
     except SystemExit as done:  # argparse, after --help
         return int(done.code or 0)
@@ -119,7 +120,7 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(text.split()) or type(error).__name__
+    return tame(" ".join(text.split())) or type(error).__name__
 
 
 def _abandon_unwritable_output() -> None:

@@ -1,7 +1,6 @@
 """`mmrt bench`: how fast a model reads and writes, and what it costs in memory and I/O."""
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -18,7 +17,7 @@ from mmrt.cli.options import (
     open_model,
     positive,
 )
-from mmrt.cli.output import Update, progress
+from mmrt.cli.output import Update, progress, to_json
 from mmrt.errors import MmrtError
 from mmrt.memory import human
 from mmrt.streaming import Streaming
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     for test in tests:
         with progress(str(test)) as update:
             rows.append(about | _measure(test, path, arguments, update))
-    print(json.dumps(rows, indent=2) if arguments.output == "json" else _markdown(rows))
+    print(to_json(rows, 2) if arguments.output == "json" else _markdown(rows))
 
 
 def _about(file: formats.TensorFile) -> dict[str, Any]:

@@ -20,7 +20,7 @@ that are in these layers and match a pattern:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a weight file, or one of a set")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a weight file, or one of a set")
     parser.add_argument("--layers", metavar="N-M,...", help="tensors of these layers only")
     parser.add_argument(
         "--tensors", nargs="+", action="extend", default=[], metavar="PATTERN",
@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, direction: Literal["warm", "evict"]) -> None:
     layers, patterns = arguments.layers, arguments.tensors
+    if arguments.file is None and len(patterns) > 1:  # the last one stood behind the patterns
+        arguments.file = patterns.pop()
+    if arguments.file is None:
+        raise UsageError("the following arguments are required: FILE")
     if layers is not None:
         try:
             layer_numbers(layers)

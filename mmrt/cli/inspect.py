@@ -3,15 +3,17 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrt import formats
 from mmrt.cli.options import UsageError, size
-from mmrt.cli.output import print_table, printable
+from mmrt.cli.output import print_table, printable, tame, to_json
 from mmrt.errors import ArgumentError
 from mmrt.formats import TensorFile
+from mmrt.gguf import Beginning, Metadata
 from mmrt.memory import human
 
 DESCRIPTION = """\
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--png", metavar="PICTURE", type=Path,
-        help="with --memory: draw speed by budget (needs Pillow)",
+        help="with --memory: draw speed by budget (needs Pillow; -: to stdout, and no plan)",
     )  # fmt: skip
 
 
@@ -57,14 +59,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _show_plan(arguments: argparse.Namespace) -> None:
     from mmrt.cli.plan import Plans
+    from mmrt.pictures import drawing
 
+    if arguments.png:
+        drawing.require_pillow()  # before anything is measured
     plans = Plans(arguments.file, arguments.memory)
-    if arguments.json:
-        print(json.dumps(plans.report(), indent=2))
-    else:
-        plans.print()
     if arguments.png:
         plans.draw(arguments.png)
+    if str(arguments.png) == "-":
+        return
+    if arguments.json:
+        print(to_json(plans.report(), 2))
+    else:
+        plans.print()
 
 
 def _lookup(file: TensorFile, key: str) -> Any:
@@ -75,17 +82,17 @@ def _lookup(file: TensorFile, key: str) -> Any:
 
 def _print_value(value: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
-    elif isinstance(value, list):
-        for element in value:
-            print(_plain(element))
-    else:
-        print(_plain(value))
+        print(to_json(value))
+        return
+    # A program gets it as it is; a terminal is not to be steered by it.
+    shown = (lambda text: tame(text, "\n\t")) if sys.stdout.isatty() else str
+    for element in value if isinstance(value, list) else [value]:
+        print(shown(_plain(element)))
 
 
 def _print_json(file: TensorFile, with_tensors: bool) -> None:
     report = summary(file)
-    report["metadata"] = {key: _abbreviated(value) for key, value in file.metadata.items()}
+    report["metadata"] = {key: _abbreviated(value) for key, value in _beginnings(file)}
     if with_tensors:
         report["tensors"] = [
             {
@@ -97,7 +104,7 @@ def _print_json(file: TensorFile, with_tensors: bool) -> None:
             }
             for tensor in file.values()
         ]
-    print(json.dumps(report, indent=2, ensure_ascii=False))
+    print(to_json(report, 2))
 
 
 def _print_tables(file: TensorFile, with_tensors: bool) -> None:
@@ -115,7 +122,7 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
         ("type", "tensors", "parameters", "size", "share"),
         [
             (
-                name,
+                printable(name),
                 str(row["tensors"]),
                 str(row["parameters"]),
                 human(row["nbytes"]),
@@ -129,7 +136,7 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
         print()
         print_table(
             ("key", "value"),
-            [(printable(key), printable(_sketch(value))) for key, value in file.metadata.items()],
+            [(printable(key), printable(_sketch(value))) for key, value in _beginnings(file)],
             "Metadata",
         )
     if with_tensors:
@@ -137,7 +144,7 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
         print_table(
             ("tensor", "type", "shape", "size", "offset"),
             [
-                (printable(t.name), t.type, _by(t.shape), human(t.nbytes), str(t.offset))
+                (printable(t.name), printable(t.type), _by(t.shape), human(t.nbytes), str(t.offset))
                 for t in file.values()
             ],
             "Tensors",
@@ -176,28 +183,49 @@ def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "model": metadata["tokenizer.ggml.model"],
         "pre": metadata.get("tokenizer.ggml.pre"),
-        "tokens": len(metadata.get("tokenizer.ggml.tokens", ())),
+        "tokens": _length(metadata, "tokenizer.ggml.tokens"),
         "chat_template": "tokenizer.chat_template" in metadata,
     }
 
 
+def _beginnings(file: TensorFile) -> Iterator[tuple[str, Any]]:
+    """The metadata; of long lists only the Beginning, and no more than that is decoded."""
+    for key in file.metadata:
+        yield key, _beginning(file.metadata, key, _SHOWN)
+
+
+def _beginning(metadata: Mapping[str, Any], key: str, most: int) -> Any:
+    if isinstance(metadata, Metadata):
+        return metadata.beginning(key, most)
+    value = metadata[key]
+    return Beginning(len(value), value[:most]) if _is_longer(value, most) else value
+
+
+def _is_longer(value: Any, most: int) -> bool:
+    return isinstance(value, list) and len(value) > most
+
+
+def _length(metadata: Mapping[str, Any], key: str) -> int:
+    found = _beginning(metadata, key, 0) if key in metadata else []
+    return found.length if isinstance(found, Beginning) else len(found)
+
+
 def _abbreviated(value: Any) -> Any:
-    """`value`, or of a long list its length and beginning."""
-    if isinstance(value, list) and len(value) > _SHOWN:
-        return {"length": len(value), "first": value[:_SHOWN]}
-    return value
+    """A value for JSON, with Beginnings as objects."""
+    if isinstance(value, Beginning):
+        return {"length": value.length, "first": _abbreviated(value.first)}
+    return [_abbreviated(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _sketch(value: Any) -> str:
-    """`value` for one cell of a table."""
-    if isinstance(value, list) and len(value) > _SHOWN:
-        beginning = ", ".join(map(_plain, value[:_SHOWN]))
-        return f"{len(value)} values: {printable(beginning, 40)}"
+    """A value for one cell of a table."""
+    if isinstance(value, Beginning):
+        return f"{value.length} values: {printable(', '.join(map(_plain, value.first)), 40)}"
     return _plain(value)
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(_abbreviated(value), ensure_ascii=False)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -1,8 +1,18 @@
-"""What the commands share for printing: tables, bars, text from strangers."""
+"""What the commands share for printing: tables, bars, JSON, text from strangers; and for the files
+that they write."""
 
+import json
+import math
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmrt.errors import FileError
+from mmrt.formats.whole_file import whole_file
+from mmrt.memory import human
 
 Update = Callable[[int, int], None]
 """update(done, total)"""
@@ -10,15 +20,63 @@ Update = Callable[[int, int], None]
 
 def note(text: str) -> None:
     """Says something beside the output proper."""
-    print(f"mmrt: {text}", file=sys.stderr, flush=True)
+    print(f"mmrt: {tame(text)}", file=sys.stderr, flush=True)
+
+
+def tame(text: str, keep: str = "") -> str:
+    """`text` with nothing in it that steers a terminal: files come from strangers. What is not
+    printable is spelled as Python does (`\\x1b`), but for the characters in `keep`."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def printable(text: str, limit: int = 72) -> str:
-    """`text` on one line, cut at `limit` characters, and with nothing in it that steers a terminal:
-    files come from strangers.
+    """`text` tamed, on one line, and cut at `limit` characters."""
+    return tame(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON for any reader: NaN and the infinities, which JSON lacks, as null, and what
+    is not printable in names and texts as escapes."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"[^\n -~]", _escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    c = match[0]
+    if c.isprintable():
+        return c
+    return "\\u007f" if c == "\x7f" else json.dumps(c)[1:-1]  # in two where UTF-16 has two units
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file that was asked for, and says so: whole, or what was there stays. `-` is stdout.
+
+    Raises FileError, naming the file.
     """
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+    if str(path) == "-":
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+        return
+    if path.exists() and not path.is_file():  # a device or a FIFO: there is nothing to keep
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise FileError(error.errno, error.strerror, str(path)) from None
+    else:
+        with whole_file(path) as out:
+            out.write(data)
+    note(f"wrote {path}, {human(len(data))}")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

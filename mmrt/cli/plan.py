@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrt import forecast
-from mmrt.cli.output import note, print_table, printable
+from mmrt.cli.output import print_table, printable, write_file
 from mmrt.forecast import Forecast
 from mmrt.memory import human
 from mmrt.model import Model
@@ -99,8 +99,7 @@ class Plans:
             ],
             [curves.Mark(self.others[-1].budget / gib, "all weights fit")],
         )
-        path.write_bytes(drawing.png(picture))
-        note(f"wrote {path}")
+        write_file(path, drawing.png(picture))
 
 
 def _row(f: Forecast) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`mmrt residency`: which pages of a weight file are in memory."""
 
 import argparse
-import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any
 
 from mmrt import counters, formats, pagetables
 from mmrt.cli.options import UsageError, seconds
-from mmrt.cli.output import note, print_table, printable
+from mmrt.cli.output import note, print_table, printable, to_json, write_file
+from mmrt.errors import FileError
 from mmrt.formats import TensorFile
 from mmrt.formats.residency import FileResidency
 from mmrt.layers import place
@@ -19,7 +20,8 @@ from mmrt.residency import Residency
 
 DESCRIPTION = """\
 Shows which pages of a weight file are in memory, by layer and tensor: as a heat
-map on a terminal, elsewhere as a table. Reads none of the weights in.
+map on a terminal, elsewhere as a table. Reads none of the weights in, but the
+file's header, whose pages are there therefore.
 
 Of a file that you neither own nor may write, the kernel does not say what is
 cached; then the pages are shown that this process has mapped, and it says so.\
@@ -33,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw it anew every SECONDS (default: 1) until Ctrl-C",
     )  # fmt: skip
     parser.add_argument(
-        "--png", type=Path, metavar="PICTURE", help="write a picture (needs Pillow)"
+        "--png", type=Path, metavar="PICTURE", help="write a picture (needs Pillow; -: to stdout)"
     )
     parser.add_argument(
         "--html", type=Path, metavar="PICTURE",
-        help="write a page for the browser that tells the exact pages under the pointer",
+        help="write a page for the browser that tells the exact pages under the pointer; "
+        "-: to stdout",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with every run of pages")
 
@@ -56,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.png or arguments.html:
             _draw(file, now, arguments.png, arguments.html)
         elif arguments.json:
-            print(json.dumps(report(file, now), indent=2))
+            print(to_json(report(file, now), 2))
         elif sys.stdout.isatty():
             from rich.console import Console
 
@@ -85,6 +88,7 @@ def _watch(file: TensorFile, interval: float) -> None:
     console = Console()
 
     def look() -> TerminalMap:
+        _require_unmoved(file)
         return TerminalMap(file, file.residency(), console.height)
 
     try:
@@ -96,16 +100,25 @@ def _watch(file: TensorFile, interval: float) -> None:
         console.print(TerminalMap(file, file.residency()))  # stays, as the screen does not
 
 
+def _require_unmoved(file: TensorFile) -> None:
+    """FileError where a path leads to the file no more whose pages are looked at."""
+    for mapping in file.mappings:
+        try:
+            same = os.path.samestat(os.stat(mapping.path), os.fstat(mapping.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise FileError(f"{mapping.path} has been deleted or replaced since it was opened")
+
+
 def _draw(file: TensorFile, now: FileResidency, png: Path | None, page: Path | None) -> None:
     from mmrt.pictures import drawing, heatmap
 
     picture = heatmap.draw(file, now)
     if png:
-        png.write_bytes(drawing.png(picture))
+        write_file(png, drawing.png(picture))
     if page:
-        page.write_text(drawing.page(picture), encoding="utf-8")
-    for path in filter(None, (png, page)):
-        note(f"wrote {path}, {human(path.stat().st_size)}")
+        write_file(page, drawing.page(picture).encode())
 
 
 def _print_table(now: FileResidency) -> None:

@@ -1,7 +1,6 @@
 """`mmrt trace`: what a generation costs, by token and by layer."""
 
 import argparse
-import json
 from pathlib import Path
 
 from mmrt import chrome_trace, trace
@@ -11,7 +10,7 @@ from mmrt.cli.options import (
     generation,
     open_model,
 )
-from mmrt.cli.output import note, print_table, printable, progress
+from mmrt.cli.output import note, print_table, printable, progress, tame, to_json, write_file
 from mmrt.cli.prompt import add_prompt_arguments, model_and_prompt
 from mmrt.memory import human
 from mmrt.trace import Span, Trace
@@ -21,7 +20,9 @@ Continues PROMPT, and records for each token and layer what it cost: time, page
 faults, bytes read from the disk; and what of the weights was in memory.
 
 Writes trace.json, which chrome://tracing and https://ui.perfetto.dev open, and a
-picture of it beside, trace.html; prints a row for each layer.\
+picture of it beside, trace.html; prints the text and a row for each layer. A
+file `-` is stdout, in place of both. The output of a model that has no matrix
+of its own for it counts as its embedding's, token_embd.\
 """
 
 
@@ -64,7 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
             except KeyboardInterrupt as signal:
                 interrupted = signal  # what there is is written first
     _write(recorder.trace, arguments)
-    _print(recorder.trace)
+    if Path("-") not in (arguments.output, arguments.html, arguments.png):  # stdout is the table's
+        print(tame("".join(step.text for step in recorder.trace.steps), "\n\t"), end="\n\n")
+        _print(recorder.trace)
     if interrupted:
         raise interrupted
 
@@ -72,14 +75,16 @@ def run(arguments: argparse.Namespace) -> None:
 def _write(found: Trace, arguments: argparse.Namespace) -> None:
     from mmrt.pictures import drawing, timeline
 
-    page = arguments.html or arguments.output.with_suffix(".html")
-    arguments.output.write_text(json.dumps(chrome_trace.events(found)), encoding="utf-8")
+    write_file(arguments.output, to_json(chrome_trace.events(found)).encode())
     picture = timeline.draw(found)
-    page.write_text(drawing.page(picture), encoding="utf-8")
+    if page := arguments.html or _beside(arguments.output):
+        write_file(page, drawing.page(picture).encode())
     if arguments.png:
-        arguments.png.write_bytes(drawing.png(picture))
-    for path in filter(None, (arguments.output, page, arguments.png)):
-        note(f"wrote {path}, {human(path.stat().st_size)}")
+        write_file(arguments.png, drawing.png(picture))
+
+
+def _beside(output: Path) -> Path | None:
+    return None if str(output) == "-" else output.with_suffix(".html")
 
 
 def _print(found: Trace) -> None:

@@ -30,7 +30,8 @@ def select(
     """Of `names`, those in these layers (None: in all, and in none) that match one of the patterns
     at least (no patterns: all), spelled as the shell's: `*attn_?.weight`.
 
-    Raises ArgumentError where a layer or pattern finds nothing.
+    Raises ArgumentError where a layer, the first and last of a range among them, is not there or a
+    pattern finds nothing.
     """
     chosen = list(names)
     if patterns:
@@ -56,12 +57,11 @@ def _in_layers(names: list[str], numbers: Sequence[range]) -> list[str]:
     if not found:
         raise ArgumentError("layers: none of these tensors is in a numbered layer")
     for asked in numbers:
-        if not found.keys() & asked:
-            last = f"-{asked[-1]}" if len(asked) > 1 else ""
-            raise ArgumentError(
-                f"layers: there is no layer {asked[0]}{last}; they go from {min(found)} to "
-                f"{max(found)}"
-            )
+        for number in (asked[0], asked[-1]):
+            if number not in found:
+                raise ArgumentError(
+                    f"layers: there is no layer {number}; they go from {min(found)} to {max(found)}"
+                )
     chosen = {
         name
         for layer in layers.group(names)
