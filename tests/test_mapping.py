@@ -573,3 +573,8 @@ def test_a_page_that_the_disk_cannot_read_is_named(tmp_path: Path) -> None:
         assert e.value.errno == errno.EIO
 
     in_child(work)
+
+
+def test_files_that_are_made_while_they_are_read() -> None:
+    with pytest.raises(UnsupportedError, match="/proc/cpuinfo: it has no size"):
+        Mapping("/proc/cpuinfo")

@@ -400,10 +400,12 @@ def test_memory_does_not_grow_with_the_matrices(zeros: Path, tmp_path: Path) -> 
 
 
 def writes_into(process: "subprocess.Popen[str]", folder: Path) -> bool:
-    """Whether the process has a file open there."""
-    links = Path(f"/proc/{process.pid}/fd")
+    """Whether the process has written to a file there, beyond its header."""
+    about = Path(f"/proc/{process.pid}")
     with suppress(OSError):
-        return any(os.readlink(link).startswith(f"{folder}/") for link in links.iterdir())
+        for link in (about / "fd").iterdir():
+            if os.readlink(link).startswith(f"{folder}/"):
+                return int((about / "fdinfo" / link.name).read_text().split()[1]) > 100_000
     return False
 
 

@@ -48,12 +48,19 @@ static bool mincore_is_truthful(int fd, const struct stat *status) {
     return faccessat(AT_FDCWD, link, W_OK, AT_EACCESS) == 0;
 }
 
-static mmrt_status check_file(const char *name, const struct stat *status, mmrt_error *err) {
+static mmrt_status check_file(const char *name, int fd, const struct stat *status,
+                              mmrt_error *err) {
     if (!S_ISREG(status->st_mode)) {
         errno = S_ISDIR(status->st_mode) ? EISDIR : ENODEV;
         return mmrt_fail_errno(err, "cannot map '%s', which is %s and not a regular file", name,
                                kind_of(status->st_mode));
     }
+    char byte;
+    if (status->st_size == 0 && pread(fd, &byte, 1, 0) == 1)
+        return mmrt_fail(err, MMRT_UNSUPPORTED,
+                         "%s: it has no size, as it is made while it is read (as files of /proc "
+                         "are): nothing can be mapped; copy it",
+                         name);
     if (status->st_size == 0)
         return mmrt_fail(err, MMRT_FORMAT, "%s: the file is empty", name);
     if ((uint64_t)status->st_size > SIZE_MAX)
@@ -102,7 +109,7 @@ static mmrt_status open_file(const mmrt_map_request *request, mmrt_mapping *mapp
     mmrt_file_init(&mapping->file, fd, access, &file);
     if (!examined)
         return mmrt_fail_errno(err, "cannot examine '%s'", mapping->name);
-    mmrt_status status = check_file(mapping->name, &file, err);
+    mmrt_status status = check_file(mapping->name, fd, &file, err);
     if (status != MMRT_OK)
         return status;
     const uint64_t size = (uint64_t)file.st_size;
@@ -195,7 +202,8 @@ static mmrt_status map(const mmrt_map_request *request, mmrt_mapping *mapping, m
     void *data = mmap(address, length, protection, bits, fd, (off_t)mapping->offset);
     /* Some file systems (of FUSE with direct I/O, 9p) map no file shared; of one that is only read,
      * a private mapping shows the same. */
-    if (data == MAP_FAILED && errno == ENODEV && free_to_choose && !mapping->writable)
+    if (data == MAP_FAILED && (errno == ENODEV || errno == EINVAL) && free_to_choose &&
+        !mapping->writable)
         data = mmap(address, length, protection, (bits & ~MAP_SHARED) | MAP_PRIVATE, fd,
                     (off_t)mapping->offset);
     if (data == MAP_FAILED)
