@@ -19,7 +19,14 @@ from mmrt import counters, system
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.mapping import Mapping
 from mmrt.memory import human, parse_size
-from mmrt.program import PAGE_TOKENS, Cache, Program, check_reader, probe_reader
+from mmrt.program import (
+    ALIKE_TOKENS,
+    PAGE_TOKENS,
+    Cache,
+    Program,
+    check_reader,
+    probe_reader,
+)
 from mmrt.streaming import READERS, Plan
 
 MIB = 1 << 20
@@ -35,6 +42,12 @@ _WORTH_LOADING = 8 * MIB
 # reads all weights once.
 _MUCH_STALL = 0.25
 
+# What every budget has room for: a text of so many tokens, what the process loads as it reads and
+# writes it, and steps of as many tokens as divide_step() needs.
+_FIRST_TEXT = 128
+_YET_TO_LOAD = 6 * MIB
+_LEAST_STEP = 2 * ALIKE_TOKENS - 1
+
 # Of the file, to measure the disk with: enough for a figure within a few per cent.
 _PROBE_BYTES = 64 * MIB
 
@@ -43,6 +56,17 @@ _CLEARLY_FASTER = 1.15
 
 # Of a range that was let go: the part that may stay in memory for all that.
 _STILL_THERE = 0.01
+
+
+def divide_step(wanted: int, most: int) -> int:
+    """How many of `wanted` tokens a step of `most`, at least _LEAST_STEP, takes: never so few, nor
+    leaving so few, that they are rounded otherwise than in one step."""
+    return wanted if wanted <= most else min(most, wanted - ALIKE_TOKENS)
+
+
+def first_text(program: Program) -> int:
+    """Bytes that a first text takes beside its scratch."""
+    return _FIRST_TEXT // PAGE_TOKENS * program.page_bytes + _YET_TO_LOAD
 
 
 class Share:
@@ -54,6 +78,7 @@ class Share:
         program: Program,
         kv: Callable[[], int],
         give_back: Callable[[], None],
+        prepare: Callable[[], None],
         step_tokens: int,
         reader: str | None,
         lock: bool,
@@ -62,6 +87,7 @@ class Share:
         self.program = program
         self.kv = kv  # bytes of keys and values that the model holds
         self.give_back = give_back  # those that it can do without
+        self.prepare = prepare  # loads what texts need beside the program
         self.step_tokens = step_tokens  # of a long prompt, at a time
         self.reader = reader  # None: whichever is faster
         self.lock = lock  # what is kept of the weights
@@ -95,7 +121,7 @@ class Share:
 
     def scratch(self, limited: bool) -> int:
         """What stays taken between steps."""
-        return self.program.step_bytes(1 if limited else self.step_tokens)
+        return self.program.step_bytes(_LEAST_STEP if limited else self.step_tokens)
 
     def pages(self, n_tokens: int, length: int) -> int:
         """Bytes of the keys and values by which n_tokens more extend a sequence of `length`."""
@@ -131,7 +157,7 @@ class _Step:
         self.n_tokens = sum(n for n, _ in parts)
         self.pages = sum(share.pages(n, cache.length) for n, cache in parts)
         # If weights are limited; else it stays taken.
-        self.scratch = program.step_bytes(self.n_tokens) - program.step_bytes(1)
+        self.scratch = max(program.step_bytes(self.n_tokens) - share.scratch(limited=True), 0)
         self.takes_more = self.pages > 0 or self.scratch > 0
         self._caches = {cache for _, cache in parts}
         self._held = sum(cache.nbytes for cache in self._caches)
@@ -176,23 +202,34 @@ class Budget:
         """To be called before a model is opened: notes what the process takes without any."""
         with self._changes:
             if not self._shares:
-                used = counters.resident()
-                self._base_anon, self._files_then = used.anon, used.files
-                self._base_files = used.files + used.page_tables
-                self._charged = {bound.name: bound.files for bound in system.bounds()}
+                self._note_base()
+
+    def _note_base(self) -> None:
+        used = counters.resident()
+        self._base_anon, self._files_then = used.anon, used.files
+        self._base_files = used.files + used.page_tables
+        self._charged = {bound.name: bound.files for bound in system.bounds()}
 
     def join(self, share: Share) -> None:
         """Gives a model its share, and takes from the others what it is to have.
 
-        Raises OutOfMemoryError, saying the least that would do, if there is too little.
+        Raises OutOfMemoryError, saying what it needs at least, if there is too little.
         """
-        with self._changes:
-            self._shares.add(share)
-            try:
-                self._make_room(_Step(share, [(1, Cache(share.program))]))
-            except BaseException:
+        text = first_text(share.program)
+        try:
+            with self._changes:
+                self._shares.add(share)
+                holds_all = self._hold_all(text)
+            if not holds_all:
+                share.prepare()
+            with self._changes:
+                if len(self._shares) == 1:  # so nothing of weights has been read yet
+                    self._note_base()
+                self._make_room(0, 0, text, f"for a text of {_FIRST_TEXT} tokens")
+        except BaseException:
+            with self._changes:
                 self._shares.discard(share)
-                raise
+            raise
 
     def leave(self, share: Share) -> None:
         """What the model had is for the others, from their next step on."""
@@ -210,7 +247,7 @@ class Budget:
         about = _Step(share, parts)
         with self._changes:
             if about.takes_more or time.monotonic() - self._looked > _LOOK_SECONDS:
-                self._make_room(about)
+                self._make_room(about.pages, about.scratch, 0, "for this text")
             if about.takes_more:
                 self._running.add(about)
         looks = share.weights is not None and about.n_tokens >= share.step_tokens
@@ -228,15 +265,15 @@ class Budget:
     def step_tokens(self, share: Share, wanted: int) -> int:
         """How many of `wanted` tokens one step is to take: what it can without taking too much from
         the weights."""
-        wanted = min(wanted, share.step_tokens)
+        most = share.step_tokens
         with self._changes:
-            if share.weights is None:
-                return wanted
-            least = sum(each.least for each in self._shares)
-            free = self.room(0).n_bytes - least
-            while wanted > 1 and share.program.step_bytes(wanted) > free // 4:
-                wanted //= 2
-            return wanted
+            if share.weights is not None:
+                least = sum(each.least for each in self._shares)
+                free = self.room(0).n_bytes - least
+                most = min(most, max(wanted, _LEAST_STEP))
+                while most > _LEAST_STEP and share.program.step_bytes(most) > free // 4:
+                    most = max(most // 2, _LEAST_STEP)
+        return divide_step(wanted, most)
 
     def room(self, growth: int) -> Room:
         """What there is for weights, kept and on their way, where it is least, when other things
@@ -276,37 +313,44 @@ class Budget:
         charged = self._charged.get(bound.name)
         return self._base_files if charged is None else min(self._base_files, charged)
 
-    def _make_room(self, step: _Step) -> None:
+    def _hold_all(self, growth: int) -> bool:
+        """Whether no weights are limited, nor need be."""
+        if any(share.weights is not None or share.lock for share in self._shares):
+            return False
+        room = self._tightest(growth, limited=False).n_bytes
+        return room >= sum(share.file_bytes for share in self._shares)
+
+    def _make_room(self, pages: int, scratch: int, reserve: int, purpose: str) -> None:
+        """Shares out what there is when keys and values take `pages` bytes more, and for a while
+        scratch does. Refuses if `reserve` bytes more could not be had from the weights then."""
         while True:
             try:
-                return self._look(step)
+                return self._look(pages, scratch, reserve, purpose)
             except OutOfMemoryError:
                 # Who runs a step already, and is in a signal handler, would wait for itself.
-                if not self._running or any(s.thread == step.thread for s in self._running):
+                here = threading.get_ident()
+                if not self._running or any(step.thread == here for step in self._running):
                     raise
             self._changes.wait()
 
-    def _look(self, step: _Step) -> None:
+    def _look(self, pages: int, scratch: int, reserve: int, purpose: str) -> None:
         self._looked = time.monotonic()
+        if self._hold_all(pages + reserve):
+            return
         shares = sorted(self._shares, key=lambda share: share.path)
-        if all(share.weights is None and not share.lock for share in shares):
-            room = self._tightest(step.pages, limited=False).n_bytes
-            if room >= sum(share.file_bytes for share in shares):
-                return
-        tightest = self._tightest(step.pages + step.scratch, limited=True)
-        room = tightest.n_bytes
+        tightest = self._tightest(pages + scratch, limited=True)
         least = sum(share.least for share in shares)
-        if room < least:
+        if tightest.n_bytes - reserve < least:
             for share in shares:
                 share.give_back()
-            tightest = self._tightest(step.pages + step.scratch, limited=True)
-            room = tightest.n_bytes
+            tightest = self._tightest(pages + scratch, limited=True)
+        room = tightest.n_bytes
         most = sum(share.most for share in shares)
-        if room < least:
-            bound = tightest.bound
+        if room - reserve < least:
+            bound, needed = tightest.bound, tightest.bound.limit + least + reserve - room
             raise OutOfMemoryError(
                 f"{', '.join(s.path for s in shares)}: {bound.name} of {human(bound.limit)} is too "
-                f"small; the least that would do is {_ceil_mib(bound.limit + least - room)}"
+                f"small: {purpose} it needs at least {_ceil_mib(needed)}"
             )
         part = min((room - least) / (most - least), 1.0) if most > least else 1.0
         wanted = {s: s.least + int((s.most - s.least) * part) for s in shares}

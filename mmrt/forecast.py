@@ -4,7 +4,7 @@ import mmap
 from dataclasses import dataclass
 
 from mmrt import layers
-from mmrt.budget import choose_reader, probe
+from mmrt.budget import choose_reader, first_text, probe
 from mmrt.kernels import Pool, roof
 from mmrt.model import Model
 from mmrt.streaming import Plan
@@ -90,13 +90,13 @@ def measure(model: Model) -> Machine:
 
 def forecast(model: Model, machine: Machine) -> Forecast:
     """Of the budget that the model was opened with."""
-    room = model.budget.room(model.program.page_bytes)
+    room = model.budget.room(0)
     return _of_weights(model, machine, room.bound.limit, room.n_bytes)
 
 
 def others(model: Model, machine: Machine, n: int = 10) -> list[Forecast]:
     """Of budgets from the least that the model runs in to the one that holds all its weights."""
-    room = model.budget.room(model.program.page_bytes)
+    room = model.budget.room(first_text(model.program))
     besides, ends = room.bound.limit - room.n_bytes, model.program.plan(0)
     first, last = ends.least + ends.rest, ends.most + ends.rest
     sizes = [first + (last - first) * i // (n - 1) for i in range(n)]

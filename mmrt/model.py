@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmrt import budget, chat, counters, formats, models, policies, quant
 from mmrt.budget import Budget, Share
 from mmrt.conversation import Conversation
-from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
 from mmrt.fields import Fields
 from mmrt.generation import Answer, Options, Piece, Settings, generate, generate_together
 from mmrt.kernels import Pool, cpu_info, trim_heap
@@ -23,6 +23,7 @@ from mmrt.memory import Memory
 from mmrt.models.unread import refuse_unread_fields, refuse_unread_tensors
 from mmrt.models.weights import Weights
 from mmrt.program import Cache, Program
+from mmrt.sampler import Sampler
 from mmrt.sequence import Sequence
 from mmrt.streaming import READERS, Streaming
 from mmrt.tensor import Tensor
@@ -103,6 +104,7 @@ class Model:
         # The last conversation's keys and values, if no one goes on with it now.
         self._last_chat: collections.deque[Cache] = collections.deque(maxlen=1)
         self._share: Share | None = None
+        self._tokenizer: Tokenizer | None = None
         self.closed = False
         self._pool = Pool(threads)
         self.isa = cpu_info().isa
@@ -145,15 +147,20 @@ class Model:
             raise
         # What runs a step: the program, or one who watches it.
         self.run_step: RunStep = self.program.run
-        self._tokenizer: Tokenizer | None = None
 
     def _join_budget(self, reader: str | None, lock: bool) -> None:
         self.program.stream()
         kv = functools.partial(_kv_bytes, self._sequences, self._last_chat)
         spare = self._last_chat.clear
-        share = Share(self.path, self.program, kv, spare, STEP_TOKENS, reader, lock)
+        share = Share(self.path, self.program, kv, spare, self._prepare, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
+
+    def _prepare(self) -> None:
+        """Loads what texts need beside the program, as far as it can be had."""
+        Sampler()
+        with contextlib.suppress(MmrtError):
+            _ = self.tokenizer
 
     def _context(self, wanted: int | None) -> int:
         trained: int = self.config.context_length
@@ -259,7 +266,7 @@ class Model:
         if self.closed:
             raise ArgumentError("the model is closed")
         if self._share is None:
-            return min(wanted, STEP_TOKENS)
+            return budget.divide_step(wanted, STEP_TOKENS)
         return self.budget.step_tokens(self._share, wanted)
 
     def run_together(

@@ -10,6 +10,7 @@ from mmrt.streaming import Plan, Streaming
 from mmrt.tensor import Tensor
 
 PAGE_TOKENS: int
+ALIKE_TOKENS: int
 
 def check_reader(reader: str, mapping: Mapping) -> None: ...
 def probe_reader(reader: str, mapping: Mapping, offset: int, length: int) -> float: ...

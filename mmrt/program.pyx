@@ -37,6 +37,9 @@ _ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 PAGE_TOKENS = 32  # of the key-value cache
 
+# Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
+ALIKE_TOKENS = 8
+
 
 class Matrix(NamedTuple):
     """A weight (rows, width) as a program multiplies with it: weight @ x * scale + bias (rows,)."""

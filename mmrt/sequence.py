@@ -8,13 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.errors import ArgumentError
-from mmrt.program import Cache
+from mmrt.program import ALIKE_TOKENS, Cache
 
 if TYPE_CHECKING:
     from mmrt.model import Model
-
-# Tokens from which on a step computes each as it does in longer steps.
-_PANEL = 8
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
 
@@ -97,7 +94,7 @@ class Sequence:
         """
         pairs = enumerate(zip(self.tokens, ids, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
-        kept = max(min(shared, len(ids) - _PANEL), 0)
+        kept = max(min(shared, len(ids) - ALIKE_TOKENS), 0)
         self.truncate(kept)
         return kept
 

@@ -9,6 +9,7 @@ from command import call
 
 import mmrt
 from mmrt import counters, forecast
+from mmrt.budget import first_text
 from mmrt.forecast import Machine
 from mmrt.pictures import curves, drawing
 
@@ -20,7 +21,7 @@ MACHINE = Machine("mapped", disk=1e9, memory=1e10)
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny_models.llama(
         type="Q8_0",
-        n_layers=4,
+        n_layers=10,
         n_embd=512,
         n_ff=2048,
         head_dim=64,
@@ -56,8 +57,10 @@ def test_the_least_budget_of_a_forecast_runs(path: Path) -> None:
     """What is foreseen for a budget is what a model opened with it does."""
     with mmrt.Model(path, memory="2GiB") as model:
         rows = forecast.others(model, MACHINE, 5)
-    with mmrt.Model(path, memory=rows[2].budget) as model:
-        assert model.memory.streamed == pytest.approx(rows[2].plan.streamed, abs=6 * MIB)
+        text = first_text(model.program)  # foreseen, and not there yet
+    with mmrt.Model(path, memory=rows[1].budget) as model:
+        foreseen = rows[1].plan.streamed
+        assert foreseen - text - 4 * MIB <= model.memory.streamed <= foreseen + 4 * MIB
 
 
 def test_the_machine_is_measured(path: Path) -> None:
@@ -68,7 +71,7 @@ def test_the_machine_is_measured(path: Path) -> None:
 
 
 def test_the_command(path: Path, tmp_path: Path) -> None:
-    budget = sum(counters.resident()) + 16 * MIB
+    budget = sum(counters.resident()) + 24 * MIB
     text = call("inspect", path, "--memory", f"{budget}").out
     for word in ("kept in memory", "blk.3", "tokens/s", "measured"):
         assert word in text
@@ -88,7 +91,7 @@ def test_sizes_that_are_none(path: Path, size: str) -> None:
 
 def test_too_small_a_budget(path: Path) -> None:
     ended = call("inspect", path, "--memory", "1MiB")
-    ended.assert_refused(1, "the least that would do is")
+    ended.assert_refused(1, "needs at least")
 
 
 def test_a_picture_needs_a_budget(path: Path, tmp_path: Path) -> None:
