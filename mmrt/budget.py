@@ -189,7 +189,7 @@ class Budget:
         self.size = None if size is None else _checked(size)
         self._changes = threading.Condition()  # of all that follows; told when a step has ended
         _budgets.add(self)
-        self._running: set[_Step] = set()  # those that take more than a token's scratch
+        self._running: set[_Step] = set()  # those that take more than stays taken
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._looked = 0.0
         self._base_anon = self._base_files = self._files_then = 0

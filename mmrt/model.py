@@ -52,16 +52,18 @@ class Model:
 
     memory: what the process is to stay within, weights and all: bytes, or text such as "6.8GiB", or
     a Budget that several models share; None: what the cgroups around it and the machine leave. Of
-    weights that do not fit, a part is kept and the rest streamed from the disk for each step, with
-    the same results. reader: how, one of mmrt.streaming.READERS; None: the fastest. With policy
-    "locked" what is kept is locked too, as far as RLIMIT_MEMLOCK allows.
+    weights that do not fit, a part is kept and the rest streamed from the disk for each step. The
+    logits of one text are the same, to the bit; those of texts that are read together may be
+    rounded otherwise, as a budget may divide their steps: see `exact`. reader: how, one of
+    mmrt.streaming.READERS; None: the fastest. With policy "locked" what is kept is locked too, as
+    far as RLIMIT_MEMLOCK allows.
 
     kv_k, kv_v: how keys and values are stored: "f16", or "q8_0", nearly half of that: int8 with a
     float32 for each 32 elements of a head.
 
-    exact: the logits after a token depend, to the bit, on the tokens up to it alone. Prompts are
-    then read more slowly; single tokens are not. Otherwise they also depend, by rounding, on how
-    many tokens the step that reads it has.
+    exact: the logits after a token depend, to the bit, on the tokens up to it alone. Without it
+    they depend, by rounding, on how many tokens the steps have that read these: one, two to seven,
+    or more. It makes prompts slower to read, but no single token.
 
     chat_template: in Jinja, instead of the file's own.
 
@@ -352,7 +354,11 @@ class Model:
     ) -> list[str]:
         """What the model writes after each of several prompts; options as for stream(), the same
         for each. They go on together: each reading of the weights serves one token of every text,
-        which is worth most where weights are streamed from the disk."""
+        which is worth most where weights are streamed from the disk.
+
+        With exact=True the texts are those that generate() writes. Otherwise logits are rounded
+        otherwise than in steps of one token, and a text may go on differently: of 64 prompts, 31
+        did within 20 tokens."""
         settings = Settings(**options)
         texts = [self._ids(prompt, parse_special) for prompt in prompts]
         for ids in texts:

@@ -90,7 +90,8 @@ class Sequence:
         """Forgets all but what it can spare a reader of `ids`: returns how many of them it holds.
 
         Of what they share the last few are read again, as a step of their own: the logits that
-        follow are then the same, to the bit, as when all are read at once.
+        follow are then the same, to the bit, as when all are read at once, if the others were read
+        in steps as long, or the model is exact.
         """
         pairs = enumerate(zip(self.tokens, ids, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
@@ -112,6 +113,8 @@ class Sequence:
 def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.float32]:
     """Reads more tokens into each of several sequences of one model, each reading of its weights
     for all of them; returns the logits after the last token of each, float32 (parts, vocabulary).
+    They are, to the bit, those of extend() if the model is exact; else rounded as the number of
+    tokens in a step has it.
 
     Raises ArgumentError as extend() does, for sequences of several models, and for one that comes
     twice. After an interruption each holds what was read until then.

@@ -242,7 +242,7 @@ def test_steps_of_several_threads_share_the_room(path: Path, small: Small) -> No
                 entered.set()
 
         pages = shares[0].pages(256, 0)
-        takes = pages + first.program.step_bytes(256) - first.program.step_bytes(1)
+        takes = pages + first.program.step_bytes(256) - shares[0].scratch(limited=True)
         before = budget.room(0).n_bytes
         other = threading.Thread(target=step, args=(shares[1],))
         with budget.step(shares[0], [(256, Cache(first.program))]):

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import STORY, Ended, call, start
@@ -118,6 +119,20 @@ def test_run_without_a_model_takes_the_default_one(
     assert call("run", STORY, "-n", 4, *RAW) == Ended(0, ended.out, "")
 
 
+def test_exact_is_passed_on(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    open_it = mmrt.Model.__init__
+
+    def note(model: mmrt.Model, *arguments: Any, **options: Any) -> None:
+        opened.append(options["exact"])
+        open_it(model, *arguments, **options)
+
+    monkeypatch.setattr(mmrt.Model, "__init__", note)
+    plain = call("run", smollm2_path, STORY, *RAW, "-n", 4)
+    assert call("run", smollm2_path, STORY, *RAW, "-n", 4, "--exact") == plain
+    assert opened == [False, True]
+
+
 def test_run_of_no_tokens_prints_nothing(smollm2_path: Path) -> None:
     assert call("run", smollm2_path, STORY, *RAW, "-n", 0) == Ended(0, "", "")
 
@@ -162,7 +177,7 @@ def test_run_keeps_to_a_budget(smollm2_path: Path) -> None:
     assert ended.out == expected
     for word in ("kept", "streamed", "streaming:", "waited for the disk", "budget"):
         assert word in ended.err
-    call("run", smollm2_path, STORY, "--memory", "1MiB").assert_refused(1, "the least that would")
+    call("run", smollm2_path, STORY, "--memory", "1MiB").assert_refused(1, "needs at least")
     call("run", smollm2_path, STORY, *RAW, "--memory", "900TiB").assert_refused(1, "memory")
 
 

@@ -102,6 +102,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-ctv", "--cache-type-v", choices=KV_TYPES, default="f16", metavar="TYPE",
         help="how values are stored, likewise",
     )  # fmt: skip
+    parser.add_argument(
+        "--exact", action="store_true",
+        help="compute each token as in a step of its own: results then depend on its text alone, "
+        "to the bit, and prompts are read more slowly",
+    )  # fmt: skip
     add_foreign_arguments(parser, MODEL)
 
 
@@ -276,6 +281,7 @@ def open_model(
             kv_k=arguments.cache_type_k,
             kv_v=arguments.cache_type_v,
             chat_template=getattr(arguments, "chat_template", None),
+            exact=arguments.exact,
         )
     for warning in raised:
         note(str(warning.message))
