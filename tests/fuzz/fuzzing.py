@@ -14,6 +14,7 @@ runs again, and beside them what happened and the input in words.
 
 import argparse
 import atexit
+import ctypes
 import faulthandler
 import hashlib
 import importlib.util
@@ -132,31 +133,29 @@ def folder(on: str | None = None) -> Path:
     return made
 
 
-class _Board:
+class _Board(ctypes.Structure):
     """Memory that the child shares with the parent: what it is doing."""
 
-    _HEAD = struct.Struct("<QQQdQ")  # executions, accepted, findings, begun, length
+    _fields_ = (
+        ("executions", ctypes.c_uint64),
+        ("accepted", ctypes.c_uint64),
+        ("findings", ctypes.c_uint64),
+        ("begun", ctypes.c_double),  # the present input, in time.monotonic(); 0: there is none
+        ("cpu", ctypes.c_double),  # seconds that the child had taken then
+        ("length", ctypes.c_uint64),
+        ("input", ctypes.c_ubyte * LARGEST_INPUT),
+    )
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, LARGEST_INPUT + 4096)
 
-    def read(self) -> tuple[int, int, int, float, bytes]:
-        *counts, begun, length = self._HEAD.unpack_from(self._memory)
-        at = self._HEAD.size
-        return *counts, begun, self._memory[at : at + length]  # type: ignore[return-value]
-
-    def write(
-        self, executions: int, accepted: int, findings: int, begun: float, data: bytes
-    ) -> None:
-        at = self._HEAD.size
-        self._memory[at : at + len(data)] = data
-        self._HEAD.pack_into(
-            self._memory, 0, executions, accepted, findings, begun, len(data)
-        )  # fmt: skip
+def _cpu_seconds(process: int) -> float:
+    """What a process has taken of all CPUs."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Fuzzer:
-    """`one` runs one input. seconds: what it may take; memory: bytes that it may, all in all."""
+    """`one` runs one input. seconds: of a CPU that it may take, or ten times as long by the clock;
+    memory: bytes that it may take, all in all."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class Fuzzer:
         self.one = one
         self.seconds = seconds
         self.memory = memory
-        self.board = _Board()
+        self.board = _Board.from_buffer(mmap.mmap(-1, ctypes.sizeof(_Board)))
 
     # ---- in the child ----
 
@@ -181,19 +180,22 @@ class Fuzzer:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def run(self, data: bytes) -> None:
-        executions, accepted, findings, _, _ = self.board.read()
-        self.board.write(executions, accepted, findings, time.monotonic(), data)
+        board = self.board
+        ctypes.memmove(board.input, data, len(data))
+        board.length, board.cpu = len(data), _cpu_seconds(os.getpid())
+        board.begun = time.monotonic()
         try:
             self.one(Choices(data))
-            accepted += 1
+            board.accepted += 1
         except MmrtError:
             pass
         except Exception as error:
-            findings += 1
+            board.findings += 1
             last = traceback.extract_tb(error.__traceback__)[-1]
             kind = f"{type(error).__name__} {last.filename}:{last.lineno}"
             self._keep(kind, data, traceback.format_exc())
-        self.board.write(executions + 1, accepted, findings, 0.0, b"")
+        board.executions += 1
+        board.begun = 0
 
     def _child(self, seed: str, seconds: float, log: Path, corpus: str) -> None:
         with open(log, "w") as file:
@@ -227,30 +229,38 @@ class Fuzzer:
         (self.out / f"{stem}.txt").write_text(f"{kind}\n\n{what}\n", errors="backslashreplace")
         print(f"{self.name}: {kind}: kept as {path}", flush=True)
 
+    def _is_late(self, child: int) -> bool:
+        taken = time.monotonic() - self.board.begun
+        if not self.board.begun or taken < self.seconds:
+            return False
+        return taken > 10 * self.seconds or _cpu_seconds(child) - self.board.cpu > self.seconds
+
     def _watch(self, child: int, log: Path) -> bool:
         """Waits for the child to end; False if it did not end well."""
+        kind = ""
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
-            executions, accepted, findings, begun, data = self.board.read()
-            late = begun and time.monotonic() - begun > self.seconds
-            if not ended and not late:
-                time.sleep(0.02)
-                continue
-            if not ended:
+            if ended:
+                break
+            if not kind and self._is_late(child):
+                kind = f"more than {self.seconds} s"
                 os.kill(child, signal.SIGABRT)  # faulthandler tells where it is
-                time.sleep(0.5)
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-            elif status == 0:
-                return True
-            if not begun:  # between two inputs: no finding of ours
-                raise SystemExit(f"{self.name}: the child ended with status {status}")
-            told = log.read_text(errors="replace")
-            kind = f"more than {self.seconds} s" if late else f"the process ended: {status}"
-            lines = [line.strip() for line in told.splitlines() if "mmrt" in line]
-            self._keep(" ".join([kind, *lines[:1]]), data, told)
-            self.board.write(executions + 1, accepted, findings + 1, 0.0, b"")
-            return False
+            time.sleep(0.02)
+        if status == 0:
+            return True
+        board = self.board
+        if not board.begun:  # between two inputs: no finding of ours
+            raise SystemExit(
+                f"{self.name}: the child ended with status {status}\n{log.read_text()}"
+            )
+        told = log.read_text(errors="replace")
+        places = [line.strip() for line in told.splitlines() if line.startswith("  File ")]
+        kind = " ".join([kind or f"the process ended: {status}", *places[:1]])
+        self._keep(kind, bytes(board.input[: board.length]), told)
+        board.executions += 1
+        board.findings += 1
+        board.begun = 0
+        return False
 
     def fuzz(self, seconds: float, seed: int) -> int:
         """Runs inputs for so long; the number of findings."""
@@ -266,12 +276,12 @@ class Fuzzer:
             children += 1
             if self._watch(child, work / "log"):
                 break
-        executions, accepted, findings, _, _ = self.board.read()
+        board = self.board
         print(
-            f"{self.name}: {executions} executions in {time.monotonic() - start:.0f} s, "
-            f"{accepted} of them accepted, {findings} findings"
+            f"{self.name}: {board.executions} executions in {time.monotonic() - start:.0f} s, "
+            f"{board.accepted} of them accepted, {board.findings} findings"
         )
-        return findings
+        return board.findings
 
     def main(self) -> None:
         parser = argparse.ArgumentParser(description=f"Fuzzes {self.name}.")
