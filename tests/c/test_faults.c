@@ -131,6 +131,7 @@ static mmrt_op op(mmrt_op_kind kind, int32_t in, int32_t out) {
                      .stream = -1,
                      .weights = {-1, -1, -1},
                      .biases = {-1, -1, -1},
+                     .scales = {1, 1, 1},
                      .rope = -1,
                      .eps = 1e-5f,
                      .scale = 1};
@@ -144,7 +145,7 @@ static mmrt_program *make_program(const uint8_t *data, int n_threads) {
     const double frequencies[2] = {1, 0.25};
     mmrt_program *program = NULL;
     int32_t index;
-    TRY(mmrt_program_create(MMRT_ISA_REF, 8, SHAPE, &program, &error));
+    TRY(mmrt_program_create(MMRT_ISA_REF, 8, SHAPE, false, &program, &error));
     for (int i = 0; i < N_WEIGHTS; i++) {
         mmrt_weight w = weights[i];
         if (data)
@@ -167,7 +168,7 @@ static mmrt_program *make_program(const uint8_t *data, int n_threads) {
         mmrt_op ops[] = {
             op(MMRT_OP_NORM, layer ? PART : -1, NORMED),
             op(MMRT_OP_LINEAR, NORMED, HEADS_OF),
-            op(MMRT_OP_ROPE, HEADS_OF, -1),
+            op(MMRT_OP_ROPE, HEADS_OF, HEADS_OF),
             op(MMRT_OP_ATTEND, HEADS_OF, ATTENDED),
             op(MMRT_OP_LINEAR, ATTENDED, PART),
             op(MMRT_OP_NORM, PART, NORMED),
