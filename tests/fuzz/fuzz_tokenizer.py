@@ -66,6 +66,13 @@ def change(c: Choices, metadata: dict[str, Any]) -> None:
             change_list(c, metadata[name])
 
 
+def spells_all_texts(metadata: dict[str, Any]) -> bool:
+    """Whether this vocabulary has all bytes, or letters for them, each under one id."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    spaces = metadata["tokenizer.ggml.model"] == "gpt2" or "▁" in tokens
+    return spaces and len(set(tokens)) == len(tokens)
+
+
 def one(c: Choices) -> None:
     metadata = vocabulary(c)
     changes = c.below(4)
@@ -78,8 +85,7 @@ def one(c: Choices) -> None:
             for name, value in metadata.items()
         }  # fmt: skip
     tokenizer = Tokenizer.from_metadata(metadata, "a file")
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
-    spells_all = not changes and (metadata["tokenizer.ggml.model"] == "gpt2" or "▁" in tokens)
+    spells_all = not changes and spells_all_texts(metadata)
     assert all(0 <= stop < tokenizer.vocab_size for stop in tokenizer.stop_ids)
     for _ in range(4):
         text = c.text() * c.pick([1, 1, 2, 50])

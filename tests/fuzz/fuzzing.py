@@ -230,8 +230,9 @@ class Fuzzer:
         print(f"{self.name}: {kind}: kept as {path}", flush=True)
 
     def _is_late(self, child: int) -> bool:
-        taken = time.monotonic() - self.board.begun
-        if not self.board.begun or taken < self.seconds:
+        begun = self.board.begun  # read once: the child goes on
+        taken = time.monotonic() - begun
+        if not begun or taken < self.seconds:
             return False
         return taken > 10 * self.seconds or _cpu_seconds(child) - self.board.cpu > self.seconds
 
