@@ -229,9 +229,13 @@ class ByteLevelModel:
                 self._steering[text] = token
         for text in self._steering:
             del vocabulary[text]
-        if self._steering:
-            known = vocabulary.keys()
-            merges = [m for m in merges if {m.left, m.right, m.left + m.right} <= known]
+        if gone := self._steering:
+            merges = [
+                merge
+                for merge in merges
+                if not (merge.left in gone or merge.right in gone)
+                and merge.left + merge.right not in gone
+            ]
         bpe = models.BPE(vocabulary, merges, ignore_merges=rule.whole_words_first)
         cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

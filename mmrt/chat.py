@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from mmrt.allowance import Allowance, LimitError
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.standins import StandIns
+from mmrt.tokenizer import require_utf8
 
 __all__ = ["Prompt", "choose_template", "prompt", "render", "require_text"]
 
@@ -253,6 +254,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
     if depth > _DEEPEST_MESSAGE:
         raise ArgumentError(f"{where}: nested deeper than {_DEEPEST_MESSAGE}")
     if isinstance(value, str):
+        require_utf8(value, where)
         return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value

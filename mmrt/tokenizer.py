@@ -27,7 +27,7 @@ from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.standins import significant
 from mmrt.words import WORD_RULES, WordRule
 
-__all__ = ["StreamDecoder", "Tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "require_utf8"]
 
 
 class _Kind(IntEnum):
@@ -227,11 +227,7 @@ class Tokenizer:
         long, with other characters wherever no control token is to be found in it.
         Raises ArgumentError when `text` holds a lone surrogate, which UTF-8 cannot spell.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            character = text[error.start]
-            raise ArgumentError(f"character {error.start} of the text is {character!r}") from None
+        require_utf8(text)
         tokens: list[int] = []
         if add_bos and self.add_bos and self.bos_id is not None:
             tokens.append(self.bos_id)
@@ -332,6 +328,19 @@ class Tokenizer:
             if not (special and skip_special):
                 text += piece
         return text.decode("utf-8", "replace")
+
+
+def require_utf8(text: str, what: str = "the text") -> str:
+    """`text`, unless it holds a lone surrogate: a byte that was not UTF-8, as Python reads files
+    and arguments, or half of a character. Then raises ArgumentError, which says `what` it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = text[error.start]
+        byte = ord(character) - 0xDC00
+        found = f"byte 0x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)
+        raise ArgumentError(f"{what} is not UTF-8: {found} at character {error.start}") from None
+    return text
 
 
 class StreamDecoder:

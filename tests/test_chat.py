@@ -86,6 +86,10 @@ def test_no_template_is_said_in_plain_words() -> None:
         ([{"role": "user", "content": [{"type": "text"}]}], "part 0, must have a 'text'"),
         ([{"role": "user", "content": [{"text": "a"}]}], "part 0, must be a dict with a 'type'"),
         ([{**HELLO[0], "x": [{"y": {1j}}]}], r"messages\[0\]\['x'\]\[0\]\['y'\]: .* found set"),
+        (
+            [{**HELLO[0], "content": "ab\udcff"}],
+            r"messages\[0\]\['content'\] is not UTF-8: byte 0xff at character 2",
+        ),
         ([{**HELLO[0], "x": NESTED}], r"messages.*: nested deeper than 64"),
     ],
 )

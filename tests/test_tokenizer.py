@@ -362,6 +362,8 @@ def test_ids_out_of_range_are_refused(token: int) -> None:
 def test_lone_surrogates_are_refused() -> None:
     with pytest.raises(ArgumentError, match="character 1"):
         BYTE_LEVEL.encode("a\ud800")
+    with pytest.raises(ArgumentError, match=r"the text is not UTF-8: byte 0xfe at character 2"):
+        BYTE_LEVEL.encode("ab\udcfe")
 
 
 MISSING = object()

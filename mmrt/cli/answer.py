@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from mmrt.cli.live import Live, live
-from mmrt.cli.output import Update, note, progress
+from mmrt.cli.output import Update, note, progress, write
 
 if TYPE_CHECKING:
     from mmrt.generation import Finish, Piece
@@ -67,7 +67,7 @@ def _write(pieces: "Iterator[Piece]", line: Live) -> "tuple[str, int, Finish | N
             text += piece.text
             n_tokens += piece.token is not None
             finish = piece.finish
-            print(piece.text, end="", flush=True)
+            write(piece.text)
     finally:
         line.begin()
         if text and not text.endswith("\n"):

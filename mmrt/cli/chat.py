@@ -18,8 +18,8 @@ from mmrt.cli.options import (
     recommended,
 )
 from mmrt.cli.output import note
-from mmrt.cli.prompt import require_utf8
 from mmrt.errors import ArgumentError
+from mmrt.tokenizer import require_utf8
 
 if TYPE_CHECKING:
     from mmrt.conversation import Conversation
@@ -43,7 +43,10 @@ Converses with a model, by the chat template that its file carries. Each line
 is a message, from the terminal or piped in. Where the context is full, the
 oldest turns leave it. Lines with a meaning of their own:
 
-{HELP}\
+{HELP}
+
+On a terminal, characters that would steer it are shown as escapes (\\x1b); files
+and pipes get the answers as they are.\
 """
 
 # The part of the context that an answer has to itself at least, where it may be that long.

@@ -14,6 +14,9 @@ from mmrt.errors import FileError
 from mmrt.formats.whole_file import whole_file
 from mmrt.memory import human
 
+# Controls, but for tab and newline; separators of lines; what turns the direction of writing.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
 Update = Callable[[int, int], None]
 """update(done, total)"""
 
@@ -21,6 +24,13 @@ Update = Callable[[int, int], None]
 def note(text: str) -> None:
     """Says something beside the output proper."""
     print(f"mmrt: {tame(text)}", file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """Prints a part of what a model writes, at once. A terminal gets it without what would steer
+    it; unlike in tame(), what joins letters and emoji, and spaces of all widths, stay."""
+    shown = _STEERING.sub(lambda c: tame(c[0]), text) if sys.stdout.isatty() else text
+    print(shown, end="", flush=True)
 
 
 def tame(text: str, keep: str = "") -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 
 from mmrt.cli.options import UsageError, require_one_model
-from mmrt.errors import ArgumentError
+from mmrt.tokenizer import require_utf8
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,18 +27,6 @@ def model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
         prompt = sys.stdin.read().removesuffix("\n")  # an editor's or echo's, not the writer's
     assert prompt is not None
     return path, require_utf8(prompt)
-
-
-def require_utf8(text: str) -> str:
-    """`text`, which came from outside. ArgumentError for one that was not UTF-8: the bytes that
-    were not are lone surrogates in it.
-    """
-    for place, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            raise ArgumentError(
-                f"the text is not UTF-8: byte 0x{ord(character) & 0xFF:02x} at character {place}"
-            )
-    return text
 
 
 def _chosen(arguments: argparse.Namespace) -> tuple[str | None, str | None]:

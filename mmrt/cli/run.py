@@ -31,7 +31,10 @@ Answers PROMPT, and writes the answer to stdout as it comes.
 A model that has a chat template reads PROMPT as a message in a conversation;
 one that has none, or any with --raw, goes on with it as a text. A single
 argument is taken for the model if it is a file or ends in .gguf, else for the
-prompt.\
+prompt.
+
+On a terminal, characters that would steer it are shown as escapes (\\x1b); files
+and pipes get the text as it is.\
 """
 
 
