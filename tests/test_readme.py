@@ -5,6 +5,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -123,3 +124,13 @@ def test_cold_starts_are_those_that_were_measured() -> None:
         for row in measured
     }
     assert shown.keys() >= POLICIES.keys()
+
+
+def test_the_first_program_runs_as_pasted(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert program is not None and "default_model" in program[1]
+    monkeypatch.setattr("mmrt.default_model.path", lambda: smollm2_path)
+    exec(program[1], {})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
