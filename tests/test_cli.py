@@ -196,6 +196,17 @@ def test_an_interrupt_ends_a_long_prefill_within_a_second(
     assert b"Traceback" not in await_text(ours, b"")
 
 
+def test_an_interrupt_ends_the_line_of_the_text(smollm2_path: Path) -> None:
+    command = ("run", smollm2_path, STORY, "--ignore-eos", "-n", -1)
+    with start(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout is not None
+        first = run.stdout.read(20)
+        run.send_signal(signal.SIGINT)
+        rest = run.stdout.read()
+    assert run.returncode == 130
+    assert (first + rest).endswith("\n")
+
+
 def test_output_that_nobody_reads_ends_it_quietly(smollm2_path: Path) -> None:
     key = "tokenizer.ggml.tokens"
     process = start(

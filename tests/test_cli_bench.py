@@ -42,6 +42,16 @@ def test_bench_leaves_out_what_is_zero(smollm2_path: Path) -> None:
     assert "| tg2 |" in lines[2]
 
 
+def test_bench_of_several_numbers(smollm2_path: Path) -> None:
+    ended = call(
+        "bench", smollm2_path, "-p", "5,3", "-n", "2,0", "-d", "0,4", "-r", 1, "-o", "json"
+    )
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in json.loads(ended.out)] == [
+        (5, 0, 0), (3, 0, 0), (0, 2, 0), (5, 0, 4), (3, 0, 4), (0, 2, 4),
+    ]  # fmt: skip
+    call("bench", smollm2_path, "-p", "5,x").assert_refused(2, "-p")
+
+
 def test_bench_at_a_depth(smollm2_path: Path) -> None:
     ended = call("bench", smollm2_path, "-p", 4, "-n", 2, "-d", 70, "-r", 2, "-o", "json")
     assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in json.loads(ended.out)] == [

@@ -67,8 +67,8 @@ def test_a_text_that_ends_at_once_says_so(smollm2_path: Path) -> None:
     ended = call("run", smollm2_path, QUESTION, *RAW)
     assert (ended.status, ended.out) == (0, "")
     assert ended.err == (
-        "mmrt: the model ended the text at once; the model has a chat template, which answers "
-        "without --raw\n"
+        "mmrt: the model ended the text at once; it has a chat template, and answers without "
+        "--raw\n"
     )
     assert call("run", smollm2_path, QUESTION, "--ignore-eos", "-n", 4, *RAW).out.strip()
 

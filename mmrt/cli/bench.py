@@ -11,7 +11,7 @@ from mmrt.cli.inspect import summary
 from mmrt.cli.options import (
     UsageError,
     add_model_arguments,
-    count,
+    counts,
     fetched_model,
     one_model,
     open_model,
@@ -31,6 +31,7 @@ Measures two things, as llama-bench does:
   ppP  prefill: one step over P tokens, on an empty sequence
   tgN  generation: N steps of one token each, from an empty sequence
 and with a depth D both after D tokens that are read before and not counted.
+Lists (-p 512,128) measure each number, at each depth.
 The tokens are random, the same in every repetition. Nothing is sampled, so
 that the figures are the model's alone. A first run is not counted. Faults and
 bytes read are sums over the repetitions; peak PSS is the highest of samples
@@ -44,16 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the same as -m MODEL")
     add_model_arguments(parser)
     parser.add_argument(
-        "-p", "--n-prompt", type=count, default=512, metavar="P",
-        help="tokens of prefill (default: %(default)s; 0: leave it out)",
+        "-p", "--n-prompt", type=counts, default=[512], metavar="P,...",
+        help="tokens of prefill (default: 512; 0: leave it out)",
     )  # fmt: skip
     parser.add_argument(
-        "-n", "--n-gen", type=count, default=128, metavar="N",
-        help="tokens of generation (default: %(default)s; 0: leave it out)",
+        "-n", "--n-gen", type=counts, default=[128], metavar="N,...",
+        help="tokens of generation (default: 128; 0: leave it out)",
     )  # fmt: skip
     parser.add_argument(
-        "-d", "--n-depth", type=count, default=0, metavar="D",
-        help="tokens that the sequence has before (default: %(default)s)",
+        "-d", "--n-depth", type=counts, default=[0], metavar="D,...",
+        help="tokens that the sequence has before (default: 0)",
     )  # fmt: skip
     parser.add_argument(
         "-r", "--repetitions", type=positive, default=5, metavar="R",
@@ -87,12 +88,16 @@ class _Sample(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    depth = arguments.n_depth
-    tests = [_Test(arguments.n_prompt, 0, depth), _Test(0, arguments.n_gen, depth)]
-    tests = [test for test in tests if test.n_tokens]
+    tests = [
+        _Test(n_prompt, n_gen, depth)
+        for depth in arguments.n_depth
+        for n_prompt, n_gen in [*((p, 0) for p in arguments.n_prompt),
+                                *((0, n) for n in arguments.n_gen)]
+        if n_prompt or n_gen
+    ]  # fmt: skip
     if not tests:
         raise UsageError("nothing to measure: -p and -n are both 0")
-    if depth and arguments.cold:
+    if any(arguments.n_depth) and arguments.cold:
         raise UsageError("the tokens before, of -d, would warm what --cold is to measure")
     path = one_model(arguments) or fetched_model(arguments)
     with formats.open(path) as file:

@@ -30,6 +30,11 @@ def count(text: str) -> int:
     return value
 
 
+def counts(text: str) -> list[int]:
+    """The type of arguments that are several numbers of things, with commas between them."""
+    return [count(word) for word in text.split(",")]
+
+
 def positive(text: str) -> int:
     """The type of arguments that are whole numbers above 0."""
     value = int(text)

@@ -1,11 +1,12 @@
 """`mmrt run`: answers a prompt, or goes on with a text."""
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mmrt import counters
-from mmrt.cli.answer import Written, show
+from mmrt.cli.answer import show
 from mmrt.cli.llama_cpp import RUN, add_foreign_arguments
 from mmrt.cli.options import (
     UsageError,
@@ -58,9 +59,13 @@ def run(arguments: argparse.Namespace) -> None:
     with open_model(path, arguments, arguments.ctx_size) as model:
         options = recommended(model.file.metadata) | given
         before, streamed = counters.reads(), model.streaming
-        ids = _tokens(model, prompt, arguments)
+        is_answer = not arguments.raw and _can_answer(model, arguments.system)
+        ids = _tokens(model, prompt, arguments.system) if is_answer else model.tokenize(prompt)
         written = show(model, lambda update: model.stream(ids, on_prefill=update, **options))
-        _note_end(written, model, arguments)
+        if is_answer:  # a text that only goes on always ends by -n
+            written.note_cut(model, arguments.n_predict)
+        if written.finish == "stop" and not written.text:
+            _note_empty(model, is_answer)
         if arguments.stats:
             written.note_speed()
             note(f"memory: {model.memory}")
@@ -69,36 +74,38 @@ def run(arguments: argparse.Namespace) -> None:
             _note_counters(counters.reads() - before)
 
 
-def _is_answer(model: "Model", arguments: argparse.Namespace) -> bool:
-    """Whether the model is to answer, and not to go on with a text."""
-    wanted = arguments.system is not None  # of a model without a template: it says what is missing
-    return not arguments.raw and (wanted or model.chat_template is not None)
+def _can_answer(model: "Model", system: str | None) -> bool:
+    # With a system message, a model without a template is to say what it lacks.
+    with _pointing_to_raw():
+        return system is not None or model.chat_template is not None
 
 
-def _tokens(model: "Model", prompt: str, arguments: argparse.Namespace) -> Sequence[int]:
-    if not _is_answer(model, arguments):
-        return model.tokenize(prompt)
+def _tokens(model: "Model", prompt: str, system: str | None) -> Sequence[int]:
     if not prompt:
         raise ArgumentError("the prompt is empty")
-    messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    if arguments.system is not None:
-        messages.insert(0, {"role": "system", "content": arguments.system})
-    try:
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    with _pointing_to_raw():
         return model.chat_tokens(messages)
+
+
+@contextmanager
+def _pointing_to_raw() -> Iterator[None]:
+    """Says beside errors of a chat template that there is a way without."""
+    try:
+        yield
     except (ArgumentError, FormatError) as error:
         raise type(error)(f"{error} (--raw does without a template)") from None
 
 
-def _note_end(written: Written, model: "Model", arguments: argparse.Namespace) -> None:
-    """What is worth a word about how the text ended. One that only goes on always ends by -n."""
-    is_answer = _is_answer(model, arguments)
-    if is_answer:
-        written.note_cut(model, arguments.n_predict)
-    if written.finish == "stop" and not written.text:
-        what = "the answer" if is_answer else "the text"
-        knows = model.chat_template is not None and not is_answer
-        advice = "; the model has a chat template, which answers without --raw" if knows else ""
-        note(f"the model ended {what} at once{advice}")
+def _note_empty(model: "Model", is_answer: bool) -> None:
+    what, advice = "the answer", ""
+    if not is_answer:
+        what = "the text"
+        if "tokenizer.chat_template" in model.file.metadata:
+            advice = "; it has a chat template, and answers without --raw"
+    note(f"the model ended {what} at once{advice}")
 
 
 def _note_streaming(done: Streaming) -> None:
