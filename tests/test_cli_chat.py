@@ -6,11 +6,12 @@ import select
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import call, start
+from command import HOME, await_text, call, start
 
 import mmrt
 from mmrt.cli import history
@@ -210,6 +211,26 @@ def test_typing_during_an_answer_waits_for_the_prompt(opened: Terminal) -> None:
     assert "/hel" not in opened.wait("> ")
     opened.type("p\n")
     opened.wait("forget the conversation")
+
+
+def test_without_readline_lines_that_come_at_once_are_one_message(
+    terminal: tuple[int, int],
+) -> None:
+    script = """
+import sys
+sys.modules["readline"] = None
+from mmrt.cli.messages import messages
+for message in messages():
+    print("got", message.text.splitlines())
+"""
+    ours, theirs = terminal
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=HOME, stdin=theirs, stdout=theirs, stderr=theirs) as typed:
+        await_text(ours, b"> ")
+        os.write(ours, b"def f(x):\n    return x\n")
+        await_text(ours, b"got ['def f(x):', '    return x']")
+        os.write(ours, b"\x04")
+        assert typed.wait(timeout=60) == 0
 
 
 # ---- the history ----
