@@ -4,7 +4,7 @@
         w = f["blk.0.ffn_up.weight"]              # a Tensor on the mapped pages
         y = w @ x                                 # multiplies the quantised blocks where they lie
 
-    with mmrt.Model("model.gguf") as m:
+    with mmrt.Model() as m:                       # the default model, or Model("model.gguf")
         print(m.generate("Once upon a time", max_tokens=64))
 
 Everything is loaded when first used, so that importing the package costs next to nothing.
@@ -35,12 +35,15 @@ __all__ = [
     "Model",
     "NoArrayError",
     "NotFoundError",
+    "Options",
     "OutOfMemoryError",
     "Residency",
     "Sampler",
     "Sequence",
+    "Stream",
     "Tensor",
     "TensorFile",
+    "Text",
     "Tokenizer",
     "UnsupportedError",
     "ViewError",
@@ -73,6 +76,9 @@ _HOMES = {
     "Model": "mmrt.model",
     "Conversation": "mmrt.conversation",
     "Budget": "mmrt.budget",
+    "Options": "mmrt.generation",
+    "Text": "mmrt.generation",
+    "Stream": "mmrt.generation",
     "Sequence": "mmrt.sequence",
     "Sampler": "mmrt.sampler",
     "quantize": "mmrt.quantizer",
@@ -126,6 +132,7 @@ if TYPE_CHECKING:
         ViewError,
     )
     from mmrt.formats import TensorFile, open
+    from mmrt.generation import Options, Stream, Text
     from mmrt.kernels import cpu_info
     from mmrt.mapping import Mapping
     from mmrt.model import Model

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mmrt import counters, system
+from mmrt.arguments import whole
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.mapping import Mapping
 from mmrt.memory import human, parse_size
@@ -406,10 +407,8 @@ def _checked(size: int | str) -> int:
             n_bytes = parse_size(size)
         except ArgumentError as error:
             raise ArgumentError(f"memory: {error}") from None
-    elif isinstance(size, bool) or not isinstance(size, int) or size <= 0:
-        raise ArgumentError(f"memory: {size!r} is no number of bytes, such as 2GiB")
     else:
-        n_bytes = size
+        n_bytes = whole("memory", size, 1)
     machine = system.total_memory()
     if machine and n_bytes > machine:
         raise ArgumentError(

@@ -1,9 +1,9 @@
 """A conversation with a model, none of which is read twice."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from mmrt.generation import Options, Piece
+from mmrt.generation import Options, Piece, Stream, Text
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +33,7 @@ class Conversation:
         """Forgets all but the system message."""
         self.messages = list(self._beginning)
 
-    def stream(self, text: str, **options: "Unpack[Options]") -> Iterator[Piece]:
+    def stream(self, text: str, **options: "Unpack[Options]") -> Stream:
         """Yields pieces of the answer to `text`; options and errors as for Model.stream().
 
         What was yielded becomes part of the conversation, also if the rest is not awaited. If there
@@ -41,12 +41,13 @@ class Conversation:
         """
         question = _message("user", text)
         messages = [*self.messages, question]
-        pieces = self._model.stream_chat(messages, sequence=self._sequence, **options)
-        return self._remembering(question, pieces)
+        stream = self._model.stream_chat(messages, sequence=self._sequence, **options)
+        stream.pieces = self._remembering(question, stream.pieces)
+        return stream
 
-    def say(self, text: str, **options: "Unpack[Options]") -> str:
+    def say(self, text: str, **options: "Unpack[Options]") -> Text:
         """The answer to `text`, whole; options and errors as for Model.stream()."""
-        return "".join(piece.text for piece in self.stream(text, **options))
+        return self.stream(text, **options).text()
 
     def close(self) -> None:
         """Gives the memory of its keys and values back. It can still go on, and reads all again."""
@@ -58,7 +59,12 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _remembering(self, question: dict[str, Any], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    def __repr__(self) -> str:
+        return f"<Conversation of {len(self.messages)} messages with {self._model!r}>"
+
+    def _remembering(
+        self, question: dict[str, Any], pieces: Generator[Piece, None, None]
+    ) -> Generator[Piece, None, None]:
         answer = ""
         try:
             for piece in pieces:

@@ -17,8 +17,8 @@ class UnsupportedError(MmrtError, NotImplementedError):
     """The file or the request is sound, but mmrt does not know how to serve it."""
 
 
-class ArgumentError(MmrtError, ValueError):
-    """An argument is out of its range or of the wrong kind."""
+class ArgumentError(MmrtError, ValueError, TypeError):
+    """An argument is out of its range, of the wrong kind, or unknown."""
 
 
 class OutOfMemoryError(MmrtError, MemoryError):

@@ -1,12 +1,16 @@
 """From logits to text: the loop that samples, decodes and knows when to stop."""
 
-from collections.abc import Iterator, Sequence
+import difflib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrt.arguments import whole
 from mmrt.errors import ArgumentError
 from mmrt.sampler import Sampler
 from mmrt.sequence import Progress, extend_together
@@ -36,7 +40,7 @@ class Options(TypedDict, total=False):
     """How a text is written: keyword arguments of all that writes one."""
 
     max_tokens: int | None
-    """Tokens at most; None: as many as the context holds."""
+    """Tokens at most; 512 by default, None: as many as the context holds."""
     temperature: float
     """Of the draw; 0, the default, takes the most likely token."""
     top_k: int
@@ -59,24 +63,30 @@ class Options(TypedDict, total=False):
     """Called as the prompt is read, with (tokens done, tokens in all)."""
 
 
+# Written if the caller names no number: a text that goes round in circles has to end.
+MOST_TOKENS = 512
+
+
 class Settings:
     """Options that make sense."""
 
     def __init__(
         self,
         *,
-        max_tokens: int | None = None,
+        max_tokens: int | None = MOST_TOKENS,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         on_prefill: Progress | None = None,
         **sampling: Any,
     ) -> None:
-        """Raises ArgumentError for one out of its range."""
-        if max_tokens is not None and (
-            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
-        ):
-            raise ArgumentError(f"max_tokens: {max_tokens!r} is not a whole number from 0 on")
-        self.max_tokens = max_tokens
+        """Raises ArgumentError for one that is unknown or out of its range."""
+        for name in sampling.keys() - _SAMPLING:
+            near = difflib.get_close_matches(name, Options.__annotations__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(f"there is no option {name!r}{hint}")
+        if on_prefill is not None and not callable(on_prefill):
+            raise ArgumentError(f"on_prefill: {on_prefill!r:.60} cannot be called")
+        self.max_tokens = None if max_tokens is None else whole("max_tokens", max_tokens, 0)
         self.stop = stop
         self.ignore_eos = ignore_eos
         self.on_prefill = on_prefill
@@ -87,6 +97,94 @@ class Settings:
     def sampler(self) -> Sampler:
         """A new one: each text has its own draws."""
         return Sampler(**self._sampling)
+
+
+_SAMPLING = Options.__annotations__.keys() - {"max_tokens", "stop", "on_prefill"}
+
+
+class Text(str):
+    """What a model wrote: a str that knows how it came about.
+
+    finish: why it ended, as in Piece. prompt_tokens: tokens before it that the model has read, and
+    cached_tokens: those of them that it had read before. tokens: those written, an end-of-text
+    token among them. seconds: how long reading and writing took.
+    """
+
+    def __new__(
+        cls,
+        text: str,
+        finish: Finish | None = None,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        tokens: int = 0,
+        seconds: float = 0.0,
+    ) -> "Text":
+        made = super().__new__(cls, text)
+        made.finish = finish
+        made.prompt_tokens, made.cached_tokens = prompt_tokens, cached_tokens
+        made.tokens, made.seconds = tokens, seconds
+        return made
+
+    finish: Finish | None
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class Reading:
+    """What a stream's pieces tell it of the tokens before them."""
+
+    tokens: int
+    cached: int = 0  # of them, those that were read before
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of a text, as the model writes it. What a Text knows of itself, this knows of what
+    was written so far; close() ends it early."""
+
+    def __init__(self, reading: Reading, pieces: Generator[Piece, None, None]) -> None:
+        self.pieces = pieces  # what it goes through
+        self.finish: Finish | None = None
+        self.tokens = 0
+        self.seconds = 0.0
+        self._reading = reading
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self._reading.tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of these, the ones read before; known once the first piece has come."""
+        return self._reading.cached
+
+    def __next__(self) -> Piece:
+        started = time.perf_counter()
+        try:
+            piece = next(self.pieces)
+        finally:
+            self.seconds += time.perf_counter() - started
+        self.tokens += piece.token is not None
+        self.finish = piece.finish
+        return piece
+
+    def close(self) -> None:
+        """Ends it; what it holds of memory is given back."""
+        self.pieces.close()
+
+    def text(self) -> Text:
+        """All that is still to come, whole."""
+        text = "".join(piece.text for piece in self)
+        return Text(
+            text, self.finish, self.prompt_tokens, self.cached_tokens, self.tokens, self.seconds
+        )
+
+    def __repr__(self) -> str:
+        state = f"ended: {self.finish}" if self.finish else "going on"
+        return f"<Stream of {self.tokens} tokens after {self.prompt_tokens}, {state}>"
 
 
 class StopStrings:
@@ -174,7 +272,9 @@ class Answer:
         return pieces, None
 
 
-def generate(answer: Answer, prompt: Sequence[int], on_prefill: Progress | None) -> Iterator[Piece]:
+def generate(
+    answer: Answer, prompt: Sequence[int], on_prefill: Progress | None
+) -> Generator[Piece, None, None]:
     """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
     logits = answer.sequence.extend(prompt, progress=on_prefill)
     while True:
@@ -185,9 +285,10 @@ def generate(answer: Answer, prompt: Sequence[int], on_prefill: Progress | None)
         logits = answer.sequence.extend([token])
 
 
-def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]]) -> list[str]:
+def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]]) -> list[Text]:
     """Reads each prompt into its answer's sequence; returns what comes after them."""
-    written = [""] * len(answers)
+    started = time.perf_counter()
+    written: list[list[Piece]] = [[] for _ in answers]
     to_read = {i: list(prompt) for i, prompt in enumerate(prompts)}
     while to_read:
         numbers = list(to_read)
@@ -195,7 +296,17 @@ def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]
         to_read = {}
         for i, logits in zip(numbers, rows, strict=True):
             pieces, token = answers[i].take(logits)
-            written[i] += "".join(piece.text for piece in pieces)
+            written[i] += pieces
             if token is not None:
                 to_read[i] = [token]
-    return written
+    seconds = time.perf_counter() - started
+    return [
+        Text(
+            "".join(piece.text for piece in pieces),
+            pieces[-1].finish,
+            prompt_tokens=len(prompt),
+            tokens=sum(piece.token is not None for piece in pieces),
+            seconds=seconds,
+        )
+        for pieces, prompt in zip(written, prompts, strict=True)
+    ]

@@ -13,6 +13,7 @@ from mmrt._status cimport check
 
 from dataclasses import dataclass
 
+from mmrt.arguments import whole
 from mmrt.errors import ArgumentError
 from mmrt.quant import TYPES
 
@@ -37,12 +38,14 @@ cdef class Pool:
         cdef mmrt_error error
         if threads is None:
             threads = mmrt_cpu_count()
-        if not isinstance(threads, int) or isinstance(threads, bool):
-            raise ArgumentError(f"threads: {threads!r} is not a whole number")
-        check(mmrt_pool_create(min(max(threads, -1), 1 << 20), &self.handle, &error), &error)
+        threads = whole("threads", threads, 1, 1 << 20)
+        check(mmrt_pool_create(threads, &self.handle, &error), &error)
 
     def __dealloc__(self):
         mmrt_pool_free(self.handle)
+
+    def __repr__(self):
+        return f"<Pool of {self.threads} threads>"
 
     @property
     def threads(self):

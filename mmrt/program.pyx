@@ -64,6 +64,9 @@ cdef class Cache:
     def __dealloc__(self):
         mmrt_kv_free(self.handle)
 
+    def __repr__(self):
+        return f"<Cache of {self.length} tokens, {self.nbytes} bytes>"
+
     cdef cut(self, uint64_t length):
         mmrt_kv_truncate(self.handle, length)
         del self.ids[length:]
@@ -557,6 +560,10 @@ cdef class Program:
             calls_end(&self.running, begun)
             for cache in caches:
                 calls_end(&cache.busy, begun)
+
+    def __repr__(self):
+        state = "closed" if self.handle is NULL else f"{len(self.lines)} operations"
+        return f"<Program, {state}>"
 
     def __str__(self):
         rows = []

@@ -14,19 +14,22 @@ Filters see the untempered p, so temperature changes the draw and not what it is
 equal logits the lower token id goes first.
 """
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrt.arguments import number, whole
 from mmrt.errors import ArgumentError
 
 __all__ = ["Sampler"]
 
 Ids = NDArray[np.intp]
 Floats = NDArray[np.floating[Any]]
+
+_LARGEST = sys.float_info.max
 
 _FIRST_SORTED = 512  # a nucleus is seldom larger: sorting more of 262144 tokens would be wasted
 
@@ -52,27 +55,20 @@ class Sampler:
         seed: int | None = None,
     ) -> None:
         """Raises ArgumentError for a setting out of its range."""
-        _require(0 <= temperature < math.inf, "temperature", temperature, "0 or more, finite")
-        _require(_is_int(top_k) and top_k >= 0, "top_k", top_k, "a whole number, 0 or more")
-        _require(0 < top_p <= 1, "top_p", top_p, "above 0, 1 at most")
-        _require(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
-        _require(0 < repeat_penalty < math.inf, "repeat_penalty", repeat_penalty, "above 0, finite")
-        _require(
-            _is_int(repeat_last_n) and repeat_last_n >= -1,
-            "repeat_last_n",
-            repeat_last_n,
-            "a whole number, -1 or more",
+        self.temperature = number("temperature", temperature, 0, _LARGEST)
+        self.top_k = whole("top_k", top_k, 0)
+        self.top_p = number("top_p", top_p, 0, 1, above=True)
+        self.min_p = number("min_p", min_p, 0, 1)
+        self.repeat_penalty = number("repeat_penalty", repeat_penalty, 1e-6, 1e6)
+        self.repeat_last_n = whole("repeat_last_n", repeat_last_n, -1)
+        self.seed = None if seed is None else whole("seed", seed, 0)
+        self._random = np.random.Generator(np.random.PCG64(self.seed))
+
+    def __repr__(self) -> str:
+        settings = ", ".join(
+            f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_"
         )
-        _require(
-            seed is None or (_is_int(seed) and seed >= 0), "seed", seed, "a whole number or None"
-        )
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self.min_p = min_p
-        self.repeat_penalty = repeat_penalty
-        self.repeat_last_n = repeat_last_n
-        self._random = np.random.Generator(np.random.PCG64(seed))
+        return f"Sampler({settings})"
 
     def __call__(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> int:
         """The next token's id, for `logits` (one a token of the vocabulary; left unchanged) after
@@ -122,8 +118,8 @@ class Sampler:
         seen = np.unique(np.asarray(window, dtype=np.intp))
         if len(seen) and not 0 <= seen[0] <= seen[-1] < len(logits):
             raise ArgumentError(f"history: token ids must be below {len(logits)}")
-        penalised = logits.copy()
-        repeated = logits[seen]
+        penalised = logits.astype(np.float64)  # where no penalty overflows
+        repeated = penalised[seen]
         penalised[seen] = np.where(
             repeated > 0, repeated / self.repeat_penalty, repeated * self.repeat_penalty
         )
@@ -157,12 +153,3 @@ def _nucleus(probabilities: NDArray[np.float64], mass: float) -> Ids:
         if sums[-1] >= mass or tried == len(probabilities):
             return np.sort(places[: np.searchsorted(sums, mass) + 1])
         tried *= 16
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _require(holds: bool | np.bool_, name: str, value: object, range_: str) -> None:
-    if not holds:
-        raise ArgumentError(f"{name}: must be {range_}, found {value!r}")

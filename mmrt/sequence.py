@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.errors import ArgumentError
+from mmrt.arguments import choice, token_ids, whole
+from mmrt.errors import ArgumentError, OutOfMemoryError
 from mmrt.program import ALIKE_TOKENS, Cache
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class Sequence:
 
     def __len__(self) -> int:
         return self._cache.length
+
+    def __repr__(self) -> str:
+        return f"<Sequence of {len(self)} tokens, {self.nbytes} bytes>"
 
     @property
     def tokens(self) -> list[int]:
@@ -55,10 +59,11 @@ class Sequence:
         Raises ArgumentError for no tokens, ids outside the vocabulary, or more than the context
         holds, and then has read nothing. After an interruption it holds what was read until then.
         """
-        given = list(ids)
+        choice("outputs", outputs, ("last", "all"))
+        given = token_ids("ids", ids)
         tokens, vocabulary = self._checked(given), self._model.vocab_size
         wanted = len(given) if outputs == "all" else 1
-        logits = np.empty((wanted, vocabulary), np.float32)
+        logits = _room((wanted, vocabulary))
         done = 0
         while done < len(given):
             part = tokens[done : done + self._model.step_tokens(len(given) - done)]
@@ -76,7 +81,8 @@ class Sequence:
         self._model.require_room(len(self) + len(given))
         vocabulary = self._model.vocab_size
         for token in given:
-            if not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
+            number = isinstance(token, int | np.integer) and not isinstance(token, bool)
+            if not number or not 0 <= token < vocabulary:
                 raise ArgumentError(
                     f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
                 )
@@ -84,7 +90,7 @@ class Sequence:
 
     def truncate(self, length: int) -> None:
         """Forgets the tokens from `length` on and gives their memory back."""
-        self._cache.truncate(length)
+        self._cache.truncate(whole("length", length, 0, len(self)))
 
     def keep_prefix(self, ids: List[int]) -> int:
         """Forgets all but what it can spare a reader of `ids`: returns how many of them it holds.
@@ -126,14 +132,21 @@ def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.f
         raise ArgumentError("the sequences belong to several models")
     if len({id(sequence) for sequence, _ in parts}) < len(parts):
         raise ArgumentError("a sequence comes twice")
-    texts = [(sequence._cache, sequence._checked(list(ids))) for sequence, ids in parts]
-    logits = np.empty((len(texts), model.vocab_size), np.float32)
+    texts = [(sequence._cache, sequence._checked(token_ids("ids", ids))) for sequence, ids in parts]
+    logits = _room((len(texts), model.vocab_size))
     done = 0
     while done < len(texts):
         group = texts[done : done + model.step_tokens(len(texts) - done)]
         _read_together(model, group, logits[done : done + len(group)])
         done += len(group)
     return logits
+
+
+def _room(shape: tuple[int, int]) -> NDArray[np.float32]:
+    try:
+        return np.empty(shape, np.float32)
+    except MemoryError:
+        raise OutOfMemoryError(f"no memory for logits of {shape[0]} tokens") from None
 
 
 def _read_together(

@@ -155,6 +155,9 @@ class Tokenizer:
         """The unknown token, where no field names it."""
         return next((t for t, kind in enumerate(self._kinds) if kind == _Kind.UNKNOWN), None)
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer of {self.vocab_size} tokens>"
+
     def _find_stops(self, fields: "_Fields", find: Callable[[str], int | None]) -> frozenset[int]:
         """The tokens that end a text, by fields and by text; `find` gives the id of a text."""
         named = {fields.token(f"{name}_token_id", self.vocab_size, None) for name in _STOP_FIELDS}

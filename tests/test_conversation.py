@@ -65,6 +65,8 @@ def test_a_conversation_is_not_read_again(model: mmrt.Model) -> None:
     prompts = [len(model.chat_tokens(m)) for m in (HELLO, longer)]
     assert reads.totals[0] == prompts[0]
     assert reads.totals[1] <= prompts[1] - prompts[0]
+    text = model.chat(longer, **reads.options)
+    assert text.prompt_tokens == prompts[1] == text.cached_tokens + reads.totals[2]
 
 
 def test_the_same_question_has_the_same_answer(model: mmrt.Model) -> None:
@@ -74,7 +76,7 @@ def test_the_same_question_has_the_same_answer(model: mmrt.Model) -> None:
     assert reads.totals[1] == reads.totals[2] < reads.totals[0]
 
 
-@pytest.mark.parametrize("type", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0"])
 def test_logits_after_a_kept_prefix_are_the_same_to_the_bit(
     tmp_path: Path, type: str, isa: str
 ) -> None:
@@ -113,7 +115,7 @@ def test_a_stream_that_is_left_can_be_gone_on_with(model: mmrt.Model) -> None:
     reads = Reads()
     stream = model.stream_chat(HELLO, **reads.options)
     first = next(stream).text
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     model.chat(going_on(HELLO, first), **reads.options)
     assert reads.totals[1] < reads.totals[0]
 
@@ -196,7 +198,7 @@ def test_messages_may_be_changed(model: mmrt.Model) -> None:
 
 def test_a_question_without_an_answer_is_forgotten(model: mmrt.Model) -> None:
     with model.conversation() as conversation:
-        conversation.stream("Hello?", max_tokens=4).close()  # type: ignore[attr-defined]
+        conversation.stream("Hello?", max_tokens=4).close()
         assert conversation.messages == []
         with pytest.raises(ArgumentError, match="are more than the context of 600"):
             conversation.say("ab " * 600)

@@ -1,5 +1,6 @@
 """From prompt to text: what is said, in which pieces, and when it ends."""
 
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -287,7 +288,7 @@ def test_a_penalty_sees_the_prompt_too(random: mmrt.Model) -> None:
 def test_sampling_settings_are_refused_at_once(random: mmrt.Model) -> None:
     with pytest.raises(ArgumentError, match="temperature"):
         random.stream(PROMPT, temperature=-1)
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ArgumentError, match="'temprature'; did you mean 'temperature'"):
         random.generate(PROMPT, temprature=1)
 
 
@@ -356,7 +357,7 @@ def test_a_stream_that_is_left_gives_its_memory_back(random: mmrt.Model) -> None
     stream = random.stream(PROMPT, max_tokens=50)
     next(stream)
     assert random.memory.kv > 0
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert random.memory.kv == 0
 
 
@@ -397,3 +398,41 @@ def test_streams_may_take_turns(random: mmrt.Model) -> None:
     streams = [random.stream(prompt, max_tokens=20) for prompt in prompts]
     rounds = list(zip_longest(*streams))
     assert [[p.text for p in pieces if p] for pieces in zip(*rounds, strict=True)] == alone
+
+
+# ---- what a text knows of itself ----
+
+
+def test_a_text_knows_how_it_came_about(speaks: Callable[..., Any]) -> None:
+    model = speaks(b"Hello", b",", b" world")
+    whole = model.generate(PROMPT)
+    assert (whole, whole.finish, whole.tokens) == ("Hello, world", "stop", 4)
+    assert (whole.prompt_tokens, whole.cached_tokens) == (len(model.tokenize(PROMPT)), 0)
+    assert 0 < whole.seconds < 60
+    cut = model.generate(PROMPT, max_tokens=2)
+    assert (cut, cut.finish, cut.tokens) == ("Hello,", "length", 2)
+    stopped = model.generate(PROMPT, stop=["wor"])
+    assert (stopped, stopped.finish, stopped.tokens) == ("Hello, ", "stop", 3)
+    copy = pickle.loads(pickle.dumps(cut))
+    assert (copy, copy.finish, copy.tokens) == (cut, "length", 2)
+    for text, prompt in zip(model.generate_all([PROMPT, [5]]), (PROMPT, "a"), strict=True):
+        assert (text, text.finish, text.tokens) == ("Hello, world", "stop", 4)
+        assert text.prompt_tokens == len(model.tokenize(prompt))
+
+
+def test_a_stream_knows_it_so_far(speaks: Callable[..., Any]) -> None:
+    stream = speaks(b"Hello", b",", b" world").stream(PROMPT)
+    assert (stream.tokens, stream.finish) == (0, None)
+    next(stream)
+    assert (stream.tokens, stream.finish) == (1, None)
+    assert stream.text() == ", world"
+    assert (stream.tokens, stream.finish) == (4, "stop")
+    assert list(stream) == []
+
+
+def test_a_text_ends_though_nobody_says_when(speaks: Callable[..., Any]) -> None:
+    model = speaks(b"la", ends=False, context=600)
+    text = model.generate([97])
+    assert (text, text.tokens, text.finish) == ("la" * 512, 512, "length")
+    assert [each.tokens for each in model.generate_all([[97]])] == [512]
+    assert model.generate([97], max_tokens=None).tokens == 599

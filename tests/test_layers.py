@@ -22,7 +22,7 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 
 # Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
-    *["errors", "residency", "layers", "fields"],  # plain Python, as are these:
+    *["errors", "arguments", "residency", "layers", "fields"],  # plain Python, as are these:
     *["elements", "pagetables"],
     *["_c", "_calls", "_dlpack", "_status", "_probe"],  # bindings, as are these:
     *["counters", "streaming"],
@@ -31,9 +31,10 @@ PYTHON_LAYERS = [
     *["formats", "quantizer", "program", "models"],
     *["standins", "words", "bpe", "tokenizer"],
     *["allowance", "strings", "sandbox", "chat"],
-    *["sampler", "sequence", "generation", "conversation", "memory", "budget", "model", "forecast"],
+    *["sampler", "sequence", "generation", "conversation", "memory", "budget"],
+    *["wheel", "default_model", "model", "forecast"],
     *["trace", "chrome_trace", "pictures"],
-    *["wheel", "default_model", "hub", "__init__", "cli", "__main__"],
+    *["hub", "__init__", "cli", "__main__"],
 ]
 
 # These name the other as the type of what they are given; type checkers alone import it.

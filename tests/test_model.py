@@ -50,7 +50,7 @@ def test_what_a_model_says_of_itself(path: Path, model: mmrt.Model) -> None:
 
 @pytest.mark.parametrize("context", [0, -1, 4001, 2**70, 1.5, "9", True])
 def test_contexts_that_cannot_be(path: Path, context: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"context: .* is not from 1 to 4000"):
+    with pytest.raises(ArgumentError, match=r"context: .* is not a whole number from 1 to 4000"):
         mmrt.Model(path, context=context)
 
 

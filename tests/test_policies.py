@@ -201,7 +201,9 @@ def test_a_model_populates_what_it_reads(model_path: Path) -> None:
     ],
 )
 def test_unknown_names_are_refused(model_path: Path, use: Callable[[Path], object]) -> None:
-    with pytest.raises(ArgumentError, match="no policy 'greedy'; there are lazy, prefetch,"):
+    with pytest.raises(
+        ArgumentError, match="policy: there is no 'greedy'; there are lazy, prefetch,"
+    ):
         use(model_path)
 
 

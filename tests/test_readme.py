@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import tiny_models
 from conftest import ROOT
+from test_chat import CHATML
 
-from mmrt import mapping, numa
+from mmrt import default_model, mapping, numa
 from mmrt.policies import POLICIES
 from mmrt.streaming import READERS
 
@@ -126,11 +128,12 @@ def test_cold_starts_are_those_that_were_measured() -> None:
     assert shown.keys() >= POLICIES.keys()
 
 
-def test_the_first_program_runs_as_pasted(
-    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert program is not None and "default_model" in program[1]
-    monkeypatch.setattr("mmrt.default_model.path", lambda: smollm2_path)
-    exec(program[1], {})
-    assert len(capsys.readouterr().out.splitlines()) >= 2
+def test_python_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.llama(type="Q8_0", context=512)
+    model.metadata["tokenizer.chat_template"] = CHATML
+    path = model.write(tmp_path / "default.gguf")
+    monkeypatch.setattr(default_model, "path", lambda: path)
+    snippets = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})

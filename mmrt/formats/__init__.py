@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mmrt import policies
+from mmrt.errors import ArgumentError
 from mmrt.formats import gguf, npy, safetensors
 from mmrt.formats.header import unlike
 from mmrt.formats.tensor_file import TensorFile
@@ -44,6 +45,8 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
     needs more memory than there is.
     """
     apply = policies.policy(policy)
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise ArgumentError(f"path: expected that of a file, found {path!r:.60}")
     mapping = Mapping(path)
     try:
         file = from_mapping(mapping)

@@ -1,0 +1,54 @@
+"""What callers may pass: numbers of any library are numbers, truth values are none."""
+
+import operator
+from collections.abc import Iterable
+from contextlib import suppress
+from numbers import Real
+from typing import Any
+
+from mmrt.errors import ArgumentError
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
+    """`value`, if it is a whole number from `least` to `most`, of Python, NumPy or others.
+
+    why: what else an error says.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        range_ = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise ArgumentError(f"{name}: {value!r:.60} is not a whole number {range_}{why}")
+    return number
+
+
+def number(name: str, value: Any, least: float, most: float, above: bool = False) -> float:
+    """`value`, if it is a number from `least` (above: more than that) to `most`."""
+    given = float("nan")
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            given = float(value)
+    if not least <= given <= most or (above and given == least):
+        range_ = f"{'above' if above else 'from'} {least} to {most}"
+        raise ArgumentError(f"{name}: {value!r:.60} is not a number {range_}")
+    return given
+
+
+def choice(name: str, value: Any, words: Iterable[str]) -> str:
+    """`value`, if it is one of `words`."""
+    words = list(words)
+    if not isinstance(value, str) or value not in words:
+        raise ArgumentError(f"{name}: there is no {value!r:.60}; there are {', '.join(words)}")
+    return value
+
+
+def token_ids(name: str, value: Any) -> list[Any]:
+    """`value` as a list, if it can be one of token ids; what each is, is not looked at."""
+    if not isinstance(value, str | bytes | bytearray | memoryview):
+        try:
+            return list(value)
+        except TypeError:
+            pass
+    raise ArgumentError(f"{name}: expected token ids, found {value!r:.60}")

@@ -1,0 +1,251 @@
+"""What callers may pass: wrong kinds are named, and numbers of NumPy are numbers."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+from test_chat import CHATML
+
+import mmrt
+from mmrt import default_model, errors
+from mmrt.errors import ArgumentError
+from mmrt.kernels import Pool
+from mmrt.sampler import Sampler
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_models.llama(type="Q8_0", context=100)
+    model.metadata["tokenizer.chat_template"] = CHATML
+    return model.write(tmp_path_factory.mktemp("arguments") / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[mmrt.Model]:
+    with mmrt.Model(path) as model:
+        yield model
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int16, np.array])
+def test_counts_of_numpy(path: Path, kind: Callable[[int], Any]) -> None:
+    with mmrt.Model(path, threads=kind(1), context=kind(60), memory=np.int64(1 << 30)) as model:
+        assert (model.threads, model.context) == (1, 60)
+        options = {"max_tokens": kind(3), "top_k": kind(2), "repeat_last_n": kind(5)}
+        text = model.generate([kind(5)] if kind is not np.array else [5], seed=kind(1), **options)
+        assert text.tokens == 3
+        with model.sequence() as sequence:
+            sequence.extend(np.arange(5))
+            sequence.truncate(kind(3))
+            assert len(sequence) == 3
+    assert Pool(kind(2)).threads == 2
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, Fraction])
+def test_numbers_of_numpy(model: mmrt.Model, kind: Callable[[float], Any]) -> None:
+    options = {"temperature": kind(0.5), "top_p": kind(0.75), "min_p": kind(0.125)}
+    options["repeat_penalty"] = kind(1.25)
+    plain = {name: float(value) for name, value in options.items()}
+    given = model.generate("abc", max_tokens=9, seed=1, **options)
+    assert given == model.generate("abc", max_tokens=9, seed=1, **plain)
+
+
+def test_texts_of_numpy(model: mmrt.Model) -> None:
+    said = [{"role": np.str_("user"), "content": np.str_("Hello")}]
+    assert model.chat(said, max_tokens=4) == model.chat(HELLO, max_tokens=4)
+    assert model.generate(np.str_("abc"), max_tokens=4) == model.generate("abc", max_tokens=4)
+
+
+COUNTS = ("max_tokens", "top_k", "repeat_last_n", "seed")
+NUMBERS = ("temperature", "top_p", "min_p", "repeat_penalty")
+OTHERS: dict[str, list[Any]] = {
+    "stop": ["text", [1], [""], 3, b"x"],
+    "on_prefill": [3, "f"],
+    "sequence": [3, "s", [1, 2]],
+}
+WRONG = [
+    *((name, value) for name in COUNTS for value in (True, np.bool_(1), 1.5, "3", [1], -2, b"1")),
+    *((name, value) for name in NUMBERS for value in (True, np.bool_(1), "0.5", [1], -1, 10**400)),
+    *((name, value) for name in NUMBERS for value in (float("nan"), float("inf"), 1j, None)),
+    *((name, value) for name, values in OTHERS.items() for value in values),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_options_that_make_no_sense_are_named(model: mmrt.Model, name: str, value: Any) -> None:
+    calls: list[Callable[..., Any]] = [model.generate, model.stream]
+    calls += [lambda prompt, **o: model.chat(HELLO, **o)]
+    if name != "sequence":
+        calls.append(lambda prompt, **options: model.generate_all([prompt], **options))
+    for call in calls:
+        with pytest.raises(ArgumentError, match=name):
+            call("abc", **{name: value})
+
+
+@pytest.mark.parametrize("penalty", [1e-40, 1e300, 0, 1e-7])
+def test_penalties_that_overflow(penalty: float) -> None:
+    with pytest.raises(ArgumentError, match="repeat_penalty"):
+        Sampler(repeat_penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+@pytest.mark.filterwarnings("error")
+def test_the_furthest_penalties_are_exact(penalty: float) -> None:
+    logits = np.array([3e38, -3e38, 1, 0, -1], np.float32)
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(temperature=temperature, repeat_penalty=penalty, seed=0)
+        ids, odds = sampler.distribution(logits, [0, 1, 2, 3, 4])
+        assert ids[odds.argmax()] == 0 and np.isfinite(odds).all()
+
+
+def test_unknown_options_are_named(model: mmrt.Model) -> None:
+    for call in (model.generate, model.stream, lambda p, **o: model.chat(HELLO, **o)):
+        with pytest.raises(ArgumentError, match=r"'max_token'; did you mean 'max_tokens'"):
+            call("abc", max_token=3)
+        with pytest.raises(TypeError):
+            call("abc", nonsense=3)
+
+
+# ---- prompts, paths and the rest ----
+
+
+@pytest.mark.parametrize("prompt", [b"hello", bytearray(b"x"), memoryview(b"x"), None, 3, [True]])
+def test_what_is_no_prompt(model: mmrt.Model, prompt: Any) -> None:
+    for call in (model.generate, lambda p: model.generate_all([p]), model.logits):
+        with pytest.raises(ArgumentError):
+            call(prompt)
+    with pytest.raises(ArgumentError):
+        model.generate_all(prompt)
+
+
+def test_a_text_is_no_list_of_prompts(model: mmrt.Model) -> None:
+    with pytest.raises(ArgumentError, match="prompts: expected a list"):
+        model.generate_all("abc")
+
+
+@pytest.mark.parametrize("text", [b"x", None, 3, ["a"]])
+def test_what_is_no_text(model: mmrt.Model, text: Any) -> None:
+    with pytest.raises(ArgumentError, match="text: expected a str"):
+        model.tokenize(text)
+
+
+@pytest.mark.parametrize("ids", [None, 3, "abc", b"abc", [1.5], ["a"]])
+def test_what_is_no_list_of_ids(model: mmrt.Model, ids: Any) -> None:
+    with pytest.raises(ArgumentError):
+        model.detokenize(ids)
+    with model.sequence() as sequence, pytest.raises(ArgumentError):
+        sequence.extend(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "threads": [0, -1, True, "2", 1.5],
+        "context": [0, 101, True, "50"],
+        "memory": [0, -1, True, 1.5, [1], "much"],
+        "policy": [[], None, "lazzy", 3],
+        "reader": [[], "disk", 3],
+        "kv_k": [3, None, "f32"],
+        "kv_v": [[], "q4_0"],
+    }.items(),
+)
+def test_a_model_names_what_makes_no_sense(path: Path, name: str, values: list[Any]) -> None:
+    for value in values:
+        if name == "memory" and value is None:
+            continue
+        with pytest.raises(ArgumentError, match=name):
+            mmrt.Model(path, **{name: value})
+
+
+@pytest.mark.parametrize("path", [3, [], 1.5])
+def test_what_is_no_path(path: Any) -> None:
+    for opens in (mmrt.Model, mmrt.open):
+        with pytest.raises(ArgumentError, match="path: expected"):
+            opens(path)
+    with pytest.raises(ArgumentError, match="path: expected"):
+        mmrt.open(None)  # type: ignore[arg-type]
+
+
+def test_without_a_path_it_is_the_default_model(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(default_model, "path", lambda: path)
+    with mmrt.Model() as model:
+        assert model.path == str(path)
+
+
+# ---- errors ----
+
+
+def test_every_error_is_an_mmrt_error_and_a_builtin_one() -> None:
+    found = {name: error for name, error in vars(errors).items() if name.endswith("Error")}
+    assert len(found) > 8
+    for name, error in found.items():
+        assert issubclass(error, errors.MmrtError) and getattr(mmrt, name) is error
+        if error is not errors.MmrtError:
+            builtin = [base for base in error.__mro__ if base.__module__ == "builtins"]
+            assert len(builtin) > 3, name  # more than Exception, BaseException, object
+
+
+def test_missing_tensors_are_key_errors(path: Path) -> None:
+    with mmrt.open(path) as file:
+        for kind in (KeyError, mmrt.NotFoundError):
+            with pytest.raises(kind, match=r"has no tensor 'blk\.0\.attn_qq\.weight'; did you"):
+                file["blk.0.attn_qq.weight"]
+        with pytest.raises(mmrt.NotFoundError) as caught:
+            file["none"]
+        assert str(caught.value) == f"{path} has no tensor 'none'"
+
+
+# ---- closed models, and what things say of themselves ----
+
+
+def test_a_closed_model_says_so(path: Path) -> None:
+    model = mmrt.Model(path)
+    sequence = model.sequence()
+    conversation = model.conversation()
+    stream = model.stream("abc")
+    model.close()
+    model.close()
+    calls: list[Callable[[], Any]] = [
+        lambda: model.generate("abc"), lambda: model.stream("abc"), lambda: model.stream([1]),
+        lambda: model.generate_all(["abc"]), lambda: model.chat(HELLO),
+        lambda: model.stream_chat(HELLO), lambda: model.render_chat(HELLO),
+        lambda: model.chat_tokens(HELLO), lambda: model.logits([1]), lambda: model.tokenize("a"),
+        lambda: model.detokenize([1]), lambda: model.tokenizer, model.sequence,
+        model.conversation, model.__enter__, lambda: sequence.extend([1]),
+        lambda: conversation.say("abc"), lambda: next(stream),
+        lambda: model.generate("a", sequence=sequence),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ArgumentError, match=r"m\.gguf: the model is closed"):
+            call()
+    assert "closed" in repr(model)
+
+
+def test_reprs_are_short(path: Path) -> None:
+    with mmrt.Model(path) as model, model.sequence() as sequence:
+        sequence.extend([1, 2, 3])
+        stream = model.stream("abc", max_tokens=3)
+        file = model.file
+        things = [
+            model, sequence, model.tokenizer, model.program, Sampler(), Pool(1), file, stream,
+            file["output_norm.weight"], file["output_norm.weight"].residency(), file.residency(),
+            model.conversation(),
+        ]  # fmt: skip
+        for thing in things:
+            assert type(thing).__name__ in repr(thing) or thing is file
+            assert " at 0x" not in repr(thing) and len(repr(thing)) < 300
+        assert repr(sequence).startswith("<Sequence of 3 tokens, ")
+        assert repr(Sampler(top_k=3)).startswith("Sampler(temperature=0.0, top_k=3, ")
+        assert repr(stream) == "<Stream of 0 tokens after 1, going on>"
+        stream.text()
+        assert repr(stream) == "<Stream of 3 tokens after 1, ended: length>"
