@@ -167,15 +167,11 @@ class Model:
         self.program.stream()
         kv = functools.partial(_kv_bytes, self._sequences, self._last_chat)
         spare = self._last_chat.clear
-        share = Share(self.path, self.program, kv, spare, self._prepare, STEP_TOKENS, reader, lock)
+        # None of these refers to the model: one that is dropped is gone at once.
+        prepare = functools.partial(_prepare, weakref.ref(self))
+        share = Share(self.path, self.program, kv, spare, prepare, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
-
-    def _prepare(self) -> None:
-        """Loads what texts need beside the program, as far as it can be had."""
-        Sampler()
-        with contextlib.suppress(MmrtError):
-            _ = self.tokenizer
 
     def _context(self, wanted: int | None) -> int:
         trained: int = self.config.context_length
@@ -286,8 +282,7 @@ class Model:
 
     def step_tokens(self, wanted: int) -> int:
         """How many of `wanted` tokens the next step takes."""
-        if self.closed:
-            raise ArgumentError("the model is closed")
+        self._check_open()
         if self._share is None:
             return budget.divide_step(wanted, STEP_TOKENS)
         return self.budget.step_tokens(self._share, wanted)
@@ -548,6 +543,15 @@ class Model:
         reading.cached = text.keep_prefix(ids)
         rest = ids[reading.cached :]
         yield from generate(Answer(self, text, settings), rest, settings.on_prefill)
+
+
+def _prepare(model: weakref.ref[Model]) -> None:
+    """Loads what texts need beside the program, as far as it can be had."""
+    Sampler()
+    alive = model()
+    if alive is not None:
+        with contextlib.suppress(MmrtError):
+            _ = alive.tokenizer
 
 
 def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
