@@ -49,6 +49,9 @@ _FIRST_TEXT = 128
 _YET_TO_LOAD = 6 * MIB
 _LEAST_STEP = 2 * ALIKE_TOKENS - 1
 
+# Besides, a statement of what is needed has room for: the process is not as large in each run.
+_RUNS_DIFFER = 2 * MIB
+
 # Of the file, to measure the disk with: enough for a figure within a few per cent.
 _PROBE_BYTES = 64 * MIB
 
@@ -348,7 +351,8 @@ class Budget:
         room = tightest.n_bytes
         most = sum(share.most for share in shares)
         if room - reserve < least:
-            bound, needed = tightest.bound, tightest.bound.limit + least + reserve - room
+            bound = tightest.bound
+            needed = bound.limit + least + reserve - room + _RUNS_DIFFER
             raise OutOfMemoryError(
                 f"{', '.join(s.path for s in shares)}: {bound.name} of {human(bound.limit)} is too "
                 f"small: {purpose} it needs at least {_ceil_mib(needed)}"
