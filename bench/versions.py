@@ -2,8 +2,8 @@
 
 PYTHON is an interpreter that imports the other build. Each round starts a process of either, which
 reads a prompt and then decodes, and prints tokens a second; the order of the two changes from round
-to round. What is printed are medians, and the median of the ratios within a round, this build's over
-the other's: a busy machine slows both of a round alike.
+to round. What is printed are medians, and the median of the ratios within a round, of this build's
+to the other's: a busy machine slows both of a round alike.
 """
 
 import argparse

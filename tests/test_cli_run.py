@@ -111,7 +111,7 @@ def test_options_may_stand_anywhere(smollm2_path: Path) -> None:
 def test_run_without_a_model_takes_the_default_one(
     smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(default_model, "path", lambda progress: smollm2_path)
+    monkeypatch.setattr(default_model, "path", lambda progress, waiting: smollm2_path)
     monkeypatch.setattr(default_model, "is_cached", lambda: False)
     ended = call("run", STORY, "-n", 4, *RAW)
     assert ended.err == f"mmrt: {default_model.NOTICE}\n"
