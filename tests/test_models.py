@@ -2,6 +2,7 @@
 field or tensor, and what was found; on the command line by one line."""
 
 import math
+import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -262,6 +263,26 @@ def test_every_shape_must_fit(model: TinyModel, tmp_path: Path) -> None:
             kind = UnsupportedError if len(shape) == 3 else FormatError
             assert_refused(model.write(tmp_path / "shape.gguf"), kind, "tensor ")
         model.tensors[name] = blocks
+
+
+@pytest.mark.parametrize("dims", [(64, 0), (0, 300)])
+@pytest.mark.parametrize(
+    "name", ["output", "blk.0.attn_q", "blk.0.attn_qkv", "rope_freqs", "blk.0.rope_freqs"]
+)
+def test_tensors_without_elements_are_not_taken_as_missing(
+    name: str, dims: tuple[int, int], tmp_path: Path
+) -> None:
+    model = tiny_models.llama(n_layers=1, separate_output=True)
+    model.tensors[f"{name}.weight"] = Blocks("F32", np.zeros((0, 64 * 4), np.uint8))
+    path = model.write(tmp_path / "m.gguf")
+    header = bytearray(path.read_bytes())
+    field = f"{name}.weight".encode()
+    field = struct.pack("<Q", len(field)) + field + struct.pack("<I", 2)
+    at = header.index(field) + len(field)
+    header[at : at + 16] = struct.pack("<2Q", *dims)
+    path.write_bytes(header)
+    with pytest.raises(FormatError, match=f"tensor {name}.weight"):
+        mmrt.Model(path)
 
 
 @pytest.mark.parametrize("type", ["I8", "I16", "I32", "I64", "F64"])

@@ -17,15 +17,16 @@ def config(fields: Fields) -> Config:
 def build(program: Program, config: Config, weights: Weights) -> None:
     """Lists the operations of the forward pass. FormatError names a tensor that is unfit."""
     model = Transformer(program, config, weights)
-    divisors = weights.get("rope_freqs.weight")
+    shared = weights.get("rope_freqs.weight")
     model.embed()
     for layer in model.layers():
+        own = layer.get("rope_freqs")
         model.norm(layer["attn_norm"])
         model.attention(
             layer,
             config.rope,
             interleaved=True,
-            divisors=layer.get("rope_freqs") or divisors,
+            divisors=shared if own is None else own,
             window=config.window.of(layer.index),
         )
         model.norm(layer["ffn_norm"])

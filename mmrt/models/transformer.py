@@ -72,7 +72,7 @@ class Transformer:
         """
         c, program = self._config, self._program
         q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        if layer.get("attn_qkv"):  # the three matrices, one below the other
+        if layer.get("attn_qkv") is not None:  # the three matrices, one below the other
             matrices = [layer.matrix("attn_qkv", q + 2 * kv)]
         else:
             rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
@@ -107,9 +107,9 @@ class Transformer:
         self._changed, self._post = True, post
 
     def _table(self, rope: Rope, divisors: Tensor | None) -> int:
-        key = (rope, divisors.name if divisors else "")
+        key = (rope, divisors.name if divisors is not None else "")
         if key not in self._tables:
-            own = divisors_from(divisors, rope.n_dims) if divisors else None
+            own = None if divisors is None else divisors_from(divisors, rope.n_dims)
             self._tables[key] = self._program.rope_table(rope.frequencies(own), rope.magnitude)
         return self._tables[key]
 

@@ -36,7 +36,9 @@ class Weights:
     def matrix(self, name: str, otherwise: Tensor | None = None) -> Matrix:
         """`name.weight`, or this tensor if the model has none, with `name.bias` and `name.scale`
         where the model has them."""
-        weight = self.get(f"{name}.weight") or otherwise or self[f"{name}.weight"]
+        weight = self.get(f"{name}.weight")
+        if weight is None:  # asked for so, as a tensor without rows counts as false
+            weight = otherwise if otherwise is not None else self[f"{name}.weight"]
         return Matrix(weight, self.get(f"{name}.bias"), self._scale(f"{name}.scale"))
 
     def _scale(self, name: str) -> float:

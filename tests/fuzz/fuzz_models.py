@@ -110,7 +110,8 @@ def one(c: Choices) -> None:
             assert tokens(opened) == expected, reader
 
 
-FUZZER = fuzzing.Fuzzer("models", one)
+# Each thread that allocates reserves addresses, of which little becomes memory.
+FUZZER = fuzzing.Fuzzer("models", one, memory=4 << 30)
 
 if __name__ == "__main__":
     FUZZER.main()
