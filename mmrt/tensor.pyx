@@ -152,7 +152,12 @@ cdef class Tensor:
     def __len__(self):
         if not self.shape:
             raise ArgumentError(f"tensor {self.name!r} is a single element, without a length")
+        if self.shape[0] > sys.maxsize:  # of rows without elements
+            raise ArgumentError(f"tensor {self.name!r} has more rows than a length can tell")
         return self.shape[0]
+
+    def __bool__(self):
+        return True  # whatever its length: `file.get(name) or other`
 
     def __getitem__(self, rows):
         """The Tensor of one row, t[3], or of some in order, t[5:7], on the same pages: a row of a

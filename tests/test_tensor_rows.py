@@ -74,3 +74,11 @@ def test_rows_that_make_no_sense(file: TensorFile, rows: Any) -> None:
 def test_dtypes(file: TensorFile) -> None:
     found = {name: file[name].dtype for name in ("floats", "halves", "blocks", "brains")}
     assert found == {"floats": np.float32, "halves": np.float16, "blocks": None, "brains": None}
+
+
+def test_a_tensor_is_true_whatever_its_length(tmp_path: Path) -> None:
+    for shape in ((0, 32), (1 << 63, 0), ()):
+        tensor = placed(tmp_path, "F32", shape, bytes(4), 0)
+        assert tensor
+    with pytest.raises(ArgumentError, match="more rows than a length can tell"):
+        len(placed(tmp_path, "F32", (1 << 63, 0), b"", 4))
