@@ -205,6 +205,8 @@ def page_nodes(memory, offset=0, length=None):
     cdef Py_buffer view
     cdef const char *start
     cdef uint64_t size
+    if hasattr(memory, "blocks"):  # a Tensor, which is no buffer if NumPy lacks its type
+        memory = memory.blocks()
     PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
     try:
         if length is None:

@@ -152,8 +152,6 @@ cdef class Tensor:
     def __len__(self):
         if not self.shape:
             raise ArgumentError(f"tensor {self.name!r} is a single element, without a length")
-        if self.shape[0] > sys.maxsize:  # of rows without elements
-            raise ArgumentError(f"tensor {self.name!r} has more rows than a length can tell")
         return self.shape[0]
 
     def __bool__(self):

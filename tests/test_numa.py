@@ -404,8 +404,8 @@ def test_on_one_node_all_is_read_and_a_warning_says_why(tmp_path: Path) -> None:
 @needs_one_node
 def test_the_command_line_says_it_in_a_line(tmp_path: Path) -> None:
     path = model_file(tmp_path)
-    plain = call("run", path, STORY, "-n", 4)
-    ended = call("run", path, STORY, "-n", 4, "--policy", "numa")
+    plain = call("run", path, STORY, "-n", 4, "--temp", 0)
+    ended = call("run", path, STORY, "-n", 4, "--temp", 0, "--policy", "numa")
     assert ended.status == plain.status == 0 and ended.out == plain.out
     assert "mmrt: policy numa: there is one memory node to use" in ended.err
 

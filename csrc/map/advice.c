@@ -107,7 +107,7 @@ static mmrt_status refused(mmrt_mapping *mapping, uint64_t offset, uint64_t leng
     mmrt_status status = mmrt_mapping_check(mapping, offset, length, NULL, err);
     if (status != MMRT_OK)
         return status; /* why populating failed */
-    if (error == EFAULT && mapping->has_file)
+    if (error == EFAULT && mapping->has_file && advice == &advices[MMRT_ADVICE_POPULATE_READ])
         return cannot_populate(mapping, range, advice->number, err);
     errno = error;
     return mmrt_fail_errno(err, "cannot take the advice %s", advice->word);
