@@ -255,7 +255,7 @@ def test_a_missing_name_suggests_near_ones(tmp_path: Path) -> None:
     with formats.open(write(tmp_path, "valid.gguf", make.VALID)) as f:
         with pytest.raises(KeyError, match="did you mean 'blocks'"):
             f["block"]
-        with pytest.raises(KeyError, match="has no tensor 'zzzzzzzz'$"):
+        with pytest.raises(KeyError, match=r"has no tensor 'zzzzzzzz'$"):
             f["zzzzzzzz"]
         assert "blocks" in f and "block" not in f and f.get("block") is None
         assert len(f) == 4 and f.nbytes == 96 + 432 + 10 + 12
