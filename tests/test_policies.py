@@ -208,9 +208,10 @@ def test_unknown_names_are_refused(model_path: Path, use: Callable[[Path], objec
 
 
 def test_the_command_line_takes_a_policy(model_path: Path) -> None:
-    expected = call("run", model_path, "a", "-n", 2)
+    greedy = ("-n", 2, "--temp", 0)
+    expected = call("run", model_path, "a", *greedy)
     assert expected.status == 0
-    assert call("run", model_path, "a", "-n", 2, "--policy", "populate") == expected
+    assert call("run", model_path, "a", *greedy, "--policy", "populate") == expected
     call("run", model_path, "a", "--policy", "greedy").assert_refused(2, "greedy", "lazy")
     assert (
         '"policy": "random"'

@@ -200,7 +200,7 @@ def test_a_file_of_several_pieces_goes_whole(tmp_path: Path) -> None:
         ("-3", (), "'-3' is no number"),
         ("7-3", (), "7-3 ends before it begins"),
         ("40", (), "there is no layer 40; they go from 0 to 11"),
-        ("2,40-50", (), "there is no layer 40-50"),
+        ("2,40-50", (), "there is no layer 40"),
         (None, ("*.attn_z.*",), r"no tensor matches '\*\.attn_z\.\*'; names look like"),
         ("3", ("token_embd*",), "none of these tensors is in a numbered layer"),
     ],
@@ -215,7 +215,7 @@ def test_choices_that_find_nothing(
 def test_choices(model_path: Path) -> None:
     with mmrt.open(model_path) as file:
         assert file.select() == list(file)
-        assert file.select("10-99") == [n for n in file if n.startswith(("blk.10.", "blk.11."))]
+        assert file.select("10-11") == [n for n in file if n.startswith(("blk.10.", "blk.11."))]
         assert file.select(None, ["output*"]) == ["output_norm.weight"]
         assert file.select("1", ["*.attn_q.*", "*.attn_k.*"]) == [
             "blk.1.attn_q.weight",

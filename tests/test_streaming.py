@@ -45,7 +45,7 @@ def open_small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., mmrt.Model]:
     def start(path: Path | str, reader: str | None = None, policy: str = "lazy") -> mmrt.Model:
         used = counters.resident()
         monkeypatch.setattr(counters, "resident", lambda: used)
-        model = mmrt.Model(path, memory=Budget(sum(used) + 16 * MIB), reader=reader, policy=policy)
+        model = mmrt.Model(path, memory=Budget(sum(used) + 20 * MIB), reader=reader, policy=policy)
         assert model.memory.streamed > 4 * MIB
         return model
 
