@@ -174,7 +174,9 @@ static void free_ring(mmrt_stream *stream) {
     stream->ring = NULL;
     stream->slots = NULL;
     stream->free_slots = NULL;
+    pthread_mutex_lock(&stream->lock); /* statistics look at n_reading */
     stream->n_slots = stream->n_free = stream->first_free = stream->n_reading = 0;
+    pthread_mutex_unlock(&stream->lock);
 }
 
 static mmrt_status make_slots(mmrt_stream *stream, int32_t n_slots, mmrt_error *err) {
