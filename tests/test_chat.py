@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 
 from mmrt.chat import choose_template, render
@@ -199,6 +200,4 @@ def test_a_refusal_is_one_printable_line() -> None:
 
 def test_importing_does_not_import_jinja2() -> None:
     check = "import sys, mmrt.chat; sys.exit('jinja2' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[1]).returncode == 0
-    )
+    assert subprocess.run([sys.executable, "-c", check], cwd=command.HOME).returncode == 0
