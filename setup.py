@@ -2,7 +2,7 @@
 
 The core is one static library for what every machine runs and one for each instruction set, each
 with its own flags (never -march=native: the set is chosen at run time). All go into
-mmrt/libmmrt.so, so that the Cython modules share one copy of its state.
+mmrt/core/libmmrt.so, so that the Cython modules share one copy of its state.
 """
 
 import os
@@ -113,7 +113,7 @@ class BuildCore(build_clib):
 
 
 class BuildModules(build_ext):
-    """Links the static libraries into mmrt/libmmrt.so, and against that the Cython modules."""
+    """Links the static libraries into mmrt/core/libmmrt.so, and against that the Cython modules."""
 
     def initialize_options(self):
         super().initialize_options()
@@ -121,7 +121,7 @@ class BuildModules(build_ext):
 
     @property
     def core(self):
-        return Path(self.build_lib, "mmrt", "libmmrt.so")
+        return Path(self.build_lib, "mmrt", "core", "libmmrt.so")
 
     def run(self):
         self.run_command("build_clib")  # which an editable installation would leave out
@@ -156,10 +156,10 @@ class BuildModules(build_ext):
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
-        self.copy_file(str(self.core), "mmrt")
+        self.copy_file(str(self.core), "mmrt/core")
 
     def get_output_mapping(self):
-        inplace = {str(self.core): "mmrt/libmmrt.so"} if self.inplace else {}
+        inplace = {str(self.core): "mmrt/core/libmmrt.so"} if self.inplace else {}
         return super().get_output_mapping() | inplace
 
     def get_outputs(self):
@@ -168,7 +168,7 @@ class BuildModules(build_ext):
 
 modules = [
     Extension(
-        "mmrt." + Path(path).stem,
+        "mmrt.core." + Path(path).stem,
         [path],
         include_dirs=["csrc"],
         libraries=["mmrt"],
@@ -176,7 +176,7 @@ modules = [
         extra_compile_args=["-O1", "-g0", "-w"],
         depends=HEADERS,
     )
-    for path in sorted(glob("mmrt/*.pyx"))
+    for path in sorted(glob("mmrt/core/*.pyx"))
 ]
 
 setup(

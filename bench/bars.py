@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmrt.pictures import colours
-from mmrt.pictures.drawing import Drawing
+from mmrt.sight.pictures import colours
+from mmrt.sight.pictures.drawing import Drawing
 
 _WIDTH, _EDGE, _LABELS = 960, 28, 260
 _BAR, _GAP, _GROUP = 15, 3, 16  # heights: of a bar, between two, between two groups

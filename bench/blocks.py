@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.quant import TYPES, dequantize
+from mmrt.core.quant import TYPES, dequantize
 
 Blocks = NDArray[np.uint8]  # [blocks][bytes]
 FLOATS = ("F32", "F16", "BF16")

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import mmrt
 from bench.engine import Engine
 from bench.engines import ENGINES, Mmrt
-from mmrt.policies import POLICIES
+from mmrt.files.policies import POLICIES
 
 PEER = "llama.cpp mapped"
 
@@ -85,7 +85,7 @@ def _serve(
 ) -> None:
     from mmrt import counters
 
-    for module in ("mmrt.model", "llama_cpp"):  # for all alike
+    for module in ("mmrt.run.model", "llama_cpp"):  # for all alike
         import_module(module)
     before, began = counters.reads(), time.perf_counter()
     engine = STARTS[name](path, threads)

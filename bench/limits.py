@@ -33,10 +33,10 @@ import mmrt
 from bench import cgroups
 from bench.cold_start import evict
 from bench.limited import ENGINES, OURS, PEER
-from mmrt.memory import human, parse_size
-from mmrt.pictures import drawing
-from mmrt.pictures.curves import Curve, Mark, draw
-from mmrt.pictures.drawing import Drawing
+from mmrt.memory.sizes import human, parse_size
+from mmrt.sight.pictures import drawing
+from mmrt.sight.pictures.curves import Curve, Mark, draw
+from mmrt.sight.pictures.drawing import Drawing
 
 MIB = 1 << 20
 _SWEEP = [0.2 + 0.1 * i for i in range(10)]

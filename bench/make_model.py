@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from bench.blocks import random_blocks
-from mmrt.bpe import BYTE_LETTERS
+from mmrt.core.quant import TYPES
 from mmrt.errors import MmrtError
-from mmrt.formats.gguf_writer import Entry, write_gguf
-from mmrt.quant import TYPES
+from mmrt.files.gguf_writer import Entry, write_gguf
+from mmrt.text.bpe import BYTE_LETTERS
 
 _NORMAL, _CONTROL = 1, 3
 _SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import mmrt
 from bench import bars
 from bench.engines import LIMIT, OURS, EngineError, Worker, installed
-from mmrt.pictures.drawing import svg
+from mmrt.sight.pictures.drawing import svg
 
 
 @dataclass(frozen=True)

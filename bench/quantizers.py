@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmrt
-from mmrt.formats.gguf_writer import Entry, write_gguf
-from mmrt.kernels import Pool
-from mmrt.quant import TYPES, dequantize
-from mmrt.quantizer import QUANTIZABLE
+from mmrt.core.kernels import Pool
+from mmrt.core.quant import TYPES, dequantize
+from mmrt.files.gguf_writer import Entry, write_gguf
+from mmrt.files.quantizer import QUANTIZABLE
 
 Array = NDArray[np.float32]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from mmrt.draw import Settings, draw
-from mmrt.kernels import Pool
+from mmrt.core.draw import Settings, draw
+from mmrt.core.kernels import Pool
 
 ROWS, VOCABULARY = 8, 152064
 GREEDY = Settings(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0)

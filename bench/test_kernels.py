@@ -16,8 +16,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import mmrt
 from bench.blocks import FLOATS, random_blocks
-from mmrt.kernels import Pool, matmul, roof
-from mmrt.quant import TYPES
+from mmrt.core.kernels import Pool, matmul, roof
+from mmrt.core.quant import TYPES
 
 COLS, COLUMNS, ROUNDS = 4096, 512, 5
 CHOSEN = mmrt.cpu_info().isa

@@ -479,7 +479,7 @@ mmrt_status mmrt_quantize(mmrt_pool *pool, const mmrt_weight *w, uint64_t first,
 /* ---- sampling (sample/) -------------------------------------------------------------------- */
 
 /* How a token is chosen, in this order: repetition penalty, presence and frequency penalty, top-k,
- * top-p, min-p, a draw at this temperature. What each does is said in mmrt/sampler.py. */
+ * top-p, min-p, a draw at this temperature. What each does is said in mmrt/run/sampler.py. */
 typedef struct mmrt_sampling {
     float temperature;       /* 0: the likeliest token, whatever the filters */
     uint32_t top_k;          /* 0: off */

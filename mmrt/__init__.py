@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-if not os.path.exists(os.path.join(_HERE, "libmmrt.so")):
+if not os.path.exists(os.path.join(_HERE, "core", "libmmrt.so")):
     raise ImportError(
         f"{_HERE} is mmrt's source, and its compiled parts are not there: start Python in another "
         "folder, where the installed mmrt is found, or build this one with `pip install -e .`"
@@ -62,29 +62,30 @@ __all__ = [
     "policies",
     "quant",
     "quantize",
+    "sequence",
     "streaming",
     "trace",
 ]
 
 # Public name -> the module that has it.
 _HOMES = {
-    "open": "mmrt.formats",
-    "TensorFile": "mmrt.formats",
-    "Tensor": "mmrt.tensor",
-    "Mapping": "mmrt.mapping",
-    "Residency": "mmrt.residency",
-    "Model": "mmrt.model",
-    "Conversation": "mmrt.conversation",
-    "Budget": "mmrt.budget",
-    "Options": "mmrt.generation",
-    "Text": "mmrt.generation",
-    "Stream": "mmrt.generation",
-    "Sequence": "mmrt.sequence",
-    "Sampler": "mmrt.sampler",
-    "quantize": "mmrt.quantizer",
-    "Tokenizer": "mmrt.tokenizer",
-    "cpu_info": "mmrt.kernels",
-    "os_info": "mmrt.system",
+    "open": "mmrt.files.formats",
+    "TensorFile": "mmrt.files.formats",
+    "Tensor": "mmrt.core.tensor",
+    "Mapping": "mmrt.core.mapping",
+    "Residency": "mmrt.core.residency",
+    "Model": "mmrt.run.model",
+    "Conversation": "mmrt.run.conversation",
+    "Budget": "mmrt.memory.budget",
+    "Options": "mmrt.run.generation",
+    "Text": "mmrt.run.generation",
+    "Stream": "mmrt.run.generation",
+    "Sequence": "mmrt.run.sequence",
+    "Sampler": "mmrt.run.sampler",
+    "quantize": "mmrt.files.quantizer",
+    "Tokenizer": "mmrt.text.tokenizer",
+    "cpu_info": "mmrt.core.kernels",
+    "os_info": "mmrt.memory.system",
     "MmrtError": "mmrt.errors",
     "FileError": "mmrt.errors",
     "FormatError": "mmrt.errors",
@@ -96,29 +97,31 @@ _HOMES = {
     "NoArrayError": "mmrt.errors",
     "InUseError": "mmrt.errors",
 }
-_MODULES = {
-    *("counters", "default_model", "errors", "formats", "hub", "kernels", "models", "numa"),
-    *("pagetables", "policies", "quant", "streaming", "trace"),
+# Public module -> the package that has it.
+_ROOMS = {
+    "counters": "mmrt.memory",
+    "default_model": "mmrt.files",
+    "errors": "mmrt",
+    "formats": "mmrt.files",
+    "hub": "mmrt.files",
+    "kernels": "mmrt.core",
+    "models": "mmrt",
+    "numa": "mmrt.core",
+    "pagetables": "mmrt.sight",
+    "policies": "mmrt.files",
+    "quant": "mmrt.core",
+    "sequence": "mmrt.run",
+    "streaming": "mmrt.core",
+    "trace": "mmrt.sight",
 }
 
 if TYPE_CHECKING:
-    from mmrt import (
-        counters,
-        default_model,
-        errors,
-        formats,
-        hub,
-        kernels,
-        models,
-        numa,
-        pagetables,
-        policies,
-        quant,
-        streaming,
-        trace,
-    )
-    from mmrt.budget import Budget
-    from mmrt.conversation import Conversation
+    from mmrt import errors, models
+    from mmrt.core import kernels, numa, quant, streaming
+    from mmrt.core.kernels import cpu_info
+    from mmrt.core.mapping import Mapping
+    from mmrt.core.residency import Residency
+    from mmrt.core.tensor import Tensor
     from mmrt.errors import (
         ArgumentError,
         FileError,
@@ -131,25 +134,27 @@ if TYPE_CHECKING:
         UnsupportedError,
         ViewError,
     )
-    from mmrt.formats import TensorFile, open
-    from mmrt.generation import Options, Stream, Text
-    from mmrt.kernels import cpu_info
-    from mmrt.mapping import Mapping
-    from mmrt.model import Model
-    from mmrt.quantizer import quantize
-    from mmrt.residency import Residency
-    from mmrt.sampler import Sampler
-    from mmrt.sequence import Sequence
-    from mmrt.system import os_info
-    from mmrt.tensor import Tensor
-    from mmrt.tokenizer import Tokenizer
+    from mmrt.files import default_model, formats, hub, policies
+    from mmrt.files.formats import TensorFile, open
+    from mmrt.files.quantizer import quantize
+    from mmrt.memory import counters
+    from mmrt.memory.budget import Budget
+    from mmrt.memory.system import os_info
+    from mmrt.run import sequence
+    from mmrt.run.conversation import Conversation
+    from mmrt.run.generation import Options, Stream, Text
+    from mmrt.run.model import Model
+    from mmrt.run.sampler import Sampler
+    from mmrt.run.sequence import Sequence
+    from mmrt.sight import pagetables, trace
+    from mmrt.text.tokenizer import Tokenizer
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"mmrt.{name}")
+    elif name in _ROOMS:
+        value = import_module(f"{_ROOMS[name]}.{name}")
     else:
         raise AttributeError(f"module 'mmrt' has no attribute {name!r}")
     globals()[name] = value

@@ -16,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmrt import default_model, wheel
+from mmrt import default_model
+from mmrt.files import wheel
 
 GEMMA = "gemma-3-270m-q4_k_m.gguf"
 GEMMA_SIZE = 253113024  # bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrt.mapping import Mapping
+from mmrt.core.mapping import Mapping
 
 PAGE = mmap.PAGESIZE
 

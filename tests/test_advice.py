@@ -10,9 +10,9 @@ from hostile import make_gguf as make
 from pages import PAGE, evict, smaps, told, without_advice, without_privilege, write_file
 
 import mmrt
+from mmrt.core.mapping import Mapping
 from mmrt.errors import ArgumentError, FileError, UnsupportedError
-from mmrt.mapping import Mapping
-from mmrt.system import os_info, read_ahead
+from mmrt.memory.system import os_info, read_ahead
 
 N = 64  # pages of the file; and four bytes
 

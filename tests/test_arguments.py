@@ -12,9 +12,9 @@ from test_chat import CHATML
 
 import mmrt
 from mmrt import default_model, errors
+from mmrt.core.kernels import Pool
 from mmrt.errors import ArgumentError
-from mmrt.kernels import Pool
-from mmrt.sampler import Sampler
+from mmrt.run.sampler import Sampler
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

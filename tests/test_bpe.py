@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MERGES, PIECES, byte_level, sentence_piece
 
-from mmrt.bpe import BYTE_LETTERS, Vocabulary
 from mmrt.errors import ArgumentError
-from mmrt.tokenizer import Tokenizer
+from mmrt.text.bpe import BYTE_LETTERS, Vocabulary
+from mmrt.text.tokenizer import Tokenizer
 
 BYTE_LEVEL = Tokenizer.from_metadata(byte_level(MERGES), "tiny")
 SENTENCE_PIECE = Tokenizer.from_metadata(sentence_piece(PIECES), "tiny")

@@ -15,12 +15,13 @@ import tiny_models
 from command import HOME
 
 import mmrt
-from mmrt import budget as budgets
-from mmrt import counters, system
-from mmrt.budget import Budget
+from mmrt import counters
+from mmrt.core.program import Cache
+from mmrt.core.streaming import READERS
 from mmrt.errors import ArgumentError, OutOfMemoryError
-from mmrt.program import Cache
-from mmrt.streaming import READERS
+from mmrt.memory import budget as budgets
+from mmrt.memory import system
+from mmrt.memory.budget import Budget
 
 MIB = 1 << 20
 IDS = list(range(40))

@@ -9,8 +9,8 @@ from typing import Any
 import command
 import pytest
 
-from mmrt.chat import choose_template, render
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.text.chat import choose_template, render
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -199,5 +199,5 @@ def test_a_refusal_is_one_printable_line() -> None:
 
 
 def test_importing_does_not_import_jinja2() -> None:
-    check = "import sys, mmrt.chat; sys.exit('jinja2' in sys.modules)"
+    check = "import sys, mmrt.text.chat; sys.exit('jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=command.HOME).returncode == 0

@@ -15,6 +15,7 @@ from command import HOME, await_text, call, start
 
 import mmrt
 from mmrt.cli import history
+from mmrt.run.generation import Piece
 
 GREEDY = ("--temp", 0)
 
@@ -68,11 +69,11 @@ def test_what_is_a_message(
 ) -> None:
     asked = []
 
-    def stream(self: object, text: str, **options: object) -> Iterator[mmrt.generation.Piece]:
+    def stream(self: object, text: str, **options: object) -> Iterator[Piece]:
         asked.append(text)
-        yield mmrt.generation.Piece("Yes.", None, "stop")
+        yield Piece("Yes.", None, "stop")
 
-    monkeypatch.setattr("mmrt.conversation.Conversation.stream", stream)
+    monkeypatch.setattr("mmrt.run.conversation.Conversation.stream", stream)
     ended = call("chat", smollm2_path, stdin=piped)
     assert (ended.status, ended.err, asked) == (0, "", said)
     assert ended.out == "Yes.\n" * len(said)

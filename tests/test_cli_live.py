@@ -11,7 +11,7 @@ import pytest
 
 from mmrt.cli import live
 from mmrt.cli.live import said_of
-from mmrt.streaming import Streaming
+from mmrt.core.streaming import Streaming
 
 GIB = 1 << 30
 START = Streaming("uring", 2 * GIB, 0, 3 * GIB, 64 << 20, 5, 15 * GIB, 2 * GIB, 1.0, 9.0)

@@ -19,8 +19,8 @@ from pages import PAGE, without_privilege
 from tiny_models import llama
 
 import mmrt
-from mmrt.pictures import colours, heatmap
-from mmrt.pictures.drawing import Words, png
+from mmrt.sight.pictures import colours, heatmap
+from mmrt.sight.pictures.drawing import Words, png
 
 N_LAYERS = 12
 
@@ -141,7 +141,7 @@ def test_the_heat_map_in_a_terminal(model_path: Path, terminal: tuple[int, int])
 def test_without_colours_shades_tell_it(model_path: Path, height: int) -> None:
     from rich.console import Console
 
-    from mmrt.pictures.terminal import TerminalMap
+    from mmrt.sight.pictures.terminal import TerminalMap
 
     out = io.StringIO()
     console = Console(width=90, no_color=True, color_system=None, file=out)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mmrt import _probe, counters
-from mmrt.mapping import Mapping
+from mmrt import counters
+from mmrt.core import _probe
+from mmrt.core.mapping import Mapping
 
 MIB = 1 << 20
 
@@ -189,7 +190,7 @@ def test_a_container_that_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
 
 def test_a_quota_of_a_real_group_bounds_the_threads() -> None:
     places = [(_probe.cgroups("cpu", version), version) for version in (1, 2)]
-    code = "from mmrt.kernels import Pool; print(Pool(None).threads)"
+    code = "from mmrt.core.kernels import Pool; print(Pool(None).threads)"
     for (folder, *_), version in ((found, version) for found, version in places if found):
         inner = Path(folder, f"mmrt-test-{os.getpid()}")
         name = "cpu.max" if version == 2 else "cpu.cfs_quota_us"

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADERS = [ROOT / "csrc/mmrt.h", ROOT / "csrc/quant/quant.h"]
-DECLARED = ROOT / "mmrt/_c.pxd"
+DECLARED = ROOT / "mmrt/core/_c.pxd"
 
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.DOTALL | re.MULTILINE)
 FUNCTION = re.compile(r"(?P<result>[\w ]+[ *])(?P<name>\bmmrt_\w+)\s*\((?P<parameters>[^()]*)\)")

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from test_sampler import FILTERS, naive_distribution, random_logits
 
-from mmrt.draw import Settings, distribution, draw
+from mmrt.core.draw import Settings, distribution, draw
+from mmrt.core.kernels import Pool
 from mmrt.errors import ArgumentError
-from mmrt.kernels import Pool
 
 OFF = Settings(1.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0)
 NONE = np.array([], np.int32)

@@ -12,9 +12,9 @@ from instruction_sets import ISAS
 from numpy.typing import NDArray
 
 import mmrt
-from mmrt.budget import Budget
-from mmrt.sequence import extend_together
-from mmrt.streaming import READERS
+from mmrt.core.streaming import READERS
+from mmrt.memory.budget import Budget
+from mmrt.run.sequence import extend_together
 
 Logits = NDArray[np.float32]
 FAST = [isa for isa in ISAS if isa != "ref"] or ISAS

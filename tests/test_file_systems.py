@@ -12,10 +12,10 @@ from pages import PAGE, evict, write_file
 
 import mmrt
 from mmrt import counters
+from mmrt.core.mapping import Mapping
 from mmrt.errors import FileError, FormatError, OutOfMemoryError
-from mmrt.mapping import Mapping
-from mmrt.policies import POLICIES
-from mmrt.system import os_info
+from mmrt.files.policies import POLICIES
+from mmrt.memory.system import os_info
 
 
 @pytest.fixture(scope="module")

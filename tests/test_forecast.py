@@ -8,10 +8,11 @@ import tiny_models
 from command import call
 
 import mmrt
-from mmrt import counters, forecast
-from mmrt.budget import first_text
-from mmrt.forecast import Machine
-from mmrt.pictures import curves, drawing
+from mmrt import counters
+from mmrt.memory.budget import first_text
+from mmrt.sight import forecast
+from mmrt.sight.forecast import Machine
+from mmrt.sight.pictures import curves, drawing
 
 MIB = 1 << 20
 MACHINE = Machine("mapped", disk=1e9, memory=1e10)

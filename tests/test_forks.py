@@ -16,10 +16,10 @@ import pytest
 import tiny_models
 
 import mmrt
+from mmrt.core.program import Cache, check_reader
+from mmrt.core.streaming import READERS
 from mmrt.errors import UnsupportedError
-from mmrt.program import Cache, check_reader
-from mmrt.sequence import Sequence
-from mmrt.streaming import READERS
+from mmrt.run.sequence import Sequence
 
 IDS = [3 + 7 * i % 200 for i in range(1500)]
 SECONDS = 60  # for what takes a hundredth

@@ -15,8 +15,8 @@ from vocabularies import CONTROL, NORMAL, sentence_piece
 
 import mmrt
 from mmrt.errors import ArgumentError
-from mmrt.generation import Finish, Piece
-from mmrt.sampler import Sampler
+from mmrt.run.generation import Finish, Piece
+from mmrt.run.sampler import Sampler
 
 PROMPT = "abcab cacc"
 

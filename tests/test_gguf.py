@@ -10,10 +10,10 @@ import pytest
 from hostile import make_gguf as make
 
 from mmrt import formats
+from mmrt.core.gguf import Beginning, Header, Metadata
+from mmrt.core.mapping import Mapping
+from mmrt.core.tensor import Tensor
 from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
-from mmrt.gguf import Beginning, Header, Metadata
-from mmrt.mapping import Mapping
-from mmrt.tensor import Tensor
 
 HOSTILE = [case for case in make.CASES if case.refusal is not None]
 

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 
 import mmrt
 from mmrt.errors import ArgumentError, FileError
-from mmrt.formats.gguf_writer import Entry, RawValue, write_gguf
+from mmrt.files.gguf_writer import Entry, RawValue, write_gguf
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",

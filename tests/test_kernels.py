@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tiny_models import FLOATS, TYPES, Blocks
 
 import mmrt
+from mmrt.core.kernels import Pool, cpu_info, matmul, variants
 from mmrt.errors import ArgumentError, UnsupportedError
-from mmrt.kernels import Pool, cpu_info, matmul, variants
 
 Floats = NDArray[np.floating[Any]]
 
@@ -255,7 +255,7 @@ def test_as_many_threads_as_the_process_may_use() -> None:
     script = f"""
 import os
 os.sched_setaffinity(0, [{only}])
-import mmrt.kernels
+import mmrt.core.kernels
 print(mmrt.kernels.Pool().threads, mmrt.cpu_info().cpus)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=HOME, capture_output=True, text=True)

@@ -6,6 +6,7 @@ in the order below.
 
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,29 +21,20 @@ SHARED_LISTS = ["base/*.def", "map/*.def", "stream/*.def", "exec/ops.def"]
 # Compiled once for each instruction set: they may know the arithmetic alone.
 ARITHMETIC = ["kernels/isa", "kernels/body"]
 
-# Modules and folders of mmrt/; __init__ is the package itself, with all of its public names.
+# Files and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
-    *["errors", "arguments", "residency", "layers", "fields"],  # plain Python, as are these:
-    *["elements", "pagetables"],
-    *["_c", "_calls", "_dlpack", "_status", "_probe"],  # bindings, as are these:
-    *["counters", "streaming"],
-    *["mapping", "gguf", "quant", "kernels", "draw", "numa", "tensor"],
-    *["system", "policies"],
-    *["formats", "quantizer", "program", "models"],
-    *["standins", "words", "bpe", "tokenizer"],
-    *["allowance", "strings", "sandbox", "chat"],
-    *["sampler", "sequence", "generation", "conversation", "memory", "budget"],
-    *["wheel", "default_model", "model", "forecast"],
-    *["trace", "chrome_trace", "pictures"],
-    *["hub", "__init__", "cli", "__main__"],
+    *["errors", "core", "memory", "files", "text", "models", "run", "sight"],
+    *["__init__", "cli", "__main__"],
 ]
 
-# These name the other as the type of what they are given; type checkers alone import it.
-TYPES_ONLY = {
-    ("sequence", "model"),
-    ("generation", "model"),
-    ("conversation", "model"),
-    ("policies", "program"),
+# Circles among files that are still to be undone: (a file, another that it may not name).
+PYTHON_CIRCLES = {
+    ("mmrt.run.sequence", "mmrt.run.model"),
+    ("mmrt.run.generation", "mmrt.run.model"),
+    ("mmrt.run.conversation", "mmrt.run.model"),
+    ("mmrt.files.caching", "mmrt.files.tensor_file"),
+    ("mmrt.files.residency", "mmrt.files.tensor_file"),
+    ("mmrt.files.tensor_file", "mmrt.files.formats"),
 }
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">]+)[">]', re.MULTILINE)
@@ -104,46 +96,76 @@ def may_include(own: Path, target: Path) -> bool:
     return C_LAYERS.index(target.parts[0]) <= C_LAYERS.index(own.parts[0])
 
 
-def modules() -> list[Path]:
+def python_files() -> list[Path]:
     return files("mmrt", ".py", ".pyx", ".pxd", ".pyi")
 
 
-def layer_of(path: Path) -> str:
-    return path.relative_to(ROOT / "mmrt").parts[0].partition(".")[0]
+def module_of(path: Path) -> str:
+    """A module and the declarations beside it count as one."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path) for path in python_files()}
+
+
+def layer_of(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
 def imported(match: re.Match[str]) -> Iterator[str]:
-    """The layers of mmrt that an import statement names; what is no module is the package's own."""
+    """The modules of mmrt that an import statement names; what is none is its package's own."""
     module, names = match["module"] or "", match["names"] or match["modules"]
-    if module in ("", "mmrt"):
-        listed = [name.strip() for name in names.strip("()").split(",") if name.strip()]
-        dotted = [f"{module}.{name}" if module else name for name in listed]
-    else:
-        dotted = [module]
-    for name in dotted:
-        package, *rest = re.findall(r"\w+", name)
-        if package == "mmrt":
-            yield rest[0] if rest and rest[0] in PYTHON_LAYERS else "__init__"
+    listed = [words[0] for name in names.strip("()").split(",") if (words := name.split())]
+    for name in listed:
+        dotted = f"{module}.{name}" if module else name
+        if dotted in MODULES:
+            yield dotted
+        elif module in MODULES:
+            yield module
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """(where, the module that imports, the module that is imported), also within functions and for
+    type checkers alone."""
+    for path in python_files():
+        for place, match in found(IMPORT, path):
+            for target in imported(match):
+                if target != module_of(path):
+                    yield place, module_of(path), target
 
 
 def test_imports_follow_the_layers() -> None:
-    problems = []
-    for path in modules():
-        own = layer_of(path)
-        if own not in PYTHON_LAYERS:
-            problems.append(f"{path.relative_to(ROOT)}:1: is in no layer: see PYTHON_LAYERS")
-            continue
-        for place, match in found(IMPORT, path):
-            if (match["module"] or "").startswith("."):
-                problems.append(f"{place}: a relative import: name it from mmrt on")
-                continue
-            for layer in imported(match):
-                upward = PYTHON_LAYERS.index(layer) > PYTHON_LAYERS.index(own)
-                if upward and (own, layer) not in TYPES_ONLY:
-                    problems.append(f"{place}: {own} may not import {layer}, which stands after it")
+    problems = [
+        f"{module}: is in no layer: see PYTHON_LAYERS"
+        for module in sorted(MODULES)
+        if layer_of(module) not in PYTHON_LAYERS
+    ]
+    report(problems)
+    for place, own, target in imports():
+        if PYTHON_LAYERS.index(layer_of(target)) > PYTHON_LAYERS.index(layer_of(own)):
+            problems.append(f"{place}: {own} may not import {target}, which stands after it")
     report(problems)
 
 
+def test_imports_are_absolute() -> None:
+    report(
+        [
+            f"{place}: a relative import: name it from mmrt on"
+            for path in python_files()
+            for place, match in found(IMPORT, path)
+            if (match["module"] or "").startswith(".")
+        ]
+    )
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for _, own, target in imports():
+        if (own, target) not in PYTHON_CIRCLES:
+            graph.setdefault(own, set()).add(target)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
+
+
 def test_every_layer_is_there() -> None:
-    assert set(PYTHON_LAYERS) <= {layer_of(path) for path in modules()}
+    assert set(PYTHON_LAYERS) <= {layer_of(module) for module in MODULES}
     assert set(C_LAYERS) <= {path.name for path in CORE.iterdir()}

@@ -12,7 +12,7 @@ from gguf import GGUFReader
 import mmrt
 from bench.blocks import FLOATS, random_blocks
 from bench.make_model import Shape, make_model
-from mmrt.quant import TYPES, dequantize
+from mmrt.core.quant import TYPES, dequantize
 
 SMALL = Shape(2, n_embd=256, n_ff=512, n_heads=4, n_kv_heads=2, n_vocab=3000)
 NAMES = [kind.name for kind in TYPES.values() if kind.has_unpack]

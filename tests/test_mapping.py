@@ -30,6 +30,7 @@ from filters import (
 from pages import PAGE, evict, smaps, told, without_privilege, write_file
 
 from mmrt import counters
+from mmrt.core.mapping import Mapping
 from mmrt.errors import (
     ArgumentError,
     FileError,
@@ -38,8 +39,7 @@ from mmrt.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from mmrt.mapping import Mapping
-from mmrt.system import os_info, read_ahead
+from mmrt.memory.system import os_info, read_ahead
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import tiny_models
 from command import HOME, STORY
 
 import mmrt
-from mmrt.memory import Memory, human
+from mmrt.memory.report import Memory
+from mmrt.memory.sizes import human
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs /proc")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mmrt import formats
-from mmrt.elements import ELEMENTS
+from mmrt.core.elements import ELEMENTS
 from mmrt.errors import FormatError, MmrtError, UnsupportedError
 
 DTYPES = {

@@ -21,6 +21,8 @@ from pages import PAGE, write_file
 
 import mmrt
 from mmrt import numa as nodes
+from mmrt.core.kernels import Pool
+from mmrt.core.mapping import Mapping
 from mmrt.errors import (
     ArgumentError,
     FileError,
@@ -28,9 +30,7 @@ from mmrt.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from mmrt.kernels import Pool
-from mmrt.mapping import Mapping
-from mmrt.policies import numa as policy
+from mmrt.files.policies import numa as policy
 
 MACHINE = nodes.topology()
 NODE = MACHINE.allowed[0]
@@ -458,7 +458,7 @@ def test_pages_that_cannot_be_placed_are_told(
     TwoNodes(monkeypatch, lambda pages: nodes.Placement(pages, 0, 0))
     with pytest.warns(UserWarning, match="does not say on which nodes they lie"):
         mmrt.open(path, policy="numa").close()
-    monkeypatch.setattr("mmrt.policies.ranges.available_memory", lambda: 0)
+    monkeypatch.setattr("mmrt.files.policies.ranges.available_memory", lambda: 0)
     with Mapping(path) as mapping:
         mapping.advise("evict")
         if mapping.residency().resident:

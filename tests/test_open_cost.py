@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hostile import make_gguf as make
 
-from mmrt.mapping import Mapping
+from mmrt.core.mapping import Mapping
 
 GIGABYTE = 10**9
 N_LAYERS = 48
@@ -23,7 +23,7 @@ N_TOKENS = 128_000
 # Opens the file in a fresh process and says what that took.
 MEASURE = """
 import json, resource, sys, time, zipfile
-import mmrt.formats
+import mmrt.files.formats
 def counters():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     io = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())

@@ -21,7 +21,8 @@ import mmrt
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(mmrt.__file__).parent
-BINDINGS = sorted(f"mmrt.{path.stem}" for path in PACKAGE.glob("*.pyi"))
+CORE = PACKAGE / "core"
+BINDINGS = sorted(f"mmrt.core.{path.stem}" for path in CORE.glob("*.pyi"))
 
 
 def output(*command: str) -> str:
@@ -105,14 +106,14 @@ def test_public_names_have_docstrings() -> None:
 
 # Cython's own names; and constructors, which classes in C have in other places.
 CYTHON = r""".*\.__(test|pyx_capi|reduce_cython|setstate_cython)__
-mmrt\.\w+\.\w+\.__init__
-mmrt\.\w+\.\w+\.__(buffer|rmatmul)__
+mmrt\.core\.\w+\.\w+\.__init__
+mmrt\.core\.\w+\.\w+\.__(buffer|rmatmul)__
 """
 
 
 def names_from_elsewhere() -> str:
     """Constants that a compiled module imports: nothing else tells them from its own."""
-    modules = [import_module(name) for name in [*BINDINGS, "mmrt.elements"]]
+    modules = [import_module(name) for name in [*BINDINGS, "mmrt.core.elements"]]
     return "".join(
         rf"{module.__name__}\.{name}" + "\n"
         for module in modules
@@ -124,14 +125,14 @@ def names_from_elsewhere() -> str:
 
 
 def stub_of(module: types.ModuleType) -> str:
-    path = PACKAGE / f"{module.__name__.split('.')[-1]}.pyi"
+    path = CORE / f"{module.__name__.split('.')[-1]}.pyi"
     return path.read_text() if path.exists() else ""
 
 
 def test_every_binding_has_a_stub() -> None:
-    compiled = {path.name.split(".")[0] for path in PACKAGE.glob("*.so")} - {"libmmrt"}
+    compiled = {path.name.split(".")[0] for path in CORE.glob("*.so")} - {"libmmrt"}
     public = {name for name in compiled if name != "_status"}
-    assert {f"mmrt.{name}" for name in public} == set(BINDINGS)
+    assert {f"mmrt.core.{name}" for name in public} == set(BINDINGS)
     assert (PACKAGE / "py.typed").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmrt import counters, pagetables
-from mmrt.mapping import Mapping
+from mmrt.core.mapping import Mapping
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE = 4 * KIB

@@ -16,8 +16,8 @@ from pages import PAGE, evict, smaps, told, without_privilege, write_file
 import mmrt
 from mmrt import policies
 from mmrt.errors import ArgumentError, OutOfMemoryError
-from mmrt.formats import TensorFile
-from mmrt.policies.ranges import ranges
+from mmrt.files.formats import TensorFile
+from mmrt.files.policies.ranges import ranges
 
 N_TENSORS = 8
 SIZE = 64 * PAGE  # of each tensor, in bytes
@@ -68,7 +68,7 @@ def test_every_policy_gives_the_same_weights(path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", policies.POLICIES)
 def test_every_policy_has_a_file_that_says_what_it_does(name: str) -> None:
-    assert import_module(f"mmrt.policies.{name}").__doc__
+    assert import_module(f"mmrt.files.policies.{name}").__doc__
 
 
 def test_lazy_reads_no_weights_and_is_the_default(path: Path) -> None:
@@ -85,7 +85,7 @@ def test_populate_has_read_everything(path: Path) -> None:
 def test_populate_refuses_more_than_memory_holds(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmrt.policies.ranges.available_memory", lambda: SIZE)
+    monkeypatch.setattr("mmrt.files.policies.ranges.available_memory", lambda: SIZE)
     with pytest.raises(OutOfMemoryError, match=rf"policy populate: .* has room for {SIZE};"):
         mmrt.open(path, policy="populate")
     assert str(path) not in Path("/proc/self/maps").read_text()
@@ -106,7 +106,7 @@ def test_prefetch_reads_everything_in_time(path: Path) -> None:
 
 
 def test_prefetch_stops_where_memory_is_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmrt.policies.prefetch.available_memory", lambda: 3 * SIZE)
+    monkeypatch.setattr("mmrt.files.policies.prefetch.available_memory", lambda: 3 * SIZE)
     header = 64 << 10  # as much is read of it at once
     with mmrt.open(path, policy="prefetch") as file:
         finished()

@@ -13,10 +13,10 @@ from measures import BFLOATS, FLIPS, ROUNDING, Bound
 from numpy.typing import NDArray
 
 import mmrt
+from mmrt.core.kernels import Pool
+from mmrt.core.program import PAGE_TOKENS, Cache, Program
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
-from mmrt.kernels import Pool
-from mmrt.models.weights import Weights
-from mmrt.program import PAGE_TOKENS, Cache, Program
+from mmrt.models.parts.weights import Weights
 
 Logits = NDArray[np.float32]
 VARIANTS = [isa for isa in ISAS if isa != "ref"]

@@ -7,7 +7,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from bench.blocks import HALVES, set_halves
-from mmrt.quant import TYPES, dequantize
+from mmrt.core.quant import TYPES, dequantize
 
 NAMES = [kind.name for kind in TYPES.values() if kind.has_unpack]
 SCALED = [*HALVES, "IQ1_M"]  # types with scales in binary16

@@ -19,11 +19,11 @@ from hostile import make_gguf as make
 from numpy.typing import NDArray
 
 import mmrt
+from mmrt.core.kernels import Pool
+from mmrt.core.quant import TYPES
 from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
-from mmrt.formats.gguf_writer import Entry, write_gguf
-from mmrt.kernels import Pool
-from mmrt.quant import TYPES
-from mmrt.quantizer import QUANTIZABLE, SOURCES, Choice, choose, nearest, quantize
+from mmrt.files.gguf_writer import Entry, write_gguf
+from mmrt.files.quantizer import QUANTIZABLE, SOURCES, Choice, choose, nearest, quantize
 
 Array = NDArray[np.float32]
 

@@ -12,9 +12,10 @@ import tiny_models
 from conftest import ROOT
 from test_chat import CHATML
 
-from mmrt import default_model, mapping, numa
-from mmrt.policies import POLICIES
-from mmrt.streaming import READERS
+from mmrt import default_model, numa
+from mmrt.core import mapping
+from mmrt.core.streaming import READERS
+from mmrt.files.policies import POLICIES
 
 TEXT = (ROOT / "README.md").read_text()
 PAGING = ROOT / "docs/paging.md"
@@ -58,7 +59,9 @@ def names(stub: str, of: str | None) -> Iterable[str]:
 
 
 @pytest.mark.parametrize(
-    ("stub", "of"), [("mapping.pyi", "Mapping"), ("numa.pyi", None)], ids=["Mapping", "numa"]
+    ("stub", "of"),
+    [("core/mapping.pyi", "Mapping"), ("core/numa.pyi", None)],
+    ids=["Mapping", "numa"],
 )
 def test_every_method_and_function_has_a_row(stub: str, of: str | None) -> None:
     shown = {re.split(r"[(.]", knob)[0] for knob in KNOBS}
@@ -67,7 +70,7 @@ def test_every_method_and_function_has_a_row(stub: str, of: str | None) -> None:
 
 
 def test_every_argument_of_a_mapping_has_a_row() -> None:
-    body = ast.parse((ROOT / "mmrt/mapping.pyi").read_text()).body
+    body = ast.parse((ROOT / "mmrt/core/mapping.pyi").read_text()).body
     cls = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == "Mapping")
     new = next(n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__new__")
     arguments = [argument.arg for argument in new.args.args[1:]]

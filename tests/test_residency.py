@@ -11,10 +11,10 @@ import pytest
 from tiny_models import llama
 
 import mmrt
-from mmrt import layers
+from mmrt.core.residency import Residency
 from mmrt.errors import ArgumentError
-from mmrt.formats import TensorFile
-from mmrt.residency import Residency
+from mmrt.files import layers
+from mmrt.files.formats import TensorFile
 
 
 @pytest.fixture(scope="module")

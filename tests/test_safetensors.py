@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrt import formats
-from mmrt.elements import ELEMENTS
+from mmrt.core.elements import ELEMENTS
 from mmrt.errors import FileError, FormatError, MmrtError, UnsupportedError
-from mmrt.formats import TensorFile
+from mmrt.files.formats import TensorFile
 
 package = pytest.importorskip("safetensors")
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mmrt.errors import ArgumentError
-from mmrt.sampler import Sampler
+from mmrt.run.sampler import Sampler
 
 Logits = NDArray[np.float32]
 

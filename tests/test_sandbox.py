@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmrt.allowance import DEEPEST_VALUE
-from mmrt.chat import render
 from mmrt.errors import FormatError
+from mmrt.text.allowance import DEEPEST_VALUE
+from mmrt.text.chat import render
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

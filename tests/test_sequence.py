@@ -12,8 +12,8 @@ import pytest
 import tiny_models
 
 import mmrt
+from mmrt.core.program import PAGE_TOKENS
 from mmrt.errors import ArgumentError, FormatError, MmrtError
-from mmrt.program import PAGE_TOKENS
 
 IDS = np.random.default_rng(3).integers(0, 300, 600).tolist()
 

@@ -19,12 +19,12 @@ import pytest
 from numpy.typing import NDArray
 
 from mmrt import counters, formats
+from mmrt.core.kernels import Pool, matmul
+from mmrt.core.mapping import Mapping
+from mmrt.core.tensor import Tensor
 from mmrt.errors import FileError
-from mmrt.formats import TensorFile
-from mmrt.kernels import Pool, matmul
-from mmrt.mapping import Mapping
-from mmrt.model import Model
-from mmrt.tensor import Tensor
+from mmrt.files.formats import TensorFile
+from mmrt.run.model import Model
 
 PAGE = mmap.PAGESIZE
 ROWS, COLUMNS = 4096, 2048

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from vocabularies import CONTROL, MERGES, USER_DEFINED, byte_level
 
 import mmrt
-from mmrt import chat
-from mmrt.standins import StandIns, significant
-from mmrt.tokenizer import Tokenizer
+from mmrt.text import chat
+from mmrt.text.standins import StandIns, significant
+from mmrt.text.tokenizer import Tokenizer
 
 MARKS = StandIns("<[", [])
 

@@ -18,11 +18,12 @@ from command import HOME
 from pages import smaps, without_privilege
 
 import mmrt
-from mmrt import counters, system
-from mmrt.budget import Budget
+from mmrt import counters
+from mmrt.core.program import check_reader
+from mmrt.core.streaming import READERS
 from mmrt.errors import FileError, OutOfMemoryError, UnsupportedError
-from mmrt.program import check_reader
-from mmrt.streaming import READERS
+from mmrt.memory import system
+from mmrt.memory.budget import Budget
 
 MIB = 1 << 20
 IDS = [5, 9, 17, 4, 200]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mmrt
-from mmrt import system
+from mmrt.memory import system
 
 
 def test_it_is_what_the_system_says() -> None:

@@ -19,12 +19,12 @@ import tiny_models
 from hostile import make_gguf as make
 
 from mmrt import formats
-from mmrt.elements import ELEMENTS
+from mmrt.core.elements import ELEMENTS
+from mmrt.core.mapping import Mapping
+from mmrt.core.quant import TYPES
+from mmrt.core.tensor import Tensor
 from mmrt.errors import ArgumentError, NoArrayError, UnsupportedError
-from mmrt.formats import TensorFile
-from mmrt.mapping import Mapping
-from mmrt.quant import TYPES
-from mmrt.tensor import Tensor
+from mmrt.files.formats import TensorFile
 
 PLAIN = {
     "F32": np.float32, "F16": np.float16, "F64": np.float64, "C64": np.complex64,

@@ -11,7 +11,7 @@ from test_tensor import placed
 
 from mmrt import formats
 from mmrt.errors import ArgumentError, NotFoundError
-from mmrt.formats import TensorFile
+from mmrt.files.formats import TensorFile
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import tiny_models
 
 import mmrt
 from mmrt import counters
-from mmrt.budget import Budget
+from mmrt.core.program import Cache
 from mmrt.errors import ArgumentError
-from mmrt.program import Cache
-from mmrt.sequence import extend_together
+from mmrt.memory.budget import Budget
+from mmrt.run.sequence import extend_together
 
 TEXTS = [[5 + 3 * i % 250 for i in range(n)] for n in (1, 40, 33, 7, 300, 2)]
 

@@ -23,7 +23,7 @@ from vocabularies import (
 )
 
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
-from mmrt.tokenizer import StreamDecoder, Tokenizer
+from mmrt.text.tokenizer import StreamDecoder, Tokenizer
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("tokens.json").read_text())
 TEXTS: list[str] = GOLDEN["texts"]
@@ -75,7 +75,7 @@ def test_ids_of_variants_equal_llama_cpp(name: str, metadata: dict[str, Metadata
 
 
 def test_every_word_rule_is_recorded() -> None:
-    from mmrt.words import WORD_RULES
+    from mmrt.text.words import WORD_RULES
 
     recorded = {name.removeprefix("pre ") for name in GOLDEN["variants"]} | {"smollm"}
     assert recorded >= WORD_RULES.keys()
@@ -433,5 +433,5 @@ def test_unknown_kinds_are_named(field: str, value: str) -> None:
 
 
 def test_importing_does_not_import_the_tokenizers_library() -> None:
-    check = "import sys, mmrt.tokenizer; sys.exit('tokenizers' in sys.modules)"
+    check = "import sys, mmrt.text.tokenizer; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=command.HOME).returncode == 0

@@ -11,11 +11,12 @@ from pages import evict
 from tiny_models import gemma3, llama
 
 import mmrt
-from mmrt import chrome_trace, trace
+from mmrt import trace
+from mmrt.core.program import Cache
 from mmrt.errors import ArgumentError
-from mmrt.model import Model
-from mmrt.program import Cache
-from mmrt.trace import Trace
+from mmrt.run.model import Model
+from mmrt.sight import chrome_trace
+from mmrt.sight.trace import Trace
 
 N_LAYERS = 5
 PROMPT = "a text to begin with"

@@ -18,10 +18,10 @@ from pages import PAGE, write_file
 
 import mmrt
 from mmrt import formats
+from mmrt.core.kernels import Pool, matmul
+from mmrt.core.mapping import Mapping
 from mmrt.errors import FileError
-from mmrt.formats import TensorFile
-from mmrt.kernels import Pool, matmul
-from mmrt.mapping import Mapping
+from mmrt.files.formats import TensorFile
 
 ROWS, COLS = 256, 1024
 SIZE = ROWS * COLS * 4
@@ -128,7 +128,7 @@ def test_a_policy_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.truncate(path, 4096)
         return 1 << 40
 
-    monkeypatch.setattr("mmrt.policies.ranges.available_memory", shrink)
+    monkeypatch.setattr("mmrt.files.policies.ranges.available_memory", shrink)
     with pytest.raises(FileError, match="is gone"):
         mmrt.open(path, policy="populate")
     assert str(path) not in Path("/proc/self/maps").read_text()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vocabularies import CONTROL, MERGES, NORMAL, byte_level
 
 from bench import blocks as made
-from mmrt.bpe import BYTE_LETTERS
+from mmrt.text.bpe import BYTE_LETTERS
 
 FLOATS = ("F32", "F16", "BF16")
 ROUNDED = (*FLOATS, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # that `gguf` rounds values to

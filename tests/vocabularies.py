@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmrt.bpe import BYTE_LETTERS
+from mmrt.text.bpe import BYTE_LETTERS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 import mmrt
 from mmrt import trace
-from mmrt.formats import TensorFile
-from mmrt.pictures import drawing, heatmap, timeline
-from mmrt.pictures.terminal import TerminalMap
+from mmrt.files.formats import TensorFile
+from mmrt.sight.pictures import drawing, heatmap, timeline
+from mmrt.sight.pictures.terminal import TerminalMap
 
 HERE = Path(__file__).parent
 PROMPT = "Once upon a time"

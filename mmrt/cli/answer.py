@@ -9,8 +9,8 @@ from mmrt.cli.live import Live, live
 from mmrt.cli.output import Update, note, progress, write
 
 if TYPE_CHECKING:
-    from mmrt.generation import Finish, Piece
-    from mmrt.model import Model
+    from mmrt.run.generation import Finish, Piece
+    from mmrt.run.model import Model
 
 
 class Written(NamedTuple):

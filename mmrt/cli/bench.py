@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmrt import __version__, counters, formats, kernels
+from mmrt import __version__
 from mmrt.cli.inspect import summary
 from mmrt.cli.options import (
     UsageError,
@@ -18,13 +18,16 @@ from mmrt.cli.options import (
     positive,
 )
 from mmrt.cli.output import Update, progress, to_json
+from mmrt.core import kernels
+from mmrt.core.streaming import Streaming
 from mmrt.errors import MmrtError
-from mmrt.memory import human
-from mmrt.streaming import Streaming
+from mmrt.files import formats
+from mmrt.memory import counters
+from mmrt.memory.sizes import human
 
 if TYPE_CHECKING:
-    from mmrt.model import Model
-    from mmrt.sequence import Sequence
+    from mmrt.run.model import Model
+    from mmrt.run.sequence import Sequence
 
 DESCRIPTION = """\
 Measures two things, as llama-bench does:

@@ -3,13 +3,13 @@
 import argparse
 from typing import Literal
 
-from mmrt import formats
 from mmrt.cli.options import UsageError
 from mmrt.cli.output import progress
 from mmrt.errors import ArgumentError
-from mmrt.formats.caching import Moved
-from mmrt.formats.selection import layer_numbers
-from mmrt.memory import human
+from mmrt.files import formats
+from mmrt.files.caching import Moved
+from mmrt.files.selection import layer_numbers
+from mmrt.memory.sizes import human
 
 CHOICES = """\
 Without --layers and --tensors, the whole file is meant. With both, tensors

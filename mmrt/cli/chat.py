@@ -19,11 +19,11 @@ from mmrt.cli.options import (
 )
 from mmrt.cli.output import note
 from mmrt.errors import ArgumentError
-from mmrt.tokenizer import require_utf8
+from mmrt.text.tokenizer import require_utf8
 
 if TYPE_CHECKING:
-    from mmrt.conversation import Conversation
-    from mmrt.model import Model
+    from mmrt.run.conversation import Conversation
+    from mmrt.run.model import Model
 
 COMMANDS = {
     "/clear": "forget the conversation",

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrt import formats
 from mmrt.cli.options import UsageError, size
 from mmrt.cli.output import print_table, printable, tame, to_json
+from mmrt.core.gguf import Beginning, Metadata
 from mmrt.errors import ArgumentError
-from mmrt.formats import TensorFile
-from mmrt.gguf import Beginning, Metadata
-from mmrt.memory import human
+from mmrt.files import formats
+from mmrt.files.formats import TensorFile
+from mmrt.memory.sizes import human
 
 DESCRIPTION = """\
 Shows what is in a weight file: the model, its tensor types, its metadata.
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _show_plan(arguments: argparse.Namespace) -> None:
     from mmrt.cli.plan import Plans
-    from mmrt.pictures import drawing
+    from mmrt.sight.pictures import drawing
 
     if arguments.png:
         drawing.require_pillow()  # before anything is measured

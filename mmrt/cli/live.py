@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mmrt.memory import human
-from mmrt.streaming import Streaming
+from mmrt.core.streaming import Streaming
+from mmrt.memory.sizes import human
 
 if TYPE_CHECKING:
-    from mmrt.model import Model
+    from mmrt.run.model import Model
 
 _PATIENCE = 1.0  # seconds without a token before there is something to say
 _EVERY = 0.25

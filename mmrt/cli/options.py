@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmrt.cli.llama_cpp import GENERATION, MODEL, add_foreign_arguments
 from mmrt.cli.output import note, progress
-from mmrt.elements import KV_TYPES
+from mmrt.core.elements import KV_TYPES
+from mmrt.core.streaming import READERS
 from mmrt.errors import ArgumentError
-from mmrt.memory import parse_size
-from mmrt.policies import POLICIES
-from mmrt.streaming import READERS
+from mmrt.files.policies import POLICIES
+from mmrt.memory.sizes import parse_size
 
 if TYPE_CHECKING:
-    from mmrt.model import Model
+    from mmrt.run.model import Model
 
 
 class UsageError(Exception):
@@ -218,7 +218,7 @@ def add_generation_arguments(
 
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of Model.stream that the user has given in `arguments`."""
-    from mmrt.sampler import Sampler
+    from mmrt.run.sampler import Sampler
 
     sampling = {setting.name: getattr(arguments, setting.name) for setting in SAMPLING}
     sampling = {name: value for name, value in sampling.items() if value is not None}
@@ -237,7 +237,7 @@ def generation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def recommended(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling that answers have: the file's, and our own where it says nothing."""
-    from mmrt.sampler import Sampler
+    from mmrt.run.sampler import Sampler
 
     found = {}
     for setting in SAMPLING:
@@ -272,7 +272,7 @@ def open_model(
     path: str | None, arguments: argparse.Namespace, context: int | None = None
 ) -> "Model":
     """The model at `path` (None: that of -hf, or the default one), set up as `arguments` ask."""
-    from mmrt.model import Model
+    from mmrt.run.model import Model
 
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
@@ -296,11 +296,11 @@ def open_model(
 def fetched_model(arguments: argparse.Namespace) -> str:
     """The path of the model that -hf names, or of the default one; fetched if need be."""
     if arguments.hf_repo:
-        from mmrt import hub
+        from mmrt.files import hub
 
         repository, _, quant = arguments.hf_repo.partition(":")
         return str(hub.path(repository, quant or None, arguments.hf_file))
-    from mmrt import default_model
+    from mmrt.files import default_model
 
     if not default_model.is_cached():
         note(default_model.NOTICE)

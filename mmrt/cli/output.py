@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmrt.errors import FileError
-from mmrt.formats.whole_file import whole_file
-from mmrt.memory import human
+from mmrt.files.whole_file import whole_file
+from mmrt.memory.sizes import human
 
 # Controls, but for tab and newline; separators of lines; what turns the direction of writing.
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

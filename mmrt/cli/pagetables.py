@@ -4,8 +4,8 @@ import argparse
 import mmap
 
 from mmrt.cli.options import UsageError, size
-from mmrt.memory import human
-from mmrt.pagetables import ENTRY, PageTables, leaf_span, middle_span, spanning
+from mmrt.memory.sizes import human
+from mmrt.sight.pagetables import ENTRY, PageTables, leaf_span, middle_span, spanning
 
 DESCRIPTION = """\
 Explains how many page tables mapping SIZE bytes takes, once every page has been

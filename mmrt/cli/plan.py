@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmrt import forecast
 from mmrt.cli.output import print_table, printable, write_file
-from mmrt.forecast import Forecast
-from mmrt.memory import human
-from mmrt.model import Model
-from mmrt.pictures import curves, drawing
-from mmrt.streaming import READERS
+from mmrt.core.streaming import READERS
+from mmrt.memory.sizes import human
+from mmrt.run.model import Model
+from mmrt.sight import forecast
+from mmrt.sight.forecast import Forecast
+from mmrt.sight.pictures import curves, drawing
 
 _CURVE = 48  # budgets of the picture
 

@@ -5,7 +5,7 @@ import os
 import sys
 
 from mmrt.cli.options import UsageError, require_one_model
-from mmrt.tokenizer import require_utf8
+from mmrt.text.tokenizer import require_utf8
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,8 @@ import time
 
 from mmrt.cli.options import UsageError, positive
 from mmrt.cli.output import print_table, printable, progress
-from mmrt.memory import human
-from mmrt.quantizer import QUANTIZABLE, Quantized, nearest, quantize
+from mmrt.files.quantizer import QUANTIZABLE, Quantized, nearest, quantize
+from mmrt.memory.sizes import human
 
 DESCRIPTION = f"""\
 Writes the model in IN to OUT, its matrices as blocks of another type.

@@ -7,16 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmrt import counters, formats, pagetables
 from mmrt.cli.options import UsageError, seconds
 from mmrt.cli.output import note, print_table, printable, to_json, write_file
+from mmrt.core.mapping import Mapping
+from mmrt.core.residency import Residency
 from mmrt.errors import FileError
-from mmrt.formats import TensorFile
-from mmrt.formats.residency import FileResidency
-from mmrt.layers import place
-from mmrt.mapping import Mapping
-from mmrt.memory import human
-from mmrt.residency import Residency
+from mmrt.files import formats
+from mmrt.files.formats import TensorFile
+from mmrt.files.layers import place
+from mmrt.files.residency import FileResidency
+from mmrt.memory import counters
+from mmrt.memory.sizes import human
+from mmrt.sight import pagetables
 
 DESCRIPTION = """\
 Shows which pages of a weight file are in memory, by layer and tensor: as a heat
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         elif sys.stdout.isatty():
             from rich.console import Console
 
-            from mmrt.pictures.terminal import TerminalMap
+            from mmrt.sight.pictures.terminal import TerminalMap
 
             Console().print(TerminalMap(file, now))
         else:
@@ -83,7 +85,7 @@ def _watch(file: TensorFile, interval: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from mmrt.pictures.terminal import TerminalMap
+    from mmrt.sight.pictures.terminal import TerminalMap
 
     console = Console()
 
@@ -112,7 +114,7 @@ def _require_unmoved(file: TensorFile) -> None:
 
 
 def _draw(file: TensorFile, now: FileResidency, png: Path | None, page: Path | None) -> None:
-    from mmrt.pictures import drawing, heatmap
+    from mmrt.sight.pictures import drawing, heatmap
 
     picture = heatmap.draw(file, now)
     if png:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mmrt import counters
 from mmrt.cli.answer import show
 from mmrt.cli.llama_cpp import RUN, add_foreign_arguments
 from mmrt.cli.options import (
@@ -19,12 +18,13 @@ from mmrt.cli.options import (
 )
 from mmrt.cli.output import note
 from mmrt.cli.prompt import add_prompt_arguments, model_and_prompt
+from mmrt.core.streaming import Streaming
 from mmrt.errors import ArgumentError, FormatError
-from mmrt.memory import human
-from mmrt.streaming import Streaming
+from mmrt.memory import counters
+from mmrt.memory.sizes import human
 
 if TYPE_CHECKING:
-    from mmrt.model import Model
+    from mmrt.run.model import Model
 
 DESCRIPTION = """\
 Answers PROMPT, and writes the answer to stdout as it comes.

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from mmrt import chrome_trace, trace
 from mmrt.cli.options import (
     add_generation_arguments,
     add_model_arguments,
@@ -12,8 +11,9 @@ from mmrt.cli.options import (
 )
 from mmrt.cli.output import note, print_table, printable, progress, tame, to_json, write_file
 from mmrt.cli.prompt import add_prompt_arguments, model_and_prompt
-from mmrt.memory import human
-from mmrt.trace import Span, Trace
+from mmrt.memory.sizes import human
+from mmrt.sight import chrome_trace, trace
+from mmrt.sight.trace import Span, Trace
 
 DESCRIPTION = """\
 Continues PROMPT, and records for each token and layer what it cost: time, page
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _write(found: Trace, arguments: argparse.Namespace) -> None:
-    from mmrt.pictures import drawing, timeline
+    from mmrt.sight.pictures import drawing, timeline
 
     write_file(arguments.output, to_json(chrome_trace.events(found)).encode())
     picture = timeline.draw(found)

@@ -12,13 +12,10 @@ from typing import Any
 
 from mmrt.errors import FormatError, UnsupportedError
 
-_NOT_ARCHITECTURES = {"config", "rope", "transformer", "unread", "weights"}
-
 
 def architectures() -> list[str]:
     """The names of those that can run."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(found - _NOT_ARCHITECTURES)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def architecture(metadata: Mapping[str, Any], source: str) -> ModuleType:

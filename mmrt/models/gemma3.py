@@ -4,12 +4,12 @@ one that sees all; norms before and after each sub-layer, and of queries and key
 import math
 from dataclasses import replace
 
-from mmrt.fields import Fields
-from mmrt.models.config import Config, transformer_config
-from mmrt.models.rope import Rope, base_from, dims_from
-from mmrt.models.transformer import Transformer
-from mmrt.models.weights import Weights
-from mmrt.program import Program
+from mmrt.core.program import Program
+from mmrt.models.parts.config import Config, transformer_config
+from mmrt.models.parts.fields import Fields
+from mmrt.models.parts.rope import Rope, base_from, dims_from
+from mmrt.models.parts.transformer import Transformer
+from mmrt.models.parts.weights import Weights
 
 _PATTERN = 6  # every sixth layer sees all keys
 _LOCAL_ROPE_BASE = 10000.0

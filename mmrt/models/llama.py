@@ -1,10 +1,10 @@
 """Llama, Mistral, SmolLM and others of the same shape (Touvron et al. 2023, arXiv:2302.13971)."""
 
-from mmrt.fields import Fields
-from mmrt.models.config import Config, transformer_config
-from mmrt.models.transformer import Transformer
-from mmrt.models.weights import Weights
-from mmrt.program import Program
+from mmrt.core.program import Program
+from mmrt.models.parts.config import Config, transformer_config
+from mmrt.models.parts.fields import Fields
+from mmrt.models.parts.transformer import Transformer
+from mmrt.models.parts.weights import Weights
 
 
 def config(fields: Fields) -> Config:

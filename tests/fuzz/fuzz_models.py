@@ -14,8 +14,8 @@ from fuzzing import Choices
 
 import mmrt
 from mmrt import models
-from mmrt.program import check_reader
-from mmrt.streaming import READERS
+from mmrt.core.program import check_reader
+from mmrt.core.streaming import READERS
 
 FOLDER = fuzzing.folder()  # on a disk: tmpfs has no direct reads
 SMALL = {"n_layers": 3, "n_embd": 32, "n_ff": 64, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16}

@@ -15,7 +15,7 @@ import fuzzing
 from fuzzing import Choices
 
 import mmrt
-from mmrt import chat
+from mmrt.text import chat
 
 SECRET = "a secret that no template may tell"
 LONGEST = 128 << 20  # characters of a prompt

@@ -11,8 +11,8 @@ import numpy as np
 from fuzzing import Choices
 from vocabularies import MERGES, PIECES, byte_level, sentence_piece
 
-from mmrt.tokenizer import StreamDecoder, Tokenizer
-from mmrt.words import WORD_RULES
+from mmrt.text.tokenizer import StreamDecoder, Tokenizer
+from mmrt.text.words import WORD_RULES
 
 EXTRA = ["<|im_start|>", "<|im_end|>", "<eos>", "  ", "\n\n", "ab", "<0x41>", "Ġ", "", "é"]
 FIELDS = ["model", "pre", "tokens", "token_type", "merges", "scores", "add_bos_token"]

@@ -23,7 +23,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from instruction_sets import ISAS
 
 import mmrt
-from mmrt.streaming import READERS
+from mmrt.core.streaming import READERS
 
 MODELS = {"smollm2": "MMRT_TEST_SMOLLM2", "gemma3": "MMRT_TEST_GEMMA3"}
 PROMPT, SINGLE, TEXTS = 150, 40, (1, 7, 30, 2)
@@ -40,7 +40,7 @@ def digest(rows: Any) -> str:
 
 def cases(path: str, name: str) -> Iterator[tuple[str, str]]:
     """(what, digest) of everything that one model does under the instruction set in force."""
-    from mmrt.sequence import extend_together
+    from mmrt.run.sequence import extend_together
 
     def prompt_and_steps(model: mmrt.Model) -> str:
         ids = tokens(PROMPT + SINGLE, 1, model.program.vocab_size)

@@ -1,0 +1,134 @@
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.core.kernels import Pool
+from mmrt.core.mapping import Mapping
+from mmrt.core.streaming import Plan, Streaming
+from mmrt.core.tensor import Tensor
+
+PAGE_TOKENS: int
+ALIKE_TOKENS: int
+
+def check_reader(reader: str, mapping: Mapping) -> None: ...
+def probe_reader(reader: str, mapping: Mapping, offset: int, length: int) -> float: ...
+
+class Matrix(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+
+class Program:
+    pool: Pool
+    max_tokens: int
+    vocab_size: int
+    def __init__(
+        self,
+        pool: Pool,
+        max_tokens: int,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        kv_k: str = "f16",
+        kv_v: str = "f16",
+        exact: bool = False,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def buffer(self, width: int) -> int: ...
+    def rope_table(
+        self, frequencies: Sequence[float] | NDArray[np.float64], magnitude: float = 1.0
+    ) -> int: ...
+    def embed(self, weight: Tensor, out: int, scale: float = 1.0) -> None: ...
+    def norm(
+        self,
+        stream: int,
+        weight: Tensor,
+        out: int,
+        eps: float,
+        add: int = -1,
+        post: Tensor | None = None,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def linear(
+        self,
+        in_: int,
+        matrices: Sequence[Tensor | Matrix],
+        out: int,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def glu(
+        self,
+        in_: int,
+        gate: Tensor | Matrix,
+        up: Tensor | Matrix,
+        out: int,
+        activation: str,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def rope(
+        self,
+        qkv: int,
+        table: int,
+        layer: int,
+        n_heads: int,
+        interleaved: bool,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None: ...
+    def attend(
+        self,
+        qkv: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def logits(self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0) -> None: ...
+    def finish(self) -> None: ...
+    def stream(self) -> None: ...
+    def set_reader(self, reader: str) -> None: ...
+    def set_budget(self, budget: int) -> None: ...
+    def lock_kept(self) -> None: ...
+    def plan(self, budget: int) -> Plan: ...
+    @property
+    def streaming(self) -> Streaming | None: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    def step_bytes(self, n: int) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def weights(self) -> list[Tensor]: ...
+    @property
+    def operations(self) -> list[tuple[str, list[Tensor]]]: ...
+    def shares(self, tensor: Tensor) -> list[int] | None: ...
+    def run_together(
+        self,
+        caches: list[Cache],
+        counts: list[int],
+        tokens: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None: ...
+    def run(
+        self,
+        cache: Cache,
+        tokens: NDArray[np.int32],
+        logits: NDArray[np.float32],
+        marks: NDArray[np.int64] | None = None,
+    ) -> None: ...
+
+class Cache:
+    def __init__(self, program: Program) -> None: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def truncate(self, length: int) -> None: ...

@@ -1,0 +1,628 @@
+"""A forward pass as a list of operations, and the key-value cache that it fills."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from mmrt.core._c cimport (
+    MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
+    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
+    mmrt_kv_create, mmrt_kv_free, mmrt_kv_head_room, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
+    mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
+    mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
+    mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
+    mmrt_status, mmrt_weight,
+)
+from mmrt.core._c cimport (  # streaming
+    MMRT_NO_MEMORY, MMRT_READER_COUNT, mmrt_mapping, mmrt_plan, mmrt_program_plan,
+    mmrt_program_lock_kept, mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
+    mmrt_program_stream_stats, mmrt_reader,
+    mmrt_reader_check, mmrt_reader_name, mmrt_reader_probe, mmrt_stream_stats,
+)
+from mmrt.core._calls cimport calls_begin, calls_end, calls_now, pid_t
+from mmrt.core._status cimport check, check_polled, poll
+from mmrt.core.kernels cimport Pool, chosen_isa
+from mmrt.core.mapping cimport Mapping
+from mmrt.core.tensor cimport Tensor
+
+from array import array
+from typing import NamedTuple
+
+from mmrt.core.elements import KV_TYPES
+from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError, UnsupportedError
+from mmrt.core.quant import TYPES
+from mmrt.core.streaming import Plan, Streaming
+
+_ACTIVATIONS = {"silu": 0, "gelu": 1}
+
+PAGE_TOKENS = 32  # of the key-value cache
+
+# Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
+ALIKE_TOKENS = 8
+
+
+class Matrix(NamedTuple):
+    """A weight (rows, width) as a program multiplies with it: weight @ x * scale + bias (rows,)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+
+
+cdef class Cache:
+    """The keys and values of one sequence, in pages that are allocated as it grows; and its
+    `tokens`.
+
+    A child that is forked while another thread has it in a step finds it as it was before.
+    """
+
+    def __cinit__(self, Program program not None):
+        cdef mmrt_error error
+        check(mmrt_kv_create(program.kv_shape, &self.handle, &error), &error)
+        self.ids = []
+
+    def __dealloc__(self):
+        mmrt_kv_free(self.handle)
+
+    def __repr__(self):
+        return f"<Cache of {self.length} tokens, {self.nbytes} bytes>"
+
+    cdef cut(self, uint64_t length):
+        mmrt_kv_truncate(self.handle, length)
+        del self.ids[length:]
+
+    cdef settle(self):
+        """Ends, in a forked child, the step that the parent goes on with."""
+        if self.busy.n and not calls_now(&self.busy):
+            self.busy.n = 0
+            self.cut(self.before)
+
+    cdef int require_rest(self) except -1:
+        self.settle()
+        if self.busy.n:
+            raise ArgumentError("this sequence is running in another thread")
+        return 0
+
+    @property
+    def tokens(self):
+        """The tokens held; the list is the cache's own."""
+        self.settle()
+        return self.ids
+
+    @property
+    def length(self):
+        """Tokens held."""
+        self.settle()
+        return mmrt_kv_length(self.handle)
+
+    @property
+    def nbytes(self):
+        """Bytes of the pages allocated."""
+        self.settle()
+        return mmrt_kv_bytes(self.handle)
+
+    def truncate(self, length):
+        """Forgets the tokens from `length` on; whole pages go back to the system."""
+        self.require_rest()
+        if not 0 <= length <= self.length:
+            raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
+        self.cut(length)
+
+
+cdef class Program:
+    """Operations on numbered buffers, built once and run for each step of a sequence.
+
+    A buffer holds `width` float32 values for each token of a step; the operations' methods take
+    the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
+    read in place. A model's file in mmrt/models makes these calls in the order of its forward
+    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". exact: what is computed for a token
+    does not depend on the other tokens of its step. str() lists the operations with the tensors and
+    bytes that each reads.
+    """
+
+    def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
+                  int head_dim, str kv_k="f16", str kv_v="f16", bint exact=False):
+        cdef mmrt_error error
+        cdef mmrt_kv_shape shape
+        for name in (kv_k, kv_v):
+            if name not in KV_TYPES:
+                raise ArgumentError(
+                    f"keys and values of type {name!r:.60}: there are {', '.join(KV_TYPES)}"
+                )
+        self.pool = pool
+        self.max_tokens = max_tokens
+        self.tensors = []
+        self.names = []
+        self.indices = {}
+        self.roomy = {}
+        self.lines = []
+        shape.n_layers, shape.n_heads, shape.head_dim = n_layers, n_kv_heads, head_dim
+        shape.k_type, shape.v_type = TYPES[KV_TYPES[kv_k]].id, TYPES[KV_TYPES[kv_v]].id
+        self.kv_shape = shape
+        check(
+            mmrt_program_create(chosen_isa(), max_tokens, shape, exact, &self.handle, &error), &error
+        )
+
+    def __dealloc__(self):
+        self._release()
+
+    cdef _release(self):
+        mmrt_program_free(self.handle)
+        self.handle = NULL
+        for tensor in self.tensors or ():
+            (<Tensor> tensor).mapping.unpin()
+        self.tensors = []
+
+    def close(self):
+        """Frees the scratch and lets go of the weights' file. Raises InUseError during a step."""
+        if calls_now(&self.running):
+            raise InUseError("the model is running in another thread")
+        self._release()
+
+    # ---- building ----
+
+    cdef mmrt_program *_open(self) except NULL:
+        if self.handle is NULL:
+            raise ArgumentError("the program is closed")
+        return self.handle
+
+    cdef int _weight(self, Tensor tensor) except -2:
+        cdef mmrt_weight weight
+        cdef mmrt_error error
+        cdef int32_t index
+        if tensor is None:
+            return -1
+        if tensor.name in self.indices:
+            return self.indices[tensor.name]
+        tensor.check_readable()
+        if len(tensor.shape) not in (1, 2):
+            raise UnsupportedError(f"tensor {tensor.name}: shape {tensor.shape} is no matrix")
+        if tensor.format is NULL:
+            raise UnsupportedError(f"tensor {tensor.name}: no operation reads {tensor.type}")
+        name = tensor.name.encode()
+        tensor.mapping.pin()
+        try:
+            weight.data = tensor.data()
+            weight.type = tensor.format.id
+            weight.rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+            weight.cols = tensor.shape[-1]
+            weight.name = name
+            check(mmrt_program_add_weight(self._open(), &weight, &index, &error), &error)
+        except BaseException:
+            tensor.mapping.unpin()
+            raise
+        self.tensors.append(tensor)
+        self.names.append(name)
+        self.indices[tensor.name] = index
+        return index
+
+    cdef list _multiply(self, mmrt_op *op, matrices):
+        """Sets what the operation multiplies with; returns the tensors that it reads."""
+        cdef list read = []
+        for i, matrix in enumerate(matrices):
+            weight, bias, scale = matrix if isinstance(matrix, Matrix) else Matrix(matrix)
+            op.weights[i] = self._weight(weight)
+            op.biases[i] = self._weight(bias)
+            op.scales[i] = scale
+            read += [weight, bias]
+        return read
+
+    cdef int _with_room(self, int buffer, int n_heads) except -2:
+        """The buffer for these heads as attention wants them: another if they are no whole groups."""
+        cdef uint32_t room = mmrt_kv_head_room(self.kv_shape)
+        if room == self.kv_shape.head_dim or n_heads < 1:
+            return buffer
+        if (buffer, n_heads) not in self.roomy:
+            self.roomy[buffer, n_heads] = self.buffer(n_heads * <uint64_t> room)
+        return self.roomy[buffer, n_heads]
+
+    cdef int _add(self, mmrt_op *op, weights, str note) except -1:
+        cdef mmrt_error error
+        check(mmrt_program_add_op(self._open(), op, &error), &error)
+        self.lines.append((note, [weight for weight in weights if weight is not None]))
+        return 0
+
+    def buffer(self, width):
+        """A new buffer of `width` values a token; returns its number."""
+        cdef mmrt_error error
+        cdef int32_t index
+        check(mmrt_program_add_buffer(self._open(), width, &index, &error), &error)
+        return index
+
+    def rope_table(self, frequencies, float magnitude=1.0):
+        """Angles position * frequencies[i] (float64, one for each pair of elements)."""
+        import numpy
+
+        cdef mmrt_error error
+        cdef int32_t index
+        cdef const double[::1] values = numpy.ascontiguousarray(frequencies, numpy.float64)
+        if not values.shape[0]:
+            raise ArgumentError("rotations of no pairs")
+        check(
+            mmrt_program_add_rope(
+                self._open(), &values[0], values.shape[0], magnitude, &index, &error
+            ),
+            &error,
+        )
+        return index
+
+    def embed(self, Tensor weight not None, int out, float scale=1.0):
+        """out = rows of `weight` (vocabulary, width) for the step's tokens, times `scale`."""
+        cdef mmrt_op op = _op(MMRT_OP_EMBED)
+        op.weights[0] = self._weight(weight)
+        op.out = out
+        op.scale = scale
+        self._add(&op, [weight], "embed")
+
+    def norm(self, int stream, Tensor weight, int out, float eps, int add=-1, Tensor post=None,
+             bint outputs_only=False):
+        """stream += add, or its RMS norm times `post` (width,); out = RMS norm of stream * weight."""
+        cdef mmrt_op op = _op(MMRT_OP_NORM)
+        op.stream = stream
+        op.in_ = add
+        op.out = out
+        op.weights[0] = self._weight(weight)
+        op.weights[1] = self._weight(post)
+        op.eps = eps
+        op.outputs_only = outputs_only
+        self._add(&op, [post, weight], "norm" if add < 0 else "add, norm")
+
+    def linear(self, int in_, matrices, int out, bint outputs_only=False):
+        """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side."""
+        if not 1 <= len(matrices) <= 3:
+            raise ArgumentError(f"linear: takes 1 to 3 matrices, not {len(matrices)}")
+        cdef mmrt_op op = _op(MMRT_OP_LINEAR)
+        op.in_ = in_
+        op.out = out
+        op.outputs_only = outputs_only
+        self._add(&op, self._multiply(&op, matrices), "multiply")
+
+    def glu(self, int in_, gate, up, int out, str activation, bint outputs_only=False):
+        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu"
+        or "gelu"."""
+        if activation not in _ACTIVATIONS:
+            raise ArgumentError(
+                f"activation {activation!r:.60}: there are {', '.join(_ACTIVATIONS)}"
+            )
+        cdef mmrt_op op = _op(MMRT_OP_GLU)
+        op.in_ = in_
+        op.out = out
+        op.activation = _ACTIVATIONS[activation]
+        op.outputs_only = outputs_only
+        self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated multiply")
+
+    def rope(self, int qkv, int table, int layer, int n_heads, bint interleaved,
+             Tensor q_norm=None, Tensor k_norm=None, float eps=0.0):
+        """Norms (head_dim,) and rotates the queries and keys of qkv; stores keys, values.
+
+        qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
+        neighbours; otherwise the first half of a head with its second. table -1: no rotation.
+        """
+        cdef mmrt_op op = _op(MMRT_OP_ROPE)
+        op.in_ = qkv
+        op.out = self._with_room(qkv, n_heads + 2 * self.kv_shape.n_heads)
+        op.rope = table
+        op.layer = layer
+        op.n_heads = n_heads
+        op.interleaved = interleaved
+        op.weights[0] = self._weight(q_norm)
+        op.weights[1] = self._weight(k_norm)
+        op.eps = eps
+        self._add(&op, [q_norm, k_norm], "rotate, store keys and values")
+
+    def attend(self, int qkv, int out, int layer, int n_heads, float scale, uint32_t window=0,
+               float softcap=0.0, bint outputs_only=False):
+        """out = softmax(scale * q k) v over the cache; window: the keys seen, 0 for all."""
+        cdef mmrt_op op = _op(MMRT_OP_ATTEND)
+        op.in_ = self._with_room(qkv, n_heads + 2 * self.kv_shape.n_heads)
+        op.out = self._with_room(out, n_heads)
+        op.layer = layer
+        op.n_heads = n_heads
+        op.scale = scale
+        op.window = window
+        op.softcap = softcap
+        op.outputs_only = outputs_only
+        self._add(&op, [], f"attend, window {window}" if window else "attend")
+        if self.kv_shape.head_dim % 32:  # heads are no whole groups: they are quantised together
+            op.kind = MMRT_OP_JOIN
+            op.in_, op.out = op.out, out
+            self._add(&op, [], "join heads")
+
+    def logits(self, int in_, matrix, float softcap=0.0):
+        """The step's result: matrix (vocabulary, width) @ in_, capped softly where softcap > 0."""
+        cdef mmrt_op op = _op(MMRT_OP_LOGITS)
+        op.in_ = in_
+        op.softcap = softcap
+        op.outputs_only = True
+        tensors = self._multiply(&op, (matrix,))
+        weight = tensors[0]
+        self._add(&op, tensors, "logits")
+        self.vocab_size = weight.shape[0] if len(weight.shape) == 2 else 1
+
+    def finish(self):
+        """Allocates scratch; the program can run from now on."""
+        cdef mmrt_error error
+        check(mmrt_program_finish(self._open(), self.pool.threads, &error), &error)
+
+    # ---- streaming ----
+
+    def stream(self):
+        """Makes the finished program's weights ones that set_budget() can keep or stream."""
+        cdef mmrt_error error
+        cdef list mappings = list({id(t.mapping): t.mapping for t in self.tensors}.values())
+        cdef mmrt_mapping **files = <mmrt_mapping **> calloc(len(mappings), sizeof(mmrt_mapping *))
+        cdef mmrt_status status
+        if files is NULL:
+            raise MemoryError
+        for i, mapping in enumerate(mappings):
+            files[i] = (<Mapping> mapping).handle
+        status = mmrt_program_stream(self._open(), files, len(mappings), &error)
+        free(files)
+        check(status, &error)
+        self.streams = True
+
+    def set_reader(self, str reader not None):
+        """Has streamed weights read in one of the ways in mmrt.streaming.READERS; at first,
+        "mapped".
+
+        Raises UnsupportedError, and changes nothing, where the files cannot be read in that way.
+        """
+        cdef mmrt_error error
+        cdef mmrt_status status
+        cdef mmrt_reader kind = _reader(reader)
+        self._open()
+        cdef pid_t begun = calls_begin(&self.running)
+        with nogil:
+            status = mmrt_program_set_reader(self.handle, kind, &error)
+        calls_end(&self.running, begun)
+        check(status, &error)
+
+    def set_budget(self, uint64_t budget):
+        """Keeps as much of the matrices in memory as fits into `budget` bytes, with the ring that
+        the others are streamed through.
+
+        Waits for a step that runs. OutOfMemoryError, naming the least that would do, changes
+        nothing.
+        """
+        cdef mmrt_error error
+        cdef mmrt_status status
+        self._open()
+        cdef pid_t begun = calls_begin(&self.running)
+        with nogil:
+            status = mmrt_program_set_budget(self.handle, budget, &error)
+        calls_end(&self.running, begun)
+        check(status, &error)
+
+    def lock_kept(self):
+        """From now on locks what is kept in memory when it has been loaded, as far as
+        RLIMIT_MEMLOCK allows."""
+        cdef mmrt_error error
+        cdef mmrt_status status
+        self._open()
+        cdef pid_t begun = calls_begin(&self.running)
+        with nogil:
+            status = mmrt_program_lock_kept(self.handle, &error)
+        calls_end(&self.running, begun)
+        check(status, &error)
+
+    def plan(self, uint64_t budget):
+        """What set_budget() would do: a Plan. Too small a budget keeps nothing, and is told by the
+        plan's `least`."""
+        cdef mmrt_error error
+        cdef mmrt_plan plan
+        cdef mmrt_status status
+        cdef uint64_t *kept
+        self._open()
+        kept = <uint64_t *> calloc(len(self.tensors) + 1, sizeof(uint64_t))
+        if kept is NULL:
+            raise MemoryError
+        try:
+            status = mmrt_program_plan(self.handle, budget, &plan, kept, &error)
+            if status != MMRT_NO_MEMORY:
+                check(status, &error)
+            by_tensor = {t.name: kept[i] for i, t in enumerate(self.tensors)}
+        finally:
+            free(kept)
+        return Plan(
+            plan.total, plan.kept, plan.ring, plan.rest, plan.least, plan.most, by_tensor
+        )
+
+    @property
+    def streaming(self):
+        """What streaming has done so far: a Streaming, or None for a program that does not."""
+        cdef mmrt_stream_stats s
+        if self.handle is NULL or not self.streams:
+            return None
+        mmrt_program_stream_stats(self.handle, &s)
+        return Streaming(
+            mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.locked_bytes,
+            s.streamed_bytes, s.ring_bytes, s.steps, s.read_bytes, s.loaded_bytes,
+            s.stall_seconds, s.busy_seconds,
+        )
+
+    # ---- use ----
+
+    @property
+    def scratch_bytes(self):
+        """Bytes that the longest step takes."""
+        return self.step_bytes(self.max_tokens)
+
+    def step_bytes(self, uint32_t n):
+        """Bytes of scratch that steps of `n` tokens take."""
+        return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle, n)
+
+    @property
+    def page_bytes(self):
+        """Bytes of the key-value cache for 32 tokens."""
+        return mmrt_kv_page_bytes(self.kv_shape)
+
+    @property
+    def weights(self):
+        """The tensors in the order in which the program first reads them."""
+        return list(self.tensors)
+
+    @property
+    def operations(self):
+        """(what it does, the tensors it reads) of each operation, in order."""
+        return [(note, list(tensors)) for note, tensors in self.lines]
+
+    def shares(self, Tensor tensor not None):
+        """Which rows of a weight each thread multiplies with: rows shares[t] to shares[t + 1] - 1
+        are thread t's, but for those that a thread which is done early takes over at the end.
+
+        None if the program does not multiply with it. ArgumentError if it does not read it.
+        """
+        if tensor.name not in self.indices:
+            raise ArgumentError(f"the program does not read tensor {tensor.name!r}")
+        rows = array("Q", bytes(8 * (self.pool.threads + 1)))
+        cdef uint64_t[::1] view = rows
+        if not mmrt_program_shares(
+            self._open(), self.indices[tensor.name], self.pool.threads, &view[0]
+        ):
+            return None
+        return rows.tolist()
+
+    def run(self, Cache cache not None, const int32_t[::1] tokens not None,
+            float[:, ::1] logits not None, int64_t[:, ::1] marks=None):
+        """One step: appends `tokens` (1 to max_tokens) to the cache.
+
+        logits, float32 (outputs, vocabulary), receives those of the last `outputs` tokens. Releases
+        the GIL; signals are handled meanwhile, and what their handlers raise ends the step. After
+        any exception the cache is as it was before.
+
+        marks, int64 (marks, 5), may say when to take note: its first column holds numbers of
+        operations, which rise; -1 is before the first, others are after the operation. The rest of
+        the row receives the time (as time.monotonic_ns() tells it), and of the process so far the
+        minor faults, the major faults and the bytes read from storage.
+        """
+        cdef mmrt_part part
+        part.n = tokens.shape[0]
+        self._run([cache], &part, 1, tokens, logits, marks)
+
+    def run_together(self, list caches not None, list counts not None,
+                     const int32_t[::1] tokens not None, float[:, ::1] logits not None):
+        """One step of several texts, which share one reading of the weights: the first counts[0] of
+        `tokens` are appended to caches[0], the next counts[1] to caches[1], and so on. A cache may
+        come more than once. The rest is as for run().
+        """
+        cdef mmrt_part *parts = <mmrt_part *> calloc(len(caches) + 1, sizeof(mmrt_part))
+        if parts is NULL:
+            raise MemoryError
+        try:
+            for i, n in enumerate(counts):
+                parts[i].n = n
+            self._run(caches, parts, len(caches), tokens, logits, None)
+        finally:
+            free(parts)
+
+    cdef _run(self, list caches, mmrt_part *parts, int32_t n_parts, const int32_t[::1] tokens,
+              float[:, ::1] logits, int64_t[:, ::1] marks):
+        cdef mmrt_error error
+        cdef mmrt_status status
+        cdef uint32_t n = tokens.shape[0], first_output
+        cdef list raised = []
+        cdef Cache cache
+        if self.handle is NULL:
+            raise ArgumentError("the model is closed")
+        if not 1 <= logits.shape[0] <= tokens.shape[0] or logits.shape[1] != self.vocab_size:
+            raise ArgumentError(f"logits: no room of shape (1 to {n}, {self.vocab_size})")
+        cdef mmrt_mark *first_mark = NULL
+        cdef int32_t n_marks = 0
+        if marks is not None and marks.shape[0]:
+            _check_marks(marks, len(self.lines))
+            first_mark, n_marks = <mmrt_mark *> &marks[0, 0], marks.shape[0]
+        first_output = n - <uint32_t> logits.shape[0]
+        for cache in caches:
+            cache.require_rest()
+        for i, cache in enumerate(caches):
+            cache.before = mmrt_kv_length(cache.handle)
+            parts[i].kv = cache.handle
+        cdef pid_t begun = calls_begin(&self.running)
+        for cache in caches:
+            calls_begin(&cache.busy)
+        cdef uint32_t at = 0
+        try:
+            with nogil:
+                status = mmrt_program_run(
+                    self.handle, self.pool.handle, parts, n_parts, &tokens[0], n, first_output,
+                    &logits[0, 0], first_mark, n_marks, poll, <void *> raised, &error,
+                )
+            check_polled(status, &error, raised)
+            for i, cache in enumerate(caches):  # here, where no signal handler can come between
+                for _ in range(parts[i].n):
+                    cache.ids.append(tokens[at])
+                    at += 1
+        except BaseException:
+            for cache in caches:
+                cache.cut(cache.before)
+            raise
+        finally:
+            calls_end(&self.running, begun)
+            for cache in caches:
+                calls_end(&cache.busy, begun)
+
+    def __repr__(self):
+        state = "closed" if self.handle is NULL else f"{len(self.lines)} operations"
+        return f"<Program, {state}>"
+
+    def __str__(self):
+        rows = []
+        for note, tensors in self.lines:
+            names = ", ".join(tensor.name for tensor in tensors)
+            size = sum(tensor.nbytes for tensor in tensors)
+            rows.append(f"{len(rows):4}  {note:32}  {size:>12,}  {names}" if tensors else
+                        f"{len(rows):4}  {note}")
+        return "\n".join([f"{'#':>4}  {'operation':32}  {'bytes read':>12}  tensors", *rows])
+
+
+cdef int _check_marks(int64_t[:, ::1] marks, int64_t n_operations) except -1:
+    cdef int64_t before = -2
+    if marks.shape[1] * sizeof(int64_t) != sizeof(mmrt_mark):
+        raise ArgumentError(f"marks have {sizeof(mmrt_mark) // sizeof(int64_t)} columns")
+    for i in range(marks.shape[0]):
+        if not before < marks[i, 0] < n_operations:
+            raise ArgumentError(f"marks: operations from -1 to {n_operations - 1} that rise")
+        before = marks[i, 0]
+    return 0
+cdef mmrt_reader _reader(str name) except *:
+    for kind in range(MMRT_READER_COUNT):
+        if mmrt_reader_name(<mmrt_reader> <int> kind).decode() == name:
+            return <mmrt_reader> <int> kind
+    raise ArgumentError(f"there is no reader {name!r:.60}")
+
+
+def check_reader(str reader not None, Mapping mapping not None):
+    """Raises UnsupportedError, saying why, if `mapping`'s file cannot be read by this reader."""
+    cdef mmrt_error error
+    mapping.pin()
+    try:
+        check(mmrt_reader_check(_reader(reader), mapping.handle, &error), &error)
+    finally:
+        mapping.unpin()
+
+
+def probe_reader(str reader not None, Mapping mapping not None, uint64_t offset, uint64_t length):
+    """Bytes a second that this reader brings from the disk: measured on a range of the file, which
+    is dropped from memory before. Later faults on the file read single pages."""
+    cdef mmrt_error error
+    cdef mmrt_status status
+    cdef double speed = 0
+    cdef mmrt_reader kind = _reader(reader)
+    cdef pid_t begun = mapping.begin()
+    with nogil:
+        status = mmrt_reader_probe(kind, mapping.handle, offset, length, &speed, &error)
+    mapping.end(begun)
+    check(status, &error)
+    return speed
+
+
+cdef mmrt_op _op(mmrt_op_kind kind) noexcept:
+    """An operation with every index none and every number zero."""
+    cdef mmrt_op op
+    memset(&op, 0, sizeof(op))
+    op.kind = kind
+    op.in_ = op.out = op.stream = op.rope = -1
+    for i in range(3):
+        op.weights[i] = op.biases[i] = -1
+        op.scales[i] = 1
+    return op

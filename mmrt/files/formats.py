@@ -1,0 +1,86 @@
+"""Weight files, opened by mapping them. A new format is one line in FORMATS."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from mmrt.core.mapping import Mapping
+from mmrt.errors import ArgumentError
+from mmrt.files import gguf, npy, policies, safetensors
+from mmrt.files.header import unlike
+from mmrt.files.tensor_file import TensorFile
+
+__all__ = ["FORMATS", "Format", "TensorFile", "from_mapping", "open"]
+
+
+class Format(NamedTuple):
+    name: str
+    matches: Callable[[bytes, str], bool]  # whether a file is one, by its first bytes and its path
+    open: Callable[[Mapping], TensorFile]
+
+
+# The first that matches is taken; safetensors, which has no magic, asks last.
+FORMATS = [
+    Format("GGUF", gguf.matches, gguf.open_gguf),
+    Format("npy, npz", npy.matches, npy.open_npy),
+    Format("safetensors", safetensors.matches, safetensors.open_safetensors),
+]
+
+# Enough to tell the format, and little enough to read for nothing.
+_HEAD = 4096
+
+
+def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
+    """Opens the weight file at `path`, whose format its first bytes tell.
+
+    Maps the file and reads its header, none of its weights. Of a GGUF split into parts
+    (`...-00001-of-0000N.gguf`) any part opens all. A `....safetensors.index.json` opens all shards
+    that it names; a shard opens alone. `policy` says how the weights then come into memory: one of
+    mmrt.policies.POLICIES.
+
+    Raises FileError where a file cannot be opened or mapped, FormatError where its content is not
+    what its format says or is of no known format, UnsupportedError where it is sound but of a kind
+    that mmrt does not know, ArgumentError for an unknown policy, OutOfMemoryError where a policy
+    needs more memory than there is.
+    """
+    apply = policies.policy(policy)
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise ArgumentError(f"path: expected that of a file, found {path!r:.60}")
+    mapping = Mapping(path)
+    try:
+        file = from_mapping(mapping)
+    except BaseException:
+        mapping.close()
+        raise
+    try:
+        apply(list(file.values()), None)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def reopen(mappings: Sequence[Mapping]) -> TensorFile:
+    """The TensorFile that was pickled. That its files are still the same, its mappings have seen to
+    when they were unpickled."""
+    try:
+        return from_mapping(mappings[0])
+    except BaseException:
+        mappings[0].close()
+        raise
+    finally:
+        for mapping in mappings[1:]:  # the format opens these by itself
+            mapping.close()
+
+
+def from_mapping(mapping: Mapping) -> TensorFile:
+    """The same for a file that is mapped already; the result closes `mapping` with itself."""
+    mapping.advise("willneed", 0, min(_HEAD, mapping.size))
+    with memoryview(mapping) as view:
+        head = bytes(view[:16])
+    mapping.verify(0, len(head))
+    for format in FORMATS:
+        if format.matches(head, mapping.path):
+            return format.open(mapping)
+    known = ", ".join(format.name for format in FORMATS)
+    raise unlike(mapping, head, f"like no format that mmrt reads ({known})")

@@ -1,0 +1,104 @@
+"""The shape of a transformer, as its metadata gives it."""
+
+from dataclasses import dataclass
+
+from mmrt.models.parts.fields import Fields, PerLayer
+from mmrt.models.parts.rope import Rope, rope_from
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Which layers see only so many keys, the latest."""
+
+    size: int  # keys seen; 0: every layer sees all
+    pattern: int | tuple[bool, ...]  # of so many layers all but the last; or which layers; 0: all
+
+    def of(self, layer: int) -> int:
+        """Keys that the layer sees, counted from 0; 0 for all."""
+        if isinstance(self.pattern, tuple):
+            slides = self.pattern[layer]
+        else:
+            slides = not self.pattern or layer % self.pattern < self.pattern - 1
+        return self.size if slides else 0
+
+
+@dataclass(frozen=True)
+class Config:
+    architecture: str
+    context_length: int  # tokens, as trained
+    n_layers: int
+    n_embd: int  # width of the residual stream
+    n_ff: PerLayer  # width of the feed-forward layers
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rms_eps: float
+    rope: Rope
+    rope_in_window: Rope  # of layers with a sliding window
+    attention_scale: float  # of the scores
+    attention_softcap: float  # 0: none
+    logit_softcap: float  # 0: none
+    window: SlidingWindow
+
+
+def transformer_config(architecture: str, fields: Fields, *, window_pattern: int = 0) -> Config:
+    """The fields that all transformers share; architectures replace what they do otherwise.
+
+    window_pattern: which layers have a sliding window if the file has one and does not say.
+    """
+    n_layers = fields.integer("block_count")
+    n_embd = fields.integer("embedding_length")
+    n_heads = _same_in_all_layers(fields, "attention.head_count", n_layers)
+    n_kv_heads = _same_in_all_layers(fields, "attention.head_count_kv", n_layers, n_heads)
+    if n_heads % n_kv_heads:
+        raise fields.error("attention.head_count_kv", f"{n_kv_heads} does not divide {n_heads}")
+    head_dim = fields.integer("attention.key_length", max(n_embd // n_heads, 1))
+    for name in ("value_length", "key_length_swa", "value_length_swa"):
+        if fields.integer(f"attention.{name}", head_dim) != head_dim:
+            raise fields.error(f"attention.{name}", f"differs from the key length, {head_dim}")
+    if (n_heads + 2 * n_kv_heads) * head_dim >= 1 << 31:
+        raise fields.error("attention.head_count", f"{n_heads} heads of {head_dim} are absurd")
+    if not fields.flag("attention.causal", True):
+        raise fields.unsupported(
+            "attention.causal", "false, but mmrt runs models whose tokens see only earlier ones"
+        )
+    rope = rope_from(fields, head_dim)
+    scale = fields.number("attention.scale", 0.0, or_zero=True)
+    return Config(
+        architecture=architecture,
+        context_length=fields.integer("context_length"),
+        n_layers=n_layers,
+        n_embd=n_embd,
+        n_ff=fields.integers("feed_forward_length", n_layers),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        rms_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        rope=rope,
+        rope_in_window=rope,
+        attention_scale=scale or head_dim**-0.5,
+        attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
+        logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
+        window=_window(fields, n_layers, window_pattern),
+    )
+
+
+def _same_in_all_layers(
+    fields: Fields, name: str, n_layers: int, default: int | None = None
+) -> int:
+    found = fields.integers(name, n_layers, None if default is None else PerLayer((default,)))
+    if len(found.values) > 1:
+        raise fields.unsupported(
+            name, f"{list(found.values)!s:.60}, but mmrt runs models whose layers have the same"
+        )
+    return found[0]
+
+
+def _window(fields: Fields, n_layers: int, default: int) -> SlidingWindow:
+    name = "attention.sliding_window_pattern"
+    pattern = (
+        fields.flags(name, n_layers)
+        if fields.is_array(name)
+        else fields.integer(name, default, least=0)
+    )
+    return SlidingWindow(fields.integer("attention.sliding_window", 0, least=0), pattern)

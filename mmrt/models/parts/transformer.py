@@ -1,0 +1,132 @@
+"""The parts that transformers are made of, written into a program one after another."""
+
+from collections.abc import Iterator
+
+from mmrt.core.program import Program
+from mmrt.core.tensor import Tensor
+from mmrt.models.parts.config import Config
+from mmrt.models.parts.rope import Rope, divisors_from
+from mmrt.models.parts.weights import Layer, Weights
+
+
+class Transformer:
+    """A forward pass in the making: each method appends operations to `program`.
+
+    A stream runs through all layers. norm() makes of it what the next part reads; attention() and
+    gated_unit() leave a change that the norm after them adds to the stream. FormatError names a
+    tensor that is missing or unfit.
+    """
+
+    def __init__(self, program: Program, config: Config, weights: Weights) -> None:
+        self._program = program
+        self._config = config
+        self._weights = weights
+        c = config
+        self._stream, self._change = program.buffer(c.n_embd), program.buffer(c.n_embd)
+        self._normed = program.buffer(c.n_embd)
+        self._qkv = program.buffer((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
+        self._heads = program.buffer(c.n_heads * c.head_dim)
+        self._hidden: dict[int, int] = {}  # width -> buffer
+        self._tables: dict[tuple[Rope, str], int] = {}  # rotation, its divisors -> table
+        self._changed = False
+        self._post: Tensor | None = None
+        self._outputs_only = False  # what follows works only on tokens whose logits are wanted
+
+    def layers(self) -> Iterator[Layer]:
+        return (self._weights.layer(i) for i in range(self._config.n_layers))
+
+    def embed(self, scale: float = 1.0) -> None:
+        """The stream begins with the tokens' embeddings times `scale`."""
+        self._embedding = self._weights["token_embd.weight"]
+        self._program.embed(self._embedding, self._stream, scale)
+
+    def norm(self, weight: Tensor) -> None:
+        """Adds the latest change to the stream, which is then normed for the next part."""
+        self._program.norm(
+            self._stream,
+            weight,
+            self._normed,
+            self._config.rms_eps,
+            add=self._change if self._changed else -1,
+            post=self._post,
+            outputs_only=self._outputs_only,
+        )
+
+    def attention(
+        self,
+        layer: Layer,
+        rope: Rope,
+        *,
+        interleaved: bool,
+        divisors: Tensor | None = None,
+        window: int = 0,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        post: Tensor | None = None,
+    ) -> None:
+        """Attention over `window` keys, 0 for all, with rotated queries and keys.
+
+        interleaved: pairs are neighbours, not elements of the two halves of a head. divisors: the
+        model's own, of the rotations. q_norm, k_norm (head_dim,): norms of each query and key.
+        post (n_embd,): the norm of what is added to the stream.
+        """
+        c, program = self._config, self._program
+        q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        if layer.get("attn_qkv") is not None:  # the three matrices, one below the other
+            matrices = [layer.matrix("attn_qkv", q + 2 * kv)]
+        else:
+            rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
+            matrices = [layer.matrix(name, n) for name, n in rows.items()]
+        program.linear(self._normed, matrices, self._qkv)
+        # Only now is there a table for the width of a head: matrices of such rows are in the file.
+        table = self._table(rope, divisors)
+        program.rope(
+            self._qkv,
+            table,
+            layer.index,
+            c.n_heads,
+            interleaved=interleaved,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=c.rms_eps,
+        )
+        if layer.index == c.n_layers - 1:  # no later layer reads keys of the other tokens
+            self._outputs_only = True
+        program.attend(
+            self._qkv,
+            self._heads,
+            layer.index,
+            c.n_heads,
+            c.attention_scale,
+            window=window,
+            softcap=c.attention_softcap,
+            outputs_only=self._outputs_only,
+        )
+        output = layer.matrix("attn_output")
+        program.linear(self._heads, [output], self._change, outputs_only=self._outputs_only)
+        self._changed, self._post = True, post
+
+    def _table(self, rope: Rope, divisors: Tensor | None) -> int:
+        key = (rope, divisors.name if divisors is not None else "")
+        if key not in self._tables:
+            own = None if divisors is None else divisors_from(divisors, rope.n_dims)
+            self._tables[key] = self._program.rope_table(rope.frequencies(own), rope.magnitude)
+        return self._tables[key]
+
+    def gated_unit(self, layer: Layer, activation: str, post: Tensor | None = None) -> None:
+        """down @ (activation(gate @ x) * (up @ x)); activation is "silu" or "gelu". post: the norm
+        of what is added to the stream."""
+        width, only = self._config.n_ff[layer.index], self._outputs_only
+        if width not in self._hidden:
+            self._hidden[width] = self._program.buffer(width)
+        hidden = self._hidden[width]
+        gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
+        self._program.glu(self._normed, gate, up, hidden, activation, outputs_only=only)
+        down = layer.matrix("ffn_down")
+        self._program.linear(hidden, [down], self._change, outputs_only=only)
+        self._changed, self._post = True, post
+
+    def logits(self) -> None:
+        """The output's matrix, or else the embedding's, makes logits of what was normed."""
+        output = self._weights.matrix("output", otherwise=self._embedding)
+        self._program.logits(self._normed, output, self._config.logit_softcap)

@@ -1,0 +1,84 @@
+"""A model's tensors by name: one error for those that are missing, and a list of those that nobody
+has asked for."""
+
+import math
+from collections.abc import Mapping
+
+from mmrt.core.program import Matrix
+from mmrt.core.tensor import Tensor
+from mmrt.errors import FormatError
+
+
+class Weights:
+    """The tensors of `file`."""
+
+    def __init__(self, file: Mapping[str, Tensor]) -> None:
+        self._file = file
+        self._used: set[str] = set()
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor, or None if the model has none."""
+        tensor = self._file.get(name)
+        if tensor is not None:
+            self._used.add(name)
+        return tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.get(name)
+        if tensor is None:
+            raise FormatError(f"tensor {name} is missing")
+        return tensor
+
+    def unused(self) -> list[str]:
+        """The names of the tensors that have elements and that nobody has asked for."""
+        return [n for n, tensor in self._file.items() if n not in self._used and tensor.nbytes]
+
+    def matrix(self, name: str, otherwise: Tensor | None = None) -> Matrix:
+        """`name.weight`, or this tensor if the model has none, with `name.bias` and `name.scale`
+        where the model has them."""
+        weight = self.get(f"{name}.weight")
+        if weight is None:  # asked for so, as a tensor without rows counts as false
+            weight = otherwise if otherwise is not None else self[f"{name}.weight"]
+        return Matrix(weight, self.get(f"{name}.bias"), self._scale(f"{name}.scale"))
+
+    def _scale(self, name: str) -> float:
+        tensor = self.get(name)
+        if tensor is None:
+            return 1.0
+        if math.prod(tensor.shape) != 1:
+            raise FormatError(f"tensor {name}: shape {tensor.shape} where (1,) is expected")
+        scale = float(tensor.dequantize().reshape(-1)[0])
+        if not math.isfinite(scale):
+            raise FormatError(f"tensor {name}: expected a finite number, found {scale}")
+        return scale
+
+    def layer(self, index: int) -> "Layer":
+        """Those of the layer `index`, counted from 0."""
+        return Layer(self, index)
+
+
+class Layer:
+    """The tensors `blk.<index>.<name>.weight`, and what stands beside them."""
+
+    def __init__(self, weights: Weights, index: int) -> None:
+        self._weights = weights
+        self._prefix = f"blk.{index}."
+        self.index = index
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[f"{self._prefix}{name}.weight"]
+
+    def get(self, name: str) -> Tensor | None:
+        """The weight, or None if the layer has none."""
+        return self._weights.get(f"{self._prefix}{name}.weight")
+
+    def matrix(self, name: str, rows: int = 0) -> Matrix:
+        """As Weights.matrix(); rows: how many it must have, if not 0."""
+        matrix = self._weights.matrix(f"{self._prefix}{name}")
+        found = matrix.weight.shape
+        if rows and len(found) == 2 and found[0] != rows:
+            shape = (rows, found[1])
+            raise FormatError(
+                f"tensor {matrix.weight.name}: shape {found} where {shape} is expected"
+            )
+        return matrix

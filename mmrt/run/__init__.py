@@ -1,0 +1,1 @@
+"""Models at work: sequences, sampling, generation and conversations."""

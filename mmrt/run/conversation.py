@@ -1,0 +1,79 @@
+"""A conversation with a model, none of which is read twice."""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from mmrt.run.generation import Options, Piece, Stream, Text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mmrt.run.model import Model
+
+
+class Conversation:
+    """Messages, and the keys and values of what the model has read of them; a context manager.
+
+    messages: what was said so far, each a dict with `role` and `content`. The list is the caller's
+    to change, between answers: what then still begins as before is not read again.
+
+    One thread at a time. Raises UnsupportedError at once for a model without a chat template.
+    """
+
+    def __init__(self, model: "Model", system: str | None = None) -> None:
+        """system: what the model is told beforehand; a conversation that is cleared keeps it."""
+        self._model = model
+        self._beginning = [] if system is None else [_message("system", system)]
+        model.render_chat([*self._beginning, _message("user", "")])
+        self._sequence = model.sequence()
+        self.messages: list[dict[str, Any]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all but the system message."""
+        self.messages = list(self._beginning)
+
+    def stream(self, text: str, **options: "Unpack[Options]") -> Stream:
+        """Yields pieces of the answer to `text`; options and errors as for Model.stream().
+
+        What was yielded becomes part of the conversation, also if the rest is not awaited. If there
+        was nothing, the question does not become part of it either.
+        """
+        question = _message("user", text)
+        messages = [*self.messages, question]
+        stream = self._model.stream_chat(messages, sequence=self._sequence, **options)
+        stream.pieces = self._remembering(question, stream.pieces)
+        return stream
+
+    def say(self, text: str, **options: "Unpack[Options]") -> Text:
+        """The answer to `text`, whole; options and errors as for Model.stream()."""
+        return self.stream(text, **options).text()
+
+    def close(self) -> None:
+        """Gives the memory of its keys and values back. It can still go on, and reads all again."""
+        self._sequence.close()
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Conversation of {len(self.messages)} messages with {self._model!r}>"
+
+    def _remembering(
+        self, question: dict[str, Any], pieces: Generator[Piece, None, None]
+    ) -> Generator[Piece, None, None]:
+        answer = ""
+        try:
+            for piece in pieces:
+                answer += piece.text
+                yield piece
+        finally:
+            if answer:
+                self.messages += [question, _message("assistant", answer)]
+
+
+def _message(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}

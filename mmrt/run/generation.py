@@ -1,0 +1,312 @@
+"""From logits to text: the loop that samples, decodes and knows when to stop."""
+
+import difflib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.core.arguments import whole
+from mmrt.errors import ArgumentError
+from mmrt.run.sampler import Sampler
+from mmrt.run.sequence import Progress, extend_together
+from mmrt.run.sequence import Sequence as TokenSequence
+from mmrt.text.tokenizer import StreamDecoder
+
+if TYPE_CHECKING:
+    from mmrt.run.model import Model
+
+Finish = Literal["stop", "length"]
+
+
+class Piece(NamedTuple):
+    """A part of generated text.
+
+    text: whole characters; may be empty while one is incomplete. token: its last token's id, None
+    for text that was only held back. finish: None but in the last piece: "stop" after an
+    end-of-text token or a stop string, "length" at max_tokens or the end of the context.
+    """
+
+    text: str
+    token: int | None
+    finish: Finish | None = None
+
+
+class Options(TypedDict, total=False):
+    """How a text is written: keyword arguments of all that writes one."""
+
+    max_tokens: int | None
+    """Tokens at most; 512 by default, None: as many as the context holds."""
+    temperature: float
+    """Of the draw; 0, the default, takes the most likely token."""
+    top_k: int
+    """Draw from the most likely tokens, so many; 0, the default: from all."""
+    top_p: float
+    """Draw from the most likely tokens that make up this probability; 1, the default: from all."""
+    min_p: float
+    """Draw from tokens this likely, relative to the most likely; 0, the default: from all."""
+    repeat_penalty: float
+    """Hold tokens back that were read lately; 1, the default, does not."""
+    repeat_last_n: int
+    """The number of latest tokens that the penalty looks at; 64 by default, -1: all."""
+    seed: int | None
+    """The same one draws the same tokens; None, the default: others each time."""
+    stop: Sequence[str]
+    """Texts before which to stop; they may spell control tokens."""
+    ignore_eos: bool
+    """Go on where the text would end: tokens that end it are never drawn."""
+    on_prefill: Progress | None
+    """Called as the prompt is read, with (tokens done, tokens in all)."""
+
+
+# Written if the caller names no number: a text that goes round in circles has to end.
+MOST_TOKENS = 512
+
+
+class Settings:
+    """Options that make sense."""
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int | None = MOST_TOKENS,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_prefill: Progress | None = None,
+        **sampling: Any,
+    ) -> None:
+        """Raises ArgumentError for one that is unknown or out of its range."""
+        for name in sampling.keys() - _SAMPLING:
+            near = difflib.get_close_matches(name, Options.__annotations__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(f"there is no option {name!r}{hint}")
+        if on_prefill is not None and not callable(on_prefill):
+            raise ArgumentError(f"on_prefill: {on_prefill!r:.60} cannot be called")
+        self.max_tokens = None if max_tokens is None else whole("max_tokens", max_tokens, 0)
+        self.stop = stop
+        self.ignore_eos = ignore_eos
+        self.on_prefill = on_prefill
+        self._sampling = sampling
+        self.sampler()
+        StopStrings(stop)
+
+    def sampler(self) -> Sampler:
+        """A new one: each text has its own draws."""
+        return Sampler(**self._sampling)
+
+
+_SAMPLING = Options.__annotations__.keys() - {"max_tokens", "stop", "on_prefill"}
+
+
+class Text(str):
+    """What a model wrote: a str that knows how it came about.
+
+    finish: why it ended, as in Piece. prompt_tokens: tokens before it that the model has read, and
+    cached_tokens: those of them that it had read before. tokens: those written, an end-of-text
+    token among them. seconds: how long reading and writing took.
+    """
+
+    def __new__(
+        cls,
+        text: str,
+        finish: Finish | None = None,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        tokens: int = 0,
+        seconds: float = 0.0,
+    ) -> "Text":
+        made = super().__new__(cls, text)
+        made.finish = finish
+        made.prompt_tokens, made.cached_tokens = prompt_tokens, cached_tokens
+        made.tokens, made.seconds = tokens, seconds
+        return made
+
+    finish: Finish | None
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class Reading:
+    """What a stream's pieces tell it of the tokens before them."""
+
+    tokens: int
+    cached: int = 0  # of them, those that were read before
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of a text, as the model writes it. What a Text knows of itself, this knows of what
+    was written so far; close() ends it early."""
+
+    def __init__(self, reading: Reading, pieces: Generator[Piece, None, None]) -> None:
+        self.pieces = pieces  # what it goes through
+        self.finish: Finish | None = None
+        self.tokens = 0
+        self.seconds = 0.0
+        self._reading = reading
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self._reading.tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of these, the ones read before; known once the first piece has come."""
+        return self._reading.cached
+
+    def __next__(self) -> Piece:
+        started = time.perf_counter()
+        try:
+            piece = next(self.pieces)
+        finally:
+            self.seconds += time.perf_counter() - started
+        self.tokens += piece.token is not None
+        self.finish = piece.finish
+        return piece
+
+    def close(self) -> None:
+        """Ends it; what it holds of memory is given back."""
+        self.pieces.close()
+
+    def text(self) -> Text:
+        """All that is still to come, whole."""
+        text = "".join(piece.text for piece in self)
+        return Text(
+            text, self.finish, self.prompt_tokens, self.cached_tokens, self.tokens, self.seconds
+        )
+
+    def __repr__(self) -> str:
+        state = f"ended: {self.finish}" if self.finish else "going on"
+        return f"<Stream of {self.tokens} tokens after {self.prompt_tokens}, {state}>"
+
+
+class StopStrings:
+    """Passes text on until one of `stops` appears, and holds back what may be the start of one.
+
+    A stop may spell control tokens too, though their text is not shown.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Raises ArgumentError for anything but a list or tuple of non-empty strings."""
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+            raise ArgumentError(f"stop: {stops!r:.60} is not a list of non-empty strings")
+        self._stops = tuple(stops)
+        self._held = ""
+        self._visible: list[bool] = []  # of each held character
+
+    def feed(self, text: str, visible: bool = True) -> tuple[str, bool]:
+        """(text that can be shown, whether a stop string has come)."""
+        if not self._stops:
+            return text if visible else "", False
+        self._held += text
+        self._visible += [visible] * len(text)
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            shown = self._shown(min(found))
+            self._held, self._visible = "", []
+            return shown, True
+        cut = len(self._held) - max(self._overlap(stop) for stop in self._stops)
+        shown = self._shown(cut)
+        self._held, self._visible = self._held[cut:], self._visible[cut:]
+        return shown, False
+
+    def _shown(self, end: int) -> str:
+        return "".join(compress(self._held[:end], self._visible))
+
+    def _overlap(self, stop: str) -> int:
+        """The length of the longest end of the held text that begins `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+    def finish(self) -> str:
+        """What was held back, once no more text comes."""
+        shown = self._shown(len(self._held))
+        self._held, self._visible = "", []
+        return shown
+
+
+class Answer:
+    """What a model writes in one sequence, a token at a time."""
+
+    def __init__(self, model: "Model", sequence: TokenSequence, settings: Settings) -> None:
+        self.sequence = sequence
+        self._model = model
+        self._sampler, self._stops = settings.sampler(), StopStrings(settings.stop)
+        self._decoder = StreamDecoder(model.tokenizer)
+        self._max_tokens = settings.max_tokens
+        self._never = list(model.tokenizer.stop_ids) if settings.ignore_eos else []
+        self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
+
+    def take(self, logits: NDArray[np.float32]) -> tuple[list[Piece], int | None]:
+        """Pieces that come after the last token read, and the token to read next; None: it ends."""
+        if self._left is None:
+            room = self._model.context - len(self.sequence)
+            self._left = room if self._max_tokens is None else min(self._max_tokens, room)
+        pieces: list[Piece] = []
+        if self._left > 0:
+            logits[self._never] = -np.inf
+            token = self._sampler(logits, self.sequence.tokens)
+            if token in self._model.tokenizer.stop_ids:
+                rest = self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
+                return [Piece(rest, token, "stop")], None
+            self._left -= 1
+            text, stopped = self._stops.feed(self._decoder.feed(token))
+            if not stopped and self._model.tokenizer.is_special(token):
+                hidden = self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+                more, stopped = self._stops.feed(hidden, visible=False)
+                text += more
+            if stopped:
+                return [Piece(text, token, "stop")], None
+            pieces.append(Piece(text, token))
+            if self._left:
+                return pieces, token
+        text, stopped = self._stops.feed(self._decoder.finish())
+        pieces.append(Piece(text + self._stops.finish(), None, "stop" if stopped else "length"))
+        return pieces, None
+
+
+def generate(
+    answer: Answer, prompt: Sequence[int], on_prefill: Progress | None
+) -> Generator[Piece, None, None]:
+    """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
+    logits = answer.sequence.extend(prompt, progress=on_prefill)
+    while True:
+        pieces, token = answer.take(logits)
+        yield from pieces
+        if token is None:
+            return
+        logits = answer.sequence.extend([token])
+
+
+def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]]) -> list[Text]:
+    """Reads each prompt into its answer's sequence; returns what comes after them."""
+    started = time.perf_counter()
+    written: list[list[Piece]] = [[] for _ in answers]
+    to_read = {i: list(prompt) for i, prompt in enumerate(prompts)}
+    while to_read:
+        numbers = list(to_read)
+        rows = extend_together([(answers[i].sequence, to_read[i]) for i in numbers])
+        to_read = {}
+        for i, logits in zip(numbers, rows, strict=True):
+            pieces, token = answers[i].take(logits)
+            written[i] += pieces
+            if token is not None:
+                to_read[i] = [token]
+    seconds = time.perf_counter() - started
+    return [
+        Text(
+            "".join(piece.text for piece in pieces),
+            pieces[-1].finish,
+            prompt_tokens=len(prompt),
+            tokens=sum(piece.token is not None for piece in pieces),
+            seconds=seconds,
+        )
+        for pieces, prompt in zip(written, prompts, strict=True)
+    ]

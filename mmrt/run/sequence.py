@@ -1,0 +1,173 @@
+"""A text in progress: tokens, and the keys and values that a model has computed for them."""
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as List
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.core.arguments import choice, token_ids, whole
+from mmrt.core.program import ALIKE_TOKENS, Cache
+from mmrt.errors import ArgumentError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from mmrt.run.model import Model
+
+Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
+
+
+class Sequence:
+    """Tokens that a model has read, one text from its start; made by Model.sequence().
+
+    Its memory grows by pages of 32 tokens. One thread at a time; a context manager.
+    """
+
+    def __init__(self, model: "Model", cache: Cache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def __len__(self) -> int:
+        return self._cache.length
+
+    def __repr__(self) -> str:
+        return f"<Sequence of {len(self)} tokens, {self.nbytes} bytes>"
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens read; the list is the sequence's own."""
+        return self._cache.tokens
+
+    def belongs_to(self, model: "Model") -> bool:
+        """Whether `model` made it."""
+        return self._model is model
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held."""
+        return self._cache.nbytes
+
+    def extend(
+        self,
+        ids: Iterable[int],
+        outputs: Literal["last", "all"] = "last",
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """Reads more tokens; returns logits, float32: (vocabulary,) after the last of them, or with
+        outputs="all" (len(ids), vocabulary), one row after each.
+
+        Raises ArgumentError for no tokens, ids outside the vocabulary, or more than the context
+        holds, and then has read nothing. After an interruption it holds what was read until then.
+        """
+        choice("outputs", outputs, ("last", "all"))
+        given = token_ids("ids", ids)
+        tokens, vocabulary = self._checked(given), self._model.vocab_size
+        wanted = len(given) if outputs == "all" else 1
+        logits = _room((wanted, vocabulary))
+        done = 0
+        while done < len(given):
+            part = tokens[done : done + self._model.step_tokens(len(given) - done)]
+            # Without "all", steps before the last also write one row, which the last overwrites.
+            rows = logits[done : done + len(part)] if outputs == "all" else logits
+            self._model.run(self._cache, part, rows)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(given))
+        return logits if outputs == "all" else logits[0]
+
+    def _checked(self, given: list[int]) -> NDArray[np.int32]:
+        if not given:
+            raise ArgumentError("there are no tokens to read: the text is empty")
+        self._model.require_room(len(self) + len(given))
+        vocabulary = self._model.vocab_size
+        for token in given:
+            number = isinstance(token, int | np.integer) and not isinstance(token, bool)
+            if not number or not 0 <= token < vocabulary:
+                raise ArgumentError(
+                    f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
+                )
+        return np.array(given, np.int32)
+
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on and gives their memory back."""
+        self._cache.truncate(whole("length", length, 0, len(self)))
+
+    def keep_prefix(self, ids: List[int]) -> int:
+        """Forgets all but what it can spare a reader of `ids`: returns how many of them it holds.
+
+        Of what they share the last few are read again, as a step of their own: the logits that
+        follow are then the same, to the bit, as when all are read at once, if the others were read
+        in steps as long, or the model is exact.
+        """
+        pairs = enumerate(zip(self.tokens, ids, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
+        kept = max(min(shared, len(ids) - ALIKE_TOKENS), 0)
+        self.truncate(kept)
+        return kept
+
+    def close(self) -> None:
+        """Gives its memory back. It is then empty, and may begin again."""
+        self.truncate(0)
+
+    def __enter__(self) -> "Sequence":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.float32]:
+    """Reads more tokens into each of several sequences of one model, each reading of its weights
+    for all of them; returns the logits after the last token of each, float32 (parts, vocabulary).
+    They are, to the bit, those of extend() if the model is exact; else rounded as the number of
+    tokens in a step has it.
+
+    Raises ArgumentError as extend() does, for sequences of several models, and for one that comes
+    twice. After an interruption each holds what was read until then.
+    """
+    if not parts:
+        raise ArgumentError("there are no sequences")
+    model = parts[0][0]._model
+    if any(sequence._model is not model for sequence, _ in parts):
+        raise ArgumentError("the sequences belong to several models")
+    if len({id(sequence) for sequence, _ in parts}) < len(parts):
+        raise ArgumentError("a sequence comes twice")
+    texts = [(sequence._cache, sequence._checked(token_ids("ids", ids))) for sequence, ids in parts]
+    logits = _room((len(texts), model.vocab_size))
+    done = 0
+    while done < len(texts):
+        group = texts[done : done + model.step_tokens(len(texts) - done)]
+        _read_together(model, group, logits[done : done + len(group)])
+        done += len(group)
+    return logits
+
+
+def _room(shape: tuple[int, int]) -> NDArray[np.float32]:
+    try:
+        return np.empty(shape, np.float32)
+    except MemoryError:
+        raise OutOfMemoryError(f"no memory for logits of {shape[0]} tokens") from None
+
+
+def _read_together(
+    model: "Model", texts: List[tuple[Cache, NDArray[np.int32]]], logits: NDArray[np.float32]
+) -> None:
+    """The last tokens of all, whose logits are wanted, are the last ones of the last step."""
+    left = [(cache, tokens[:-1]) for cache, tokens in texts if len(tokens) > 1]
+    last = [(cache, tokens[-1:]) for cache, tokens in texts]
+    while True:
+        room = model.step_tokens(sum(len(tokens) for _, tokens in left) + len(last))
+        step: list[tuple[Cache, NDArray[np.int32]]] = []
+        while left and room:
+            cache, tokens = left.pop(0)
+            step.append((cache, tokens[:room]))
+            if len(tokens) > room:
+                left.insert(0, (cache, tokens[room:]))
+            room -= len(step[-1][1])
+        ends = not left and (room >= len(last) or not step)
+        step += last if ends else []
+        caches, parts = zip(*step, strict=True)
+        rows = logits if ends else logits[:1]  # which a later step overwrites
+        model.run_together(caches, [len(part) for part in parts], np.concatenate(parts), rows)
+        if ends:
+            return

@@ -1,0 +1,1 @@
+"""What a model does and costs, measured, forecast and drawn."""

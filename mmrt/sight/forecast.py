@@ -1,0 +1,108 @@
+"""What memory budgets do to a model: what they keep, and how fast it can be then."""
+
+import mmap
+from dataclasses import dataclass
+
+from mmrt.core.kernels import Pool, roof
+from mmrt.core.streaming import Plan
+from mmrt.files import layers
+from mmrt.memory.budget import choose_reader, first_text, probe
+from mmrt.run.model import Model
+
+# Read from memory, to time it: larger than the caches.
+_MEMORY_BYTES = 256 << 20
+
+_TIMES = 3  # that a speed is measured; the median counts
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured speeds, in bytes a second."""
+
+    reader: str
+    """The one of mmrt.streaming.READERS that is used."""
+
+    disk: float
+    """0: the file stays in memory, for another process uses it."""
+
+    memory: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a budget of the process comes to. At best: what bounds a token is reading its weights,
+    those that are kept from memory and meanwhile the others from the disk."""
+
+    budget: int
+    plan: Plan
+    machine: Machine
+
+    @property
+    def disk_seconds(self) -> float:
+        """A token, for reading what is not kept."""
+        return self.plan.streamed / self.machine.disk if self.machine.disk else 0.0
+
+    @property
+    def compute_seconds(self) -> float:
+        """A token, for multiplying with all weights."""
+        return self.plan.total / self.machine.memory
+
+    @property
+    def seconds(self) -> float:
+        """A token: the longer of the two."""
+        return max(self.disk_seconds, self.compute_seconds)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return 1 / self.seconds
+
+    @property
+    def request(self) -> int:
+        """Bytes that are read at a time, at most."""
+        return self.plan.least // 4  # the smallest ring has room for four
+
+    def by_layer(self, model: Model) -> list[tuple[str, int, int]]:
+        """(layer or tensor, bytes kept, bytes streamed) of what a step multiplies by."""
+        everything = model.program.plan(self.plan.most).kept_by_tensor
+        sums: dict[str, list[int]] = {}
+        for tensor in model.program.weights:
+            n_bytes, kept = everything[tensor.name], self.plan.kept_by_tensor[tensor.name]
+            if n_bytes:
+                row = sums.setdefault(layers.place(tensor.name).label, [0, 0])
+                row[0] += kept
+                row[1] += n_bytes - kept
+        return [(label, kept, streamed) for label, (kept, streamed) in sums.items()]
+
+
+def measure(model: Model) -> Machine:
+    """Reads from the model's file, past the page cache, and from memory: half a second."""
+    mappings = list({id(t.mapping): t.mapping for t in model.program.weights}.values())
+    reader = model.streaming.reader if model.streaming else choose_reader(mappings)
+    largest = max(mappings, key=lambda mapping: mapping.size)
+    disk = [probe(largest, reader) for _ in range(_TIMES)]
+    pool = Pool(model.threads)
+    with mmap.mmap(-1, _MEMORY_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        pages.write(bytes(_MEMORY_BYTES))
+        memory = [roof("read", pages, pool) for _ in range(_TIMES)]
+    return Machine(reader, sorted(disk)[_TIMES // 2], sorted(memory)[_TIMES // 2])
+
+
+def forecast(model: Model, machine: Machine) -> Forecast:
+    """Of the budget that the model was opened with."""
+    room = model.budget.room(0)
+    return _of_weights(model, machine, room.bound.limit, room.n_bytes)
+
+
+def others(model: Model, machine: Machine, n: int = 10) -> list[Forecast]:
+    """Of budgets from the least that the model runs in to the one that holds all its weights."""
+    room = model.budget.room(first_text(model.program))
+    besides, ends = room.bound.limit - room.n_bytes, model.program.plan(0)
+    first, last = ends.least + ends.rest, ends.most + ends.rest
+    sizes = [first + (last - first) * i // (n - 1) for i in range(n)]
+    return [_of_weights(model, machine, besides + size, size) for size in sizes]
+
+
+def _of_weights(model: Model, machine: Machine, budget: int, n_bytes: int) -> Forecast:
+    rest = model.program.plan(0).rest
+    return Forecast(budget, model.program.plan(max(n_bytes - rest, 0)), machine)

@@ -1,0 +1,318 @@
+"""From a conversation to a prompt, by the Jinja template that a model file carries.
+
+Templates come from strangers: they run in a sandbox (sandbox.py), where they can read the messages
+and make text, within limits, and nothing else. What the messages say comes from others again, and
+stays plain text (standins.py).
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NamedTuple
+
+from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.text.allowance import Allowance, LimitError
+from mmrt.text.standins import StandIns
+from mmrt.text.tokenizer import require_utf8
+
+__all__ = ["Prompt", "choose_template", "prompt", "render", "require_text"]
+
+_FIELD = "tokenizer.chat_template"
+
+# What a rendering may take, and how much more for each value and byte that it is given.
+_STEPS, _STEPS_A_VALUE = 400_000, 500
+_BYTES, _BYTES_A_BYTE, _MOST_BYTES = 64 << 20, 32, 1 << 30
+
+_DEEPEST_MESSAGE = 64
+_LONGEST_REASON = 300
+_SEEN_OR_HEARD = re.compile("image|audio|video")
+_PROBE = "Is anybody there?"
+_NO_STAND_INS = StandIns((), ())
+
+
+def choose_template(metadata: Mapping[str, Any], source: str, *, with_tools: bool) -> str | None:
+    """The chat template in a file's metadata: with tools, the one that is made for them if there
+    is one; None if there is none. Raises FormatError for one that is no text."""
+    fields = [_FIELD, f"{_FIELD}.default"]
+    named = [f"{_FIELD}.tool_use"]
+    for field in [*named, *fields] if with_tools else [*fields, *named]:
+        template = metadata.get(field)
+        if template is not None:
+            if not isinstance(template, str):
+                raise FormatError(f"{source}: {field}: expected text, found {template!r:.60}")
+            return template
+    return None
+
+
+def require_text(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UnsupportedError for messages with pictures or sounds: a template may put tokens in
+    their place, but nothing here would see them."""
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list | tuple) else ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and _SEEN_OR_HEARD.search(kind):
+                raise UnsupportedError(f"messages[{index}]: a part of type {kind!r:.40}, not text")
+
+
+class Prompt(NamedTuple):
+    """What a template makes of a conversation.
+
+    text: the prompt. guarded: the same, as long, with stand-ins for the characters without which
+    no control token is spelled, wherever they come from messages and tools.
+    """
+
+    text: str
+    guarded: str
+
+
+def render(
+    template: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos_token: str,
+    eos_token: str,
+    add_generation_prompt: bool = True,
+    source: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+) -> str:
+    """The text of prompt(template, messages, ...)."""
+    return prompt(
+        template,
+        messages,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        add_generation_prompt=add_generation_prompt,
+        source=source,
+        tools=tools,
+        variables=variables,
+    ).text
+
+
+def prompt(
+    template: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos_token: str,
+    eos_token: str,
+    add_generation_prompt: bool = True,
+    source: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    steering: Iterable[str] = (),
+) -> Prompt:
+    """The prompt that `template` (tokenizer.chat_template) makes of `messages`.
+
+    Each message has a `role`, a string, and a `content`: a string, a list of parts such as
+    {"type": "text", "text": "Hello"}, or None (beside `tool_calls`, it may be missing); what else
+    it has is passed on. So are `tools`, descriptions of functions that the model may call, and
+    `variables`, which templates read by their names (enable_thinking, documents). Parts are joined,
+    and text made a part, for templates that know one of both only.
+
+    The prompt spells its special tokens out, often the BOS token too: it is to be encoded without
+    a second BOS. With `add_generation_prompt` it ends where the answer begins. `steering`: the
+    characters to be guarded, Tokenizer.steering_characters. `source` names the file in errors.
+
+    Raises UnsupportedError when the model has no template: it was not trained to converse, and a
+    made-up format would only hide that. Raises ArgumentError when the messages are malformed or
+    the template refuses them, FormatError when the template itself is broken, or takes more steps,
+    memory or depth than a conversation needs.
+    """
+    given = {"documents": None, **(variables or {}), "messages": _messages(messages)}
+    given = {name: _plain(value, name) for name, value in {**given, "tools": tools}.items()}
+    if template is None:
+        raise UnsupportedError(
+            f"{source}: the model has no chat template ({_FIELD}); it is probably "
+            "a base model, which continues a text and does not converse: give it a plain prompt"
+        )
+    given["messages"] = _shaped(template, given["messages"])
+    marks = StandIns(steering, (template, *_strings(given)))
+    given = marks.mark_tree(given)
+    given |= {"bos_token": bos_token, "eos_token": eos_token}
+    given["add_generation_prompt"] = add_generation_prompt
+    guarded = _rendered(template, given, marks, _allowance(given), source)
+    return Prompt(marks.plain(guarded), guarded)
+
+
+def _allowance(given: Mapping[str, Any]) -> Allowance:
+    size = Allowance(sys.maxsize, sys.maxsize).measure(given)
+    # A template may write the whole prompt anew with each message.
+    by_byte = _BYTES_A_BYTE + len(given["messages"])
+    return Allowance(
+        _STEPS + _STEPS_A_VALUE * size.nodes, min(_BYTES + by_byte * size.bytes, _MOST_BYTES)
+    )
+
+
+def _rendered(
+    template: str,
+    given: Mapping[str, Any],
+    stand_ins: StandIns,
+    allowance: Allowance,
+    source: str,
+) -> str:
+    """What `template` makes of the variables `given`; errors as render()'s."""
+    from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
+    from mmrt.text.sandbox import Refusal, Sandbox
+
+    field = f"{source}: {_FIELD}"
+
+    def said(error: object) -> str:
+        return _brief(stand_ins.plain(str(error)))
+
+    try:
+        return Sandbox(allowance, stand_ins).render(_compiled(template), given)
+    except Refusal as refusal:
+        raise ArgumentError(f"{source}: the chat template refuses: {said(refusal)}") from None
+    except TemplateSyntaxError as error:
+        raise FormatError(f"{field}, line {error.lineno}: {said(error.message)}") from None
+    except SecurityError as error:
+        raise FormatError(f"{field} tries what a template may not: {said(error)}") from None
+    except LimitError as error:
+        raise FormatError(f"{field} goes too far: {error}") from None
+    except RecursionError:
+        raise FormatError(f"{field} goes too far: it nests deeper than the limit") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a template can raise whatever its expressions can
+        raise FormatError(f"{field} failed: {type(error).__name__}: {said(error)}") from None
+
+
+def _brief(error: object) -> str:
+    """What a template says, on one line, and with nothing in it that steers a terminal."""
+    text = " ".join(str(error).split())
+    short = text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> CodeType:
+    from mmrt.text.sandbox import Sandbox
+
+    try:
+        sandbox = Sandbox(Allowance(_STEPS, _BYTES), _NO_STAND_INS)
+        return sandbox.compile(template)
+    except (MemoryError, SyntaxError) as error:  # of Python's own parser, for what jinja2 makes
+        why = _brief(error) or "Python cannot compile it"
+        raise LimitError(f"it nests deeper than the limit ({why})") from None
+
+
+# ---- messages ----
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in `value`, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.items():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _messages(messages: Any) -> Any:
+    """`messages`, if they are well formed; else raises ArgumentError."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise ArgumentError(f"messages: expected a list of messages, found {messages!r:.60}")
+    if not messages:
+        raise ArgumentError("messages: the list is empty")
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, Mapping):
+            raise ArgumentError(f"{where}: expected a dict, found {message!r:.60}")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise ArgumentError(f"{where}: 'role' must be a string, found {role!r:.60}")
+        if content is None and ("content" in message or "tool_calls" in message):
+            continue
+        if isinstance(content, list | tuple):
+            for place, part in enumerate(content):
+                _check_part(part, f"{where}: 'content', part {place},")
+        elif not isinstance(content, str):
+            raise ArgumentError(
+                f"{where}: 'content' must be a string or a list of parts, found {content!r:.60}"
+            )
+    return messages
+
+
+def _check_part(part: Any, where: str) -> None:
+    if isinstance(part, str):
+        return
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise ArgumentError(f"{where} must be a dict with a 'type', found {part!r:.60}")
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        raise ArgumentError(f"{where} must have a 'text', found {part!r:.60}")
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    """A copy of `value` in plain dicts, lists and strings, which a template can do no harm to."""
+    if depth > _DEEPEST_MESSAGE:
+        raise ArgumentError(f"{where}: nested deeper than {_DEEPEST_MESSAGE}")
+    if isinstance(value, str):
+        require_utf8(value, where)
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {
+            _plain(key, where, depth + 1): _plain(item, f"{where}[{key!r:.40}]", depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    raise ArgumentError(
+        f"{where}: expected text, numbers, lists and dicts, found {type(value).__name__}"
+    )
+
+
+def _shaped(template: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`messages` with contents in the shape that `template` reads, where it reads only one."""
+    as_text, as_parts = _reads(template)
+    if as_text == as_parts:
+        return messages
+    shape = _as_text if as_text else _as_parts
+    return [
+        {**message, "content": shape(message["content"])} if "content" in message else message
+        for message in messages
+    ]
+
+
+def _as_text(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, str) and part["type"] != "text":
+            raise UnsupportedError(f"the chat template takes text only, not a {part['type']!r:.40}")
+    return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+@lru_cache(maxsize=16)
+def _reads(template: str) -> tuple[bool, bool]:
+    """Whether a prompt shows content that is text, and content in parts: it is tried."""
+
+    def shows(content: Any) -> bool:
+        given = {
+            "messages": [{"role": "user", "content": content}],
+            "tools": None,
+            "documents": None,
+            "bos_token": "",
+            "eos_token": "",
+            "add_generation_prompt": True,
+        }
+        allowance = Allowance(_STEPS // 10, _BYTES // 10)
+        try:
+            prompt = _rendered(template, given, _NO_STAND_INS, allowance, "")
+        except (FormatError, ArgumentError):
+            return False
+        return _PROBE in prompt and not re.search(r"""['"]text['"]""", prompt)
+
+    return shows(_PROBE), shows([{"type": "text", "text": _PROBE}])
