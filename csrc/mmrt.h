@@ -438,7 +438,7 @@ const mmrt_gguf_tensor *mmrt_gguf_tensor_at(const mmrt_gguf *gguf, uint64_t inde
 mmrt_status mmrt_dequantize(uint32_t type, const void *blocks, float *out, size_t n_elements,
                             mmrt_error *err);
 
-/* ---- matrices (exec/) ---------------------------------------------------------------------- */
+/* ---- matrices (tools/) ---------------------------------------------------------------------- */
 
 /* A matrix in file order: `rows` rows of `cols` elements, whole blocks of `type` each, one after
  * another from any address on. `name` is for messages and belongs to the caller. */
@@ -549,7 +549,7 @@ uint32_t mmrt_kv_head_room(mmrt_kv_shape shape);
 /* Forgets all tokens from `length` on and gives their whole pages back. */
 void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length);
 
-/* ---- programs (exec/) ---------------------------------------------------------------------- */
+/* ---- programs (graph/, step/) ---------------------------------------------------------------- */
 
 /* A forward pass as a flat list of operations on numbered buffers. A buffer holds `width` float32
  * values for each token of a step. Weights, buffers and rotation tables are added first and named
@@ -557,8 +557,8 @@ void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length);
 typedef struct mmrt_program mmrt_program;
 
 typedef enum mmrt_op_kind {
-#define MMRT_OP(name, function, meaning) MMRT_OP_##name,
-#include "exec/ops.def"
+#define MMRT_OP(NAME, name, meaning) MMRT_OP_##NAME,
+#include "graph/ops.def"
 #undef MMRT_OP
 } mmrt_op_kind;
 
@@ -574,7 +574,7 @@ typedef struct mmrt_op {
     int32_t layer;      /* ROPE, ATTEND: of the key-value cache */
     int32_t n_heads;    /* ROPE, ATTEND, JOIN: query heads */
     int32_t activation; /* GLU: 0 SiLU, 1 GELU (tanh) */
-    bool outputs_only;  /* work on the tokens whose logits are wanted, not on all */
+    bool outputs_only;  /* work on the tokens whose logits are wanted, not on all; LOGITS: true */
     bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */
     uint32_t window;    /* ATTEND: keys seen, 0 for all */
     float eps;          /* NORM, ROPE: of the RMS norms */
@@ -627,25 +627,26 @@ typedef struct mmrt_mark {
 /* Tokens of a step that follow one another in one text. Several parts of a step may be of one text:
  * each goes on where the one before it ends. */
 typedef struct mmrt_part {
-    mmrt_kv *kv; /* the text's */
-    uint32_t n;
+    mmrt_kv *kv;        /* the text's */
+    uint32_t n;         /* tokens, 1 or more */
+    uint32_t n_outputs; /* logits are wanted of so many of them, the last; 0: of none */
 } mmrt_part;
 
-/* Runs one step on n tokens (1 to max_tokens), first those of parts[0], then those of parts[1] and
- * so on, each at the positions from its kv's length on, and appends them to the kvs. Writes the
- * logits of tokens first_output to n - 1 to logits, float32 [n - first_output][vocabulary]. On any
- * failure all kvs keep their lengths. NOT_FINITE if a logit is NaN or infinite; IO, naming the
- * tensor, if a weight's file was cut short or cannot be read.
+/* Runs one step on 1 to max_tokens tokens, first those of parts[0], then those of parts[1] and so
+ * on, each at the positions from its kv's length on, and appends them to the kvs. Writes the logits
+ * that are wanted to logits, in the same order: float32 [sum of n_outputs][vocabulary]. On any
+ * failure all kvs keep their lengths. Weights that only logits need are not read where none is
+ * wanted. NOT_FINITE if a logit is NaN or infinite; IO, naming the tensor, if a weight's file was
+ * cut short or cannot be read.
  *
  * Fills in marks[0] to marks[n_marks - 1], in which `op` rises; each costs a system call of 1 to
  * 2 us. */
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
-                             int32_t n_parts, const int32_t *tokens, uint32_t n,
-                             uint32_t first_output, float *logits, mmrt_mark *marks,
-                             int32_t n_marks, mmrt_poll_fn *poll, void *poll_context,
-                             mmrt_error *err);
+                             int32_t n_parts, const int32_t *tokens, float *logits,
+                             mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
+                             void *poll_context, mmrt_error *err);
 
-/* ---- streamed weights (stream/, exec/) ----------------------------------------------------- */
+/* ---- streamed weights (stream/, graph/) ----------------------------------------------------- */
 
 /* How weights that are not kept in memory are read in each step. */
 typedef enum mmrt_reader {

@@ -16,7 +16,7 @@ import pytest
 import tiny_models
 
 import mmrt
-from mmrt.core.program import Cache, check_reader
+from mmrt.core.program import Cache, Part, check_reader
 from mmrt.core.streaming import READERS
 from mmrt.errors import UnsupportedError
 from mmrt.run.sequence import Sequence
@@ -150,7 +150,7 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
         ids = np.array(IDS[:1000], np.int32)
         logits = np.zeros((1, model.vocab_size), np.float32)
         expected = model.logits(IDS[:1000])[-1]
-        model.program.run(Cache(model.program), ids, logits)  # in one step
+        model.program.run([Part(Cache(model.program), ids, 1)], logits)  # in one step
         right = logits.copy()
         np.testing.assert_allclose(right[0], expected, atol=1e-3 * np.abs(expected).max())
 
@@ -164,13 +164,13 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
                 cache = Cache(model.program)
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
                 try:
-                    model.program.run(cache, ids, logits)
+                    model.program.run([Part(cache, ids, 1)], logits)
                     outcome = "whole"
                 except UnsupportedError as error:
                     assert "goes on in the parent" in str(error) and cache.length == 0
                     outcome = "left"
                 if os.getpid() != parent:
-                    model.program.run(Cache(model.program), ids, logits)
+                    model.program.run([Part(Cache(model.program), ids, 1)], logits)
                     os._exit(0 if outcome == "left" and np.array_equal(logits, right) else 1)
                 assert outcome == "whole" and np.array_equal(logits, right)
                 while not forked:

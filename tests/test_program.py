@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import mmrt
 from mmrt.core.kernels import Pool
-from mmrt.core.program import PAGE_TOKENS, Cache, Program
+from mmrt.core.program import PAGE_TOKENS, Cache, Part, Program
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.models.parts.weights import Weights
 
@@ -304,9 +304,9 @@ def test_a_program_made_by_hand(weights: Weights) -> None:
     program = a_program(weights)
     cache, logits = Cache(program), np.empty((3, 300), np.float32)
     with pytest.raises(ArgumentError, match="scratch"):
-        program.run(cache, np.array([1, 2, 3], np.int32), logits)
+        program.run([Part(cache, np.array([1, 2, 3], np.int32), 3)], logits)
     program.finish()
-    program.run(cache, np.array([1, 2, 3], np.int32), logits)
+    program.run([Part(cache, np.array([1, 2, 3], np.int32), 3)], logits)
     assert cache.length == 3
     embedding = weights["token_embd.weight"].dequantize().astype(np.float64)
     rows = embedding[[1, 2, 3]]
@@ -328,20 +328,20 @@ def test_wrong_steps_are_refused_and_change_nothing(weights: Weights) -> None:
         (ids(1), room[:2], "logits: no room"),
         (ids(1), room[:0], "logits: no room"),
         (ids(1), np.empty((1, 299), np.float32), "logits: no room"),
-        (ids(), room[:1], "logits: no room"),
+        (ids(), room[:1], "without tokens"),
         (ids(*[1] * 9), room[:1], "1 to 8 tokens, not 9"),
         (ids(5, 300), room[:1], "token 1: id 300 is not from 0 to 299"),
         (ids(-1), room[:1], "token 0: id -1"),
     ]:
         with pytest.raises(ArgumentError, match=words):
-            program.run(cache, tokens, logits)
+            program.run([Part(cache, tokens, 1)], logits)
         assert (cache.length, cache.nbytes) == (0, 0)
     other = Cache(Program(Pool(1), 8, 3, 2, 48))
     with pytest.raises(ArgumentError, match="belongs to another model"):
-        program.run(other, ids(1), room[:1])
+        program.run([Part(other, ids(1), 1)], room[:1])
     program.close()
     with pytest.raises(ArgumentError, match="closed"):
-        program.run(cache, ids(1), room[:1])
+        program.run([Part(cache, ids(1), 1)], room[:1])
 
 
 def test_caches_grow_and_shrink_by_pages(weights: Weights) -> None:
@@ -350,7 +350,7 @@ def test_caches_grow_and_shrink_by_pages(weights: Weights) -> None:
     cache, logits = Cache(program), np.empty((1, 300), np.float32)
     assert program.page_bytes == PAGE_TOKENS * 2 * 2 * 2 * 48 * 2  # layers, heads, K and V, f16
     for length in range(1, 70):
-        program.run(cache, np.array([7], np.int32), logits)
+        program.run([Part(cache, np.array([7], np.int32), 1)], logits)
         assert cache.length == length
         assert cache.nbytes == -(-length // PAGE_TOKENS) * program.page_bytes
     for length in (64, 33, 32, 1, 0):
@@ -392,7 +392,7 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
         (ArgumentError, "no pairs", lambda: program.rope_table([])),
         (ArgumentError, "buffers of 0 values", lambda: program.buffer(0)),
         (ArgumentError, "buffers of 4294967295", lambda: program.buffer(2**32 - 1)),
-        (ArgumentError, "EMBED and LOGITS", program.finish),
+        (ArgumentError, "EMBED and ends with LOGITS", program.finish),
     ]
     for kind, words, refused in refusals:
         with pytest.raises(kind, match=words):
@@ -409,9 +409,10 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
 # Operations on buffers 0 and 1 of the embedding's width, 2 and 3 of 480 (6 query heads, and 2 of
 # keys and of values, of 48) and 4 of 288, that each are fine, but not in this order.
 FLOWS: dict[str, tuple[str, str]] = {
-    "begins with a norm": ("N E L", "begins with EMBED and ends with LOGITS"),
-    "goes on after its logits": ("E N L N", "begins with EMBED and ends with LOGITS"),
-    "has logits twice": ("E N L L", "operation 2: LOGITS is the last one"),
+    "begins with a norm": ("N", "operation 0 reads buffer 0, which none before it has written"),
+    "has no logits": ("E N", "begins with EMBED and ends with LOGITS"),
+    "goes on after its logits": ("E N L N", "operation 3: LOGITS is the last one"),
+    "has logits twice": ("E N L L", "operation 3: LOGITS is the last one"),
     "reads what nothing wrote": ("E L", "operation 1 reads buffer 1, which none before it has w"),
     "reads a part of it": ("E O M N L", "operation 2 reads buffer 1, .* written for all tokens"),
     "attends to no keys": ("E N M A L", "operation 3 attends to layer 0, .* from buffer 2"),
@@ -438,9 +439,9 @@ def test_programs_that_read_what_is_not_there(weights: Weights, flow: str) -> No
         "A": lambda: program.attend(2, 4, 0, 6, 1.0),
         "L": lambda: program.logits(1, embedding),
     }
-    for letter in order.split():
-        add[letter]()
     with pytest.raises(ArgumentError, match=words):
+        for letter in order.split():
+            add[letter]()
         program.finish()
     program.close()
 
@@ -458,21 +459,29 @@ def test_a_program_that_is_finished_keeps_its_bounds(folder: Path) -> None:
             program.embed(file["larger"], 0)
         logits = np.zeros((1, 300), np.float32)
         with pytest.raises(ArgumentError, match="id 300 is not from 0 to 299"):
-            program.run(Cache(program), np.array([300], np.int32), logits)
+            program.run([Part(Cache(program), np.array([300], np.int32), 1)], logits)
         program.close()
         program = a_program(Weights(file))
-        with pytest.raises(FormatError, match="larger"):
-            program.embed(file["larger"], 0)
-        with pytest.raises(FormatError, match="larger"):
-            program.logits(1, file["larger"])
+        for refused in (
+            lambda: program.embed(file["larger"], 0),
+            lambda: program.logits(1, file["larger"]),
+        ):
+            with pytest.raises(ArgumentError, match="operation 3: LOGITS is the last one"):
+                refused()
         program.close()
         program = Program(Pool(2), 8, 2, 2, 48)
         program.buffer(64)
         program.embed(file["token_embd.weight"], 0)
-        program.linear(0, [file["square"]], 0)
-        program.logits(0, file["token_embd.weight"])
+        with pytest.raises(FormatError, match="larger"):
+            program.embed(file["larger"], 0)
+        with pytest.raises(FormatError, match="larger"):
+            program.logits(0, file["larger"])
+        program.close()
+        program = Program(Pool(2), 8, 2, 2, 48)
+        program.buffer(64)
+        program.embed(file["token_embd.weight"], 0)
         with pytest.raises(ArgumentError, match="operation 1 both reads and writes buffer 0"):
-            program.finish()
+            program.linear(0, [file["square"]], 0)
         program.close()
 
 

@@ -8,7 +8,7 @@ import tiny_models
 
 import mmrt
 from mmrt import counters
-from mmrt.core.program import Cache
+from mmrt.core.program import Cache, Part
 from mmrt.errors import ArgumentError
 from mmrt.memory.budget import Budget
 from mmrt.run.sequence import extend_together
@@ -98,7 +98,9 @@ def test_a_program_refuses_parts_that_do_not_add_up(path: Path) -> None:
         caches = [Cache(model.program), Cache(model.program)]
         tokens = np.array([1, 2, 3], np.int32)
         logits = np.empty((2, model.vocab_size), np.float32)
-        for counts in ([1, 1], [2, 2], [3, 0], [0, 3], [-1, 4]):
+        for n, outputs in (([1, 2], [1, 0]), ([3, 0], [2, 0]), ([1, 2], [2, 0]), ([2, 1], [3, -1])):
+            given = zip(caches, (tokens[: n[0]], tokens[: n[1]]), outputs, strict=True)
+            parts = [Part(*part) for part in given]
             with pytest.raises((ArgumentError, OverflowError)):
-                model.program.run_together(caches, counts, tokens, logits)
+                model.program.run(parts, logits)
             assert all(cache.length == 0 and cache.nbytes == 0 for cache in caches)

@@ -41,10 +41,12 @@ static bool next_read(mmrt_stream *stream, struct mmrt_job *job) {
         struct unit *next = &stream->units[stream->cursor];
         if (next->state == UNIT_READING || next->state == UNIT_READY)
             return false; /* a whole pass ahead */
-        if (next->state == UNIT_AWAY)
+        if (next->state == UNIT_AWAY && !next->skipped) {
             unit = next;
-        else
+        } else {
+            next->skipped = false;
             stream->cursor = (stream->cursor + 1) % stream->n_units;
+        }
     }
     if (!unit)
         return false;
@@ -179,6 +181,7 @@ void mmrt_ring_detach(mmrt_stream *stream, struct unit *unit) {
     const bool reading = unit->state == UNIT_READING, ready = unit->state == UNIT_READY;
     atomic_store_explicit(&unit->at, NULL, memory_order_relaxed);
     unit->state = UNIT_AWAY;
+    unit->skipped = false;
     if (!reading && !ready)
         return;
     struct slot *slot = &stream->slots[unit->slot];
@@ -191,6 +194,8 @@ void mmrt_ring_rewind(mmrt_stream *stream) {
     for (int32_t i = 0; i < stream->n_slots; i++)
         if (stream->slots[i].unit >= 0)
             mmrt_ring_detach(stream, &stream->units[stream->slots[i].unit]);
+    for (int32_t i = 0; i < stream->n_units; i++)
+        stream->units[i].skipped = false;
     stream->cursor = 0;
     pthread_cond_broadcast(&stream->reads);
 }
@@ -243,6 +248,19 @@ void mmrt_stream_release(mmrt_stream *stream, int32_t index, uint32_t rows) {
         return;
     pthread_mutex_lock(&stream->lock);
     mmrt_ring_detach(stream, unit);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+void mmrt_stream_skip(mmrt_stream *stream, int32_t first, int32_t end) {
+    pthread_mutex_lock(&stream->lock);
+    for (int32_t i = first; i < end; i++) {
+        struct unit *unit = &stream->units[i];
+        if (unit->state == UNIT_READING || unit->state == UNIT_READY)
+            mmrt_ring_detach(stream, unit);
+        else
+            unit->skipped = unit->state == UNIT_AWAY;
+    }
+    pthread_cond_broadcast(&stream->reads);
     pthread_mutex_unlock(&stream->lock);
 }
 

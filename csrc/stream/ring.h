@@ -25,6 +25,7 @@ struct unit {
     int32_t slot;               /* READING, READY */
     uint8_t state;
     bool streamed; /* changes between passes only */
+    bool skipped;  /* AWAY: this pass does without it */
     _Atomic bool locked;
 };
 

@@ -239,7 +239,7 @@ static void forget_parent(mmrt_stream *stream) {
     stream->kept_bytes = stream->locked_bytes = 0; /* locks are not inherited */
     for (int32_t i = 0; i < stream->n_units; i++) {
         struct unit *unit = &stream->units[i];
-        unit->locked = false;
+        unit->locked = unit->skipped = false;
         unit->at = stream->limited ? NULL : mmrt_mapped_unit(stream, unit);
         unit->state = !stream->limited ? UNIT_KEPT : unit->streamed ? UNIT_AWAY : UNIT_ABSENT;
         stream->n_absent += unit->state == UNIT_ABSENT;

@@ -41,7 +41,8 @@ int32_t mmrt_stream_units(const mmrt_stream *stream);
 void mmrt_stream_kept(const mmrt_stream *stream, uint64_t budget, bool *kept); /* [units] */
 void mmrt_stream_get_stats(mmrt_stream *stream, mmrt_stream_stats *stats);
 
-/* A pass uses every unit once, in order. One at a time: begin waits for the pass before. */
+/* A pass uses every unit once, in order, or skips it. One at a time: begin waits for the pass
+ * before. */
 mmrt_status mmrt_stream_begin(mmrt_stream *stream, mmrt_error *err);
 void mmrt_stream_end(mmrt_stream *stream, bool complete);
 
@@ -57,6 +58,9 @@ bool mmrt_stream_is_kept(const mmrt_stream *stream, int32_t first, int32_t end);
  * interrupted. Each of its rows is given back once, by whichever thread. */
 const uint8_t *mmrt_stream_acquire(mmrt_stream *stream, int32_t unit, double seconds, bool *ended);
 void mmrt_stream_release(mmrt_stream *stream, int32_t unit, uint32_t rows);
+
+/* This pass does without these units: what has not been read yet is not read. */
+void mmrt_stream_skip(mmrt_stream *stream, int32_t first, int32_t end);
 
 /* Ends the waiting of all threads, and to the end of the pass they wait no more. */
 void mmrt_stream_interrupt(mmrt_stream *stream);

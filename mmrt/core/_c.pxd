@@ -385,10 +385,10 @@ cdef extern from "mmrt.h" nogil:
     ctypedef struct mmrt_part:
         mmrt_kv *kv
         uint32_t n
+        uint32_t n_outputs
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                                  int32_t n_parts,
-                                 const int32_t *tokens, uint32_t n, uint32_t first_output,
-                                 float *logits, mmrt_mark *marks, int32_t n_marks,
+                                 const int32_t *tokens, float *logits, mmrt_mark *marks, int32_t n_marks,
                                  mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) nogil
 
 

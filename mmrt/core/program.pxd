@@ -25,7 +25,7 @@ cdef class Program:
     cdef int _weight(self, Tensor tensor) except -2
     cdef int _with_room(self, int buffer, int n_heads) except -2
     cdef list _multiply(self, mmrt_op *op, matrices)
-    cdef _run(self, list caches, mmrt_part *parts, int32_t n_parts, const int32_t[::1] tokens,
+    cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
               float[:, ::1] logits, int64_t[:, ::1] marks)
     cdef int _add(self, mmrt_op *op, weights, str note) except -1
 

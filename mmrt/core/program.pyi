@@ -20,6 +20,11 @@ class Matrix(NamedTuple):
     bias: Tensor | None = None
     scale: float = 1.0
 
+class Part(NamedTuple):
+    cache: Cache
+    tokens: NDArray[np.int32]
+    outputs: int = 0
+
 class Program:
     pool: Pool
     max_tokens: int
@@ -108,18 +113,10 @@ class Program:
     @property
     def operations(self) -> list[tuple[str, list[Tensor]]]: ...
     def shares(self, tensor: Tensor) -> list[int] | None: ...
-    def run_together(
-        self,
-        caches: list[Cache],
-        counts: list[int],
-        tokens: NDArray[np.int32],
-        logits: NDArray[np.float32],
-    ) -> None: ...
     def run(
         self,
-        cache: Cache,
-        tokens: NDArray[np.int32],
-        logits: NDArray[np.float32],
+        parts: Sequence[Part],
+        logits: NDArray[np.float32] | None = None,
         marks: NDArray[np.int64] | None = None,
     ) -> None: ...
 

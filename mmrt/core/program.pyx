@@ -49,6 +49,15 @@ class Matrix(NamedTuple):
     scale: float = 1.0
 
 
+class Part(NamedTuple):
+    """What a step reads into one text: int32 tokens, and of how many of them, the last, logits are
+    wanted."""
+
+    cache: Cache
+    tokens: object
+    outputs: int = 0
+
+
 cdef class Cache:
     """The keys and values of one sequence, in pages that are allocated as it grows; and its
     `tokens`.
@@ -482,56 +491,56 @@ cdef class Program:
             return None
         return rows.tolist()
 
-    def run(self, Cache cache not None, const int32_t[::1] tokens not None,
-            float[:, ::1] logits not None, int64_t[:, ::1] marks=None):
-        """One step: appends `tokens` (1 to max_tokens) to the cache.
+    def run(self, parts not None, float[:, ::1] logits=None, int64_t[:, ::1] marks=None):
+        """One step, a reading of the weights for all of its Parts.
 
-        logits, float32 (outputs, vocabulary), receives those of the last `outputs` tokens. Releases
-        the GIL; signals are handled meanwhile, and what their handlers raise ends the step. After
-        any exception the cache is as it was before.
+        Appends the tokens of each part to its cache, which may come more than once; 1 to max_tokens
+        in all. logits, float32 (sum of outputs, vocabulary), receives those that the parts want, in
+        order; None where none are wanted. Releases the GIL; signals are handled meanwhile, and what their handlers raise ends the step. After any
+        exception the caches are as they were before.
 
         marks, int64 (marks, 5), may say when to take note: its first column holds numbers of
         operations, which rise; -1 is before the first, others are after the operation. The rest of
         the row receives the time (as time.monotonic_ns() tells it), and of the process so far the
         minor faults, the major faults and the bytes read from storage.
         """
-        cdef mmrt_part part
-        part.n = tokens.shape[0]
-        self._run([cache], &part, 1, tokens, logits, marks)
-
-    def run_together(self, list caches not None, list counts not None,
-                     const int32_t[::1] tokens not None, float[:, ::1] logits not None):
-        """One step of several texts, which share one reading of the weights: the first counts[0] of
-        `tokens` are appended to caches[0], the next counts[1] to caches[1], and so on. A cache may
-        come more than once. The rest is as for run().
-        """
-        cdef mmrt_part *parts = <mmrt_part *> calloc(len(caches) + 1, sizeof(mmrt_part))
-        if parts is NULL:
+        cdef mmrt_part *given = <mmrt_part *> calloc(len(parts) + 1, sizeof(mmrt_part))
+        cdef const int32_t[::1] tokens
+        cdef int64_t outputs = 0
+        if given is NULL:
             raise MemoryError
         try:
-            for i, n in enumerate(counts):
-                parts[i].n = n
-            self._run(caches, parts, len(caches), tokens, logits, None)
+            ids = array("i")
+            caches = []
+            for i, (cache, tokens, n_outputs) in enumerate(parts):
+                caches.append(cache)
+                ids.extend(tokens)
+                given[i].n = tokens.shape[0]
+                given[i].n_outputs = n_outputs
+                outputs += n_outputs
+            rows = 0 if logits is None else logits.shape[0]
+            if rows != outputs or (rows and logits.shape[1] != self.vocab_size):
+                raise ArgumentError(f"logits: no room of shape ({outputs}, {self.vocab_size})")
+            self._run(caches, given, ids, logits, marks)
         finally:
-            free(parts)
+            free(given)
 
-    cdef _run(self, list caches, mmrt_part *parts, int32_t n_parts, const int32_t[::1] tokens,
+    cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
               float[:, ::1] logits, int64_t[:, ::1] marks):
         cdef mmrt_error error
         cdef mmrt_status status
-        cdef uint32_t n = tokens.shape[0], first_output
         cdef list raised = []
         cdef Cache cache
+        cdef int32_t n_parts = len(caches), n_marks = 0
+        cdef mmrt_mark *first_mark = NULL
+        cdef float *to = NULL if logits is None or not logits.shape[0] else &logits[0, 0]
         if self.handle is NULL:
             raise ArgumentError("the model is closed")
-        if not 1 <= logits.shape[0] <= tokens.shape[0] or logits.shape[1] != self.vocab_size:
-            raise ArgumentError(f"logits: no room of shape (1 to {n}, {self.vocab_size})")
-        cdef mmrt_mark *first_mark = NULL
-        cdef int32_t n_marks = 0
+        if not tokens.shape[0]:
+            raise ArgumentError("a step without tokens")
         if marks is not None and marks.shape[0]:
             _check_marks(marks, len(self.lines))
             first_mark, n_marks = <mmrt_mark *> &marks[0, 0], marks.shape[0]
-        first_output = n - <uint32_t> logits.shape[0]
         for cache in caches:
             cache.require_rest()
         for i, cache in enumerate(caches):
@@ -544,8 +553,8 @@ cdef class Program:
         try:
             with nogil:
                 status = mmrt_program_run(
-                    self.handle, self.pool.handle, parts, n_parts, &tokens[0], n, first_output,
-                    &logits[0, 0], first_mark, n_marks, poll, <void *> raised, &error,
+                    self.handle, self.pool.handle, parts, n_parts, &tokens[0], to, first_mark,
+                    n_marks, poll, <void *> raised, &error,
                 )
             check_polled(status, &error, raised)
             for i, cache in enumerate(caches):  # here, where no signal handler can come between

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from mmrt.core.mapping import Mapping
 from mmrt.core.program import (
     ALIKE_TOKENS,
     PAGE_TOKENS,
-    Cache,
+    Part,
     Program,
     check_reader,
     probe_reader,
@@ -154,16 +154,15 @@ class Share:
 class _Step:
     """A step that is about to run, or runs, and what it takes."""
 
-    def __init__(self, share: Share, parts: list[tuple[int, Cache]]) -> None:
-        """parts: so many tokens that go on with what a cache holds."""
+    def __init__(self, share: Share, parts: Sequence[Part]) -> None:
         program = share.program
         self.thread = threading.get_ident()
-        self.n_tokens = sum(n for n, _ in parts)
-        self.pages = sum(share.pages(n, cache.length) for n, cache in parts)
+        self.n_tokens = sum(len(part.tokens) for part in parts)
+        self.pages = sum(share.pages(len(part.tokens), part.cache.length) for part in parts)
         # If weights are limited; else it stays taken.
         self.scratch = max(program.step_bytes(self.n_tokens) - share.scratch(limited=True), 0)
         self.takes_more = self.pages > 0 or self.scratch > 0
-        self._caches = {cache for _, cache in parts}
+        self._caches = {part.cache for part in parts}
         self._held = sum(cache.nbytes for cache in self._caches)
 
     @property
@@ -242,8 +241,8 @@ class Budget:
             self._looked = 0.0
 
     @contextmanager
-    def step(self, share: Share, parts: list[tuple[int, Cache]]) -> Iterator[None]:
-        """For a step that extends each of these caches by so many tokens.
+    def step(self, share: Share, parts: Sequence[Part]) -> Iterator[None]:
+        """For a step of these parts.
 
         Waits for steps of other threads to end if there is too little beside them. Raises
         OutOfMemoryError if the step alone leaves too little for the weights.

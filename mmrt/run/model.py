@@ -17,7 +17,7 @@ from mmrt.core import quant
 from mmrt.core.arguments import choice, token_ids, whole
 from mmrt.core.elements import KV_TYPES
 from mmrt.core.kernels import Pool, cpu_info, trim_heap
-from mmrt.core.program import Cache, Program
+from mmrt.core.program import Cache, Part, Program
 from mmrt.core.streaming import READERS, Streaming
 from mmrt.core.tensor import Tensor
 from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
@@ -55,7 +55,7 @@ STEP_TOKENS = 256
 # As many as it takes at most, where steps wait for weights from the disk: each reads them all.
 MOST_STEP_TOKENS = 1024
 
-RunStep = Callable[[Cache, NDArray[np.int32], NDArray[np.float32]], None]
+RunStep = Callable[[List[Part], NDArray[np.float32] | None], None]
 
 
 class Model:
@@ -164,7 +164,7 @@ class Model:
         except BaseException:
             self.close()
             raise
-        # What runs a step: the program, or one who watches it.
+        # What runs a step: the program, or what watches it.
         self.run_step: RunStep = self.program.run
 
     def _join_budget(self, reader: str | None, lock: bool) -> None:
@@ -291,26 +291,12 @@ class Model:
             return budget.divide_step(wanted, STEP_TOKENS)
         return self.budget.step_tokens(self._share, wanted)
 
-    def run_together(
-        self,
-        caches: List[Cache],
-        counts: List[int],
-        tokens: NDArray[np.int32],
-        logits: NDArray[np.float32],
-    ) -> None:
-        """One step of several sequences: of `tokens` the first counts[0] are the first's, and so
-        on; a cache may come again. logits: of the last tokens, as many rows as it has."""
-        parts = list(zip(counts, caches, strict=True))
+    def run(self, parts: List[Part], logits: NDArray[np.float32] | None = None) -> None:
+        """One step of the parts' sequences: see Program.run(). All steps go through here, within
+        the budget; one that fails over NaN says in which tensor it is."""
         step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
         with self._naming_nan(), step:
-            self.program.run_together(list(caches), list(counts), tokens, logits)
-
-    def run(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
-        """One step of `cache`'s sequence; if it fails over NaN, says in which tensor it is."""
-        parts = [(len(tokens), cache)]
-        step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
-        with self._naming_nan(), step:
-            self.run_step(cache, tokens, logits)
+            self.run_step(parts, logits)
 
     @contextlib.contextmanager
     def _naming_nan(self) -> Iterator[None]:

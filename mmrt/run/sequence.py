@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.arguments import choice, token_ids, whole
-from mmrt.core.program import ALIKE_TOKENS, Cache
+from mmrt.core.program import ALIKE_TOKENS, Cache, Part
 from mmrt.errors import ArgumentError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class Sequence:
         done = 0
         while done < len(given):
             part = tokens[done : done + self._model.step_tokens(len(given) - done)]
-            # Without "all", steps before the last also write one row, which the last overwrites.
-            rows = logits[done : done + len(part)] if outputs == "all" else logits
-            self._model.run(self._cache, part, rows)
+            first = done - (len(given) - wanted)  # row of its first token, if not below 0
             done += len(part)
+            rows = logits[max(first, 0) : max(first + len(part), 0)]
+            self._model.run([Part(self._cache, part, len(rows))], rows if len(rows) else None)
             if progress is not None:
                 progress(done, len(given))
         return logits if outputs == "all" else logits[0]
@@ -134,11 +134,23 @@ def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.f
         raise ArgumentError("a sequence comes twice")
     texts = [(sequence._cache, sequence._checked(token_ids("ids", ids))) for sequence, ids in parts]
     logits = _room((len(texts), model.vocab_size))
-    done = 0
-    while done < len(texts):
-        group = texts[done : done + model.step_tokens(len(texts) - done)]
-        _read_together(model, group, logits[done : done + len(group)])
-        done += len(group)
+    written = 0
+    while texts:
+        step: list[Part] = []
+        left = model.step_tokens(sum(len(tokens) for _, tokens in texts))
+        while texts and left:
+            cache, tokens = texts[0]
+            whole_text = len(tokens) <= left
+            step.append(Part(cache, tokens[:left], int(whole_text)))
+            left -= len(step[-1].tokens)
+            if whole_text:
+                texts.pop(0)
+            else:
+                texts[0] = cache, tokens[len(step[-1].tokens) :]
+        outputs = sum(part.outputs for part in step)
+        rows = logits[written : written + outputs]
+        model.run(step, rows if outputs else None)
+        written += outputs
     return logits
 
 
@@ -147,27 +159,3 @@ def _room(shape: tuple[int, int]) -> NDArray[np.float32]:
         return np.empty(shape, np.float32)
     except MemoryError:
         raise OutOfMemoryError(f"no memory for logits of {shape[0]} tokens") from None
-
-
-def _read_together(
-    model: "Model", texts: List[tuple[Cache, NDArray[np.int32]]], logits: NDArray[np.float32]
-) -> None:
-    """The last tokens of all, whose logits are wanted, are the last ones of the last step."""
-    left = [(cache, tokens[:-1]) for cache, tokens in texts if len(tokens) > 1]
-    last = [(cache, tokens[-1:]) for cache, tokens in texts]
-    while True:
-        room = model.step_tokens(sum(len(tokens) for _, tokens in left) + len(last))
-        step: list[tuple[Cache, NDArray[np.int32]]] = []
-        while left and room:
-            cache, tokens = left.pop(0)
-            step.append((cache, tokens[:room]))
-            if len(tokens) > room:
-                left.insert(0, (cache, tokens[room:]))
-            room -= len(step[-1][1])
-        ends = not left and (room >= len(last) or not step)
-        step += last if ends else []
-        caches, parts = zip(*step, strict=True)
-        rows = logits if ends else logits[:1]  # which a later step overwrites
-        model.run_together(caches, [len(part) for part in parts], np.concatenate(parts), rows)
-        if ends:
-            return

@@ -41,6 +41,8 @@ def _of_step(trace: Trace, number: int, step: Step, zero: int) -> list[Event]:
     reading = number < len(trace.prompt)
     last = step.position + step.n_tokens - 1
     what = f"prompt {step.position}-{last}" if reading else f"token {step.position}"
+    if step.n_texts > 1:
+        what = f"{step.n_tokens} tokens of {step.n_texts} texts"
     about = {"position": step.position, "tokens": step.n_tokens, "wrote": step.text}
     found = [_slice(what, "step", whole, zero, about)]
     found += [

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.program import Cache, Program
+from mmrt.core.program import Part, Program
 from mmrt.files import layers
 from mmrt.memory import counters
 from mmrt.sight import pagetables
@@ -47,12 +47,14 @@ class Span(NamedTuple):
 
 @dataclass
 class Step:
-    """One pass through the weights: over the prompt, or a part of it, or over one token."""
+    """One pass through the weights: over a part of the prompt, over one token, or over tokens of
+    several texts."""
 
-    position: int  # of its first token in the text
+    position: int  # of its first token in that token's text
     n_tokens: int
     marks: NDArray[np.int64]  # one before the first stretch, one after each
     text: str = ""  # what the model wrote after it
+    n_texts: int = 1
 
     @property
     def spans(self) -> list[Span]:
@@ -134,13 +136,15 @@ class Recorder:
         self._reads = counters.reads()
         self._look()
 
-    def step(self, cache: Cache, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+    def step(self, parts: Sequence[Part], logits: NDArray[np.float32] | None = None) -> None:
         """In place of Program.run."""
         marks = np.empty((len(self._numbers), 5), np.int64)
         marks[:, _OP] = self._numbers
-        position = cache.length
-        self._run(cache, tokens, logits, marks)
-        self.trace.steps.append(Step(position, len(tokens), marks))
+        position = parts[0].cache.length
+        n_texts = len({id(part.cache) for part in parts})
+        self._run(parts, logits, marks)
+        n_tokens = sum(len(part.tokens) for part in parts)
+        self.trace.steps.append(Step(position, n_tokens, marks, n_texts=n_texts))
         if self._may_look(marks):
             self._look()
 

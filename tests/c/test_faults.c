@@ -191,6 +191,7 @@ static mmrt_program *make_program(const uint8_t *data, int n_threads) {
             TRY(mmrt_program_add_op(program, &ops[i], &error));
     }
     mmrt_op norm = op(MMRT_OP_NORM, PART, NORMED), logits = op(MMRT_OP_LOGITS, NORMED, -1);
+    logits.outputs_only = true;
     norm.stream = STREAM;
     norm.weights[0] = LAST_NORM;
     logits.weights[0] = OUTPUT;
@@ -213,10 +214,9 @@ static bool right_is_known;
 static bool run_step(mmrt_program *program, mmrt_pool *pool, mmrt_kv *const *kvs, int number) {
     static float logits[2 * STEP][VOCABULARY];
     const int32_t tokens[2 * STEP] = {3, 14, 15, 92, 65, 35, 89, number};
-    const mmrt_part parts[2] = {{kvs[0], STEP}, {kvs[1], STEP}};
+    const mmrt_part parts[2] = {{kvs[0], STEP, STEP}, {kvs[1], STEP, STEP}};
     memset(logits, 0, sizeof logits);
-    TRY(mmrt_program_run(program, pool, parts, 2, tokens, 2 * STEP, 0, logits[0], NULL, 0, NULL,
-                         NULL, &error));
+    TRY(mmrt_program_run(program, pool, parts, 2, tokens, logits[0], NULL, 0, NULL, NULL, &error));
     for (int i = 0; i < 2; i++)
         CHECK(mmrt_kv_length(kvs[i]) == (uint64_t)(number + 1) * STEP);
     if (right_is_known)

@@ -197,6 +197,7 @@ static mmrt_program *make_program(const mmrt_mapping *mapping) {
                      .scale = 1};
     mmrt_op logits = embed;
     logits.kind = MMRT_OP_LOGITS;
+    logits.outputs_only = true;
     logits.in = buffer;
     logits.out = -1;
     logits.weights[0] = output;
@@ -224,7 +225,7 @@ static void test_running_a_program(mmrt_pool *pool) {
         uint64_t steps = 0;
         do {
             const int32_t token = (int32_t)(steps % 7);
-            status = mmrt_program_run(program, pool, &(mmrt_part){kv, 1}, 1, &token, 1, 0, logits,
+            status = mmrt_program_run(program, pool, &(mmrt_part){kv, 1, 1}, 1, &token, logits,
                                       NULL, 0, NULL, NULL, &error);
             for (int r = 0; status == MMRT_OK && r < ROWS / 2; r++)
                 CHECK(logits[r] == COLS);

@@ -51,7 +51,8 @@ struct pass {
     mmrt_stream *stream;
     atomic_int next; /* row of all units in order */
     atomic_int wrong, missing;
-    int n_rows; /* at which it is broken off */
+    int n_rows;                   /* at which it is broken off */
+    int first_skipped, n_skipped; /* units */
     int slow_us;
 };
 
@@ -62,6 +63,11 @@ static void *take_rows(void *context) {
         if (row >= pass->n_rows)
             return NULL;
         bool ended;
+        const int32_t skipped = pass->first_skipped, after = skipped + pass->n_skipped;
+        if (pass->n_skipped && row == skipped * ROWS)
+            mmrt_stream_skip(pass->stream, skipped, after);
+        if (row / ROWS >= skipped && row / ROWS < after)
+            continue;
         const struct mmrt_unit *unit = &units[row / ROWS];
         const uint8_t *at = mmrt_stream_acquire(pass->stream, row / ROWS, -1, &ended);
         if (!at) {
@@ -83,8 +89,8 @@ static void *take_rows(void *context) {
 }
 
 /* The rows that could not be had. */
-static int run_pass(mmrt_stream *stream, int slow_us) {
-    struct pass pass = {.stream = stream, .n_rows = N_UNITS * ROWS, .slow_us = slow_us};
+static int run(struct pass pass) {
+    mmrt_stream *stream = pass.stream;
     pthread_t threads[N_THREADS];
     mmrt_error error;
     const mmrt_status begun = mmrt_stream_begin(stream, &error);
@@ -98,6 +104,10 @@ static int run_pass(mmrt_stream *stream, int slow_us) {
     mmrt_stream_end(stream, !pass.missing);
     CHECK(pass.wrong == 0);
     return pass.missing;
+}
+
+static int run_pass(mmrt_stream *stream, int slow_us) {
+    return run((struct pass){.stream = stream, .n_rows = N_UNITS * ROWS, .slow_us = slow_us});
 }
 
 static uint64_t least_budget(mmrt_stream *stream) {
@@ -146,6 +156,37 @@ static void test_passes(mmrt_mapping *mapping, mmrt_reader reader) {
         CHECK(mmrt_stream_set_budget(stream, budget, &error) == MMRT_OK);
         CHECK(run_pass(stream, i % 3 ? 0 : 100) == 0);
     }
+    mmrt_stream_free(stream);
+}
+
+/* Passes that do without some units, whatever has become of these when they say so; those after
+ * them have all. */
+static void test_skipped_units(mmrt_mapping *mapping, mmrt_reader reader) {
+    mmrt_stream *stream = NULL;
+    mmrt_error error;
+    CHECK(mmrt_stream_create(&mapping, 1, units, N_UNITS, &stream, &error) == MMRT_OK);
+    CHECK(mmrt_stream_set_reader(stream, reader, &error) == MMRT_OK);
+    const uint64_t least = least_budget(stream);
+    struct pass pass = {.stream = stream, .n_rows = N_UNITS * ROWS};
+    for (int i = 0; i < 60; i++) {
+        if (i % 10 == 0)
+            CHECK(mmrt_stream_set_budget(stream, least + (uint64_t)i * file_bytes / 60, &error) ==
+                  MMRT_OK);
+        pass.first_skipped = i % 2 ? N_UNITS - 1 - rand() % 10 : rand() % N_UNITS;
+        pass.n_skipped = 1 + rand() % (N_UNITS - pass.first_skipped);
+        pass.slow_us = i % 3 ? 0 : 100; /* then the ring is far ahead */
+        CHECK(run(pass) == 0);
+        if (i % 4 == 0)
+            CHECK(run_pass(stream, 0) == 0);
+    }
+    pass.first_skipped = pass.slow_us = 0;
+    pass.n_skipped = N_UNITS;
+    mmrt_stream_stats before, after;
+    mmrt_stream_get_stats(stream, &before);
+    for (int i = 0; i < 20; i++) /* nothing is read but what may be wanted next */
+        CHECK(run(pass) == 0);
+    mmrt_stream_get_stats(stream, &after);
+    CHECK(after.steps == before.steps + 20);
     mmrt_stream_free(stream);
 }
 
@@ -260,6 +301,7 @@ int main(int argc, char **argv) {
             printf("%s: %s\n", mmrt_reader_name(reader), error.message);
         } else {
             test_passes(mapping, reader);
+            test_skipped_units(mapping, reader);
             test_broken_off(mapping, reader);
             test_waiting_has_an_end(mapping, reader);
             test_fork(mapping, reader);

@@ -88,9 +88,9 @@ static mmrt_status step(struct model *model, mmrt_kv *kv, uint64_t first, uint32
     mmrt_error error;
     for (uint32_t i = 0; i < n; i++)
         tokens[i] = (int32_t)((first + i) * 37 % VOCABULARY);
-    const mmrt_part part = {.kv = kv, .n = n};
-    const mmrt_status status = mmrt_program_run(model->program, model->pool, &part, 1, tokens, n,
-                                                n - 1, logits, NULL, 0, NULL, NULL, &error);
+    const mmrt_part part = {.kv = kv, .n = n, .n_outputs = 1};
+    const mmrt_status status = mmrt_program_run(model->program, model->pool, &part, 1, tokens,
+                                                logits, NULL, 0, NULL, NULL, &error);
     if (status)
         fprintf(stderr, "%s\n", error.message);
     return status;

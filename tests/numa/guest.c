@@ -434,6 +434,7 @@ static void build_program(const mmrt_mapping *mapping) {
         linear.weights[i] = 1 + i;
     glu.kind = MMRT_OP_GLU, glu.in = x, glu.out = gated, glu.weights[0] = 4, glu.weights[1] = 5;
     logits.kind = MMRT_OP_LOGITS, logits.in = x, logits.weights[0] = 0;
+    logits.outputs_only = true;
     OK(mmrt_program_add_op(program, &embed, &error));
     OK(mmrt_program_add_op(program, &linear, &error));
     OK(mmrt_program_add_op(program, &glu, &error));
@@ -450,8 +451,8 @@ static double as_predicted(mmrt_mapping *mapping) {
     uint64_t right = 0, all = 0;
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_EVICT, &error));
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_RANDOM, &error));
-    const mmrt_part part = {kv, 1};
-    OK(mmrt_program_run(program, pool, &part, 1, &token, 1, 0, logits, NULL, 0, NULL, NULL,
+    const mmrt_part part = {kv, 1, 1};
+    OK(mmrt_program_run(program, pool, &part, 1, &token, logits, NULL, 0, NULL, NULL,
                         &error));
     for (int weight = 0; weight < 6; weight++) {
         uint64_t first[3];

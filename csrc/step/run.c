@@ -1,22 +1,16 @@
-/* One step: every thread walks the list of operations, with a barrier after each. */
-#include "exec/program.h"
+/* Running a step on all threads. */
+#include "step/parts.h"
+#include "step/rows.h"
 
 #include "base/pool.h"
 #include "base/status.h"
-#include "kv/kv.h"
+#include "map/guard.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
-#include <unistd.h>
-
-static op_fn *const functions[] = {
-#define MMRT_OP(name, function, meaning) mmrt_op_##function,
-#include "exec/ops.def"
-#undef MMRT_OP
-};
 
 /* Cosines and sines of this step's positions, in double: float32 angles are wrong by a thousandth
  * at position 10000. */
@@ -36,18 +30,12 @@ static void fill_ropes(const struct step *step, int thread, int n_threads) {
     }
 }
 
-/* What every operation but the first, EMBED, finds ready: a barrier stands between. It is written
- * here, and not before the job, as another caller's job may still run then. */
+/* Sets up what every operation but the first, EMBED, needs: the barrier after it makes that visible
+ * to all threads. Not done before the job, as another caller's job may still run then. */
 static void prepare(const struct step *step, int thread, int n_threads) {
     fill_ropes(step, thread, n_threads);
     for (int32_t i = thread; i < step->program->n_buffers; i += n_threads)
         step->program->buffers[i].columns.last = step->n - 1;
-}
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 static void take(mmrt_mark *mark) {
@@ -59,26 +47,6 @@ static void take(mmrt_mark *mark) {
     mark->minor_faults = usage.ru_minflt;
     mark->major_faults = usage.ru_majflt;
     mark->read_bytes = (int64_t)usage.ru_inblock * 512;
-}
-
-void mmrt_poll_caller(struct worker *w, int32_t last) {
-    struct step *step = w->step;
-    w->polled = seconds();
-    if (!step->poll)
-        return;
-    const int process = getpid();
-    const bool go_on = !step->poll(step->poll_context);
-    step->forked |= getpid() != process; /* by a signal's handler */
-    if (go_on && !step->forked)
-        return;
-    atomic_store(&step->interrupted, !go_on);
-    end_after(step, last);
-    if (step->program->stream && !step->forked)
-        mmrt_stream_interrupt(step->program->stream);
-}
-
-static int32_t number_of(const struct worker *w) {
-    return (int32_t)(w->op - w->step->program->ops);
 }
 
 /* Others may have left this operation meanwhile, but not the next one. */
@@ -95,7 +63,7 @@ static bool end_op(struct worker *w) {
         mmrt_pool_barrier(step->pool);
         return true;
     }
-    if (!step->forked && seconds() - w->polled > MMRT_POLL_SECONDS)
+    if (!step->forked && mmrt_step_seconds() - w->polled > MMRT_POLL_SECONDS)
         mmrt_poll_caller(w, number_of(w));
     if (step->forked)
         return false;
@@ -111,7 +79,7 @@ static void step_job(void *context, int thread, int n_threads) {
     const mmrt_program *program = step->program;
     struct worker w = {.step = step, .thread = thread, .n_threads = n_threads};
     w.scratch = program->thread_scratch + (size_t)thread * program->thread_bytes;
-    w.polled = seconds();
+    w.polled = mmrt_step_seconds();
     int32_t mark = thread ? step->n_marks : 0; /* the next to take */
     if (mark < step->n_marks && step->marks[mark].op < 0)
         take(&step->marks[mark++]);
@@ -119,8 +87,11 @@ static void step_job(void *context, int thread, int n_threads) {
     for (int32_t i = 0; i < program->n_ops; i++) {
         w.op = &program->ops[i];
         w.runs = step->runs + (i % 2) * n_threads;
-        w.in_order = program->stream && program->in_order[i];
-        functions[w.op->kind](&w);
+        w.in_order = program->units && program->units->in_order[i];
+        if (!w.op->outputs_only || step->first_output < step->n)
+            mmrt_op_info(w.op->kind)->run(&w);
+        else if (!thread && program->units)
+            mmrt_rows_skip(&w);
         if (!end_op(&w))
             return;
         if (mark < step->n_marks && step->marks[mark].op == i)
@@ -131,12 +102,13 @@ static void step_job(void *context, int thread, int n_threads) {
     }
 }
 
-/* Of a step whose scratch is not worth giving back. */
+/* Steps this short keep their scratch. */
 enum { FEW_TOKENS = 8 };
 
 static mmrt_status run_step(struct step *step, mmrt_error *err) {
     const mmrt_program *program = step->program;
-    mmrt_status status = program->stream ? mmrt_streamed_begin(program, err) : MMRT_OK;
+    mmrt_stream *stream = stream_of(program);
+    mmrt_status status = stream ? mmrt_rows_begin(program, err) : MMRT_OK;
     if (status)
         return status;
     status = mmrt_pool_run(step->pool, step_job, step, err);
@@ -150,12 +122,11 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
     if (!status && atomic_load(&step->interrupted))
         status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
     else if (!status && ended_early)
-        status = mmrt_stream_error(program->stream, err);
-    if (program->stream) {
-        if (step->n > FEW_TOKENS &&
-            mmrt_stream_is_limited(program->stream)) /* the room is better used for weights */
-            mmrt_program_rest(program);
-        mmrt_stream_end(program->stream, !status);
+        status = mmrt_stream_error(stream, err);
+    if (stream) {
+        if (step->n > FEW_TOKENS && mmrt_stream_is_limited(stream)) /* weights need the room */
+            mmrt_program_release_scratch(program);
+        mmrt_stream_end(stream, !status);
     }
     return status;
 }
@@ -163,14 +134,14 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
 /* What threads count in a step. */
 static mmrt_status make_counters(struct step *step, mmrt_error *err) {
     const size_t n_runs = 2 * (size_t)mmrt_pool_threads(step->pool);
-    const size_t n_heads = step->program->kv_shape.n_heads;
-    const size_t bytes = n_runs * sizeof *step->runs + n_heads * sizeof *step->sections_done;
+    const size_t bytes =
+        n_runs * sizeof *step->runs + step->program->n_counters * sizeof *step->counters;
     const size_t align = _Alignof(struct mmrt_run), room = (bytes + align - 1) / align * align;
     step->runs = aligned_alloc(align, room);
     if (!step->runs)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step");
     memset(step->runs, 0, room);
-    step->sections_done = (atomic_uint *)(step->runs + n_runs);
+    step->counters = (atomic_uint *)(step->runs + n_runs);
     return MMRT_OK;
 }
 
@@ -188,7 +159,7 @@ static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
         for (int32_t w = 0; w < program->n_weights; w++) {
             const mmrt_weight *weight = &program->weights[w];
             const char *data = weight->data;
-            if (byte >= data && byte < data + weight->rows * row_bytes(weight))
+            if (byte >= data && byte < data + weight->rows * mmrt_row_bytes(weight))
                 return mmrt_fail(err, status, "tensor %s: %s", weight->name, lost.message);
         }
         return mmrt_fail(err, status, "%s", lost.message);
@@ -196,61 +167,23 @@ static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
     return MMRT_OK;
 }
 
-/* Finds where in its text each part begins, and makes room for it. */
-static mmrt_status place_parts(const mmrt_program *program, const mmrt_part *given, int32_t n_parts,
-                               struct part *parts, uint32_t n, mmrt_error *err) {
-    const mmrt_kv_shape b = program->kv_shape;
-    uint64_t first = 0;
-    for (int32_t i = 0; i < n_parts; i++) {
-        mmrt_kv *kv = given[i].kv;
-        const mmrt_kv_shape a = mmrt_kv_shape_of(kv);
-        if (a.n_layers != b.n_layers || a.n_heads != b.n_heads || a.head_dim != b.head_dim ||
-            a.k_type != b.k_type || a.v_type != b.v_type)
-            return mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
-        uint64_t position = mmrt_kv_length(kv);
-        for (int32_t j = 0; j < i; j++)
-            position += parts[j].kv == kv ? parts[j].n : 0;
-        parts[i] = (struct part){
-            .kv = kv, .first = (uint32_t)first, .n = given[i].n, .position = position};
-        first += given[i].n;
-        if (!given[i].n || first > n || (i == n_parts - 1 && first < n))
-            return mmrt_fail(err, MMRT_ARGUMENT, "the parts do not add up to %u tokens", n);
-        mmrt_status status = mmrt_kv_reserve(kv, position + given[i].n, err);
-        if (status)
-            return status;
-    }
-    return MMRT_OK;
-}
-
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
-                             int32_t n_parts, const int32_t *tokens, uint32_t n,
-                             uint32_t first_output, float *logits, mmrt_mark *marks,
-                             int32_t n_marks, mmrt_poll_fn *poll, void *poll_context,
-                             mmrt_error *err) {
+                             int32_t n_parts, const int32_t *tokens, float *logits,
+                             mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
+                             void *poll_context, mmrt_error *err) {
     if (!program->memory || mmrt_pool_threads(pool) > program->n_threads)
         return mmrt_fail(err, MMRT_ARGUMENT, "the program has no scratch for %d threads",
                          mmrt_pool_threads(pool));
-    if (n_parts < 1)
-        return mmrt_fail(err, MMRT_ARGUMENT, "a step without a text");
-    if (n < 1 || n > program->max_tokens || first_output >= n)
-        return mmrt_fail(err, MMRT_ARGUMENT, "a step takes 1 to %u tokens, not %u",
-                         program->max_tokens, n);
-    for (uint32_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || (uint64_t)tokens[i] >= program->vocabulary)
-            return mmrt_fail(err, MMRT_ARGUMENT, "token %u: id %d is not from 0 to %llu", i,
-                             tokens[i], (unsigned long long)program->vocabulary - 1);
-    struct part *placed = calloc((size_t)n_parts, sizeof *placed);
-    if (!placed)
-        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step of %d parts", n_parts);
     mmrt_guard_renew();
-    mmrt_status status = place_parts(program, parts, n_parts, placed, n, err);
+    struct parts placed;
+    mmrt_status status = mmrt_parts_begin(program, parts, n_parts, tokens, &placed, err);
     struct step step = {
         .program = program,
         .pool = pool,
-        .parts = placed,
-        .tokens = tokens,
-        .n = n,
-        .first_output = first_output,
+        .parts = placed.parts,
+        .tokens = placed.tokens,
+        .n = placed.n_tokens,
+        .first_output = placed.first_output,
         .logits = logits,
         .marks = marks,
         .n_marks = n_marks,
@@ -266,12 +199,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
         status = check_weights(program, err);
     if (!status && atomic_load(&step.not_finite))
         status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
-    for (int32_t i = 0; i < n_parts; i++)
-        if (status) /* gives reserved pages back */
-            mmrt_kv_truncate(parts[i].kv, mmrt_kv_length(parts[i].kv));
-        else
-            mmrt_kv_set_length(placed[i].kv, placed[i].position + placed[i].n);
+    mmrt_parts_end(&placed, !status);
     free(step.runs);
-    free(placed);
     return status;
 }

@@ -1,109 +1,56 @@
-/* Operations on heads: rotation and storing of keys and values, attention.
- *
- * Their input buffer holds, for each token, the query heads, then the key heads, then the value
- * heads. Attention reads, and writes, heads that are whole groups of vectors: ROPE copies others to
- * a buffer where each has room for that, with zeros behind its elements. Zeros add nothing to a
- * score, and what comes of values that are zero is left out by JOIN. */
-#include "exec/program.h"
-
+/* Attention over the cache. */
+#include "base/status.h"
+#include "graph/check.h"
 #include "kv/kv.h"
-#include "quant/f16.h"
+#include "ops/heads.h"
+#include "step/step.h"
 
 #include <string.h>
 
-/* Rotary embedding (Su et al. 2021, arXiv:2104.09864): pairs (a, b) become (a cos - b sin,
- * a sin + b cos). */
-static void rotate(float *head, const float *table, size_t n_pairs, bool interleaved) {
-    const size_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : n_pairs;
-    for (size_t i = 0; i < n_pairs; i++) {
-        const float a = head[i * step], b = head[i * step + apart];
-        const float cosine = table[2 * i], sine = table[2 * i + 1];
-        head[i * step] = a * cosine - b * sine;
-        head[i * step + apart] = a * sine + b * cosine;
-    }
+static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const uint32_t room = mmrt_kv_head_room(program->kv_shape);
+    mmrt_status status = mmrt_check_buffer(program, op->in, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->out, err);
+    if (!status)
+        status = mmrt_check_heads(program, op, room, (uint64_t)op->n_heads, err);
+    if (!status)
+        status = mmrt_check_apart(program, op, err);
+    if (!status)
+        status = mmrt_check_read(program, op, op->in, false, err);
+    if (!status && program->buffers[op->in].heads_of != op->layer + 1)
+        status = mmrt_fail(err, MMRT_ARGUMENT,
+                           "operation %d attends to layer %d, whose keys and values no ROPE has "
+                           "stored from buffer %d",
+                           program->n_ops, op->layer, op->in);
+    if (status)
+        return status;
+    mmrt_note_write(program, op, op->out, room % MMRT_GROUP == 0); /* else a JOIN quantises */
+    return MMRT_OK;
 }
 
-/* `apart` is how far elements of one token lie from one another in the page. */
-static void store_f16(uint8_t *to, size_t apart, const float *from, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const uint16_t half = mmrt_f32_to_f16(from[i]);
-        memcpy(to + 2 * i * apart, &half, 2);
-    }
+/* What one token attends to is cut into sections of its keys, for threads to share. Of each section
+ * and query head there are a sum and two weights, until they are added up. */
+enum { SECTIONS = 16 };
+
+struct sections {
+    float *sums;    /* [key-value head][SECTIONS][its query heads][head's room] */
+    float *weights; /* likewise [2] */
+};
+
+static struct sections sections_in(void *memory, size_t n_heads, size_t dim) {
+    return (struct sections){memory, (float *)memory + n_heads * SECTIONS * dim};
 }
 
-/* After the bytes of a page: what each group of them is multiplied with. */
-static void store_scales(uint8_t *page, size_t slot, const struct mmrt_columns *from, size_t first,
-                         size_t dim) {
-    for (size_t g = 0; g < dim / MMRT_GROUP; g++)
-        memcpy(page + MMRT_PAGE_KEYS * (dim + g * sizeof(float)) + slot * sizeof(float),
-               from->d + first / MMRT_GROUP + g, sizeof(float));
+static size_t shared_scratch(const mmrt_program *program, const mmrt_op *op) {
+    const size_t dim = mmrt_kv_head_room(program->kv_shape);
+    return (size_t)op->n_heads * SECTIONS * (dim + 2) * sizeof(float);
 }
 
-/* A key of `dim` elements from `from` on, to its place in a page. */
-static void store_key(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
-                      size_t column, size_t element, size_t dim) {
-    if (type != MMRT_TYPE_Q8_0) {
-        store_f16(page + 2 * slot, MMRT_PAGE_KEYS, row_at(from, column) + element, dim);
-        return;
-    }
-    const size_t first = column * from->stride + element;
-    for (size_t i = 0; i < dim; i += 4)
-        memcpy(page + i * MMRT_PAGE_KEYS + 4 * slot, from->q + first + i, 4);
-    store_scales(page, slot, from, first, dim);
-}
-
-static void store_value(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
-                        size_t column, size_t element, size_t dim) {
-    if (type != MMRT_TYPE_Q8_0) {
-        store_f16(page + 2 * slot * dim, 1, row_at(from, column) + element, dim);
-        return;
-    }
-    const size_t first = column * from->stride + element;
-    memcpy(page + slot * dim, from->q + first, dim);
-    store_scales(page, slot, from, first, dim);
-}
-
-void mmrt_op_rope(struct worker *w) {
-    const struct step *step = w->step;
-    const mmrt_kv_shape shape = step->program->kv_shape;
-    const mmrt_op *op = w->op;
-    const mmrt_program *program = step->program;
-    const struct mmrt_columns *in = columns_at(step, op->in), *heads = columns_at(step, op->out);
-    const struct rope *rope = op->rope >= 0 ? &program->ropes[op->rope] : NULL;
-    const size_t dim = shape.head_dim, room = mmrt_kv_head_room(shape), n_kv = shape.n_heads;
-    const size_t n_q = (size_t)op->n_heads, n_heads = n_q + 2 * n_kv;
-    const uint64_t n = step->n * n_heads;
-    const uint64_t end = n * (uint64_t)(w->thread + 1) / (uint64_t)w->n_threads;
-    const struct part *part = step->parts;
-    for (uint64_t i = n * (uint64_t)w->thread / (uint64_t)w->n_threads; i < end; i++) {
-        const size_t token = i / n_heads, head = i % n_heads;
-        const bool is_query = head < n_q, is_value = head >= n_q + n_kv;
-        float *x = row_at(heads, token) + head * room;
-        if (heads != in)
-            memcpy(x, row_at(in, token) + head * dim, dim * sizeof *x);
-        const int32_t norm = op->weights[is_query ? 0 : 1];
-        if (!is_value && norm >= 0)
-            program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
-        if (!is_value && rope)
-            rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
-        const uint32_t type = is_value ? shape.v_type : shape.k_type;
-        if (type == MMRT_TYPE_Q8_0) /* queries as keys */
-            program->kernels->quantize(heads, token, head * room, room);
-        if (is_query)
-            continue;
-        part = part_from(part, token);
-        const uint64_t position = position_of(part, token);
-        const size_t slot = position % MMRT_PAGE_KEYS;
-        uint8_t *page = mmrt_kv_pages(part->kv)[position / MMRT_PAGE_KEYS];
-        const uint32_t layer = (uint32_t)op->layer;
-        const size_t among = is_value ? head - n_q - n_kv : head - n_q;
-        if (is_value)
-            store_value(type, page + mmrt_kv_values_at(part->kv, layer, (uint32_t)among), slot,
-                        heads, token, head * room, room);
-        else
-            store_key(type, page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)among), slot, heads,
-                      token, head * room, room);
-    }
+/* Of each key-value head: sections that are done. */
+static size_t counters(const mmrt_program *program, const mmrt_op *op) {
+    (void)op;
+    return program->kv_shape.n_heads;
 }
 
 /* How many of the query heads that share a key-value head one task takes: all of them, unless that
@@ -156,7 +103,7 @@ static struct sections_of_keys sections_of(uint64_t position, uint64_t window) {
     enum { LEAST = 256, TILE = MMRT_ATTEND_KEYS };
     struct sections_of_keys s = {.begin = mmrt_attend_begin(position, window)};
     const uint64_t all = position + 1 - s.begin;
-    const uint64_t keys = (all + MMRT_ATTEND_SECTIONS - 1) / MMRT_ATTEND_SECTIONS;
+    const uint64_t keys = (all + SECTIONS - 1) / SECTIONS;
     s.keys = keys < LEAST ? LEAST : (keys + TILE - 1) / TILE * TILE;
     s.n = (size_t)((all + s.keys - 1) / s.keys);
     return s;
@@ -246,13 +193,14 @@ static void attend_section(const struct worker *w, const struct tasks *t, struct
                            size_t section, size_t kv_head, size_t in_group) {
     const mmrt_program *program = w->step->program;
     const size_t dim = a->head_dim, head = kv_head * t->group;
-    float *sums = program->sections.sums + head * MMRT_ATTEND_SECTIONS * dim;
-    float *weights = program->sections.weights + head * MMRT_ATTEND_SECTIONS * 2;
+    const struct sections all = sections_in(program->shared, (size_t)w->op->n_heads, dim);
+    float *sums = all.sums + head * SECTIONS * dim;
+    float *weights = all.weights + head * SECTIONS * 2;
     a->out = sums + (section * t->group + in_group) * dim;
     a->weights = weights + (section * t->group + in_group) * 2;
     see_section(a, &t->sections, section);
     program->kernels->attend(a);
-    atomic_uint *done = &w->step->sections_done[kv_head];
+    atomic_uint *done = &w->step->counters[kv_head];
     if (atomic_fetch_add(done, 1) + 1 < t->sections.n * t->shares)
         return;
     atomic_store(done, 0);
@@ -265,21 +213,22 @@ static void attend_section(const struct worker *w, const struct tasks *t, struct
 
 /* Sections of a tile's rows, and then what they come to, behind the kernel's own scratch. */
 struct exact_scratch {
-    float *sums;    /* [MMRT_ATTEND_SECTIONS][MMRT_ATTEND_ROWS][head_dim] */
+    float *sums;    /* [SECTIONS][MMRT_ATTEND_ROWS][head_dim] */
     float *merged;  /* [MMRT_ATTEND_ROWS][head_dim] */
-    float *weights; /* [MMRT_ATTEND_SECTIONS][MMRT_ATTEND_ROWS][2] */
+    float *weights; /* [SECTIONS][MMRT_ATTEND_ROWS][2] */
 };
 
-size_t mmrt_attend_op_scratch(const mmrt_program *program) {
+static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
+    (void)op;
     const size_t dim = mmrt_kv_head_room(program->kv_shape), rows = MMRT_ATTEND_ROWS;
-    const size_t exact = rows * ((MMRT_ATTEND_SECTIONS + 1) * dim + MMRT_ATTEND_SECTIONS * 2);
+    const size_t exact = rows * ((SECTIONS + 1) * dim + SECTIONS * 2);
     return mmrt_attend_scratch(dim) + (program->exact ? exact * sizeof(float) : 0);
 }
 
 static struct exact_scratch exact_scratch_of(const struct worker *w, size_t dim) {
     struct exact_scratch s;
     s.sums = (float *)(void *)((uint8_t *)w->scratch + mmrt_attend_scratch(dim));
-    s.merged = s.sums + MMRT_ATTEND_SECTIONS * MMRT_ATTEND_ROWS * dim;
+    s.merged = s.sums + SECTIONS * MMRT_ATTEND_ROWS * dim;
     s.weights = s.merged + MMRT_ATTEND_ROWS * dim;
     return s;
 }
@@ -327,7 +276,7 @@ static void attend_exactly(const struct worker *w, const struct tasks *t, const 
 
 /* ---- the operation ---- */
 
-void mmrt_op_attend(struct worker *w) {
+static void run(struct worker *w) {
     const mmrt_program *program = w->step->program;
     const size_t n_kv = program->kv_shape.n_heads;
     const struct tasks t = tasks_of(w);
@@ -350,3 +299,12 @@ void mmrt_op_attend(struct worker *w) {
         quantize_heads(w, tile.token, a.n_tokens, kv_head * t.group + in_group, a.n_heads);
     }
 }
+
+const struct op_info mmrt_op_attend = {
+    .name = "attend",
+    .check = check,
+    .thread_scratch = thread_scratch,
+    .shared_scratch = shared_scratch,
+    .counters = counters,
+    .run = run,
+};

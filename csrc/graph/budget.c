@@ -1,0 +1,83 @@
+/* What of a program's weights a budget keeps. */
+#include "graph/pieces.h"
+
+#include "base/status.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static mmrt_status require_stream(const mmrt_program *program, mmrt_error *err) {
+    return program->units
+               ? MMRT_OK
+               : mmrt_fail(err, MMRT_ARGUMENT, "this program's weights are not streamed");
+}
+
+mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    return status ? status : mmrt_stream_set_reader(stream_of(program), reader, err);
+}
+
+mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    return status ? status : mmrt_stream_set_budget(stream_of(program), budget, err);
+}
+
+mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    if (!status)
+        mmrt_stream_lock_kept(stream_of(program));
+    return status;
+}
+
+static uint64_t bytes_of(const mmrt_weight *w) {
+    return w->rows * mmrt_row_bytes(w);
+}
+
+/* Kept whatever the budget is: what has no units, but for tables that are read by rows alone. */
+static uint64_t rest_bytes(const mmrt_program *program) {
+    uint64_t bytes = 0;
+    for (int32_t i = 0; i < program->n_weights; i++)
+        if (!program->units->places[i].units)
+            bytes += bytes_of(&program->weights[i]);
+    for (int32_t i = 0; i < program->n_ops; i++)
+        for (int j = 0; j < 3; j++) {
+            const mmrt_op *op = &program->ops[i];
+            if (has_role(op, j, TABLE) && !program->units->places[op->weights[j]].units)
+                bytes -= bytes_of(&program->weights[op->weights[j]]);
+        }
+    return bytes;
+}
+
+mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt_plan *plan,
+                              uint64_t *kept, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    if (status)
+        return status;
+    status = mmrt_stream_plan(stream_of(program), budget, plan, err);
+    plan->rest = rest_bytes(program);
+    if (!kept)
+        return status;
+    const int32_t n = mmrt_stream_units(stream_of(program));
+    bool *is_kept = calloc((size_t)n + 1, sizeof *is_kept);
+    if (!is_kept)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
+    mmrt_stream_kept(stream_of(program), budget, is_kept);
+    for (int32_t i = 0; i < program->n_weights; i++) {
+        const struct place *place = &program->units->places[i];
+        const mmrt_weight *w = &program->weights[i];
+        kept[i] = 0;
+        for (int32_t j = 0; j < place->n_units; j++) {
+            const uint64_t first = (uint64_t)j * place->unit_rows, left = w->rows - first;
+            if (is_kept[place->units[j]])
+                kept[i] += (left < place->unit_rows ? left : place->unit_rows) * mmrt_row_bytes(w);
+        }
+    }
+    free(is_kept);
+    return status;
+}
+
+void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats) {
+    memset(stats, 0, sizeof *stats);
+    if (stream_of(program))
+        mmrt_stream_get_stats(stream_of(program), stats);
+}

@@ -1,0 +1,45 @@
+/* What there is to know of a kind of operation. Each kind is described once, in its own file in
+ * csrc/ops; whatever else handles operations asks these descriptions, and knows no kind. */
+#ifndef MMRT_GRAPH_OP_H
+#define MMRT_GRAPH_OP_H
+
+#include "mmrt.h"
+
+struct worker; /* one thread in one step: step/step.h */
+
+/* What one of its weights is to an operation. */
+enum weight_role {
+    NO_WEIGHT,
+    VECTOR, /* float32, used where it lies */
+    MATRIX, /* multiplied with, its rows shared out among threads */
+    TABLE,  /* read by single rows */
+};
+
+struct op_info {
+    const char *name;
+    enum weight_role roles[3];
+    bool side_by_side; /* the same rows of all its matrices are multiplied together */
+
+    /* Whether the operation can be the program's next, by shapes and by what those before it have
+     * written; notes what it needs, and what it writes. A check that fails notes nothing. */
+    mmrt_status (*check)(mmrt_program *program, const mmrt_op *op, mmrt_error *err);
+
+    /* Bytes of scratch that each thread needs for it, and that threads share; NULL: none. */
+    size_t (*thread_scratch)(const mmrt_program *program, const mmrt_op *op);
+    size_t (*shared_scratch)(const mmrt_program *program, const mmrt_op *op);
+
+    /* How many counters that start at zero it needs in a step, and leaves at zero; NULL: none. */
+    size_t (*counters)(const mmrt_program *program, const mmrt_op *op);
+
+    /* This thread's part of the work. */
+    void (*run)(struct worker *w);
+};
+
+#define MMRT_OP(NAME, name, meaning) extern const struct op_info mmrt_op_##name;
+#include "graph/ops.def"
+#undef MMRT_OP
+
+/* NULL for a kind that is unknown. */
+const struct op_info *mmrt_op_info(mmrt_op_kind kind);
+
+#endif

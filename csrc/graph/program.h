@@ -1,0 +1,93 @@
+/* A program: its weights, buffers and operations, as whoever builds or runs it sees them. */
+#ifndef MMRT_GRAPH_PROGRAM_H
+#define MMRT_GRAPH_PROGRAM_H
+
+#include "mmrt.h"
+#include "kernels/kernels.h"
+#include "kernels/multiply.h"
+#include "stream/stream.h"
+
+/* For which of a step's tokens something is done: those whose logits are wanted, or all. */
+enum extent { NO_TOKENS, OUTPUTS, ALL_TOKENS };
+
+struct buffer {
+    struct mmrt_columns columns; /* of max_tokens; q is NULL unless quantised */
+    bool quantised;              /* a quantised weight reads it */
+    /* What the operations so far have left in it: */
+    enum extent written, written_quantised;
+    int32_t heads_of; /* layer whose ROPE has rotated these heads, plus 1; 0: none */
+};
+
+struct rope {
+    uint32_t n_pairs;
+    float magnitude;
+    double *frequencies; /* [n_pairs] */
+    float *table;        /* [max_tokens][n_pairs][2]: cosine, sine of this step's positions */
+};
+
+/* The part of a mapping that weights lie in. */
+struct span {
+    mmrt_mapping *mapping;
+    uint64_t start, end; /* from the mapping's start, bytes */
+};
+
+/* Where a weight is when weights are streamed. Its rows are units of `unit_rows` each; the last may
+ * have fewer. */
+struct place {
+    int32_t file;
+    uint64_t offset;
+    uint64_t unit_rows;
+    int32_t *units; /* [n_units]: their numbers; NULL: it has none, as vectors have */
+    int32_t n_units;
+};
+
+/* Weights as units that a budget keeps or streams. */
+struct units {
+    mmrt_stream *stream;
+    struct place *places;   /* [n_weights] */
+    int32_t (*op_units)[2]; /* [n_ops]: the units that an operation reads, first and end */
+    bool *in_order;         /* [n_ops]: some of them are not there when the step begins */
+    uint8_t *row_scratch;   /* of each thread, row_scratch_bytes: for single rows */
+    size_t row_scratch_bytes;
+};
+
+struct mmrt_program {
+    const struct mmrt_kernels *kernels;
+    mmrt_kv_shape kv_shape;
+    uint32_t max_tokens;
+    bool exact; /* each token is computed as in a step of its own */
+    mmrt_weight *weights;
+    struct buffer *buffers;
+    struct rope *ropes;
+    mmrt_op *ops;
+    struct span *spans; /* one a mapping */
+    int32_t n_weights, n_buffers, n_ropes, n_ops, n_spans;
+    uint64_t vocabulary; /* rows of the EMBED weight: token ids are below it */
+    uint64_t outputs;    /* rows of the LOGITS weight */
+    struct units *units; /* NULL: all weights are on their mapped pages */
+    /* filled by mmrt_program_finish */
+    int n_threads;
+    uint8_t *memory; /* all that follows */
+    size_t memory_bytes;
+    size_t token_bytes;      /* of buffers and tables, which come first */
+    uint8_t *shared;         /* scratch of an operation, for all threads together */
+    uint8_t *thread_scratch; /* of each thread, thread_bytes */
+    size_t thread_bytes;
+    size_t n_counters; /* that a step has for its operations */
+};
+
+static inline uint64_t width_of(const mmrt_program *program, int32_t buffer) {
+    return program->buffers[buffer].columns.k;
+}
+
+static inline mmrt_stream *stream_of(const mmrt_program *program) {
+    return program->units ? program->units->stream : NULL;
+}
+
+/* Gives scratch back to the system between two steps, to be taken again as it is touched. */
+void mmrt_program_release_scratch(const mmrt_program *program);
+
+/* Frees what mmrt_program_stream has made. */
+void mmrt_units_free(mmrt_program *program);
+
+#endif

@@ -1,0 +1,80 @@
+/* Gated units: activation(gate x) * (up x). Gate and up rows are multiplied side by side into
+ * scratch, so that their product is formed while both are in the cache. */
+#include "graph/check.h"
+#include "graph/pieces.h"
+#include "ops/multiply.h"
+#include "step/rows.h"
+
+static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    mmrt_status status = mmrt_check_buffer(program, op->in, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->out, err);
+    for (int i = 0; !status && i < 2; i++)
+        status = mmrt_check_matrix(program, op, i, width_of(program, op->out), err);
+    if (!status)
+        status = mmrt_check_apart(program, op, err);
+    const bool quantised = !status && mmrt_reads_quantised(program, op);
+    if (!status)
+        status = mmrt_check_read(program, op, op->in, quantised, err);
+    if (status)
+        return status;
+    mmrt_note_read(program, op->in, quantised);
+    mmrt_note_write(program, op, op->out, true);
+    return MMRT_OK;
+}
+
+static size_t scratch(const mmrt_program *program, const mmrt_op *op) {
+    return mmrt_op_multiply_scratch(program, op) +
+           2 * (program->max_tokens + MMRT_FEW) * MMRT_ROWS_SIDE_BY_SIDE * sizeof(float);
+}
+
+/* Few columns read rows faster than fetching ahead can change from gate to up and back: they take
+ * twice as many at a time, unless threads would find too few pieces. */
+static uint64_t rows_of_piece(const struct worker *w, const mmrt_weight *gate, size_t n) {
+    enum { ONCE = MMRT_ROWS_SIDE_BY_SIDE, TWICE = 2 * ONCE };
+    const size_t few = w->step->program->kernels->few[gate->type];
+    const bool twice =
+        !w->in_order && n <= few && gate->rows >= (uint64_t)w->n_threads * 16 * TWICE;
+    return twice ? TWICE : ONCE;
+}
+
+static void run(struct worker *w) {
+    const struct step *step = w->step;
+    const struct mmrt_kernels *kernels = step->program->kernels;
+    const mmrt_weight *gate = weight_at(step, w->op->weights[0]);
+    const struct mmrt_columns *out = columns_at(step, w->op->out);
+    const size_t token = first_token(w), n = step->n - token;
+    const uint64_t rows = rows_of_piece(w, gate, n);
+    float *gates = w->scratch, *ups = gates + n * rows;
+    void *scratch = ups + n * rows;
+    uint64_t piece;
+    pieces_begin(w, (gate->rows + rows - 1) / rows);
+    while (pieces_next(w, &piece)) {
+        const uint64_t first = piece * rows;
+        const uint64_t end = first + rows < gate->rows ? first + rows : gate->rows;
+        const uint8_t *gate_rows = rows_at(w, w->op->weights[0], first);
+        const uint8_t *up_rows = rows_at(w, w->op->weights[1], first);
+        if (!gate_rows || !up_rows)
+            return;
+        const uint8_t *next = gate_rows + (end - first) * mmrt_row_bytes(gate);
+        mmrt_op_multiply(w, 0, gate_rows, first, end - first, up_rows, gates, rows, scratch);
+        rows_done(w, w->op->weights[0], first, end);
+        mmrt_op_multiply(w, 1, up_rows, first, end - first, next, ups, rows, scratch);
+        rows_done(w, w->op->weights[1], first, end);
+        for (size_t t = 0; t < n; t++) {
+            kernels->glu((enum mmrt_activation)w->op->activation, gates + t * rows, ups + t * rows,
+                         row_at(out, token + t) + first, end - first);
+            if (out->q)
+                kernels->quantize(out, token + t, first, end - first);
+        }
+    }
+}
+
+const struct op_info mmrt_op_glu = {
+    .name = "glu",
+    .roles = {MATRIX, MATRIX},
+    .side_by_side = true,
+    .check = check,
+    .thread_scratch = scratch,
+    .run = run,
+};

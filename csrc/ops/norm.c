@@ -1,0 +1,76 @@
+/* Adding to the stream, and norming it for what reads it next. They are one operation, as both pass
+ * over the same row while it is in the cache. */
+#include "base/status.h"
+#include "graph/check.h"
+#include "step/step.h"
+
+static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const uint64_t width = width_of(program, op->stream);
+    if ((op->in >= 0 && width_of(program, op->in) != width) ||
+        (op->out >= 0 && width_of(program, op->out) != width))
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
+    mmrt_status status = MMRT_OK;
+    if (op->out >= 0)
+        status = mmrt_check_vector(program, op->weights[0], width, err);
+    if (!status && op->weights[1] >= 0)
+        status = mmrt_check_vector(program, op->weights[1], width, err);
+    return status;
+}
+
+static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const bool adds = op->in >= 0, norms = op->out >= 0;
+    mmrt_status status = mmrt_check_buffer(program, op->stream, err);
+    if (!status && adds)
+        status = mmrt_check_buffer(program, op->in, err);
+    if (!status && norms)
+        status = mmrt_check_buffer(program, op->out, err);
+    if (!status)
+        status = check_widths(program, op, err);
+    if (!status)
+        status = mmrt_check_read(program, op, op->stream, false, err);
+    if (!status && adds)
+        status = mmrt_check_read(program, op, op->in, false, err);
+    if (status)
+        return status;
+    if (adds && op->weights[1] >= 0) /* it is normed in its place */
+        mmrt_note_write(program, op, op->in, false);
+    if (adds)
+        mmrt_note_write(program, op, op->stream, false);
+    if (norms)
+        mmrt_note_write(program, op, op->out, true);
+    return MMRT_OK;
+}
+
+/* stream += in, or stream += norm(in) * weights[1] where there is that weight (norms after a
+ * sub-layer); out = norm(stream) * weights[0]. */
+static void run(struct worker *w) {
+    const struct step *step = w->step;
+    const struct mmrt_kernels *kernels = step->program->kernels;
+    const mmrt_op *op = w->op;
+    const struct mmrt_columns *stream = columns_at(step, op->stream);
+    const struct mmrt_columns *out = op->out >= 0 ? columns_at(step, op->out) : NULL;
+    uint32_t begin, end;
+    tokens_of_thread(w, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        float *sum = row_at(stream, t);
+        if (op->in >= 0) {
+            float *in = row_at(columns_at(step, op->in), t);
+            if (op->weights[1] >= 0)
+                kernels->rms_norm(in, weight_at(step, op->weights[1])->data, op->eps, in,
+                                  stream->k);
+            kernels->add(sum, in, stream->k);
+        }
+        if (out) {
+            kernels->rms_norm(sum, weight_at(step, op->weights[0])->data, op->eps, row_at(out, t),
+                              out->k);
+            quantize_row(step, out, t);
+        }
+    }
+}
+
+const struct op_info mmrt_op_norm = {
+    .name = "norm",
+    .roles = {VECTOR, VECTOR},
+    .check = check,
+    .run = run,
+};

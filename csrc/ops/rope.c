@@ -1,0 +1,148 @@
+/* Norms and rotations of queries and keys; keys and values go to their pages. */
+#include "base/status.h"
+#include "graph/check.h"
+#include "kv/kv.h"
+#include "ops/heads.h"
+#include "quant/f16.h"
+#include "step/step.h"
+
+#include <string.h>
+
+static mmrt_status check_parameters(const mmrt_program *program, const mmrt_op *op,
+                                    mmrt_error *err) {
+    const uint32_t dim = program->kv_shape.head_dim;
+    for (int i = 0; i < 2; i++)
+        if (op->weights[i] >= 0) {
+            mmrt_status status = mmrt_check_vector(program, op->weights[i], dim, err);
+            if (status)
+                return status;
+        }
+    if (op->rope >= program->n_ropes ||
+        (op->rope >= 0 && 2 * program->ropes[op->rope].n_pairs > dim))
+        return mmrt_fail(err, MMRT_FORMAT,
+                         "layer %d: more dimensions rotated than the %u of a head", op->layer, dim);
+    return MMRT_OK;
+}
+
+static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const mmrt_kv_shape shape = program->kv_shape;
+    mmrt_status status = mmrt_check_buffer(program, op->in, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->out, err);
+    if (!status)
+        status = mmrt_check_heads(program, op, shape.head_dim,
+                                  (uint64_t)op->n_heads + 2 * shape.n_heads, err);
+    if (!status)
+        status = check_parameters(program, op, err);
+    if (!status)
+        status = mmrt_check_read(program, op, op->in, false, err);
+    if (status)
+        return status;
+    mmrt_note_read(program, op->out,
+                   shape.k_type == MMRT_TYPE_Q8_0 || shape.v_type == MMRT_TYPE_Q8_0);
+    mmrt_note_write(program, op, op->out, false);
+    program->buffers[op->out].heads_of = op->layer + 1;
+    return MMRT_OK;
+}
+
+/* Rotary embedding (Su et al. 2021, arXiv:2104.09864): pairs (a, b) become (a cos - b sin,
+ * a sin + b cos). */
+static void rotate(float *head, const float *table, size_t n_pairs, bool interleaved) {
+    const size_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : n_pairs;
+    for (size_t i = 0; i < n_pairs; i++) {
+        const float a = head[i * step], b = head[i * step + apart];
+        const float cosine = table[2 * i], sine = table[2 * i + 1];
+        head[i * step] = a * cosine - b * sine;
+        head[i * step + apart] = a * sine + b * cosine;
+    }
+}
+
+/* `apart` is how far elements of one token lie from one another in the page. */
+static void store_f16(uint8_t *to, size_t apart, const float *from, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t half = mmrt_f32_to_f16(from[i]);
+        memcpy(to + 2 * i * apart, &half, 2);
+    }
+}
+
+/* After the bytes of a page: what each group of them is multiplied with. */
+static void store_scales(uint8_t *page, size_t slot, const struct mmrt_columns *from, size_t first,
+                         size_t dim) {
+    for (size_t g = 0; g < dim / MMRT_GROUP; g++)
+        memcpy(page + MMRT_PAGE_KEYS * (dim + g * sizeof(float)) + slot * sizeof(float),
+               from->d + first / MMRT_GROUP + g, sizeof(float));
+}
+
+/* A key of `dim` elements from `from` on, to its place in a page. */
+static void store_key(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
+                      size_t column, size_t element, size_t dim) {
+    if (type != MMRT_TYPE_Q8_0) {
+        store_f16(page + 2 * slot, MMRT_PAGE_KEYS, row_at(from, column) + element, dim);
+        return;
+    }
+    const size_t first = column * from->stride + element;
+    for (size_t i = 0; i < dim; i += 4)
+        memcpy(page + i * MMRT_PAGE_KEYS + 4 * slot, from->q + first + i, 4);
+    store_scales(page, slot, from, first, dim);
+}
+
+static void store_value(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
+                        size_t column, size_t element, size_t dim) {
+    if (type != MMRT_TYPE_Q8_0) {
+        store_f16(page + 2 * slot * dim, 1, row_at(from, column) + element, dim);
+        return;
+    }
+    const size_t first = column * from->stride + element;
+    memcpy(page + slot * dim, from->q + first, dim);
+    store_scales(page, slot, from, first, dim);
+}
+
+static void run(struct worker *w) {
+    const struct step *step = w->step;
+    const mmrt_kv_shape shape = step->program->kv_shape;
+    const mmrt_op *op = w->op;
+    const mmrt_program *program = step->program;
+    const struct mmrt_columns *in = columns_at(step, op->in), *heads = columns_at(step, op->out);
+    const struct rope *rope = op->rope >= 0 ? &program->ropes[op->rope] : NULL;
+    const size_t dim = shape.head_dim, room = mmrt_kv_head_room(shape), n_kv = shape.n_heads;
+    const size_t n_q = (size_t)op->n_heads, n_heads = n_q + 2 * n_kv;
+    const uint64_t n = step->n * n_heads;
+    const uint64_t end = n * (uint64_t)(w->thread + 1) / (uint64_t)w->n_threads;
+    const struct part *part = step->parts;
+    for (uint64_t i = n * (uint64_t)w->thread / (uint64_t)w->n_threads; i < end; i++) {
+        const size_t token = i / n_heads, head = i % n_heads;
+        const bool is_query = head < n_q, is_value = head >= n_q + n_kv;
+        float *x = row_at(heads, token) + head * room;
+        if (heads != in)
+            memcpy(x, row_at(in, token) + head * dim, dim * sizeof *x);
+        const int32_t norm = op->weights[is_query ? 0 : 1];
+        if (!is_value && norm >= 0)
+            program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
+        if (!is_value && rope)
+            rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
+        const uint32_t type = is_value ? shape.v_type : shape.k_type;
+        if (type == MMRT_TYPE_Q8_0) /* queries as keys */
+            program->kernels->quantize(heads, token, head * room, room);
+        if (is_query)
+            continue;
+        part = part_from(part, token);
+        const uint64_t position = position_of(part, token);
+        const size_t slot = position % MMRT_PAGE_KEYS;
+        uint8_t *page = mmrt_kv_pages(part->kv)[position / MMRT_PAGE_KEYS];
+        const uint32_t layer = (uint32_t)op->layer;
+        const size_t among = is_value ? head - n_q - n_kv : head - n_q;
+        if (is_value)
+            store_value(type, page + mmrt_kv_values_at(part->kv, layer, (uint32_t)among), slot,
+                        heads, token, head * room, room);
+        else
+            store_key(type, page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)among), slot, heads,
+                      token, head * room, room);
+    }
+}
+
+const struct op_info mmrt_op_rope = {
+    .name = "rope",
+    .roles = {VECTOR, VECTOR},
+    .check = check,
+    .run = run,
+};

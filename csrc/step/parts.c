@@ -1,0 +1,112 @@
+#include "step/parts.h"
+
+#include "base/status.h"
+#include "kv/kv.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static mmrt_status count_tokens(const mmrt_program *program, const mmrt_part *given,
+                                int32_t n_given, struct parts *parts, mmrt_error *err) {
+    uint64_t n = 0, outputs = 0;
+    for (int32_t i = 0; i < n_given; i++) {
+        if (!given[i].n || given[i].n_outputs > given[i].n)
+            return mmrt_fail(err, MMRT_ARGUMENT, "part %d: %u logits of %u tokens", i,
+                             given[i].n_outputs, given[i].n);
+        n += given[i].n;
+        outputs += given[i].n_outputs;
+    }
+    if (n < 1 || n > program->max_tokens)
+        return mmrt_fail(err, MMRT_ARGUMENT, "a step takes 1 to %u tokens, not %llu",
+                         program->max_tokens, (unsigned long long)n);
+    parts->n_tokens = (uint32_t)n;
+    parts->first_output = (uint32_t)(n - outputs);
+    return MMRT_OK;
+}
+
+static mmrt_status check_tokens(const mmrt_program *program, const int32_t *tokens, uint32_t n,
+                                mmrt_error *err) {
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint64_t)tokens[i] >= program->vocabulary)
+            return mmrt_fail(err, MMRT_ARGUMENT, "token %u: id %d is not from 0 to %llu", i,
+                             tokens[i], (unsigned long long)program->vocabulary - 1);
+    return MMRT_OK;
+}
+
+static bool is_of_program(const mmrt_program *program, const mmrt_kv *kv) {
+    const mmrt_kv_shape a = mmrt_kv_shape_of(kv), b = program->kv_shape;
+    return a.n_layers == b.n_layers && a.n_heads == b.n_heads && a.head_dim == b.head_dim &&
+           a.k_type == b.k_type && a.v_type == b.v_type;
+}
+
+/* Appends n of the caller's tokens, which are to lie from `first` on in the step. */
+static uint32_t add_part(struct parts *parts, const mmrt_part *given, const int32_t *tokens,
+                         uint32_t n, uint64_t position, uint32_t first) {
+    if (!n)
+        return first;
+    parts->parts[parts->n++] =
+        (struct part){.kv = given->kv, .first = first, .n = n, .position = position};
+    memcpy(parts->tokens + first, tokens, n * sizeof *tokens);
+    return first + n;
+}
+
+static void put_in_order(struct parts *parts, const mmrt_part *given, int32_t n_given,
+                         const uint64_t *positions, const int32_t *tokens) {
+    uint32_t first = 0;
+    for (int outputs = 0; outputs < 2; outputs++) {
+        const int32_t *from = tokens;
+        for (int32_t i = 0; i < n_given; i++) {
+            const uint32_t others = given[i].n - given[i].n_outputs;
+            first = outputs ? add_part(parts, &given[i], from + others, given[i].n_outputs,
+                                       positions[i] + others, first)
+                            : add_part(parts, &given[i], from, others, positions[i], first);
+            from += given[i].n;
+        }
+    }
+}
+
+mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given, int32_t n_given,
+                             const int32_t *tokens, struct parts *parts, mmrt_error *err) {
+    *parts = (struct parts){0};
+    if (n_given < 1)
+        return mmrt_fail(err, MMRT_ARGUMENT, "a step without a text");
+    mmrt_status status = count_tokens(program, given, n_given, parts, err);
+    if (!status)
+        status = check_tokens(program, tokens, parts->n_tokens, err);
+    if (status)
+        return status;
+    uint64_t *positions = malloc((size_t)n_given * sizeof *positions);
+    parts->parts = calloc(2 * (size_t)n_given, sizeof *parts->parts);
+    parts->tokens = malloc(parts->n_tokens * sizeof *parts->tokens);
+    if (!positions || !parts->parts || !parts->tokens)
+        status = mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step of %d parts", n_given);
+    for (int32_t i = 0; !status && i < n_given; i++) {
+        mmrt_kv *kv = given[i].kv;
+        if (!is_of_program(program, kv))
+            status = mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
+        positions[i] = mmrt_kv_length(kv);
+        for (int32_t j = 0; j < i; j++) /* it goes on where the part before it ends */
+            positions[i] += given[j].kv == kv ? given[j].n : 0;
+    }
+    if (!status)
+        put_in_order(parts, given, n_given, positions, tokens);
+    free(positions);
+    for (int32_t i = 0; !status && i < parts->n; i++) {
+        const struct part *part = &parts->parts[i];
+        status = mmrt_kv_reserve(part->kv, part->position + part->n, err);
+    }
+    return status;
+}
+
+void mmrt_parts_end(struct parts *parts, bool done) {
+    for (int32_t i = 0; i < parts->n; i++) {
+        const struct part *part = &parts->parts[i];
+        const uint64_t end = part->position + part->n;
+        if (!done) /* gives reserved pages back */
+            mmrt_kv_truncate(part->kv, mmrt_kv_length(part->kv));
+        else if (end > mmrt_kv_length(part->kv))
+            mmrt_kv_set_length(part->kv, end);
+    }
+    free(parts->parts);
+    free(parts->tokens);
+}
