@@ -1,15 +1,14 @@
 """Bringing a weight file into the page cache, and out of it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mmrt.core.mapping import Mapping
 from mmrt.core.residency import Residency
-
-if TYPE_CHECKING:
-    from mmrt.files.tensor_file import TensorFile
+from mmrt.core.tensor import Tensor
+from mmrt.files.residency import FileResidency
 
 Progress = Callable[[int, int], object]  # (bytes done, bytes in all)
 
@@ -34,17 +33,18 @@ class Moved(NamedTuple):
 
 
 def move(
-    file: "TensorFile",
+    mappings: Sequence[Mapping],
+    tensors: dict[str, Tensor],
     direction: Literal["in", "out"],
     names: Iterable[str] | None,
     progress: Progress | None,
 ) -> Moved:
     """See TensorFile.warm and TensorFile.evict."""
     chosen = None if names is None else set(names)
-    ranges = list(_ranges(file, chosen))
-    before = _residency(file, chosen)
+    ranges = list(_ranges(mappings, tensors, chosen))
+    before = _residency(mappings, tensors, chosen)
     if direction == "out":
-        _write_back(file)
+        _write_back(mappings)
     total, done = sum(end - start for _, start, end in ranges), 0
     for mapping, start, end in ranges:
         while start < end:
@@ -62,32 +62,36 @@ def move(
             start = cut
     if progress is not None:
         progress(done, total)
-    return Moved(before, _residency(file, chosen), file.mappings[0].page_size)
+    return Moved(before, _residency(mappings, tensors, chosen), mappings[0].page_size)
 
 
-def _write_back(file: "TensorFile") -> None:
+def _write_back(mappings: Iterable[Mapping]) -> None:
     """Has the disk get what it has not got yet of a file just written: such pages would stay."""
-    for mapping in file.mappings:
+    for mapping in mappings:
         # By path: a file in many parts may have let go of its descriptors.
         with suppress(OSError), open(mapping.path, "rb") as part:
             os.fdatasync(part.fileno())
 
 
-def _residency(file: "TensorFile", names: set[str] | None) -> Residency:
-    now = file.residency()
+def _residency(
+    mappings: Sequence[Mapping], tensors: dict[str, Tensor], names: set[str] | None
+) -> Residency:
+    now = FileResidency(mappings, tensors)
     return now.whole if names is None else now.of(names)
 
 
-def _ranges(file: "TensorFile", names: set[str] | None) -> Iterator[tuple[Mapping, int, int]]:
+def _ranges(
+    mappings: Iterable[Mapping], tensors: dict[str, Tensor], names: set[str] | None
+) -> Iterator[tuple[Mapping, int, int]]:
     """Where the bytes of these tensors (None: of all files whole) begin and end; neighbours as one
     range, so that the edge pages between them count as inside.
     """
-    for mapping in file.mappings:
+    for mapping in mappings:
         if names is None:
             yield mapping, 0, mapping.size
             continue
         start = end = -1
-        own = (tensor for tensor in file.values() if tensor.mapping is mapping)
+        own = (tensor for tensor in tensors.values() if tensor.mapping is mapping)
         for tensor in sorted(own, key=lambda tensor: tensor.offset):
             if tensor.name in names:
                 start = tensor.offset if start < 0 else start

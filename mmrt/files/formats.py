@@ -1,8 +1,9 @@
 """Weight files, opened by mapping them. A new format is one line in FORMATS."""
 
+import copyreg
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmrt.core.mapping import Mapping
 from mmrt.errors import ArgumentError
@@ -60,7 +61,7 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
     return file
 
 
-def reopen(mappings: Sequence[Mapping]) -> TensorFile:
+def _reopen(mappings: Sequence[Mapping]) -> TensorFile:
     """The TensorFile that was pickled. That its files are still the same, its mappings have seen to
     when they were unpickled."""
     try:
@@ -71,6 +72,13 @@ def reopen(mappings: Sequence[Mapping]) -> TensorFile:
     finally:
         for mapping in mappings[1:]:  # the format opens these by itself
             mapping.close()
+
+
+def _reduce(file: TensorFile) -> tuple[Any, ...]:
+    return _reopen, (file.mappings,)
+
+
+copyreg.pickle(TensorFile, _reduce)  # here, as a file does not know how its format is opened
 
 
 def from_mapping(mapping: Mapping) -> TensorFile:

@@ -1,14 +1,12 @@
 """What of a weight file is in memory, by tensor and layer."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
+from mmrt.core.mapping import Mapping
 from mmrt.core.residency import Residency
+from mmrt.core.tensor import Tensor
 from mmrt.files import layers
 from mmrt.files.layers import Layer
-
-if TYPE_CHECKING:
-    from mmrt.files.tensor_file import TensorFile
 
 
 class FileResidency:
@@ -19,21 +17,21 @@ class FileResidency:
     known: see Residency.
     """
 
-    def __init__(self, file: "TensorFile") -> None:
-        self.layers: list[Layer] = layers.group(file)
+    def __init__(self, mappings: Sequence[Mapping], tensors: dict[str, Tensor]) -> None:
+        self.layers: list[Layer] = layers.group(tensors)
         self.files: dict[str, Residency] = {}
         self._pages: dict[str, tuple[str, int, int]] = {}  # tensor -> path, first page, end
-        for mapping in file.mappings:
+        for mapping in mappings:
             self.files[mapping.path] = mapping.residency()
         self.whole = Residency.join(list(self.files.values()))
         self.source = self.whole.source
-        for tensor in file.values():
+        for tensor in tensors.values():
             path, page = tensor.mapping.path, tensor.mapping.page_size
             first = tensor.offset // page
             end = -(-(tensor.offset + tensor.nbytes) // page) if tensor.nbytes else first
             self._pages[tensor.name] = path, first, end
-        self.tensors = {name: self.of([name]) for name in file}
-        self.page_size = file.mappings[0].page_size
+        self.tensors = {name: self.of([name]) for name in tensors}
+        self.page_size = mappings[0].page_size
 
     def __repr__(self) -> str:
         return f"<FileResidency of {len(self.tensors)} tensors: {self.whole!r}>"

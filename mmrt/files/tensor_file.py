@@ -74,7 +74,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def residency(self) -> FileResidency:
         """Which pages of all its files are in memory now. Reads no weights in."""
-        return FileResidency(self)
+        return FileResidency(self.mappings, self._tensors)
 
     def select(self, layers: str | None = None, tensors: Sequence[str] = ()) -> list[str]:
         """Names of the tensors in `layers` ("0-3,7"; None: in all, and in none) that match one of
@@ -92,7 +92,7 @@ class TensorFile(Mapping[str, Tensor]):
         short, the first pages are gone again when the last are read. Raises UnsupportedError
         before Linux 5.14.
         """
-        return caching.move(self, "in", names, progress)
+        return caching.move(self.mappings, self._tensors, "in", names, progress)
 
     def evict(
         self, names: Iterable[str] | None = None, progress: caching.Progress | None = None
@@ -101,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
         others; waits until the disk has what it has not got yet. The page cache keeps what other
         processes map.
         """
-        return caching.move(self, "out", names, progress)
+        return caching.move(self.mappings, self._tensors, "out", names, progress)
 
     @property
     def closed(self) -> bool:
@@ -129,8 +129,3 @@ class TensorFile(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self)} tensors, {self.nbytes} bytes"
         return f"<{self.format} file {self.path!r}, {state}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        from mmrt.files.formats import reopen
-
-        return reopen, (self.mappings,)

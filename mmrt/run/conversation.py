@@ -1,14 +1,26 @@
 """A conversation with a model, none of which is read twice."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence as List
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmrt.run.generation import Options, Piece, Stream, Text
+from mmrt.run.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from mmrt.run.model import Model
+
+class ChatModel(Protocol):
+    """What a conversation needs of a Model."""
+
+    def render_chat(self, messages: List[dict[str, Any]]) -> str: ...
+
+    def sequence(self) -> Sequence: ...
+
+    def stream_chat(
+        self, messages: List[dict[str, Any]], *, sequence: Sequence, **options: "Unpack[Options]"
+    ) -> Stream: ...
 
 
 class Conversation:
@@ -20,7 +32,7 @@ class Conversation:
     One thread at a time. Raises UnsupportedError at once for a model without a chat template.
     """
 
-    def __init__(self, model: "Model", system: str | None = None) -> None:
+    def __init__(self, model: ChatModel, system: str | None = None) -> None:
         """system: what the model is told beforehand; a conversation that is cleared keeps it."""
         self._model = model
         self._beginning = [] if system is None else [_message("system", system)]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,7 @@ from mmrt.errors import ArgumentError
 from mmrt.run.sampler import Sampler
 from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
-from mmrt.text.tokenizer import StreamDecoder
-
-if TYPE_CHECKING:
-    from mmrt.run.model import Model
+from mmrt.text.tokenizer import StreamDecoder, Tokenizer
 
 Finish = Literal["stop", "length"]
 
@@ -235,31 +232,34 @@ class StopStrings:
 class Answer:
     """What a model writes in one sequence, a token at a time."""
 
-    def __init__(self, model: "Model", sequence: TokenSequence, settings: Settings) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, context: int, sequence: TokenSequence, settings: Settings
+    ) -> None:
+        """context: tokens that the sequence can have."""
         self.sequence = sequence
-        self._model = model
+        self._tokenizer, self._context = tokenizer, context
         self._sampler, self._stops = settings.sampler(), StopStrings(settings.stop)
-        self._decoder = StreamDecoder(model.tokenizer)
+        self._decoder = StreamDecoder(tokenizer)
         self._max_tokens = settings.max_tokens
-        self._never = list(model.tokenizer.stop_ids) if settings.ignore_eos else []
+        self._never = list(tokenizer.stop_ids) if settings.ignore_eos else []
         self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
 
     def take(self, logits: NDArray[np.float32]) -> tuple[list[Piece], int | None]:
         """Pieces that come after the last token read, and the token to read next; None: it ends."""
         if self._left is None:
-            room = self._model.context - len(self.sequence)
+            room = self._context - len(self.sequence)
             self._left = room if self._max_tokens is None else min(self._max_tokens, room)
         pieces: list[Piece] = []
         if self._left > 0:
             logits[self._never] = -np.inf
             token = self._sampler(logits, self.sequence.tokens)
-            if token in self._model.tokenizer.stop_ids:
+            if token in self._tokenizer.stop_ids:
                 rest = self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
                 return [Piece(rest, token, "stop")], None
             self._left -= 1
             text, stopped = self._stops.feed(self._decoder.feed(token))
-            if not stopped and self._model.tokenizer.is_special(token):
-                hidden = self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+            if not stopped and self._tokenizer.is_special(token):
+                hidden = self._tokenizer.token_bytes(token).decode("utf-8", "replace")
                 more, stopped = self._stops.feed(hidden, visible=False)
                 text += more
             if stopped:

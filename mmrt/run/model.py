@@ -336,7 +336,7 @@ class Model:
         text = self.sequence() if sequence is None else sequence
         ids = self._ids(prompt, parse_special, after=text.tokens[-1] if len(text) else None)
         self.require_room(len(text) + len(ids))
-        pieces = generate(Answer(self, text, settings), ids, settings.on_prefill)
+        pieces = generate(self._answer_in(text, settings), ids, settings.on_prefill)
         return Stream(Reading(len(ids)), _closing(text, pieces) if sequence is None else pieces)
 
     def generate(
@@ -373,8 +373,11 @@ class Model:
             self.require_room(len(ids))
         with contextlib.ExitStack() as stack:
             sequences = [stack.enter_context(self.sequence()) for _ in texts]
-            answers = [Answer(self, sequence, settings) for sequence in sequences]
+            answers = [self._answer_in(sequence, settings) for sequence in sequences]
             return generate_together(answers, texts)
+
+    def _answer_in(self, sequence: Sequence, settings: Settings) -> Answer:
+        return Answer(self.tokenizer, self.context, sequence, settings)
 
     def _ids(
         self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
@@ -532,7 +535,7 @@ class Model:
     ) -> Generator[Piece, None, None]:
         reading.cached = text.keep_prefix(ids)
         rest = ids[reading.cached :]
-        yield from generate(Answer(self, text, settings), rest, settings.on_prefill)
+        yield from generate(self._answer_in(text, settings), rest, settings.on_prefill)
 
 
 def _prepare(model: weakref.ref[Model]) -> None:

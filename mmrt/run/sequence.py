@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,24 @@ from mmrt.core.arguments import choice, token_ids, whole
 from mmrt.core.program import ALIKE_TOKENS, Cache, Part
 from mmrt.errors import ArgumentError, OutOfMemoryError
 
-if TYPE_CHECKING:
-    from mmrt.run.model import Model
-
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
+
+
+class Runner(Protocol):
+    """What a sequence needs of its model: what runs its steps."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits a token."""
+
+    def require_room(self, tokens: int) -> None:
+        """Raises ArgumentError if a sequence cannot have so many tokens, or the model is closed."""
+
+    def step_tokens(self, wanted: int) -> int:
+        """How many of `wanted` tokens the next step takes."""
+
+    def run(self, parts: List[Part], logits: NDArray[np.float32] | None = None) -> None:
+        """One step of these parts: see Program.run()."""
 
 
 class Sequence:
@@ -23,7 +37,7 @@ class Sequence:
     Its memory grows by pages of 32 tokens. One thread at a time; a context manager.
     """
 
-    def __init__(self, model: "Model", cache: Cache) -> None:
+    def __init__(self, model: Runner, cache: Cache) -> None:
         self._model = model
         self._cache = cache
 
@@ -38,7 +52,7 @@ class Sequence:
         """The tokens read; the list is the sequence's own."""
         return self._cache.tokens
 
-    def belongs_to(self, model: "Model") -> bool:
+    def belongs_to(self, model: Runner) -> bool:
         """Whether `model` made it."""
         return self._model is model
 
