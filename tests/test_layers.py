@@ -29,6 +29,8 @@ PYTHON_LAYERS = [
 ]
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">]+)[">]', re.MULTILINE)
+COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
+DEFINITION = re.compile(r"^(?!static\b)[a-z][^;{}=]*?\b(mmrt_\w+)\([^;{}]*\) \{$", re.MULTILINE)
 IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+(?P<module>[\w.]+)[ \t]+c?import[ \t]+(?P<names>\([^)]*\)|[^#\n]+)"
     r"|c?import[ \t]+(?P<modules>[^#\n]+))",
@@ -85,6 +87,37 @@ def may_include(own: Path, target: Path) -> bool:
     if target.parts[0] not in C_LAYERS:
         return False
     return C_LAYERS.index(target.parts[0]) <= C_LAYERS.index(own.parts[0])
+
+
+def calls() -> Iterator[tuple[str, str]]:
+    """(a file, another that defines a function which it names)."""
+    code = {path: COMMENT_OR_STRING.sub("", path.read_text()) for path in files("csrc", ".c")}
+    homes = {match[1]: path for path in code for match in DEFINITION.finditer(code[path])}
+    assert len(homes) > 100
+    for path, text in code.items():
+        for name in set(re.findall(r"\bmmrt_\w+", text)) & homes.keys():
+            if homes[name] != path:
+                yield str(path.relative_to(CORE)), str(homes[name].relative_to(CORE))
+
+
+def test_calls_follow_the_layers() -> None:
+    report(
+        [
+            f"csrc/{own} may not call {target}, which stands after it"
+            for own, target in sorted(set(calls()))
+            if not may_include(Path(own), Path(target))
+        ]
+    )
+
+
+def test_no_files_of_the_core_need_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in files("csrc", ".c", ".h", ".def", ".inc"):
+        targets = (included(path, match[1]) for _, match in found(INCLUDE, path))
+        graph[str(path.relative_to(CORE))] = {str(target) for target in targets if target}
+    for own, target in set(calls()):
+        graph[own].add(target)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
 def python_files() -> list[Path]:

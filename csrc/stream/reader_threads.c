@@ -1,54 +1,6 @@
 /* Readers that wait for what they read: O_DIRECT reads into slots, or populated pages. */
 #include "stream/ring.h"
 
-/* One that this process may not lock stays as others do. */
-static void lock_unit(mmrt_stream *stream, int32_t index) {
-    struct unit *unit = &stream->units[index];
-    const struct mmrt_unit *range = &unit->range;
-    if (unit->locked || mmrt_mapping_lock(stream->files[range->file].mapping, range->offset,
-                                          range->bytes, false, NULL) != MMRT_OK)
-        return;
-    unit->locked = true;
-    stream->locked_bytes += range->bytes;
-}
-
-void mmrt_unlock_unit(mmrt_stream *stream, int32_t index) {
-    struct unit *unit = &stream->units[index];
-    const struct mmrt_unit *range = &unit->range;
-    if (!atomic_exchange(&unit->locked, false))
-        return;
-    mmrt_mapping_unlock(stream->files[range->file].mapping, range->offset, range->bytes, NULL);
-    stream->locked_bytes -= range->bytes;
-}
-
-void mmrt_drop_unit(mmrt_stream *stream, int32_t index) {
-    const struct mmrt_unit *range = &stream->units[index].range;
-    mmrt_unlock_unit(stream, index);
-    mmrt_mapping_advise(stream->files[range->file].mapping, range->offset, range->bytes,
-                        MMRT_ADVICE_EVICT, NULL); /* a request: what stays costs only memory */
-}
-
-/* The mapping is advised to read single pages, so that a fault brings in no neighbours; hence the
- * range is asked for first, and then waited for. */
-mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err) {
-    const struct mmrt_unit *range = &stream->units[job->unit].range;
-    mmrt_mapping *mapping = stream->files[range->file].mapping;
-    if (job->behind >= 0 && job->behind != job->unit)
-        mmrt_drop_unit(stream, job->behind);
-    mmrt_status status =
-        mmrt_mapping_advise(mapping, range->offset, range->bytes, MMRT_ADVICE_WILLNEED, err);
-    if (!status)
-        status = mmrt_mapping_advise(mapping, range->offset, range->bytes,
-                                     MMRT_ADVICE_POPULATE_READ, err);
-    if (status != MMRT_UNSUPPORTED)
-        return status;
-    const uint8_t *at = (const uint8_t *)mmrt_mapping_data(mapping) + range->offset;
-    for (uint64_t i = 0; i < range->bytes; i += mmrt_mapping_page_size(mapping))
-        (void)*(const volatile uint8_t *)(at + i);
-    (void)*(const volatile uint8_t *)(at + range->bytes - 1);
-    return MMRT_OK;
-}
-
 static void work_off(mmrt_stream *stream, int kinds) {
     struct mmrt_job job;
     while (mmrt_ring_take(stream, kinds, true, &job)) {
@@ -57,7 +9,7 @@ static void work_off(mmrt_stream *stream, int kinds) {
                                        ? mmrt_direct_read(job.file, job.span, job.to, &error)
                                        : mmrt_load_unit(stream, &job, &error);
         if (job.kind == MMRT_JOB_LOAD && !status && stream->locks)
-            lock_unit(stream, job.unit);
+            mmrt_lock_unit(stream, job.unit);
         mmrt_ring_complete(stream, &job, status ? &error : NULL);
     }
 }

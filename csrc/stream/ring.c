@@ -13,11 +13,6 @@ double mmrt_seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-const uint8_t *mmrt_mapped_unit(const mmrt_stream *stream, const struct unit *unit) {
-    return (const uint8_t *)mmrt_mapping_data(stream->files[unit->range.file].mapping) +
-           unit->range.offset;
-}
-
 /* Slots are used in turn, so that mapped pages are dropped well before they are needed again. */
 static void free_slot(mmrt_stream *stream, int32_t slot) {
     stream->free_slots[(stream->first_free + stream->n_free++) % stream->n_slots] = slot;

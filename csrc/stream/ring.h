@@ -103,18 +103,6 @@ void mmrt_ring_complete(mmrt_stream *stream, const struct mmrt_job *job, const m
 /* A failure that is no single job's: the pass ends with it. */
 void mmrt_ring_fail(mmrt_stream *stream, const mmrt_error *error);
 
-/* Work of a LOAD job, and of a READ job of the mapped way. */
-mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err);
-
-/* Where a unit lies in its file's mapping. */
-const uint8_t *mmrt_mapped_unit(const mmrt_stream *stream, const struct unit *unit);
-
-/* Unlocks a unit's pages, if they are locked. */
-void mmrt_unlock_unit(mmrt_stream *stream, int32_t unit);
-
-/* Drops a unit's pages from memory, as far as nothing else uses them. */
-void mmrt_drop_unit(mmrt_stream *stream, int32_t unit);
-
 /* The bodies of threads: one that reads by io_uring, one that works off jobs of some kinds one by
  * one. They return when the stream closes. */
 void *mmrt_reader_uring(void *stream);
@@ -123,6 +111,23 @@ void *mmrt_reader_loading(void *stream);
 
 /* UNSUPPORTED, and why, if io_uring cannot be had here. */
 mmrt_status mmrt_uring_check(mmrt_error *err);
+
+/* ---- units on the pages of their mapped files ---- */
+
+/* Where a unit lies in its file's mapping. */
+const uint8_t *mmrt_mapped_unit(const mmrt_stream *stream, const struct unit *unit);
+
+/* Work of a LOAD job, and of a READ job of the mapped way. */
+mmrt_status mmrt_load_unit(mmrt_stream *stream, const struct mmrt_job *job, mmrt_error *err);
+
+/* Locks a unit's pages, if this process may: else they stay as others do. */
+void mmrt_lock_unit(mmrt_stream *stream, int32_t unit);
+
+/* Unlocks a unit's pages, if they are locked. */
+void mmrt_unlock_unit(mmrt_stream *stream, int32_t unit);
+
+/* Drops a unit's pages from memory, as far as nothing else uses them. */
+void mmrt_drop_unit(mmrt_stream *stream, int32_t unit);
 
 /* ---- for the stream; both under its lock ---- */
 
