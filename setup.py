@@ -108,6 +108,9 @@ class BuildCore(build_clib):
             info["macros"] = [
                 (name.replace("mmrt_", "mmrt_build_").upper(), "1") for name, _ in libraries
             ]
+        for name, _ in libraries:
+            # ar would leave objects in it whose sources are gone
+            Path(self.build_clib, f"lib{name}.a").unlink(missing_ok=True)
         with ThreadPoolExecutor() as pool:
             list(pool.map(super().build_libraries, [[one] for one in libraries]))
 
