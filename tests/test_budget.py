@@ -16,7 +16,7 @@ from command import HOME
 
 import mmrt
 from mmrt import counters
-from mmrt.core.program import Cache
+from mmrt.core.program import Cache, Part
 from mmrt.core.streaming import READERS
 from mmrt.errors import ArgumentError, OutOfMemoryError
 from mmrt.memory import budget as budgets
@@ -239,14 +239,14 @@ def test_steps_of_several_threads_share_the_room(path: Path, small: Small) -> No
         entered = threading.Event()
 
         def step(share: budgets.Share) -> None:
-            with budget.step(share, [(256, Cache(share.program))]):
+            with budget.step(share, [Part(Cache(share.program), np.zeros(256, np.int32))]):
                 entered.set()
 
         pages = shares[0].pages(256, 0)
         takes = pages + first.program.step_bytes(256) - shares[0].scratch(limited=True)
         before = budget.room(0).n_bytes
         other = threading.Thread(target=step, args=(shares[1],))
-        with budget.step(shares[0], [(256, Cache(first.program))]):
+        with budget.step(shares[0], [Part(Cache(first.program), np.zeros(256, np.int32))]):
             assert budget.room(0).n_bytes == before - takes
             assert budget.size
             budget.size -= before - sum(share.least for share in shares if share) - 3 * takes // 2

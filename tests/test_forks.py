@@ -253,7 +253,7 @@ def test_a_child_of_a_fork_amid_a_step_in_a_budget(path: Path) -> None:
         def run() -> None:
             share = model._share
             assert share
-            with budget.step(share, [(256, busy._cache)]), budget._changes:
+            with budget.step(share, [Part(busy._cache, np.zeros(256, np.int32))]), budget._changes:
                 inside.set()
                 leave.wait(SECONDS)
 
