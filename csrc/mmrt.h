@@ -549,6 +549,72 @@ uint32_t mmrt_kv_head_room(mmrt_kv_shape shape);
 /* Forgets all tokens from `length` on and gives their whole pages back. */
 void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length);
 
+/* ---- state of sequences (state/) ------------------------------------------------------------ */
+
+/* What a layer keeps of the tokens that a sequence has read. */
+typedef enum mmrt_state_kind {
+    MMRT_STATE_NOTHING,
+    MMRT_STATE_PAGES,          /* keys and values, in pages of 32 tokens */
+    MMRT_STATE_PAGES_OF_LAYER, /* none of its own: it reads those of another layer */
+    MMRT_STATE_BLOCK,          /* bytes that every step writes anew, as recurrent layers do */
+} mmrt_state_kind;
+
+typedef struct mmrt_layer_state {
+    mmrt_state_kind kind;
+    uint32_t n_heads; /* PAGES: key-value heads */
+    uint32_t k_dim;   /* elements of a head's key */
+    uint32_t v_dim;   /* elements of its value; 0: values are a part of the keys */
+    uint32_t k_type;  /* ids of tensor types: F16 or Q8_0 */
+    uint32_t v_type;
+    uint32_t window;      /* keys that a token sees, its own the last; 0 for all */
+    uint32_t layer;       /* PAGES_OF_LAYER: an earlier one, which has pages */
+    uint64_t block_bytes; /* BLOCK */
+} mmrt_layer_state;
+
+/* Elements that a head takes in pages and in the buffers of attention: k_dim or v_dim rounded up to
+ * a multiple of 16, or of 32 if keys or values are Q8_0. */
+uint32_t mmrt_key_room(const mmrt_layer_state *layer);
+uint32_t mmrt_value_room(const mmrt_layer_state *layer);
+
+/* The memory of all sequences of one model, and how it is laid out. A page holds what all layers
+ * keep of 32 tokens; several sequences may hold the same page. Calls from several threads queue. A
+ * child that is forked finds it, and every sequence, whole. */
+typedef struct mmrt_state_store mmrt_state_store;
+
+/* ARGUMENT or UNSUPPORTED, naming the layer, for what cannot be laid out. */
+mmrt_status mmrt_state_store_create(const mmrt_layer_state *layers, uint32_t n_layers,
+                                    mmrt_state_store **out, mmrt_error *err);
+
+/* Lets go of it; it is freed with the last program and sequence that use it. */
+void mmrt_state_store_free(mmrt_state_store *store);
+
+uint64_t mmrt_state_store_bytes(mmrt_state_store *store);      /* held by all sequences together */
+uint64_t mmrt_state_page_bytes(const mmrt_state_store *store); /* of 32 tokens, in all layers */
+
+/* What a model keeps of one sequence. One call at a time may change it; meanwhile other threads may
+ * ask for its length and bytes. */
+typedef struct mmrt_state mmrt_state;
+
+mmrt_status mmrt_state_create(mmrt_state_store *store, mmrt_state **out, mmrt_error *err);
+void mmrt_state_free(mmrt_state *state);
+uint64_t mmrt_state_length(const mmrt_state *state); /* tokens */
+
+/* Bytes that the sequence would hold if no other held any of them; and of these, those that another
+ * holds too. */
+uint64_t mmrt_state_bytes(const mmrt_state *state);
+uint64_t mmrt_state_shared_bytes(const mmrt_state *state);
+
+/* Bytes that would be taken for the sequence to become `length` tokens long. */
+uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length);
+
+/* Another sequence of the same tokens, which holds the same memory: nothing is copied until one of
+ * the two goes on, and then the last page alone, if that is not full. Not during a step. */
+mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err);
+
+/* Forgets the tokens from `length` on, gives their pages back, and returns how many are left:
+ * `length`, or 0 where a layer keeps a block, which cannot be undone. */
+uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length);
+
 /* ---- programs (graph/, step/) ---------------------------------------------------------------- */
 
 /* A forward pass as a flat list of operations on numbered buffers. A buffer holds `width` float32

@@ -79,6 +79,10 @@ def test_the_stream(core: Builder, scratch: Path) -> None:
     run(core.program("test_stream"), scratch / "streamed")
 
 
+def test_the_state_of_sequences(core: Builder) -> None:
+    run(core.program("test_state"))
+
+
 def test_draws(core: Builder) -> None:
     run(core.program("test_sample"))
 
@@ -87,7 +91,9 @@ def test_threads(core: Builder, scratch: Path) -> None:
     run(core.program("test_threads"), scratch / "small")
 
 
-@pytest.mark.parametrize("name", ["test_threads", "test_stream", "test_mapping", "test_guard"])
+@pytest.mark.parametrize(
+    "name", ["test_threads", "test_stream", "test_state", "test_mapping", "test_guard"]
+)
 def test_threads_without_races(name: str, threaded: Builder, scratch: Path) -> None:
     run(threaded.program(name), scratch / f"{name}.file")
 

@@ -12,6 +12,7 @@
 #include "faults.h"
 #include "kv/kv.h"
 #include "quant/quant.h"
+#include "state/state.h"
 
 #include <limits.h>
 #include <stdint.h>
@@ -456,6 +457,55 @@ end:
     mmrt_pool_free(pool);
 }
 
+/* ---- sequences that share pages ---- */
+
+static const mmrt_layer_state LAYERS_KEEP[] = {
+    {MMRT_STATE_PAGES, 1, 32, 32, MMRT_TYPE_F16, MMRT_TYPE_F16, 0, 0, 0},
+    {.kind = MMRT_STATE_BLOCK, .block_bytes = 100},
+    {MMRT_STATE_PAGES, 1, 64, 32, MMRT_TYPE_Q8_0, MMRT_TYPE_F16, 0, 0, 0},
+};
+
+/* Tokens `first` to `end` - 1 are written, each with its number, at the start of its page. False:
+ * given up. */
+static bool extend(mmrt_state *state, uint64_t end, uint8_t number) {
+    const uint64_t first = mmrt_state_length(state), bytes = mmrt_state_bytes(state);
+    TRY(mmrt_state_reserve(state, end, &error));
+    for (uint64_t i = first; i < end; i++)
+        mmrt_state_pages(state, 0)[i / 32][i % 32] = number;
+    memset(mmrt_state_next_block(state), number, 100);
+    mmrt_state_commit(state, end);
+    return true;
+end:
+    CHECK(mmrt_state_length(state) == first && mmrt_state_bytes(state) == bytes);
+    return false;
+}
+
+static void forked_sequences(void) {
+    mmrt_state_store *store = NULL;
+    mmrt_state *state = NULL, *fork = NULL, *third = NULL;
+    TRY(mmrt_state_store_create(LAYERS_KEEP, 3, &store, &error));
+    TRY(mmrt_state_create(store, &state, &error));
+    if (!extend(state, 40, 1))
+        goto end;
+    TRY(mmrt_state_fork(state, &fork, &error));
+    if (!extend(fork, 300, 2) || !extend(state, 41, 3))
+        goto end;
+    TRY(mmrt_state_fork(fork, &third, &error));
+    if (!extend(third, 301, 4))
+        goto end;
+    CHECK(mmrt_state_pages(fork, 0)[1][7] == 1 && mmrt_state_pages(fork, 0)[1][8] == 2);
+    CHECK(mmrt_state_pages(state, 0)[1][8] == 3 && mmrt_state_block(state)[99] == 3);
+    CHECK(mmrt_state_pages(third, 0)[9][12] == 4 && mmrt_state_block(fork)[0] == 2);
+end:
+    if (store && state)
+        CHECK(mmrt_state_bytes(state) <= mmrt_state_store_bytes(store));
+    mmrt_state_free(state);
+    mmrt_state_free(fork);
+    mmrt_state_free(third);
+    CHECK(!store || mmrt_state_store_bytes(store) == 0);
+    mmrt_state_store_free(store);
+}
+
 /* ---- all calls of a scenario ---- */
 
 struct outcome {
@@ -532,6 +582,7 @@ int main(int argc, char **argv) {
     fail_each("memory nodes", memory_nodes);
     fail_each("matrices", matrices);
     fail_each("draws", draws);
+    fail_each("forked sequences", forked_sequences);
     fail_each("steps in memory", steps_in_memory);
     mmrt_mapping *mapping = NULL;
     CHECK(mmrt_mapping_open(path, &mapping, &error) == MMRT_OK);

@@ -1,0 +1,279 @@
+/* A sequence: its length, a table of pages, and a block. All under the store's lock, but for the
+ * length, which is read without it. */
+#include "state/store.h"
+
+#include "base/status.h"
+#include "kernels/kernels.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct mmrt_state {
+    mmrt_state_store *store;
+    _Atomic uint64_t length;
+    uint64_t n_pages;
+    uint64_t room;            /* of the tables */
+    struct mmrt_page *pages;  /* [room] */
+    uint8_t **addresses;      /* [n_tables][room] */
+    struct mmrt_extent *open; /* where it goes on: see mmrt_extent_claim */
+    struct mmrt_block *block; /* of the tokens read; NULL: none yet */
+    struct mmrt_block *next;  /* to be filled by a step; NULL: none yet */
+    bool writes_next;         /* a step does */
+};
+
+static uint64_t pages_for(const mmrt_state *state, uint64_t length) {
+    return state->store->n_tables ? (length + MMRT_PAGE_KEYS - 1) / MMRT_PAGE_KEYS : 0;
+}
+
+mmrt_status mmrt_state_create(mmrt_state_store *store, mmrt_state **out, mmrt_error *err) {
+    mmrt_state *state = calloc(1, sizeof *state);
+    if (!state)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a sequence");
+    state->store = mmrt_state_store_use(store);
+    *out = state;
+    return MMRT_OK;
+}
+
+void mmrt_state_free(mmrt_state *state) {
+    if (!state)
+        return;
+    mmrt_state_rewind(state, 0);
+    mmrt_state_store_free(state->store);
+    free(state->pages);
+    free(state->addresses);
+    free(state);
+}
+
+/* ---- what it is ---- */
+
+mmrt_state_store *mmrt_state_store_of(const mmrt_state *state) {
+    return state->store;
+}
+
+uint64_t mmrt_state_length(const mmrt_state *state) {
+    return state->length;
+}
+
+uint8_t *const *mmrt_state_pages(const mmrt_state *state, uint32_t table) {
+    return state->addresses + table * state->room;
+}
+
+const uint8_t *mmrt_state_block(const mmrt_state *state) {
+    return state->block->bytes;
+}
+
+uint8_t *mmrt_state_next_block(const mmrt_state *state) {
+    return state->next->bytes;
+}
+
+uint64_t mmrt_state_bytes(const mmrt_state *state) {
+    mmrt_state_lock();
+    const uint64_t n_blocks = (uint64_t)(state->block != NULL) + (state->next != NULL);
+    const uint64_t bytes =
+        state->n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
+    mmrt_state_unlock();
+    return bytes;
+}
+
+static bool is_shared(struct mmrt_page page) {
+    return page.extent->holders[page.slot] > 1;
+}
+
+uint64_t mmrt_state_shared_bytes(const mmrt_state *state) {
+    mmrt_state_lock();
+    uint64_t n_pages = 0;
+    for (uint64_t i = 0; i < state->n_pages; i++)
+        n_pages += is_shared(state->pages[i]);
+    const uint64_t n_blocks = state->block && state->block->holders > 1;
+    mmrt_state_unlock();
+    return n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
+}
+
+/* Whether the page that the next token belongs to is held, and by another sequence too. */
+static bool must_copy(const mmrt_state *state) {
+    const uint64_t last = state->length / MMRT_PAGE_KEYS;
+    return state->length % MMRT_PAGE_KEYS && last < state->n_pages && is_shared(state->pages[last]);
+}
+
+uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length) {
+    mmrt_state_lock();
+    const mmrt_state_store *store = state->store;
+    const uint64_t wanted = pages_for(state, length);
+    uint64_t n_pages = wanted > state->n_pages ? wanted - state->n_pages : 0, n_blocks = 0;
+    if (length > state->length) {
+        n_pages += must_copy(state);
+        n_blocks = (uint64_t)!state->block + !state->next;
+    }
+    mmrt_state_unlock();
+    return n_pages * store->page_bytes + n_blocks * store->block_bytes;
+}
+
+/* ---- a step ---- */
+
+static void set_page(mmrt_state *state, uint64_t i, struct mmrt_page page) {
+    state->pages[i] = page;
+    for (uint32_t table = 0; table < state->store->n_tables; table++)
+        state->addresses[table * state->room + i] = mmrt_page_address(state->store, page, table);
+}
+
+static mmrt_status grow_tables(mmrt_state *state, uint64_t wanted, mmrt_error *err) {
+    if (wanted <= state->room)
+        return MMRT_OK;
+    const uint64_t room = wanted + wanted / 2 + MMRT_EXTENT_PAGES;
+    const uint32_t n_tables = state->store->n_tables;
+    struct mmrt_page *pages = malloc(room * sizeof *pages);
+    uint8_t **addresses = malloc(room * n_tables * sizeof *addresses);
+    if (!pages || !addresses) {
+        free(pages);
+        free(addresses);
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a table of %llu pages of keys",
+                         (unsigned long long)room);
+    }
+    if (state->n_pages)
+        memcpy(pages, state->pages, state->n_pages * sizeof *pages);
+    for (uint32_t table = 0; state->n_pages && table < n_tables; table++)
+        memcpy(addresses + table * room, state->addresses + table * state->room,
+               state->n_pages * sizeof *addresses);
+    free(state->pages);
+    free(state->addresses);
+    state->pages = pages;
+    state->addresses = addresses;
+    state->room = room;
+    return MMRT_OK;
+}
+
+static mmrt_status take_blocks(mmrt_state *state, mmrt_error *err) {
+    mmrt_status status = MMRT_OK;
+    if (!state->block)
+        status = mmrt_block_take(state->store, &state->block, err);
+    if (!status && !state->next)
+        status = mmrt_block_take(state->store, &state->next, err);
+    state->writes_next = !status;
+    return status;
+}
+
+static mmrt_status take_pages(mmrt_state *state, uint64_t wanted, mmrt_error *err) {
+    const uint64_t last = state->length / MMRT_PAGE_KEYS;
+    struct mmrt_page page, copy = {NULL, 0};
+    mmrt_status status = MMRT_OK;
+    if (!state->open && state->n_pages)
+        mmrt_extent_claim(state->store, &state->open, state->pages[state->n_pages - 1].extent);
+    if (must_copy(state))
+        status = mmrt_page_take(state->store, &state->open, &copy, err);
+    while (!status && state->n_pages < wanted) {
+        status = mmrt_page_take(state->store, &state->open, &page, err);
+        if (!status)
+            set_page(state, state->n_pages++, page);
+    }
+    if (!copy.extent)
+        return status;
+    if (!status) {
+        const struct mmrt_page shared = state->pages[last];
+        mmrt_page_copy(state->store, copy, shared);
+        set_page(state, last, copy);
+        copy = shared;
+    }
+    mmrt_pages_drop(state->store, &copy, 1);
+    return status;
+}
+
+/* Under the lock; returns the length. */
+static uint64_t rewind_to(mmrt_state *state, uint64_t length) {
+    if (length > state->length)
+        length = state->length;
+    if (length < state->length && state->store->block_bytes)
+        length = 0;
+    state->length = length;
+    const uint64_t before = state->n_pages, kept = pages_for(state, length);
+    state->n_pages = kept;
+    mmrt_extent_claim(state->store, &state->open, kept ? state->pages[kept - 1].extent : NULL);
+    mmrt_pages_drop(state->store, state->pages + kept, before - kept);
+    state->writes_next = false;
+    if (!length) {
+        mmrt_block_drop(state->store, &state->block);
+        mmrt_block_drop(state->store, &state->next);
+    }
+    return length;
+}
+
+mmrt_status mmrt_state_reserve(mmrt_state *state, uint64_t length, mmrt_error *err) {
+    if (length <= state->length)
+        return MMRT_OK;
+    mmrt_state_lock();
+    const uint64_t wanted = pages_for(state, length);
+    const bool had_next = state->next != NULL;
+    mmrt_status status = grow_tables(state, wanted, err);
+    if (!status && state->store->block_bytes)
+        status = take_blocks(state, err);
+    if (!status)
+        status = take_pages(state, wanted, err);
+    if (status) {
+        rewind_to(state, state->length);
+        if (!had_next)
+            mmrt_block_drop(state->store, &state->next);
+    }
+    mmrt_state_unlock();
+    return status;
+}
+
+void mmrt_state_commit(mmrt_state *state, uint64_t length) {
+    mmrt_state_lock();
+    state->length = length;
+    if (state->writes_next) {
+        struct mmrt_block *before = state->block;
+        state->writes_next = false;
+        state->block = state->next;
+        state->next = before;
+        if (before->holders > 1)
+            mmrt_block_drop(state->store, &state->next);
+    }
+    mmrt_state_unlock();
+}
+
+void mmrt_state_abandon(mmrt_state *state) {
+    mmrt_state_rewind(state, state->length);
+}
+
+uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length) {
+    mmrt_state_lock();
+    const uint64_t reached = rewind_to(state, length);
+    mmrt_state_unlock();
+    return reached;
+}
+
+/* ---- fork ---- */
+
+static mmrt_status copy_tables(mmrt_state *to, const mmrt_state *from, mmrt_error *err) {
+    const uint64_t n_pages = pages_for(from, from->length);
+    mmrt_status status = grow_tables(to, n_pages, err);
+    if (status)
+        return status;
+    for (uint64_t i = 0; i < n_pages; i++) {
+        const struct mmrt_page page = from->pages[i];
+        page.extent->holders[page.slot]++;
+        set_page(to, i, page);
+    }
+    to->n_pages = n_pages;
+    if (from->block) {
+        from->block->holders++;
+        to->block = from->block;
+    }
+    to->length = from->length;
+    return MMRT_OK;
+}
+
+mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err) {
+    mmrt_state *fork = NULL;
+    mmrt_status status = mmrt_state_create(state->store, &fork, err);
+    if (status)
+        return status;
+    mmrt_state_lock();
+    status = copy_tables(fork, state, err);
+    mmrt_state_unlock();
+    if (status)
+        mmrt_state_free(fork);
+    else
+        *out = fork;
+    return status;
+}
