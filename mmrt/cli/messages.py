@@ -5,6 +5,7 @@ between lines that begin and end with three double quotes is one message everywh
 """
 
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from mmrt.cli.output import note
 
 _QUOTES = '"""'
 _PROMPT, _MORE = "> ", "... "
+_GLANCE = 0.1  # seconds
 
 ReadLine = Callable[[str], str]
 """Gives the next line after showing a prompt, or raises EOFError."""
@@ -110,6 +112,7 @@ class _Terminal:
         self.history = History()
         self._pastes_whole = False
         self._readline = None
+        signal.signal(signal.SIGALRM, lambda *_: None)
         with suppress(ImportError):
             import readline
 
@@ -120,6 +123,15 @@ class _Terminal:
             self._pastes_whole = "libedit" not in (readline.__doc__ or "")
 
     def read(self, prompt: str) -> str:
+        # CPython looks for a Ctrl-C when a signal ends its wait for a key. One that comes just
+        # before this wait would have to wait for the next key, were there no other signals.
+        signal.setitimer(signal.ITIMER_REAL, _GLANCE, _GLANCE)
+        try:
+            return self._read(prompt)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _read(self, prompt: str) -> str:
         text = input(prompt)
         # Lines of a paste that come one by one are there at once.
         while not self._pastes_whole and select.select([sys.stdin], [], [], 0.02)[0]:
