@@ -16,7 +16,8 @@ import pytest
 import tiny_models
 
 import mmrt
-from mmrt.core.program import Cache, Part, check_reader
+from mmrt.core.program import Cache, Part
+from mmrt.core.readers import check_reader
 from mmrt.core.streaming import READERS
 from mmrt.errors import UnsupportedError
 from mmrt.run.sequence import Sequence

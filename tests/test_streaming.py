@@ -19,7 +19,7 @@ from pages import smaps, without_privilege
 
 import mmrt
 from mmrt import counters
-from mmrt.core.program import check_reader
+from mmrt.core.readers import check_reader
 from mmrt.core.streaming import READERS
 from mmrt.errors import FileError, OutOfMemoryError, UnsupportedError
 from mmrt.memory import system

@@ -5,15 +5,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.kernels import Pool
-from mmrt.core.mapping import Mapping
 from mmrt.core.streaming import Plan, Streaming
 from mmrt.core.tensor import Tensor
 
 PAGE_TOKENS: int
 ALIKE_TOKENS: int
-
-def check_reader(reader: str, mapping: Mapping) -> None: ...
-def probe_reader(reader: str, mapping: Mapping, offset: int, length: int) -> float: ...
 
 class Matrix(NamedTuple):
     weight: Tensor

@@ -14,15 +14,15 @@ from mmrt.core._c cimport (
     mmrt_status, mmrt_weight,
 )
 from mmrt.core._c cimport (  # streaming
-    MMRT_NO_MEMORY, MMRT_READER_COUNT, mmrt_mapping, mmrt_plan, mmrt_program_plan,
-    mmrt_program_lock_kept, mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
-    mmrt_program_stream_stats, mmrt_reader,
-    mmrt_reader_check, mmrt_reader_name, mmrt_reader_probe, mmrt_stream_stats,
+    MMRT_NO_MEMORY, mmrt_mapping, mmrt_plan, mmrt_program_plan, mmrt_program_lock_kept,
+    mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
+    mmrt_program_stream_stats, mmrt_reader, mmrt_reader_name, mmrt_stream_stats,
 )
 from mmrt.core._calls cimport calls_begin, calls_end, calls_now, pid_t
 from mmrt.core._status cimport check, check_polled, poll
 from mmrt.core.kernels cimport Pool, chosen_isa
 from mmrt.core.mapping cimport Mapping
+from mmrt.core.readers cimport reader_named
 from mmrt.core.tensor cimport Tensor
 
 from array import array
@@ -378,7 +378,7 @@ cdef class Program:
         """
         cdef mmrt_error error
         cdef mmrt_status status
-        cdef mmrt_reader kind = _reader(reader)
+        cdef mmrt_reader kind = reader_named(reader)
         self._open()
         cdef pid_t begun = calls_begin(&self.running)
         with nogil:
@@ -593,36 +593,6 @@ cdef int _check_marks(int64_t[:, ::1] marks, int64_t n_operations) except -1:
             raise ArgumentError(f"marks: operations from -1 to {n_operations - 1} that rise")
         before = marks[i, 0]
     return 0
-cdef mmrt_reader _reader(str name) except *:
-    for kind in range(MMRT_READER_COUNT):
-        if mmrt_reader_name(<mmrt_reader> <int> kind).decode() == name:
-            return <mmrt_reader> <int> kind
-    raise ArgumentError(f"there is no reader {name!r:.60}")
-
-
-def check_reader(str reader not None, Mapping mapping not None):
-    """Raises UnsupportedError, saying why, if `mapping`'s file cannot be read by this reader."""
-    cdef mmrt_error error
-    mapping.pin()
-    try:
-        check(mmrt_reader_check(_reader(reader), mapping.handle, &error), &error)
-    finally:
-        mapping.unpin()
-
-
-def probe_reader(str reader not None, Mapping mapping not None, uint64_t offset, uint64_t length):
-    """Bytes a second that this reader brings from the disk: measured on a range of the file, which
-    is dropped from memory before. Later faults on the file read single pages."""
-    cdef mmrt_error error
-    cdef mmrt_status status
-    cdef double speed = 0
-    cdef mmrt_reader kind = _reader(reader)
-    cdef pid_t begun = mapping.begin()
-    with nogil:
-        status = mmrt_reader_probe(kind, mapping.handle, offset, length, &speed, &error)
-    mapping.end(begun)
-    check(status, &error)
-    return speed
 
 
 cdef mmrt_op _op(mmrt_op_kind kind) noexcept:

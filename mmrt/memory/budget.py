@@ -22,9 +22,8 @@ from mmrt.core.program import (
     PAGE_TOKENS,
     Part,
     Program,
-    check_reader,
-    probe_reader,
 )
+from mmrt.core.readers import check_reader, probe_reader
 from mmrt.core.streaming import READERS, Plan
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.memory import counters, system

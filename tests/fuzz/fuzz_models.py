@@ -14,7 +14,7 @@ from fuzzing import Choices
 
 import mmrt
 from mmrt import models
-from mmrt.core.program import check_reader
+from mmrt.core.readers import check_reader
 from mmrt.core.streaming import READERS
 
 FOLDER = fuzzing.folder()  # on a disk: tmpfs has no direct reads
