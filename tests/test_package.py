@@ -63,6 +63,7 @@ def test_public_names() -> None:
     for name in mmrt.__all__:
         assert getattr(mmrt, name) is not None
         assert name in dir(mmrt)
+    assert len(mmrt.__all__) > 30 and {"Model", "counters", "open"} <= set(mmrt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mmrt.nothing  # noqa: B018
     assert f'version = "{mmrt.__version__}"' in (ROOT / "pyproject.toml").read_text()
