@@ -717,7 +717,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
 /* How weights that are not kept in memory are read in each step. */
 typedef enum mmrt_reader {
 #define MMRT_READER(id, name, meaning) MMRT_READER_##id,
-#include "stream/readers.def"
+#include "source/readers.def"
 #undef MMRT_READER
     MMRT_READER_COUNT
 } mmrt_reader;
@@ -758,6 +758,7 @@ typedef struct mmrt_plan {
     uint64_t total; /* of the matrices that a step reads */
     uint64_t kept;
     uint64_t ring;
+    uint64_t cache; /* of matrices that are used on demand */
     uint64_t rest;  /* what is kept beside the budget: vectors */
     uint64_t least; /* the smallest budget */
     uint64_t most;  /* the one that keeps everything */
@@ -776,6 +777,9 @@ typedef struct mmrt_stream_stats {
     uint64_t locked_bytes;   /* of these, so far */
     uint64_t streamed_bytes; /* likewise: what a step reads */
     uint64_t ring_bytes;
+    uint64_t cache_bytes;  /* of matrices that are used on demand */
+    uint64_t wanted_units; /* of these, ... */
+    uint64_t found_units;  /* ... and of them those that were there, or on their way */
     uint64_t read_bytes;   /* of streamed weights */
     uint64_t loaded_bytes; /* of kept ones, onto their mapped pages */
     double stall_seconds;  /* in which some thread waited for a read */

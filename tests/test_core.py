@@ -71,12 +71,12 @@ def test_memory_nodes(core: Builder, scratch: Path) -> None:
     run(core.program("test_numa"), scratch)
 
 
-def test_the_plan(core: Builder) -> None:
-    run(core.program("test_plan"))
+def test_the_order_of_keeping(core: Builder) -> None:
+    run(core.program("test_order"))
 
 
-def test_the_stream(core: Builder, scratch: Path) -> None:
-    run(core.program("test_stream"), scratch / "streamed")
+def test_the_source(core: Builder, scratch: Path) -> None:
+    run(core.program("test_source"), scratch / "streamed")
 
 
 def test_the_state_of_sequences(core: Builder) -> None:
@@ -92,7 +92,7 @@ def test_threads(core: Builder, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_threads", "test_stream", "test_state", "test_mapping", "test_guard"]
+    "name", ["test_threads", "test_source", "test_state", "test_mapping", "test_guard"]
 )
 def test_threads_without_races(name: str, threaded: Builder, scratch: Path) -> None:
     run(threaded.program(name), scratch / f"{name}.file")

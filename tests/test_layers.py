@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "csrc"
 
 # Folders of csrc/. mmrt.h, what callers see, is open to all of them.
-C_LAYERS = ["base", "map", "stream", "quant", "gguf", "kernels", "sample", "kv", "state"]
+C_LAYERS = ["base", "map", "source", "quant", "gguf", "kernels", "sample", "kv", "state"]
 C_LAYERS += ["graph", "step", "ops", "tools"]
 
 # What mmrt.h itself includes, by pattern: lists of names that callers share.
-SHARED_LISTS = ["base/*.def", "map/*.def", "stream/*.def", "graph/ops.def"]
+SHARED_LISTS = ["base/*.def", "map/*.def", "source/*.def", "graph/ops.def"]
 
 # Compiled once for each instruction set: they may know the arithmetic alone.
 ARITHMETIC = ["kernels/isa", "kernels/body"]

@@ -14,18 +14,18 @@ static mmrt_status require_stream(const mmrt_program *program, mmrt_error *err) 
 
 mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
-    return status ? status : mmrt_stream_set_reader(stream_of(program), reader, err);
+    return status ? status : mmrt_source_set_reader(source_of(program), reader, err);
 }
 
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
-    return status ? status : mmrt_stream_set_budget(stream_of(program), budget, err);
+    return status ? status : mmrt_source_set_budget(source_of(program), budget, err);
 }
 
 mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
     if (!status)
-        mmrt_stream_lock_kept(stream_of(program));
+        mmrt_source_lock_kept(source_of(program));
     return status;
 }
 
@@ -53,15 +53,15 @@ mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt
     mmrt_status status = require_stream(program, err);
     if (status)
         return status;
-    status = mmrt_stream_plan(stream_of(program), budget, plan, err);
+    status = mmrt_source_plan(source_of(program), budget, plan, err);
     plan->rest = rest_bytes(program);
     if (!kept)
         return status;
-    const int32_t n = mmrt_stream_units(stream_of(program));
+    const int32_t n = mmrt_source_units(source_of(program));
     bool *is_kept = calloc((size_t)n + 1, sizeof *is_kept);
     if (!is_kept)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
-    mmrt_stream_kept(stream_of(program), budget, is_kept);
+    mmrt_source_kept(source_of(program), budget, is_kept);
     for (int32_t i = 0; i < program->n_weights; i++) {
         const struct place *place = &program->units->places[i];
         const mmrt_weight *w = &program->weights[i];
@@ -78,6 +78,6 @@ mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt
 
 void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats) {
     memset(stats, 0, sizeof *stats);
-    if (stream_of(program))
-        mmrt_stream_get_stats(stream_of(program), stats);
+    if (source_of(program))
+        mmrt_source_get_stats(source_of(program), stats);
 }

@@ -5,7 +5,7 @@
 #include "mmrt.h"
 #include "kernels/kernels.h"
 #include "kernels/multiply.h"
-#include "stream/stream.h"
+#include "source/source.h"
 
 /* For which of a step's tokens something is done: those whose logits are wanted, or all. */
 enum extent { NO_TOKENS, OUTPUTS, ALL_TOKENS };
@@ -43,7 +43,7 @@ struct place {
 
 /* Weights as units that a budget keeps or streams. */
 struct units {
-    mmrt_stream *stream;
+    mmrt_source *source;
     struct place *places;   /* [n_weights] */
     int32_t (*op_units)[2]; /* [n_ops]: the units that an operation reads, first and end */
     bool *in_order;         /* [n_ops]: some of them are not there when the step begins */
@@ -80,8 +80,8 @@ static inline uint64_t width_of(const mmrt_program *program, int32_t buffer) {
     return program->buffers[buffer].columns.k;
 }
 
-static inline mmrt_stream *stream_of(const mmrt_program *program) {
-    return program->units ? program->units->stream : NULL;
+static inline mmrt_source *source_of(const mmrt_program *program) {
+    return program->units ? program->units->source : NULL;
 }
 
 /* Gives scratch back to the system between two steps, to be taken again as it is touched. */

@@ -157,7 +157,7 @@ void mmrt_units_free(mmrt_program *program) {
     struct units *units = program->units;
     if (!units)
         return;
-    mmrt_stream_free(units->stream);
+    mmrt_source_free(units->source);
     for (int32_t i = 0; units->places && i < program->n_weights; i++)
         free(units->places[i].units);
     free(units->places);
@@ -179,7 +179,7 @@ static mmrt_status make_row_scratch(mmrt_program *program, mmrt_error *err) {
             if (has_role(op, j, TABLE) && mmrt_row_bytes(&program->weights[op->weights[j]]) > bytes)
                 bytes = mmrt_row_bytes(&program->weights[op->weights[j]]);
         }
-    units->row_scratch_bytes = mmrt_stream_read_scratch(bytes);
+    units->row_scratch_bytes = mmrt_source_read_scratch(bytes);
     const size_t all = (size_t)program->n_threads * units->row_scratch_bytes;
     void *at = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED)
@@ -201,7 +201,8 @@ mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *file
     if (!status)
         status = make_row_scratch(program, err);
     if (!status)
-        status = mmrt_stream_create(files, n_files, list.at, list.n, &program->units->stream, err);
+        status = mmrt_source_create(files, n_files, list.at, list.n, list.n, 0,
+                                    &program->units->source, err);
     free(list.at);
     if (status)
         mmrt_units_free(program);

@@ -23,5 +23,5 @@ void mmrt_poll_caller(struct worker *w, int32_t last) {
     atomic_store(&step->interrupted, !go_on);
     end_after(step, last);
     if (step->program->units && !step->forked)
-        mmrt_stream_interrupt(step->program->units->stream);
+        mmrt_source_interrupt(step->program->units->source);
 }

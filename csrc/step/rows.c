@@ -2,17 +2,17 @@
 
 mmrt_status mmrt_rows_begin(const mmrt_program *program, mmrt_error *err) {
     const struct units *units = program->units;
-    mmrt_status status = mmrt_stream_begin(units->stream, err);
+    mmrt_status status = mmrt_source_begin(units->source, err);
     for (int32_t i = 0; !status && i < program->n_ops; i++)
         units->in_order[i] =
-            !mmrt_stream_is_kept(units->stream, units->op_units[i][0], units->op_units[i][1]);
+            !mmrt_source_is_kept(units->source, units->op_units[i][0], units->op_units[i][1]);
     return status;
 }
 
 void mmrt_rows_skip(const struct worker *w) {
     const struct units *units = w->step->program->units;
     const int32_t *range = units->op_units[number_of(w)];
-    mmrt_stream_skip(units->stream, range[0], range[1]);
+    mmrt_source_skip(units->source, range[0], range[1]);
 }
 
 bool mmrt_next_in_order(struct worker *w, uint64_t *piece) {
@@ -38,7 +38,7 @@ const uint8_t *mmrt_streamed_rows(struct worker *w, int32_t index, uint64_t firs
     const int32_t unit = place->units[first / place->unit_rows];
     while (w->thread || !w->step->forked) {
         bool ended;
-        const uint8_t *at = mmrt_stream_acquire(program->units->stream, unit,
+        const uint8_t *at = mmrt_source_acquire(program->units->source, unit,
                                                 w->thread ? -1 : MMRT_POLL_SECONDS, &ended);
         if (at)
             return at + first % place->unit_rows * mmrt_row_bytes(weight);
@@ -54,7 +54,7 @@ const uint8_t *mmrt_streamed_rows(struct worker *w, int32_t index, uint64_t firs
 void mmrt_streamed_rows_done(const struct worker *w, int32_t index, uint64_t first, uint64_t end) {
     const struct place *place = &w->step->program->units->places[index];
     if (place->units)
-        mmrt_stream_release(w->step->program->units->stream, place->units[first / place->unit_rows],
+        mmrt_source_release(w->step->program->units->source, place->units[first / place->unit_rows],
                             (uint32_t)(end - first));
 }
 
@@ -68,11 +68,11 @@ const uint8_t *mmrt_row_at(struct worker *w, int32_t index, uint64_t row) {
     const struct place *place = &program->units->places[index];
     if (place->units) {
         const int32_t unit = place->units[row / place->unit_rows];
-        if (mmrt_stream_is_kept(program->units->stream, unit, unit + 1))
+        if (mmrt_source_is_kept(program->units->source, unit, unit + 1))
             return mapped;
     }
-    const uint8_t *at = mmrt_stream_read(
-        program->units->stream, place->file, place->offset + row * bytes, bytes,
+    const uint8_t *at = mmrt_source_read(
+        program->units->source, place->file, place->offset + row * bytes, bytes,
         program->units->row_scratch + (size_t)w->thread * program->units->row_scratch_bytes);
     if (!at)
         end_after(w->step, number_of(w));

@@ -107,8 +107,8 @@ enum { FEW_TOKENS = 8 };
 
 static mmrt_status run_step(struct step *step, mmrt_error *err) {
     const mmrt_program *program = step->program;
-    mmrt_stream *stream = stream_of(program);
-    mmrt_status status = stream ? mmrt_rows_begin(program, err) : MMRT_OK;
+    mmrt_source *source = source_of(program);
+    mmrt_status status = source ? mmrt_rows_begin(program, err) : MMRT_OK;
     if (status)
         return status;
     status = mmrt_pool_run(step->pool, step_job, step, err);
@@ -122,11 +122,11 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
     if (!status && atomic_load(&step->interrupted))
         status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
     else if (!status && ended_early)
-        status = mmrt_stream_error(stream, err);
-    if (stream) {
-        if (step->n > FEW_TOKENS && mmrt_stream_is_limited(stream)) /* weights need the room */
+        status = mmrt_source_error(source, err);
+    if (source) {
+        if (step->n > FEW_TOKENS && mmrt_source_is_limited(source)) /* weights need the room */
             mmrt_program_release_scratch(program);
-        mmrt_stream_end(stream, !status);
+        mmrt_source_end(source, !status);
     }
     return status;
 }

@@ -361,6 +361,7 @@ cdef extern from "mmrt.h" nogil:
         uint64_t total
         uint64_t kept
         uint64_t ring
+        uint64_t cache
         uint64_t rest
         uint64_t least
         uint64_t most
@@ -375,6 +376,9 @@ cdef extern from "mmrt.h" nogil:
         uint64_t locked_bytes
         uint64_t streamed_bytes
         uint64_t ring_bytes
+        uint64_t cache_bytes
+        uint64_t wanted_units
+        uint64_t found_units
         uint64_t read_bytes
         uint64_t loaded_bytes
         double stall_seconds

@@ -1,4 +1,4 @@
-#include "stream/plan.h"
+#include "source/order.h"
 
 #include <stdlib.h>
 
@@ -15,7 +15,7 @@ static int by_place(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-void mmrt_plan_order(const uint64_t *bytes, size_t n, uint32_t *order) {
+void mmrt_keep_order(const uint64_t *bytes, size_t n, uint32_t *order) {
     size_t small = 0, large = 0;
     for (size_t i = 0; i < n; i++)
         small += bytes[i] < MMRT_PLAN_SMALL;
@@ -28,7 +28,7 @@ void mmrt_plan_order(const uint64_t *bytes, size_t n, uint32_t *order) {
     qsort(larges, large, sizeof *larges, by_place);
 }
 
-size_t mmrt_plan_fit(const uint64_t *bytes, const uint32_t *order, size_t n, uint64_t budget,
+size_t mmrt_keep_fit(const uint64_t *bytes, const uint32_t *order, size_t n, uint64_t budget,
                      uint64_t *used) {
     size_t kept = 0;
     *used = 0;

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "stream/direct.h"
+#include "source/direct.h"
 
 #include "base/status.h"
 
@@ -54,7 +54,7 @@ static mmrt_status try_reading(int fd, uint32_t align, bool *works, mmrt_error *
     return status;
 }
 
-mmrt_status mmrt_direct_open(struct mmrt_stream_file *file, mmrt_error *err) {
+mmrt_status mmrt_direct_open(struct mmrt_source_file *file, mmrt_error *err) {
     const int mapped = mmrt_mapping_fd(file->mapping);
     char link[32], name[256];
     /* The same file, whatever has become of its name. */
@@ -78,20 +78,20 @@ mmrt_status mmrt_direct_open(struct mmrt_stream_file *file, mmrt_error *err) {
 }
 
 /* In this order, or a child forked in between would read whatever file has the number next. */
-void mmrt_direct_close(struct mmrt_stream_file *file) {
+void mmrt_direct_close(struct mmrt_source_file *file) {
     const int fd = file->fd;
     file->fd = -1;
     if (fd >= 0)
         close(fd);
 }
 
-struct mmrt_span mmrt_direct_span(const struct mmrt_stream_file *file, uint64_t offset,
+struct mmrt_span mmrt_direct_span(const struct mmrt_source_file *file, uint64_t offset,
                                   uint64_t bytes) {
     const uint64_t start = offset - offset % file->align, need = offset + bytes - start;
     return (struct mmrt_span){start, (need + file->align - 1) / file->align * file->align, need};
 }
 
-mmrt_status mmrt_direct_fail(const struct mmrt_stream_file *file, uint64_t offset, int os_errno,
+mmrt_status mmrt_direct_fail(const struct mmrt_source_file *file, uint64_t offset, int os_errno,
                              mmrt_error *err) {
     char name[256];
     name_of(file->fd >= 0 ? file->fd : mmrt_mapping_fd(file->mapping), name);
@@ -102,7 +102,7 @@ mmrt_status mmrt_direct_fail(const struct mmrt_stream_file *file, uint64_t offse
     return mmrt_fail_errno(err, "%s: cannot read at byte %llu", name, (unsigned long long)offset);
 }
 
-mmrt_status mmrt_direct_read(const struct mmrt_stream_file *file, struct mmrt_span span, void *to,
+mmrt_status mmrt_direct_read(const struct mmrt_source_file *file, struct mmrt_span span, void *to,
                              mmrt_error *err) {
     uint64_t done = 0;
     while (done < span.need) {

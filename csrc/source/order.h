@@ -1,6 +1,6 @@
 /* Which units of weights to keep in memory, and which to read again in each pass. */
-#ifndef MMRT_STREAM_PLAN_H
-#define MMRT_STREAM_PLAN_H
+#ifndef MMRT_SOURCE_ORDER_H
+#define MMRT_SOURCE_ORDER_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -13,10 +13,10 @@ enum { MMRT_PLAN_SMALL = 256 << 10 };
  * that the kept ones of every budget, and so the streamed ones, lie evenly over the pass: reads and
  * arithmetic overlap from its start to its end. Keeping a little more or less changes nothing but
  * the units at the end of what was kept. */
-void mmrt_plan_order(const uint64_t *bytes, size_t n, uint32_t *order);
+void mmrt_keep_order(const uint64_t *bytes, size_t n, uint32_t *order);
 
 /* How many units, in that order, fit into `budget` bytes; *used: what they take. */
-size_t mmrt_plan_fit(const uint64_t *bytes, const uint32_t *order, size_t n, uint64_t budget,
+size_t mmrt_keep_fit(const uint64_t *bytes, const uint32_t *order, size_t n, uint64_t budget,
                      uint64_t *used);
 
 #endif

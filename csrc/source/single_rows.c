@@ -1,19 +1,19 @@
 /* Reading single rows past the ring. */
 #define _GNU_SOURCE
-#include "stream/ring.h"
+#include "source/inside.h"
 
 #include <fcntl.h>
 
-uint64_t mmrt_stream_read_scratch(uint64_t bytes) {
+uint64_t mmrt_source_read_scratch(uint64_t bytes) {
     return bytes + 3 * MMRT_DIRECT_MOST_ALIGN;
 }
 
-const uint8_t *mmrt_stream_read(mmrt_stream *stream, int32_t index, uint64_t offset, uint64_t bytes,
+const uint8_t *mmrt_source_read(mmrt_source *source, int32_t index, uint64_t offset, uint64_t bytes,
                                 void *scratch) {
-    const struct mmrt_stream_file *file = &stream->files[index];
+    const struct mmrt_source_file *file = &source->files[index];
     const uintptr_t align = file->align;
     uint8_t *to = (uint8_t *)(((uintptr_t)scratch + align - 1) / align * align);
-    struct mmrt_stream_file buffered = {.mapping = file->mapping, .align = 1};
+    struct mmrt_source_file buffered = {.mapping = file->mapping, .align = 1};
     mmrt_error error;
     if (file->fd < 0) {
         buffered.fd = mmrt_mapping_fd(file->mapping);
@@ -29,6 +29,6 @@ const uint8_t *mmrt_stream_read(mmrt_stream *stream, int32_t index, uint64_t off
         }
         return to + (offset - span.start);
     }
-    mmrt_ring_fail(stream, &error);
+    mmrt_source_break_off(source, &error);
     return NULL;
 }

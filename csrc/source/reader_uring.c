@@ -1,7 +1,7 @@
 /* One thread that keeps as many reads in flight as there are free slots, by io_uring's system
  * calls. */
 #define _GNU_SOURCE
-#include "stream/ring.h"
+#include "source/inside.h"
 
 #include "base/status.h"
 
@@ -26,8 +26,8 @@ mmrt_status mmrt_uring_check(mmrt_error *err) {
     return mmrt_fail(err, MMRT_UNSUPPORTED, "io_uring is not in this build");
 }
 
-void *mmrt_reader_uring(void *stream) {
-    return mmrt_reader_blocking(stream);
+void *mmrt_reader_uring(void *source) {
+    return mmrt_reader_blocking(source);
 }
 
 #else
@@ -136,20 +136,20 @@ static void submit(struct uring *u, const struct flight *flight, uint32_t index)
 }
 
 /* Whether the flight is over: everything came, or an error. Else its rest is to be submitted. */
-static bool land(mmrt_stream *stream, struct flight *flight, int32_t result) {
+static bool land(mmrt_source *source, struct flight *flight, int32_t result) {
     const struct mmrt_job *job = &flight->job;
     mmrt_error error;
     if (result == -EINTR || result == -EAGAIN)
         return false;
     const uint64_t end = flight->done + (result > 0 ? (uint64_t)result : 0);
     if (end >= job->span.need) {
-        mmrt_ring_complete(stream, job, NULL);
+        mmrt_job_complete(source, job, NULL);
         return true;
     }
     const uint64_t whole = end / job->file->align * job->file->align;
     if (result < 0 || whole == flight->done) {
         mmrt_direct_fail(job->file, job->span.start + end, result < 0 ? -result : 0, &error);
-        mmrt_ring_complete(stream, job, &error);
+        mmrt_job_complete(source, job, &error);
         return true;
     }
     flight->done = whole;
@@ -157,18 +157,18 @@ static bool land(mmrt_stream *stream, struct flight *flight, int32_t result) {
 }
 
 void *mmrt_reader_uring(void *context) {
-    mmrt_stream *stream = context;
+    mmrt_source *source = context;
     struct uring u;
     struct flight flights[ENTRIES];
     bool flying[ENTRIES] = {false};
     uint32_t n_flying = 0, n_new = 0;
     if (!uring_open(&u))
-        return mmrt_reader_blocking(stream);
+        return mmrt_reader_blocking(source);
     for (;;) {
         for (uint32_t i = 0; n_flying < ENTRIES; i++) {
             if (flying[i])
                 continue;
-            if (!mmrt_ring_take(stream, MMRT_JOB_READ, !n_flying, &flights[i].job))
+            if (!mmrt_job_take(source, MMRT_JOB_READ, !n_flying, &flights[i].job))
                 break;
             flights[i].done = 0;
             flying[i] = true;
@@ -183,7 +183,7 @@ void *mmrt_reader_uring(void *context) {
             /* What is in flight still writes to its slots: it has to be waited for. */
             mmrt_error error;
             mmrt_fail_errno(&error, "io_uring");
-            mmrt_ring_fail(stream, &error);
+            mmrt_source_break_off(source, &error);
             nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
             continue;
         }
@@ -193,7 +193,7 @@ void *mmrt_reader_uring(void *context) {
         for (; head != tail; head++) {
             const struct io_uring_cqe *c = &u.completions[head & u.complete_mask];
             const uint32_t i = (uint32_t)c->user_data;
-            if (land(stream, &flights[i], c->res)) {
+            if (land(source, &flights[i], c->res)) {
                 flying[i] = false;
                 n_flying--;
             } else {

@@ -1,5 +1,5 @@
 /* How fast a file's disk is, read as streams read it. */
-#include "stream/stream.h"
+#include "source/source.h"
 
 #include "base/status.h"
 
@@ -12,20 +12,20 @@ static double seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static mmrt_status time_pass(mmrt_stream *stream, int32_t n_units, double *taken, mmrt_error *err) {
-    mmrt_status status = mmrt_stream_begin(stream, err);
+static mmrt_status time_pass(mmrt_source *source, int32_t n_units, double *taken, mmrt_error *err) {
+    mmrt_status status = mmrt_source_begin(source, err);
     if (status)
         return status;
     const double begun = seconds();
     for (int32_t i = 0; !status && i < n_units; i++) {
         bool ended;
-        if (mmrt_stream_acquire(stream, i, -1, &ended))
-            mmrt_stream_release(stream, i, 1);
+        if (mmrt_source_acquire(source, i, -1, &ended))
+            mmrt_source_release(source, i, 1);
         else
-            status = mmrt_stream_error(stream, err);
+            status = mmrt_source_error(source, err);
     }
     *taken = seconds() - begun;
-    mmrt_stream_end(stream, !status);
+    mmrt_source_end(source, !status);
     return status;
 }
 
@@ -44,19 +44,19 @@ mmrt_status mmrt_reader_probe(mmrt_reader reader, mmrt_mapping *mapping, uint64_
         units[i] = (struct mmrt_unit){
             .rows = 1, .offset = offset + first, .bytes = left < UNIT ? left : UNIT};
     }
-    mmrt_stream *stream = NULL;
+    mmrt_source *source = NULL;
     mmrt_plan plan;
     double taken = 1;
-    mmrt_status status = mmrt_stream_create(&mapping, 1, units, n, &stream, err);
+    mmrt_status status = mmrt_source_create(&mapping, 1, units, n, n, 0, &source, err);
     if (!status)
-        status = mmrt_stream_set_reader(stream, reader, err);
+        status = mmrt_source_set_reader(source, reader, err);
     if (!status) {
-        mmrt_stream_plan(stream, 0, &plan, NULL); /* the least, which keeps nothing */
-        status = mmrt_stream_set_budget(stream, plan.least, err);
+        mmrt_source_plan(source, 0, &plan, NULL); /* the least, which keeps nothing */
+        status = mmrt_source_set_budget(source, plan.least, err);
     }
     if (!status)
-        status = time_pass(stream, n, &taken, err);
-    mmrt_stream_free(stream);
+        status = time_pass(source, n, &taken, err);
+    mmrt_source_free(source);
     free(units);
     *bytes_per_second = (double)length / taken;
     return status;

@@ -1,5 +1,5 @@
 /* The order in which units are kept. */
-#include "stream/plan.h"
+#include "source/order.h"
 #include "check.h"
 
 #include <stdbool.h>
@@ -13,7 +13,7 @@ static void test_each_unit_comes_once(size_t n) {
     memset(seen, 0, sizeof seen);
     for (size_t i = 0; i < n; i++)
         bytes[i] = i % 7 == 3 ? 1000 : 2 << 20;
-    mmrt_plan_order(bytes, n, order);
+    mmrt_keep_order(bytes, n, order);
     size_t small = 0;
     for (size_t i = 0; i < n; i++) {
         CHECK(order[i] < n);
@@ -30,7 +30,7 @@ static void test_each_unit_comes_once(size_t n) {
 static void test_every_beginning_is_spread(size_t n) {
     for (size_t i = 0; i < n; i++)
         bytes[i] = 2 << 20;
-    mmrt_plan_order(bytes, n, order);
+    mmrt_keep_order(bytes, n, order);
     static bool kept[MOST];
     memset(kept, 0, sizeof kept);
     for (size_t k = 1; k < n; k++) {
@@ -50,14 +50,14 @@ static void test_every_beginning_is_spread(size_t n) {
 static void test_what_fits(void) {
     for (size_t i = 0; i < 100; i++)
         bytes[i] = i < 10 ? 1000 : 1 << 20;
-    mmrt_plan_order(bytes, 100, order);
+    mmrt_keep_order(bytes, 100, order);
     uint64_t used;
-    CHECK(mmrt_plan_fit(bytes, order, 100, 0, &used) == 0 && used == 0);
-    CHECK(mmrt_plan_fit(bytes, order, 100, 10000 + (5 << 20), &used) == 15);
+    CHECK(mmrt_keep_fit(bytes, order, 100, 0, &used) == 0 && used == 0);
+    CHECK(mmrt_keep_fit(bytes, order, 100, 10000 + (5 << 20), &used) == 15);
     CHECK(used == 10000 + (5 << 20));
-    CHECK(mmrt_plan_fit(bytes, order, 100, UINT64_MAX, &used) == 100);
+    CHECK(mmrt_keep_fit(bytes, order, 100, UINT64_MAX, &used) == 100);
     CHECK(used == 10000 + (90 << 20));
-    CHECK(mmrt_plan_fit(bytes, order, 0, 1000, &used) == 0);
+    CHECK(mmrt_keep_fit(bytes, order, 0, 1000, &used) == 0);
 }
 
 int main(void) {

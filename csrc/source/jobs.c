@@ -1,0 +1,120 @@
+/* What readers do next, and what becomes of it. */
+#include "source/inside.h"
+
+static bool next_load(mmrt_source *source, struct mmrt_job *job) {
+    if (source->failed)
+        return false;
+    for (int32_t looked = 0; source->n_absent && looked < source->n_units; looked++) {
+        const int32_t index = source->load_cursor;
+        struct unit *unit = &source->units[index];
+        source->load_cursor = (index + 1) % source->n_units;
+        if (unit->state != UNIT_ABSENT)
+            continue;
+        unit->state = UNIT_LOADING;
+        source->n_absent--;
+        *job = (struct mmrt_job){.kind = MMRT_JOB_LOAD, .unit = index, .slot = -1, .behind = -1};
+        return true;
+    }
+    return false;
+}
+
+/* What a user waits for comes before what is read ahead. */
+static bool next_read(mmrt_source *source, struct mmrt_job *job) {
+    return !source->failed && (mmrt_cache_next(source, job) || mmrt_ring_next(source, job));
+}
+
+bool mmrt_job_take(mmrt_source *source, int kinds, bool wait, struct mmrt_job *job) {
+    bool found = false;
+    pthread_mutex_lock(&source->lock);
+    while (!source->closing) {
+        found = ((kinds & MMRT_JOB_READ) && next_read(source, job)) ||
+                ((kinds & MMRT_JOB_LOAD) && next_load(source, job));
+        if (found || !wait)
+            break;
+        pthread_cond_wait(kinds & MMRT_JOB_READ ? &source->reads : &source->loads, &source->lock);
+    }
+    pthread_mutex_unlock(&source->lock);
+    return found;
+}
+
+struct mmrt_job mmrt_read_job(mmrt_source *source, int32_t unit, int32_t slot, int32_t behind,
+                              uint8_t *to) {
+    const struct mmrt_unit *range = &source->units[unit].range;
+    struct mmrt_job job = {
+        .kind = MMRT_JOB_READ,
+        .unit = unit,
+        .slot = slot,
+        .behind = behind,
+        .file = &source->files[range->file],
+        .to = to,
+    };
+    if (source->reader != MMRT_READER_MAPPED)
+        job.span = mmrt_direct_span(job.file, range->offset, range->bytes);
+    if (!source->n_reading++)
+        source->busy_since = mmrt_seconds();
+    return job;
+}
+
+void mmrt_count_read(mmrt_source *source, const struct mmrt_job *job, const mmrt_error *error) {
+    if (!--source->n_reading)
+        source->stats.busy_seconds += mmrt_seconds() - source->busy_since;
+    if (!error)
+        source->stats.read_bytes += source->reader == MMRT_READER_MAPPED
+                                        ? source->units[job->unit].range.bytes
+                                        : job->span.need;
+}
+
+void mmrt_unit_arrives(mmrt_source *source, const struct mmrt_job *job) {
+    struct unit *unit = &source->units[job->unit];
+    const uint8_t *at = source->reader == MMRT_READER_MAPPED
+                            ? mmrt_mapped_unit(source, unit)
+                            : job->to + (unit->range.offset - job->span.start);
+    unit->state = UNIT_READY;
+    atomic_store_explicit(&unit->at, at, memory_order_release);
+}
+
+void mmrt_source_fail(mmrt_source *source, const mmrt_error *error) {
+    if (!source->failed)
+        source->error = *error;
+    source->failed = true;
+}
+
+/* Whether the unit's pages are to stay. */
+static bool complete_load(mmrt_source *source, const struct mmrt_job *job,
+                          const mmrt_error *error) {
+    struct unit *unit = &source->units[job->unit];
+    if (unit->state != UNIT_LOADING) /* the plan has changed */
+        return !unit->streamed;
+    if (error) {
+        unit->state = UNIT_ABSENT;
+        source->n_absent++;
+        mmrt_source_fail(source, error);
+        return true;
+    }
+    unit->state = UNIT_KEPT;
+    source->stats.loaded_bytes += unit->range.bytes;
+    atomic_store_explicit(&unit->at, mmrt_mapped_unit(source, unit), memory_order_release);
+    return true;
+}
+
+void mmrt_source_break_off(mmrt_source *source, const mmrt_error *error) {
+    pthread_mutex_lock(&source->lock);
+    mmrt_source_fail(source, error);
+    pthread_cond_broadcast(&source->ready);
+    pthread_mutex_unlock(&source->lock);
+}
+
+void mmrt_job_complete(mmrt_source *source, const struct mmrt_job *job, const mmrt_error *error) {
+    bool stays = true;
+    pthread_mutex_lock(&source->lock);
+    if (job->kind == MMRT_JOB_LOAD)
+        stays = complete_load(source, job, error);
+    else if (is_on_demand(source, job->unit))
+        mmrt_cache_complete(source, job, error);
+    else
+        mmrt_ring_complete(source, job, error);
+    pthread_cond_broadcast(&source->ready);
+    pthread_mutex_unlock(&source->lock);
+    if (!stays)
+        mmrt_drop_unit(source, job->unit);
+}

@@ -1,0 +1,90 @@
+/* Where the bytes of weights come from: the pages of their mapped files, or the disk, within a
+ * budget.
+ *
+ * A unit is a run of bytes that is read at once: whole rows of a matrix. Whoever multiplies with it
+ * acquires it, and gives its rows back. Two policies stand behind that:
+ *
+ *   in order   Every pass uses these units, in the order of their numbers. A budget keeps a part of
+ *              them on mapped pages; the others pass through a ring of slots that readers fill
+ *              ahead of use, from the end of one pass on into the next.
+ *   on demand  A pass says which of these it wants. Those that are not in a cache of slots are read
+ *              then, in place of those that have gone unused for longest.
+ *
+ * Without a budget, or with one that holds all, every unit is on mapped pages. */
+#ifndef MMRT_SOURCE_SOURCE_H
+#define MMRT_SOURCE_SOURCE_H
+
+#include "mmrt.h"
+
+typedef struct mmrt_source mmrt_source;
+
+struct mmrt_unit {
+    int32_t file;
+    uint32_t rows;
+    uint64_t offset;
+    uint64_t bytes;
+};
+
+/* Copies the units: first the n_in_order that are used in order, then those on demand, of which
+ * most_wanted at most are wanted at once. All are kept: left to faults on their mapped pages. */
+mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
+                               const struct mmrt_unit *units, int32_t n_units, int32_t n_in_order,
+                               int32_t most_wanted, mmrt_source **out, mmrt_error *err);
+void mmrt_source_free(mmrt_source *source);
+
+/* Readers take what is not kept in this way; at first, MAPPED. UNSUPPORTED changes nothing. */
+mmrt_status mmrt_source_set_reader(mmrt_source *source, mmrt_reader reader, mmrt_error *err);
+
+/* Keeps as much as fits into `budget` bytes together with ring and cache, and drops from memory
+ * what is no longer kept. Waits for a pass to end. NO_MEMORY, naming the least that would do,
+ * changes nothing. */
+mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_error *err);
+
+/* From now on locks what is kept when it has been loaded, as far as the process may. */
+void mmrt_source_lock_kept(mmrt_source *source);
+
+/* A dry run of set_budget. */
+mmrt_status mmrt_source_plan(const mmrt_source *source, uint64_t budget, mmrt_plan *plan,
+                             mmrt_error *err);
+int32_t mmrt_source_units(const mmrt_source *source);
+void mmrt_source_kept(const mmrt_source *source, uint64_t budget, bool *kept); /* [units] */
+void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats);
+
+/* A pass uses or skips every unit that is used in order, in order. One at a time: begin waits for
+ * the pass before. */
+mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err);
+void mmrt_source_end(mmrt_source *source, bool complete);
+
+/* Whether a budget was set that does not hold all units: since then what is kept is loaded as a
+ * whole, and faults bring in single pages. */
+bool mmrt_source_is_limited(const mmrt_source *source);
+
+/* Whether these units are kept and there, so that nobody need ask for them in this pass. */
+bool mmrt_source_is_kept(const mmrt_source *source, int32_t first, int32_t end);
+
+/* The address of a unit of this pass. Waits until it is there, if need be for `seconds` (below 0:
+ * for as long as it takes). NULL: it is not, or the pass has ended: a read has failed, or it was
+ * interrupted. Each of its rows is given back once, by whichever thread. */
+const uint8_t *mmrt_source_acquire(mmrt_source *source, int32_t unit, double seconds, bool *ended);
+void mmrt_source_release(mmrt_source *source, int32_t unit, uint32_t rows);
+
+/* Each of these units on demand, which come once, will be asked for in this pass. Those that are
+ * not there are read at once, in this order. They stay until each of their rows was given back. */
+void mmrt_source_want(mmrt_source *source, const int32_t *units, size_t n);
+
+/* This pass does without these units: what has not been read yet is not read. */
+void mmrt_source_skip(mmrt_source *source, int32_t first, int32_t end);
+
+/* Ends the waiting of all threads, and to the end of the pass they wait no more. */
+void mmrt_source_interrupt(mmrt_source *source);
+
+/* Why acquire gave NULL. */
+mmrt_status mmrt_source_error(mmrt_source *source, mmrt_error *err);
+
+/* Reads bytes that belong to no unit or to one that is not there, and leaves no trace of them in
+ * memory. `scratch` has mmrt_source_read_scratch(bytes); the result points into it. */
+const uint8_t *mmrt_source_read(mmrt_source *source, int32_t file, uint64_t offset, uint64_t bytes,
+                                void *scratch);
+uint64_t mmrt_source_read_scratch(uint64_t bytes);
+
+#endif
