@@ -11,9 +11,14 @@ Everything is loaded when first used, so that importing the package costs next t
 """
 
 import os.path
+import sys
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -33,6 +38,34 @@ def _homes() -> dict[str, str]:
     with open(os.path.join(_HERE, "__init__.pyi")) as stub:
         imports = [node for node in ast.parse(stub.read()).body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+class _Rooms:
+    """Finds a module that is named without its folder: mmrt.tokenizer is mmrt.text.tokenizer."""
+
+    FOLDERS = ("core", "memory", "files", "text", "models.parts", "run", "sight")
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> "ModuleSpec | None":
+        from importlib import machinery, util
+
+        package, _, module = name.rpartition(".")
+        if package != "mmrt" or module.startswith("_") or module in ("errors", "cli", *cls.FOLDERS):
+            return None
+        homes = (f"mmrt.{folder}.{module}" for folder in cls.FOLDERS)
+        home = next((home for home in homes if util.find_spec(home)), None)
+        return None if home is None else machinery.ModuleSpec(name, cls(), origin=home)
+
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType":
+        self._module = import_module(str(spec.origin))
+        self._spec = self._module.__spec__
+        return self._module
+
+    def exec_module(self, module: "ModuleType") -> None:
+        module.__spec__ = self._spec  # its own again: it has one name for itself
+
+
+sys.meta_path.append(_Rooms)  # after those that find what lies where it is named
 
 
 def __getattr__(name: str) -> Any:

@@ -232,3 +232,16 @@ def test_the_sdist_holds_all_that_is_needed(sdist: list[tarfile.TarInfo]) -> Non
         assert files
         expected |= {path.relative_to(ROOT).as_posix() for path in files}
     assert sorted(expected - held) == []
+
+
+def test_a_module_may_be_named_without_its_folder() -> None:
+    import mmrt.tokenizer
+
+    import mmrt.text.tokenizer
+
+    assert mmrt.tokenizer is mmrt.text.tokenizer
+    assert mmrt.tokenizer.__spec__.name == mmrt.tokenizer.__name__ == "mmrt.text.tokenizer"
+    assert import_module("mmrt.tensor").Tensor is mmrt.Tensor
+    for name in ("nothing", "core.nothing", "_c", "tokenizer.nothing"):
+        with pytest.raises(ModuleNotFoundError, match=name):
+            import_module(f"mmrt.{name}")
