@@ -4,12 +4,6 @@
 #include <math.h>
 #include <time.h>
 
-double mmrt_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 bool mmrt_source_is_kept(const mmrt_source *source, int32_t first, int32_t end) {
     for (int32_t i = first; i < end; i++)
         if (source->units[i].streamed || !atomic_load(&source->units[i].at))
