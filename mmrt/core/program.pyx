@@ -451,11 +451,6 @@ cdef class Program:
 
     # ---- use ----
 
-    @property
-    def scratch_bytes(self):
-        """Bytes that the longest step takes."""
-        return self.step_bytes(self.max_tokens)
-
     def step_bytes(self, uint32_t n):
         """Bytes of scratch that steps of `n` tokens take."""
         return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle, n)
