@@ -112,6 +112,21 @@ def test_long_prompts_are_several_steps(tmp_path: Path) -> None:
         assert {f"blk.{i}" for i in range(7)} < set(found.stretches)
 
 
+def test_steps_of_several_texts(model_path: Path) -> None:
+    prompts = [PROMPT, "Two", "Three of them"]
+    with Model(model_path) as model:
+        expected = model.generate_all(prompts, max_tokens=3)
+        with trace.recording(model) as recorder:
+            assert model.generate_all(prompts, max_tokens=3) == expected
+        steps = recorder.trace.steps
+        assert sum(step.n_tokens for step in steps) == (
+            sum(len(model.tokenize(prompt)) for prompt in prompts) + 3 * 2
+        )
+    assert [step.n_texts for step in steps[-2:]] == [3, 3] == [s.n_tokens for s in steps[-2:]]
+    names = [event["name"] for event in chrome_trace.events(recorder.trace)["traceEvents"]]
+    assert names.count("3 tokens of 3 texts") == 2
+
+
 def test_each_operation_by_itself(model_path: Path) -> None:
     with Model(model_path) as model:
         found, _ = recorded(model, 2, operations=True)
