@@ -1,5 +1,5 @@
-/* Splitting n pieces of work among threads: each takes a contiguous run of pieces in order, and who
- * is done early takes pieces from the others' runs. */
+/* Splitting n pieces of work among threads: each takes a contiguous run of pieces in order, and a
+ * thread that is done early takes pieces from the others' runs. */
 #ifndef MMRT_BASE_SHARE_H
 #define MMRT_BASE_SHARE_H
 
@@ -35,8 +35,8 @@ static inline bool mmrt_run_take(struct mmrt_run *run, uint64_t *piece) {
     return (uint32_t)value < value >> 32;
 }
 
-/* The next piece for this thread: its own, or else another's. A thread that has not begun yet is
- * not robbed. False when none is left. */
+/* The next piece for this thread: its own, or else another's. Nothing is taken from a thread that
+ * has not begun. False when none is left. */
 static inline bool mmrt_share_next(struct mmrt_run *runs, int thread, int n_threads,
                                    uint64_t *piece) {
     for (int i = 0; i < n_threads; i++)

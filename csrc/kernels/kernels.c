@@ -105,7 +105,7 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, size_t
     at += few * rounded(stride / 32 * 4);
     columns->planes = (int8_t *)at;
     at += few * stride;
-    columns->fours = (int8_t *)at;
+    columns->strided = (int8_t *)at;
 }
 
 /* Keys, values and sums of a tile, its scores, for some rows once more, and three numbers a row. */

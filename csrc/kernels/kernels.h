@@ -20,11 +20,24 @@ enum { MMRT_GROUP = 32 };
  * are multiplied with panels, whose unpacking pays only for them. */
 enum { MMRT_FEW = 7 };
 
-/* n columns of k activations each, as float32 and, where a quantised weight will read them, as
- * int8 q with x = d * q in groups of 32. All weight types share this one form, so that a column is
- * quantised once whatever reads it; a finer scale than the 256-element blocks that K types have
- * elsewhere costs them two instructions in thirty and halves the rounding error.
- * The quantised rows have room for `stride` elements, stride >= k; what lies past k is zero. */
+/* n columns of k activations each: as float32, and as int8 in groups of 32 where a quantised weight
+ * reads them. A column is a row of each of these arrays:
+ *
+ *     x                  k floats
+ *     q                  k bytes, x = d * q; then zeros up to `stride`
+ *     d                  a float for each 32 elements
+ *     sum16, sum32       d * (sum of q) for each 16, each 32
+ *     start16, start32   -128 * (sum of q), likewise
+ *
+ * Of the last `few` columns, `last` first, matvec reads the bytes in other orders:
+ *
+ *     planes             32 bytes for each j of 0 to 3: the first halves of groups j and j + 4 of
+ *                        256 elements; then 32 more: their second halves
+ *     strided            of 256 elements every fourth: 0 4 8 ..., 1 5 9 ..., 2 6 10 ..., 3 7 11 ...
+ *
+ * All weight types share this one form, so that a column is quantised once whatever reads it. A
+ * finer scale than the 256-element blocks that K types have elsewhere costs them two instructions in
+ * thirty and halves the rounding error. */
 struct mmrt_columns {
     size_t k;
     size_t stride; /* multiple of 64, at least k rounded up to 256 */
@@ -52,7 +65,7 @@ struct mmrt_columns {
 
     /* And for types with grids, where they are looked up in vectors: of 256 elements every fourth
      * from the first on, then from the second, the third and the fourth. */
-    int8_t *fours; /* [few][stride] */
+    int8_t *strided; /* [few][stride] */
 };
 
 /* Bytes that mmrt_columns_place needs for n columns of k, of which matvec can read the last `few`.
@@ -72,7 +85,7 @@ static inline struct mmrt_columns mmrt_columns_up_to(const struct mmrt_columns *
     if (!columns->q)
         return part;
     part.planes += at;
-    part.fours += at;
+    part.strided += at;
     part.few_d += at / MMRT_GROUP;
     part.few_sum += at / MMRT_GROUP;
     part.few_start += at / MMRT_GROUP;

@@ -72,8 +72,7 @@ mmrt_mapping *mmrt_guard_find(const void *address) {
 
 /* ---- the handler --------------------------------------------------------------------------- */
 
-/* What was there before us, and another that took our place later. That one knows our handler as
- * the one before it, and may send back what it does not want. */
+/* The handler before ours, and one that took our place later, which may chain to ours. */
 static struct sigaction before, between;
 static bool is_between;
 

@@ -38,8 +38,8 @@ struct slot {
 /* A cache of the units that are used on demand, which come after those that are used in order. Its
  * slots are all of one size. */
 struct cache {
-    int32_t first;       /* the number of the first unit on demand */
-    int32_t least_slots; /* for the units that are wanted at once */
+    int32_t first;               /* the number of the first unit on demand */
+    int32_t least_slots;         /* for the units that are wanted at once */
     _Atomic uint64_t slot_bytes; /* as that of the ring */
     uint8_t *memory;
     size_t bytes;
@@ -201,7 +201,7 @@ void mmrt_source_fail(mmrt_source *source, const mmrt_error *error);
 /* ---- a source's life ---- */
 
 /* In a child that was forked: makes the source its own. */
-void mmrt_source_own(mmrt_source *source);
+void mmrt_source_adopt(mmrt_source *source);
 
 /* Starts the readers, or stops them; false where the disk holds one of them up: then they and all
  * they use are left alone. */

@@ -174,7 +174,7 @@ mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_er
     mmrt_status status = choose(source, budget, &choice, err);
     if (status)
         return status;
-    mmrt_source_own(source);
+    mmrt_source_adopt(source);
     pthread_mutex_lock(&source->pass);
     status = apply(source, &choice, err);
     pthread_mutex_unlock(&source->pass);
@@ -182,7 +182,7 @@ mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_er
 }
 
 void mmrt_source_lock_kept(mmrt_source *source) {
-    mmrt_source_own(source);
+    mmrt_source_adopt(source);
     pthread_mutex_lock(&source->pass);
     source->locks = true;
     if (!source->limited)

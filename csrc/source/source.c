@@ -95,7 +95,7 @@ mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
  * and all else is as the fork found it, amid whatever others did. Only the plan is believed, which
  * units are streamed; the rest is as if it had been set just now. What the ring's tables took is
  * left: they may be freed already. */
-static void forget_parent(mmrt_source *source) {
+static void reset_after_fork(mmrt_source *source) {
     start_locks(source);
     source->ring = NULL;
     source->slots = NULL;
@@ -122,9 +122,9 @@ static void forget_parent(mmrt_source *source) {
         source->wanted_slots = MMRT_LEAST_SLOTS;
 }
 
-void mmrt_source_own(mmrt_source *source) {
+void mmrt_source_adopt(mmrt_source *source) {
     if (mmrt_owner_changes(&source->owner)) {
-        forget_parent(source);
+        reset_after_fork(source);
         mmrt_owner_set(&source->owner, false);
     }
 }
@@ -143,7 +143,7 @@ mmrt_status mmrt_source_pause(mmrt_source *source, mmrt_error *err) {
 void mmrt_source_free(mmrt_source *source) {
     if (!source)
         return;
-    mmrt_source_own(source);
+    mmrt_source_adopt(source);
     if (mmrt_source_pause(source, NULL) != MMRT_OK)
         return; /* a read may still come: its memory has to stay */
     for (int32_t i = 0; i < source->n_units; i++)
@@ -180,7 +180,7 @@ static mmrt_status change_reader(mmrt_source *source, mmrt_reader reader, mmrt_e
 }
 
 mmrt_status mmrt_source_set_reader(mmrt_source *source, mmrt_reader reader, mmrt_error *err) {
-    mmrt_source_own(source);
+    mmrt_source_adopt(source);
     pthread_mutex_lock(&source->pass);
     mmrt_status status = reader == source->reader ? MMRT_OK : change_reader(source, reader, err);
     pthread_mutex_unlock(&source->pass);
@@ -198,7 +198,7 @@ static int64_t major_faults(void) {
 
 /* Units of which the system has taken pages back are to be loaded again: together and ahead of use,
  * not page by page by faults. */
-static void look_for_lost(mmrt_source *source) {
+static void mark_evicted_units(mmrt_source *source) {
     for (int32_t i = 0; i < source->n_units; i++) {
         struct unit *unit = &source->units[i];
         if (unit->state != UNIT_KEPT)
@@ -251,7 +251,7 @@ static mmrt_status make_ready(mmrt_source *source, mmrt_error *err) {
     const uint64_t loaded = source->stats.loaded_bytes;
     if (source->limited && source->loaded_before == loaded &&
         major_faults() - source->faults > FAULTS_OF_A_PASS)
-        look_for_lost(source);
+        mark_evicted_units(source);
     source->loaded_before = loaded;
     source->faults = major_faults();
     if (!source->complete || source->failed) /* a read ahead of this pass may be what failed */
@@ -265,7 +265,7 @@ static mmrt_status make_ready(mmrt_source *source, mmrt_error *err) {
 }
 
 mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err) {
-    mmrt_source_own(source);
+    mmrt_source_adopt(source);
     pthread_mutex_lock(&source->pass);
     mmrt_status status = make_ready(source, err);
     if (status)
@@ -288,7 +288,7 @@ void mmrt_source_end(mmrt_source *source, bool complete) {
 }
 
 void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats) {
-    mmrt_source_own(source);
+    mmrt_source_adopt(source);
     pthread_mutex_lock(&source->lock);
     *stats = source->stats;
     const double now = mmrt_seconds();

@@ -213,7 +213,7 @@ static void matmul_part(struct kernel *kernel, size_t row, size_t rows, size_t c
 static void make_last(const struct kernel *kernel, size_t last, size_t n) {
     struct mmrt_columns *c = &m.columns;
     memset(c->planes, 0, MMRT_FEW * c->stride);
-    memset(c->fours, 0, MMRT_FEW * c->stride);
+    memset(c->strided, 0, MMRT_FEW * c->stride);
     memset(c->few_d, 0, MMRT_FEW * c->stride / 32 * sizeof *c->few_d);
     memset(c->few_sum, 0, MMRT_FEW * c->stride / 32 * sizeof *c->few_sum);
     memset(c->few_start, 0, MMRT_FEW * c->stride / 32 * sizeof *c->few_start);

@@ -451,7 +451,7 @@ V_INLINE void v_store_bytes32(int8_t *p, const vf a[32 / V_FLOATS]) {
     v_store(p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words[0], words[1]), order));
 }
 /* Of 32 bytes every fourth, 64 bytes apart: from the first on, the second, the third, the fourth. */
-V_INLINE void v_store_fours(int8_t *out, const int8_t *p) {
+V_INLINE void v_store_strided(int8_t *out, const int8_t *p) {
     const vi order = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     vi a = _mm256_shuffle_epi8(v_load(p), order);

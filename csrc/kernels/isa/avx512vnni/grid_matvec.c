@@ -3,7 +3,7 @@
  *
  * An entry is 16 bits here: the levels of eight elements in two bits each, or of four in four. Such
  * words for all 256 weights of a block are taken apart into four vectors of bytes: the first has
- * elements 0, 4, 8 and so on, the next 1, 5, 9. `fours` of mmrt_columns has the activations in this
+ * elements 0, 4, 8 and so on, the next 1, 5, 9. `strided` of mmrt_columns has the activations in this
  * order, so that lane i of their dot products is the sum of elements 16 i to 16 i + 15.
  *
  *                 latency/throughput in cycles    Zen 4     Ice Lake
@@ -226,7 +226,7 @@ V_INLINE vf grid_add(const struct grid_block *g, const struct mmrt_columns *colu
     vi dot = v_load(columns->start16 + (column * columns->stride + first) / 16);
 #pragma GCC unroll 4
     for (int p = 0; p < 4; p++)
-        dot = v_dot_unsigned(dot, g->weights[p], v_load(columns->fours + at + p * V_BYTES));
+        dot = v_dot_unsigned(dot, g->weights[p], v_load(columns->strided + at + p * V_BYTES));
     const vi each_twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     const vf d = _mm512_permutexvar_ps(
         each_twice, _mm512_castps256_ps512(_mm256_loadu_ps(columns->few_d + at / MMRT_GROUP)));

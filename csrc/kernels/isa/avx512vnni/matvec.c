@@ -1,7 +1,7 @@
 /* Few columns, which the memory bus bounds: vectors of 256 bits, as two of them are loaded and used
  * in the time of one of 512 on Zen 4, and cross fewer cache lines. */
 #define V_ISA         avx512vnni
-#define V_GRIDS_APART /* grid_matvec.c has their kernels, and reads `fours` */
+#define V_GRIDS_APART /* grid_matvec.c has their kernels, and reads `strided` */
 #include "kernels/isa/x86_256.h"
 
 #include "kernels/body/names.inc"
