@@ -36,8 +36,8 @@ enum { MMRT_FEW = 7 };
  *     strided            of 256 elements every fourth: 0 4 8 ..., 1 5 9 ..., 2 6 10 ..., 3 7 11 ...
  *
  * All weight types share this one form, so that a column is quantised once whatever reads it. A
- * finer scale than the 256-element blocks that K types have elsewhere costs them two instructions in
- * thirty and halves the rounding error. */
+ * finer scale than the 256-element blocks that K types have elsewhere costs them two instructions
+ * in thirty and halves the rounding error. */
 struct mmrt_columns {
     size_t k;
     size_t stride; /* multiple of 64, at least k rounded up to 256 */
