@@ -350,7 +350,8 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_error *err)
     mmrt_status mmrt_reader_probe(mmrt_reader reader, mmrt_mapping *mapping, uint64_t offset,
                                   uint64_t length, double *bytes_per_second, mmrt_error *err)
-    mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *files, int32_t n_files,
+    mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *files,
+                                    int32_t n_files,
                                     mmrt_error *err)
     mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err)
     mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err)
@@ -392,7 +393,8 @@ cdef extern from "mmrt.h" nogil:
         uint32_t n_outputs
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                                  int32_t n_parts,
-                                 const int32_t *tokens, float *logits, mmrt_mark *marks, int32_t n_marks,
+                                 const int32_t *tokens, float *logits, mmrt_mark *marks,
+                                 int32_t n_marks,
                                  mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) nogil
 
 

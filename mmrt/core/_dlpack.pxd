@@ -1,5 +1,5 @@
-# The structures of DLPack 1.x, as its specification lays them out. The codes of element types are in
-# elements.py.
+# The structures of DLPack 1.x, as its specification lays them out. The codes of element types are
+# in elements.py.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

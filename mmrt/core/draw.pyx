@@ -1,4 +1,4 @@
-"""Choosing tokens from rows of logits, in the core. mmrt.run.sampler says what each setting does."""
+"""Choosing tokens from rows of logits, in the core; mmrt.run.sampler explains each setting."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint32_t

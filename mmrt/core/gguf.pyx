@@ -127,7 +127,7 @@ cdef class Header:
             )
         mapping.end(begun)
         if status != MMRT_OK:
-            mapping.check_read(0, mapping.size)  # what is missing reads as zeros: no fault of its own
+            mapping.check_read(0, mapping.size)  # what is missing reads as zeros, without a fault
         check(status, &error)
         mapping.check_read(0, mmrt_gguf_header_size(self.handle))
 
@@ -217,7 +217,8 @@ cdef class Header:
                 name = PyUnicode_DecodeUTF8(
                     tensor.name, <Py_ssize_t> tensor.name_length, "replace"
                 )
-                shape = tuple([tensor.dims[d] for d in range(<Py_ssize_t> tensor.n_dims - 1, -1, -1)])
+                n_dims = <Py_ssize_t> tensor.n_dims
+                shape = tuple([tensor.dims[d] for d in range(n_dims - 1, -1, -1)])
                 format = mmrt_format_find(tensor.type)
                 type = tensor.type if format is NULL else format.name.decode()
                 found.append((name, type, shape, tensor.offset, tensor.size))

@@ -64,8 +64,8 @@ cpdef Pool default_pool():
 
 
 def float_array(x):
-    """x, an array of numbers or what makes one, as float32. ArgumentError for anything else, complex
-    numbers among it."""
+    """x, an array of numbers or what makes one, as float32. ArgumentError for anything else,
+    complex numbers among it."""
     import numpy
 
     try:
@@ -131,7 +131,7 @@ cdef object multiply(str type, const unsigned char *blocks, Py_ssize_t n_bytes, 
 
 
 def roof(str kind not None, data=None, Pool pool=None):
-    """The most that this machine can do, in one measurement: take the best or the median of several.
+    """The most that this machine can do, measured once: take the best or the median of several.
 
     kind: "read", bytes a second read in order from `data`, any bytes-like object, which should be
     larger than the caches and in memory; "int8" or "float32", multiply-adds a second in registers.

@@ -7,12 +7,14 @@ from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 
 from mmrt.core._c cimport (
-    MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, MMRT_OK, bool_t,
-    mmrt_advice, mmrt_advice_name, mmrt_error, mmrt_guard_renew, mmrt_file_advice, mmrt_file_advice_name, mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request,
-    mmrt_mapping_advise, mmrt_mapping_advise_file, mmrt_mapping_check, mmrt_mapping_close, mmrt_mapping_create,
-    mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_file, mmrt_mapping_flush, mmrt_mapping_lock, mmrt_mapping_mapped,
-    mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages, mmrt_mapping_residency,
-    mmrt_mapping_size, mmrt_mapping_unlock, mmrt_mapping_unreported, mmrt_status,
+    MMRT_ADVICE_COUNT, MMRT_FILE_ADVICE_COUNT, MMRT_MAP_FLAG_COUNT, MMRT_OK, bool_t, mmrt_advice,
+    mmrt_advice_name, mmrt_error, mmrt_guard_renew, mmrt_file_advice, mmrt_file_advice_name,
+    mmrt_map_flag, mmrt_map_flag_name, mmrt_map_request, mmrt_mapping_advise,
+    mmrt_mapping_advise_file, mmrt_mapping_check, mmrt_mapping_close, mmrt_mapping_create,
+    mmrt_mapping_data, mmrt_mapping_fd, mmrt_mapping_file, mmrt_mapping_flush, mmrt_mapping_lock,
+    mmrt_mapping_mapped, mmrt_mapping_modified_ns, mmrt_mapping_page_size, mmrt_mapping_pages,
+    mmrt_mapping_residency, mmrt_mapping_size, mmrt_mapping_unlock, mmrt_mapping_unreported,
+    mmrt_status,
 )
 from mmrt.core._calls cimport calls_begin, calls_end, calls_now, pid_t
 from mmrt.core._status cimport check
@@ -64,8 +66,8 @@ cdef class Mapping:
     mapped, or its disk fails, the calls of this package raise FileError; raw views then read zeros:
     see verify(). A buffer of bytes (`memoryview(mapping)`) and a context manager. `path` is the
     file's as given, as the system calls it where a descriptor was given, or "[anonymous]";
-    `writable` tells whether its bytes may be changed; `views` counts the buffers and calls that need
-    it mapped just now.
+    `writable` tells whether its bytes may be changed; `views` counts the buffers and calls that
+    need it mapped just now.
 
     Raises FileError where the file cannot be opened or mapped or is not a regular file; FormatError
     where it is empty; ArgumentError for a range outside the file, a misaligned offset or address,
@@ -468,7 +470,7 @@ cdef uint64_t _number(str name, value) except? 0:
 
 
 cdef tuple _checked(Mapping mapping, offset, length):
-    """The range as two numbers that fit the core's uint64; a length of None ends with the mapping."""
+    """The range as two numbers that fit uint64; a length of None ends with the mapping."""
     if length is None:
         length = mapping.size - offset
     if offset < 0 or length < 0 or offset + length > mapping.size:

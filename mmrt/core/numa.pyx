@@ -269,9 +269,9 @@ def place(Mapping mapping not None, ranges):
     On machines of several nodes faults read nothing ahead in this mapping from then on: they would
     read past the ranges' ends, into memory of the wrong node.
 
-    Raises ArgumentError for ranges outside the mapping and nodes that are not there, FileError where
-    the file cannot be read, UnsupportedError before Linux 5.14 or where a container forbids memory
-    policies and no CPU of a node may be used. Signals are handled meanwhile.
+    Raises ArgumentError for ranges outside the mapping and nodes that are not there, FileError
+    where the file cannot be read, UnsupportedError before Linux 5.14 or where a container forbids
+    memory policies and no CPU of a node may be used. Signals are handled meanwhile.
     """
     cdef mmrt_numa_range *places
     cdef mmrt_error error

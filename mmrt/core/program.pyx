@@ -6,9 +6,10 @@ from libc.string cimport memset
 
 from mmrt.core._c cimport (
     MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
-    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_isa_name, mmrt_kv_bytes,
-    mmrt_kv_create, mmrt_kv_free, mmrt_kv_head_room, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
-    mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
+    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_kv_bytes, mmrt_kv_create,
+    mmrt_kv_free, mmrt_kv_head_room, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
+    mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer,
+    mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
     mmrt_status, mmrt_weight,
@@ -29,7 +30,7 @@ from array import array
 from typing import NamedTuple
 
 from mmrt.core.elements import KV_TYPES
-from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError, UnsupportedError
+from mmrt.errors import ArgumentError, InUseError, UnsupportedError
 from mmrt.core.quant import TYPES
 from mmrt.core.streaming import Plan, Streaming
 
@@ -124,9 +125,9 @@ cdef class Program:
     A buffer holds `width` float32 values for each token of a step; the operations' methods take
     the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
     read in place. A model's file in mmrt/models makes these calls in the order of its forward
-    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". exact: what is computed for a token
-    does not depend on the other tokens of its step. str() lists the operations with the tensors and
-    bytes that each reads.
+    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". exact: what is computed for
+    a token does not depend on the other tokens of its step. str() lists the operations with the
+    tensors and bytes that each reads.
     """
 
     def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
@@ -149,7 +150,8 @@ cdef class Program:
         shape.k_type, shape.v_type = TYPES[KV_TYPES[kv_k]].id, TYPES[KV_TYPES[kv_v]].id
         self.kv_shape = shape
         check(
-            mmrt_program_create(chosen_isa(), max_tokens, shape, exact, &self.handle, &error), &error
+            mmrt_program_create(chosen_isa(), max_tokens, shape, exact, &self.handle, &error),
+            &error,
         )
 
     def __dealloc__(self):
@@ -217,7 +219,7 @@ cdef class Program:
         return read
 
     cdef int _with_room(self, int buffer, int n_heads) except -2:
-        """The buffer for these heads as attention wants them: another if they are no whole groups."""
+        """The buffer for these heads as attention wants them: another if groups are not whole."""
         cdef uint32_t room = mmrt_kv_head_room(self.kv_shape)
         if room == self.kv_shape.head_dim or n_heads < 1:
             return buffer
@@ -265,7 +267,7 @@ cdef class Program:
 
     def norm(self, int stream, Tensor weight, int out, float eps, int add=-1, Tensor post=None,
              bint outputs_only=False):
-        """stream += add, or its RMS norm times `post` (width,); out = RMS norm of stream * weight."""
+        """stream += add, or its RMS norm * post (width,); out = RMS norm of stream * weight."""
         cdef mmrt_op op = _op(MMRT_OP_NORM)
         op.stream = stream
         op.in_ = add
@@ -491,8 +493,9 @@ cdef class Program:
 
         Appends the tokens of each part to its cache, which may come more than once; 1 to max_tokens
         in all. logits, float32 (sum of outputs, vocabulary), receives those that the parts want, in
-        order; None where none are wanted. Releases the GIL; signals are handled meanwhile, and what their handlers raise ends the step. After any
-        exception the caches are as they were before.
+        order; None where none are wanted. Releases the GIL; signals are handled meanwhile, and
+        what their handlers raise ends the step. After any exception the caches are as they were
+        before.
 
         marks, int64 (marks, 5), may say when to take note: its first column holds numbers of
         operations, which rise; -1 is before the first, others are after the operation. The rest of

@@ -3,7 +3,9 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 
-from mmrt.core._c cimport mmrt_bytes_check, mmrt_dequantize, mmrt_error, mmrt_format, mmrt_format_find, mmrt_status
+from mmrt.core._c cimport (
+    mmrt_bytes_check, mmrt_dequantize, mmrt_error, mmrt_format, mmrt_format_find, mmrt_status,
+)
 from mmrt.core._status cimport check
 
 from collections import namedtuple

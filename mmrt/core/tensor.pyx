@@ -11,8 +11,7 @@ from libc.string cimport memcpy
 
 from mmrt.core cimport _dlpack as dl
 from mmrt.core._c cimport (
-    mmrt_error, mmrt_format, mmrt_format_find, mmrt_mapping_data, mmrt_quantize, mmrt_status,
-    mmrt_weight,
+    mmrt_error, mmrt_format_find, mmrt_mapping_data, mmrt_quantize, mmrt_status, mmrt_weight,
 )
 from mmrt.core._calls cimport pid_t
 from mmrt.core._status cimport check
@@ -46,9 +45,9 @@ cdef class Tensor:
 
     Types that NumPy has are arrays to all who ask, of this type and shape, read-only and without a
     copy: through the buffer protocol, `__array__` and DLPack. BF16, the 8-bit floats and quantised
-    types are none, and their bytes are never taken for numbers: NoArrayError. dequantize(), or an array
-    asked for with a floating dtype, makes numbers of them; DLPack knows BF16 and, since 1.1, the
-    8-bit floats; blocks() has the bytes of any type. A view keeps the file mapped.
+    types are none, and their bytes are never taken for numbers: NoArrayError. dequantize(), or an
+    array asked for with a floating dtype, makes numbers of them; DLPack knows BF16 and, since 1.1,
+    the 8-bit floats; blocks() has the bytes of any type. A view keeps the file mapped.
 
     t[3] and t[5:7] are Tensors too, of some of the rows, on the same pages.
 
@@ -70,7 +69,8 @@ cdef class Tensor:
         if kind is None and element is None and not unreadable:
             raise ArgumentError(f"tensor {name!r}: there is no type {type!r}")
         self.unreadable = unreadable
-        self.format = NULL if kind is None else mmrt_format_find(kind.id)
+        if kind is not None:
+            self.format = mmrt_format_find(kind.id)
         self.mapping = mapping
         self.name = name
         self.type = type
