@@ -3,8 +3,8 @@
  *
  * An entry is 16 bits here: the levels of eight elements in two bits each, or of four in four. Such
  * words for all 256 weights of a block are taken apart into four vectors of bytes: the first has
- * elements 0, 4, 8 and so on, the next 1, 5, 9. `strided` of mmrt_columns has the activations in this
- * order, so that lane i of their dot products is the sum of elements 16 i to 16 i + 15.
+ * elements 0, 4, 8 and so on, the next 1, 5, 9. `strided` of mmrt_columns has the activations in
+ * this order, so that lane i of their dot products is the sum of elements 16 i to 16 i + 15.
  *
  *                 latency/throughput in cycles    Zen 4     Ice Lake
  *   vpermi2w  zmm                                 5 / 1     7 / 2       32 of 64 words
