@@ -40,6 +40,9 @@ INSTRUCTION_SETS = [
     ("neon_i8mm", ("aarch64", "arm64"), ["-march=armv8.2-a+dotprod+i8mm"]),
 ]  # fmt: skip
 
+# What Cython writes compares ints with enums and converts numbers to bool by arithmetic.
+MODULE_FLAGS = ["-O1", "-g0", "-Wno-sign-compare", "-Wno-int-in-bool-context"]
+
 HEADERS = sorted(
     path for kind in ("h", "def", "inc") for path in glob(f"csrc/**/*.{kind}", recursive=True)
 )
@@ -176,7 +179,7 @@ modules = [
         include_dirs=["csrc"],
         libraries=["mmrt"],
         runtime_library_dirs=["$ORIGIN"],
-        extra_compile_args=["-O1", "-g0", "-w"],
+        extra_compile_args=MODULE_FLAGS,
         depends=HEADERS,
     )
     for path in sorted(glob("mmrt/core/*.pyx"))
