@@ -479,15 +479,15 @@ mmrt_status mmrt_quantize(mmrt_pool *pool, const mmrt_weight *w, uint64_t first,
 /* ---- sampling (sample/) -------------------------------------------------------------------- */
 
 /* How a token is chosen, in this order: repetition penalty, presence and frequency penalty, top-k,
- * top-p, min-p, a draw at this temperature. What each does is said in mmrt/run/sampler.py. */
+ * top-p, min-p, a draw at this temperature. mmrt/core/sampling.py has the formula of each. */
 typedef struct mmrt_sampling {
-    float temperature;       /* 0: the likeliest token, whatever the filters */
-    uint32_t top_k;          /* 0: off */
-    float top_p;             /* above 0; 1: off */
-    float min_p;             /* 0: off */
-    float repeat_penalty;    /* above 0; 1: off */
-    float presence_penalty;  /* 0: off */
-    float frequency_penalty; /* 0: off */
+    double temperature;       /* 0: the likeliest token, whatever the filters */
+    uint32_t top_k;           /* 0: off */
+    double top_p;             /* above 0; 1: off */
+    double min_p;             /* 0: off */
+    double repeat_penalty;    /* above 0; 1: off */
+    double presence_penalty;  /* 0: off */
+    double frequency_penalty; /* 0: off */
 } mmrt_sampling;
 
 typedef struct mmrt_alternative {
@@ -499,26 +499,27 @@ typedef struct mmrt_alternative {
 typedef struct mmrt_draw {
     mmrt_sampling sampling;
     const float *logits;   /* [vocabulary], left as they are */
-    const uint32_t *mask;  /* bit i % 32 of word i / 32: token i is allowed. NULL: all are */
-    const int32_t *recent; /* [n_recent] tokens that penalties hold back, in any order */
+    const uint32_t *mask;  /* bit i % 32 of word i / 32: whether token i is allowed. NULL: all */
+    const int32_t *recent; /* [n_recent] tokens that penalties apply to, in any order */
     size_t n_recent;
-    double uniform; /* from 0 to below 1: which of the candidates, by rising token id */
+    double uniform; /* in [0, 1): picks one of the candidates, which are in order of token id */
     bool wants_logprob;
     size_t n_alternatives; /* with wants_logprob: room in `alternatives`; then how many there are */
     mmrt_alternative *alternatives; /* the likeliest tokens, of equal ones the lower id first */
-    int32_t token;                  /* chosen */
-    float logprob; /* its, by the model's own logits: no penalty, mask, filter or temperature */
+    int32_t token;                  /* the choice */
+    float logprob; /* of the choice, by the model's own logits: without penalties, mask, filters and
+                      temperature; so are those of the alternatives */
 } mmrt_draw;
 
 /* Chooses n_draws tokens on the pool's threads (NULL: on this one). The choices do not depend on
- * the threads. ARGUMENT where a logit is NaN, the largest is not finite, no token is allowed, or
- * `recent` has ids that the vocabulary has not. */
+ * the threads. ARGUMENT if a logit is NaN, the largest is not finite, no token is allowed, or
+ * `recent` has an id outside the vocabulary. */
 mmrt_status mmrt_sample(mmrt_pool *pool, mmrt_isa isa, mmrt_draw *draws, size_t n_draws,
                         size_t vocabulary, mmrt_error *err);
 
 /* What a draw is made from: the tokens that pass the filters, by rising id, and the probability of
- * each, which add up to 1. tokens and probabilities have room for the vocabulary; *n is how many
- * there are. Errors as above. */
+ * each; these add up to 1. tokens and probabilities have room for the vocabulary; *n is set to the
+ * number of tokens. Errors as above. */
 mmrt_status mmrt_distribution(mmrt_isa isa, const mmrt_draw *draw, size_t vocabulary,
                               int32_t *tokens, float *probabilities, size_t *n, mmrt_error *err);
 

@@ -70,7 +70,7 @@ static void swap(struct mmrt_ranked *a, struct mmrt_ranked *b) {
     *b = kept;
 }
 
-/* Puts those likelier than x[pivot] before it; returns its place. */
+/* Moves those likelier than x[pivot] before it; returns the pivot's new place. */
 static size_t partition(struct mmrt_ranked *x, size_t first, size_t end, size_t pivot) {
     size_t place = first;
     swap(&x[pivot], &x[end - 1]);
@@ -81,7 +81,7 @@ static size_t partition(struct mmrt_ranked *x, size_t first, size_t end, size_t 
     return place;
 }
 
-/* The last candidate to keep: quickselect by weight in place of number. */
+/* The last candidate to keep: a quickselect that counts weight instead of elements. */
 static struct mmrt_ranked last_kept(struct mmrt_ranked *x, size_t n, double mass) {
     size_t first = 0, end = n;
     double before = 0; /* the weight of those before `first`, which are all likelier */

@@ -1,5 +1,5 @@
-/* A row of logits as a draw sees it: some tokens forbidden, some held back. The row itself stays as
- * it is; blocks of it are read with what changes them. */
+/* A row of logits as a draw sees it: penalties change some of them, a mask forbids others. The row
+ * itself is never written; mask and changes are applied to each block as it is read. */
 #ifndef MMRT_SAMPLE_ROW_H
 #define MMRT_SAMPLE_ROW_H
 
@@ -18,27 +18,27 @@ struct mmrt_row {
     size_t n;
     const uint32_t *mask; /* NULL: all tokens are allowed */
     const struct mmrt_changed *changed;
-    size_t n_changed; /* by rising token */
+    size_t n_changed; /* in order of token */
     size_t n_blocks;
     float *maxima;  /* [n_blocks] the largest logit of each block */
-    float *ordered; /* [n_blocks] room to put them in order */
+    float *scratch; /* [n_blocks] room for a number of each block */
     float largest;
 };
 
-/* Fills in what follows n_changed; `maxima` and `ordered` have room for
+/* Sets the fields after n_changed; `maxima` and `scratch` have room for
  * ceil(n / MMRT_BLOCK_LOGITS) floats each. False if a logit is NaN. */
-bool mmrt_row_scan(struct mmrt_row *row, float *maxima, float *ordered);
+bool mmrt_row_scan(struct mmrt_row *row, float *maxima, float *scratch);
 
-/* Takes mask and changes off a row that was scanned. */
-void mmrt_row_restore(struct mmrt_row *row);
+/* Takes mask and changes off a row that was scanned. False if one of its logits is NaN. */
+bool mmrt_row_restore(struct mmrt_row *row);
 
-/* The logits of a block, MMRT_BLOCK_LOGITS of them: those past the row's end and those of forbidden
- * tokens are -infinity. They lie in the row or in `room`. */
+/* The MMRT_BLOCK_LOGITS logits of a block, in the row or in `room`. Forbidden tokens and places
+ * past the row's end have -infinity. */
 const float *mmrt_row_block(const struct mmrt_row *row, size_t block,
                             float room[MMRT_BLOCK_LOGITS]);
 
-/* The `count`-th largest of the blocks' maxima: `count` logits at least are as large. -infinity if
- * there are fewer blocks. */
+/* The `count`-th largest of the blocks' maxima, so that at least `count` logits are as large;
+ * -infinity if there are fewer blocks. */
 float mmrt_row_floor(const struct mmrt_row *row, size_t count);
 
 #endif

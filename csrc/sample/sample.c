@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What one thread needs for a draw; it grows as needed, and serves one draw after another. */
+/* The memory that one thread needs for a draw; it is used for draw after draw, and grows. */
 struct workspace {
     float *maxima;  /* [blocks] */
-    float *ordered; /* [blocks] */
+    float *scratch; /* [blocks] */
     struct mmrt_changed *changed;
     size_t changed_room;
     struct mmrt_candidates candidates;
@@ -20,7 +20,7 @@ struct workspace {
 
 static void free_workspace(struct workspace *space) {
     free(space->maxima);
-    free(space->ordered);
+    free(space->scratch);
     free(space->changed);
     mmrt_candidates_free(&space->candidates);
 }
@@ -30,18 +30,22 @@ static int by_token(const void *a, const void *b) {
     return (x->token > y->token) - (x->token < y->token);
 }
 
-/* Repetition penalty (Keskar et al. 2019, arXiv:1909.05858), then presence and frequency. */
+/* Repetition penalty (Keskar et al. 2019, arXiv:1909.05858), then presence and frequency. What is
+ * not finite stays: infinity and NaN are refused later, and -infinity is never drawn. */
 static float penalised(const mmrt_sampling *s, float logit, size_t times) {
-    logit = logit > 0 ? logit / s->repeat_penalty : logit * s->repeat_penalty;
-    logit -= s->presence_penalty + s->frequency_penalty * (float)times;
-    return fminf(fmaxf(logit, -FLT_MAX), FLT_MAX);
+    if (!isfinite(logit))
+        return logit;
+    double x = (double)logit;
+    x = x > 0 ? x / s->repeat_penalty : x * s->repeat_penalty;
+    x -= s->presence_penalty + s->frequency_penalty * (double)times;
+    return (float)fmin(fmax(x, -(double)FLT_MAX), (double)FLT_MAX);
 }
 
 static bool has_penalties(const mmrt_sampling *s) {
     return s->repeat_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
 }
 
-/* The logits that penalties change, once for each token in `recent`. */
+/* Finds the logits that penalties change: one for each different token in `recent`. */
 static bool penalise(struct workspace *space, const mmrt_draw *draw, struct mmrt_row *row) {
     const size_t n = has_penalties(&draw->sampling) ? draw->n_recent : 0;
     if (n > space->changed_room) {
@@ -69,20 +73,28 @@ static bool penalise(struct workspace *space, const mmrt_draw *draw, struct mmrt
     return true;
 }
 
-/* The sum over all of the row of exp((logit - largest) * scale). */
+/* The weights of a block, exp((logit - largest) * scale); returns their sum. */
+static float block_weights(const struct mmrt_kernels *kernels, const struct mmrt_row *row,
+                           size_t block, float scale, float weights[MMRT_BLOCK_LOGITS]) {
+    float room[MMRT_BLOCK_LOGITS];
+    return kernels->exponentials(mmrt_row_block(row, block, room), row->largest, scale, weights,
+                                 MMRT_BLOCK_LOGITS);
+}
+
+/* The sum of the weights of the whole row; those of the blocks are put into row->scratch. */
 static double row_weight(const struct mmrt_kernels *kernels, const struct mmrt_row *row,
                          float scale) {
     double sum = 0;
     for (size_t block = 0; block < row->n_blocks; block++) {
-        float room[MMRT_BLOCK_LOGITS], weights[MMRT_BLOCK_LOGITS];
-        sum += kernels->exponentials(mmrt_row_block(row, block, room), row->largest, scale, weights,
-                                     MMRT_BLOCK_LOGITS);
+        float weights[MMRT_BLOCK_LOGITS];
+        row->scratch[block] = block_weights(kernels, row, block, scale, weights);
+        sum += (double)row->scratch[block];
     }
     return sum;
 }
 
-/* The nucleus of the whole row (Holtzman et al. 2019, arXiv:1904.09751). Most often a few blocks
- * hold all of it. */
+/* The nucleus of the whole row (Holtzman et al. 2019, arXiv:1904.09751). A few blocks usually hold
+ * all of it. */
 static bool nucleus(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
                     const struct mmrt_row *row, double top_p) {
     const double mass = top_p * row_weight(kernels, row, 1);
@@ -106,7 +118,7 @@ static bool top_k(struct mmrt_candidates *c, const struct mmrt_row *row, size_t 
     return true;
 }
 
-/* Applies the filters in order. *all: there are none, and every token is a candidate. */
+/* Applies the filters in order. *all: whether there are none; every token is then a candidate. */
 static bool filter(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
                    const struct mmrt_row *row, const mmrt_sampling *s, bool *all) {
     *all = true;
@@ -117,16 +129,16 @@ static bool filter(struct mmrt_candidates *c, const struct mmrt_kernels *kernels
     }
     if (s->top_p < 1) {
         if (*all) {
-            if (!nucleus(c, kernels, row, (double)s->top_p))
+            if (!nucleus(c, kernels, row, s->top_p))
                 return false;
         } else {
             const double sum = mmrt_candidates_weigh(c, kernels, row->largest, 1);
-            mmrt_candidates_keep(c, (double)s->top_p * sum);
+            mmrt_candidates_keep(c, s->top_p * sum);
         }
         *all = false;
     }
     if (s->min_p > 0) {
-        const float floor = row->largest + logf(s->min_p);
+        const float floor = row->largest + (float)log(s->min_p);
         if (!*all)
             mmrt_candidates_above(c, floor);
         else if (!mmrt_candidates_collect(c, row, floor))
@@ -136,7 +148,8 @@ static bool filter(struct mmrt_candidates *c, const struct mmrt_kernels *kernels
     return true;
 }
 
-/* The first of n weights at which their sum, `before` included, is above `mark`; n if none. */
+/* The first of n weights at which the running sum, which starts at `before`, exceeds `mark`; n if
+ * there is none. */
 static size_t walk(const float *weights, size_t n, double before, double mark) {
     size_t i = 0;
     for (; i < n; i++) {
@@ -158,13 +171,12 @@ static int32_t draw_any(const struct mmrt_kernels *kernels, const struct mmrt_ro
                         double uniform) {
     const double mark = uniform * row_weight(kernels, row, scale);
     double before = 0;
-    int32_t last = 0; /* the last token that can be drawn */
+    int32_t last = 0; /* the last token seen whose weight is above 0 */
     for (size_t block = 0; block < row->n_blocks; block++) {
-        float room[MMRT_BLOCK_LOGITS], weights[MMRT_BLOCK_LOGITS];
-        const float *x = mmrt_row_block(row, block, room);
-        const double sum =
-            kernels->exponentials(x, row->largest, scale, weights, MMRT_BLOCK_LOGITS);
+        const double sum = (double)row->scratch[block];
         if (sum > 0 && before + sum >= mark) {
+            float weights[MMRT_BLOCK_LOGITS];
+            block_weights(kernels, row, block, scale, weights);
             size_t i = walk(weights, MMRT_BLOCK_LOGITS, before, mark);
             if (i < MMRT_BLOCK_LOGITS)
                 return (int32_t)(block * MMRT_BLOCK_LOGITS + i);
@@ -177,7 +189,7 @@ static int32_t draw_any(const struct mmrt_kernels *kernels, const struct mmrt_ro
     return last;
 }
 
-/* The likeliest token, of equal ones the lowest. */
+/* The likeliest token; of equally likely ones, the lowest. */
 static int32_t likeliest(const struct mmrt_row *row) {
     size_t block = 0, i = 0;
     float room[MMRT_BLOCK_LOGITS];
@@ -196,25 +208,27 @@ static int by_rank(const void *a, const void *b) {
     return (x->token > y->token) - (x->token < y->token);
 }
 
-/* Log-probabilities of the model's own logits, without penalties, mask and temperature. */
-static bool tell_probabilities(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                               struct mmrt_row *row, mmrt_draw *draw) {
-    mmrt_row_restore(row);
+/* Log-probabilities by the model's own logits, without penalties, mask and temperature. */
+static mmrt_status tell_probabilities(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
+                                      struct mmrt_row *row, mmrt_draw *draw, mmrt_error *err) {
+    if (!mmrt_row_restore(row) || row->largest == INFINITY)
+        return mmrt_fail(err, MMRT_ARGUMENT,
+                         "logits: one that the mask forbids is NaN or infinite");
     const double log_sum = log(row_weight(kernels, row, 1));
     draw->logprob = (float)((double)(draw->logits[draw->token] - row->largest) - log_sum);
     if (!draw->n_alternatives)
-        return true;
+        return MMRT_OK;
     if (!top_k(c, row, draw->n_alternatives < row->n ? draw->n_alternatives : row->n))
-        return false;
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for log-probabilities");
     for (size_t i = 0; i < c->n; i++)
         draw->alternatives[i] = (mmrt_alternative){
             c->tokens[i], (float)((double)(c->logits[i] - row->largest) - log_sum)};
     draw->n_alternatives = c->n;
     qsort(draw->alternatives, c->n, sizeof *draw->alternatives, by_rank);
-    return true;
+    return MMRT_OK;
 }
 
-/* The row as the filters see it, checked. */
+/* The row as the filters see it. It has a finite largest logit, and no NaN. */
 static mmrt_status make_row(struct workspace *space, const mmrt_draw *draw, struct mmrt_row *row,
                             mmrt_error *err) {
     for (size_t i = 0; i < draw->n_recent; i++)
@@ -222,17 +236,18 @@ static mmrt_status make_row(struct workspace *space, const mmrt_draw *draw, stru
             return mmrt_fail(err, MMRT_ARGUMENT, "history: token ids must be below %zu", row->n);
     if (!penalise(space, draw, row))
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for penalties");
-    if (!mmrt_row_scan(row, space->maxima, space->ordered))
+    if (!mmrt_row_scan(row, space->maxima, space->scratch))
         return mmrt_fail(err, MMRT_ARGUMENT, "logits: one of them is not a number");
     if (isfinite(row->largest))
         return MMRT_OK;
-    if (row->mask)
+    if (row->mask && row->largest < 0)
         return mmrt_fail(err, MMRT_ARGUMENT, "no token is allowed that has a finite logit");
     return mmrt_fail(err, MMRT_ARGUMENT, "logits: the highest is %g", (double)row->largest);
 }
 
+/* 1 / temperature, within what a float can hold: 0 and infinity would make NaN of some logits. */
 static float scale_of(const mmrt_sampling *sampling) {
-    return 1 / fmaxf(sampling->temperature, FLT_MIN); /* finite */
+    return (float)fmin(fmax(1 / sampling->temperature, (double)FLT_MIN), (double)FLT_MAX);
 }
 
 static mmrt_status sample(struct workspace *space, const struct mmrt_kernels *kernels,
@@ -252,16 +267,14 @@ static mmrt_status sample(struct workspace *space, const struct mmrt_kernels *ke
         draw->token = draw_any(kernels, &row, scale_of(s), draw->uniform);
     else
         draw->token = draw_candidate(c, kernels, &row, scale_of(s), draw->uniform);
-    if (draw->wants_logprob && !tell_probabilities(c, kernels, &row, draw))
-        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for log-probabilities");
-    return MMRT_OK;
+    return draw->wants_logprob ? tell_probabilities(c, kernels, &row, draw, err) : MMRT_OK;
 }
 
 static mmrt_status make_workspace(struct workspace *space, size_t vocabulary, mmrt_error *err) {
     const size_t blocks = (vocabulary + MMRT_BLOCK_LOGITS - 1) / MMRT_BLOCK_LOGITS;
     space->maxima = malloc(blocks * sizeof *space->maxima);
-    space->ordered = malloc(blocks * sizeof *space->ordered);
-    return space->maxima && space->ordered ? MMRT_OK
+    space->scratch = malloc(blocks * sizeof *space->scratch);
+    return space->maxima && space->scratch ? MMRT_OK
                                            : mmrt_fail(err, MMRT_NO_MEMORY, "no memory to sample");
 }
 

@@ -239,13 +239,13 @@ cdef extern from "mmrt.h" nogil:
 
     # ---- sampling ----
     ctypedef struct mmrt_sampling:
-        float temperature
+        double temperature
         uint32_t top_k
-        float top_p
-        float min_p
-        float repeat_penalty
-        float presence_penalty
-        float frequency_penalty
+        double top_p
+        double min_p
+        double repeat_penalty
+        double presence_penalty
+        double frequency_penalty
 
     ctypedef struct mmrt_alternative:
         int32_t token
