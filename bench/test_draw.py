@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from mmrt.core.draw import Settings, draw
+from mmrt.core.draw import draw
 from mmrt.core.kernels import Pool
+from mmrt.core.sampling import Sampling
 
 ROWS, VOCABULARY = 8, 152064
-GREEDY = Settings(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0)
-CHOICES = {
+CHOICES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature": {"temperature": 0.8},
     "usual": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
@@ -30,6 +30,6 @@ def test_draw(benchmark: BenchmarkFixture, name: str, alternatives: int | None) 
     random = np.random.default_rng(0)
     logits = random.normal(0, 6, (ROWS, VOCABULARY)).astype(np.float32)
     recent = [random.integers(0, VOCABULARY, 64).astype(np.int32) for _ in range(ROWS)]
-    settings: list[Any] = [GREEDY._replace(**CHOICES[name])] * ROWS
+    samplings = [Sampling(**CHOICES[name])] * ROWS
     uniforms, pool = random.random(ROWS).tolist(), Pool()
-    benchmark(draw, logits, settings, recent, uniforms, None, alternatives, pool)
+    benchmark(draw, logits, samplings, recent, uniforms, None, alternatives, pool)

@@ -9,6 +9,7 @@ from mmrt.core import streaming as streaming
 from mmrt.core.kernels import cpu_info as cpu_info
 from mmrt.core.mapping import Mapping as Mapping
 from mmrt.core.residency import Residency as Residency
+from mmrt.core.sampling import Sampling as Sampling
 from mmrt.core.tensor import Tensor as Tensor
 from mmrt.errors import ArgumentError as ArgumentError
 from mmrt.errors import FileError as FileError

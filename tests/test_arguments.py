@@ -65,7 +65,10 @@ def test_texts_of_numpy(model: mmrt.Model) -> None:
 
 
 COUNTS = ("max_tokens", "top_k", "repeat_last_n", "seed")
-NUMBERS = ("temperature", "top_p", "min_p", "repeat_penalty")
+NUMBERS = (
+    *("temperature", "top_p", "min_p"),
+    *("repeat_penalty", "presence_penalty", "frequency_penalty"),
+)
 OTHERS: dict[str, list[Any]] = {
     "stop": ["text", [1], [""], 3, b"x"],
     "on_prefill": [3, "f"],
@@ -73,8 +76,12 @@ OTHERS: dict[str, list[Any]] = {
 }
 WRONG = [
     *((name, value) for name in COUNTS for value in (True, np.bool_(1), 1.5, "3", [1], -2, b"1")),
-    *((name, value) for name in NUMBERS for value in (True, np.bool_(1), "0.5", [1], -1, 10**400)),
-    *((name, value) for name in NUMBERS for value in (float("nan"), float("inf"), 1j, None)),
+    *((name, value) for name in NUMBERS for value in (True, np.bool_(1), "0.5", [1], -2e6)),
+    *(
+        (name, value)
+        for name in NUMBERS
+        for value in (10**400, float("nan"), float("inf"), 1j, None)
+    ),
     *((name, value) for name, values in OTHERS.items() for value in values),
 ]
 

@@ -1,30 +1,32 @@
-"""Draws in the core: what they are made from is what the formulae say, on every instruction set."""
+"""Draws in the core: they are what the formulae say, on every instruction set."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import reference_sampler as reference
 from numpy.typing import NDArray
-from test_sampler import FILTERS, naive_distribution, random_logits
+from reference_sampler import log_softmax
 
-from mmrt.core.draw import Settings, distribution, draw
+from mmrt.core.draw import distribution, draw
 from mmrt.core.kernels import Pool
+from mmrt.core.sampling import Sampling
 from mmrt.errors import ArgumentError
 
-OFF = Settings(1.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0)
+OFF = Sampling(temperature=1.0)
+GREEDY = Sampling()
 NONE = np.array([], np.int32)
 
 Logits = NDArray[np.float32]
 
 
-def settings(**given: Any) -> Settings:
-    return OFF._replace(**given)
+def settings(**given: Any) -> Sampling:
+    return replace(OFF, **given)
 
 
-def log_softmax(row: Logits) -> NDArray[np.float64]:
-    wide = row.astype(np.float64)
-    shifted: NDArray[np.float64] = wide - wide.max()
-    return shifted - np.log(np.exp(shifted).sum())
+def random_logits(seed: int, count: int = 200) -> Logits:
+    return np.random.default_rng(seed).normal(0, 3, count).astype(np.float32)
 
 
 def words(allowed: NDArray[np.bool_]) -> NDArray[np.uint32]:
@@ -34,53 +36,94 @@ def words(allowed: NDArray[np.bool_]) -> NDArray[np.uint32]:
     return np.packbits(padded, bitorder="little").view(np.uint32)
 
 
-@pytest.mark.parametrize("distinct", [True, False])
-@pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_filters_keep_what_the_formulae_say(
-    filters: dict[str, Any], distinct: bool, isa: str
-) -> None:
-    for seed, count in enumerate([1, 2, 63, 64, 65, 200, 1000]):
-        logits = random_logits(seed, count, distinct)
-        temperature = [0.3, 1.0, 2.5][seed % 3]
-        ids, odds = distribution(logits, settings(temperature=temperature, **filters), NONE)
-        expected = naive_distribution(logits, temperature, **filters)
-        assert ids.tolist() == sorted(expected)
-        np.testing.assert_allclose(odds, [expected[t] for t in sorted(expected)], rtol=1e-5)
+# ---- compared with the reference ----
+
+
+def random_case(
+    random: np.random.Generator,
+) -> tuple[Sampling, Logits, list[int], NDArray[np.bool_] | None]:
+    """Settings, logits (ties and -infinity among them), tokens seen lately, and those allowed."""
+    count = int(random.choice([1, 2, 31, 32, 63, 64, 65, 200, 1000, 5000]))
+    logits = random.normal(0, 3, count)
+    if random.random() < 0.4:
+        logits = logits.round()
+    if random.random() < 0.3:
+        logits[random.random(count) < 0.5] = -np.inf
+    allowed = random.random(count) < random.choice([0.02, 0.5, 0.99])
+    logits[0], allowed[0] = 0.0, True  # one can be drawn
+    some = random.integers(0, count, random.integers(1, 70)).tolist()
+
+    def one_of(*values: Any) -> Any:
+        return values[random.integers(len(values))]
+
+    sampling = Sampling(
+        temperature=one_of(0.0, 0.3, 1.0, 2.5),
+        top_k=one_of(0, 1, 5, 40, 10**6),
+        top_p=one_of(1.0, random.uniform(0.01, 1.0), 0.5, 0.999),
+        min_p=one_of(0.0, random.uniform(0.0, 1.0), 0.05, 1.0),
+        repeat_penalty=one_of(1.0, 1.3, 0.7),
+        presence_penalty=one_of(0.0, 0.5, -1.0),
+        frequency_penalty=one_of(0.0, 0.25),
+    )
+    return sampling, logits.astype(np.float32), one_of([], some), one_of(None, allowed)
+
+
+def test_choices_are_those_of_the_reference(isa: str) -> None:
+    random = np.random.default_rng(12)
+    for number in range(400):
+        sampling, logits, recent, allowed = random_case(random)
+        mask = None if allowed is None else words(allowed)
+        latest, case = np.array(recent, np.int32), f"{number}: {sampling}"
+        ids, odds = distribution(logits, sampling, latest, mask)
+        expected = [
+            reference.distribution(rounded, logits, recent, allowed)
+            for rounded in reference.roundings(sampling)
+        ]
+        same = [(i, o) for i, o in expected if i.tolist() == ids.tolist()]
+        assert same, case
+        np.testing.assert_allclose(odds, same[0][1], rtol=1e-4, atol=1e-7, err_msg=case)
+        for uniform in (0.0, *random.random(3), np.nextafter(1, 0)):
+            [drawn] = draw(logits[None], [sampling], [latest], [uniform], [mask], alternatives=3)
+            assert drawn.token in reference.choices(*same[0], uniform), case
+            by_model = log_softmax(logits)
+            assert drawn.logprob == pytest.approx(by_model[drawn.token], abs=1e-4), case
+            order = np.argsort(-logits, kind="stable")
+            order = order[logits[order] > -np.inf][:3]
+            assert [token for token, _ in drawn.alternatives] == order.tolist(), case
+            listed = [logprob for _, logprob in drawn.alternatives]
+            assert listed == pytest.approx(by_model[order], abs=1e-4), case
+
+
+def test_greedy_choices_are_those_of_the_reference_to_the_token(isa: str) -> None:
+    random = np.random.default_rng(13)
+    for _ in range(100):
+        sampling, logits, recent, allowed = random_case(random)
+        sampling = replace(sampling, temperature=0.0)
+        mask = None if allowed is None else words(allowed)
+        [drawn] = draw(logits[None], [sampling], [np.array(recent, np.int32)], [0.5], [mask])
+        ids, _ = reference.distribution(sampling, logits, recent, allowed)
+        assert [drawn.token] == ids.tolist()
 
 
 @pytest.mark.parametrize("spread", [0.5, 3, 8])
 def test_many_tokens_are_filtered_as_few_are(spread: float) -> None:
-    random = np.random.default_rng(1)
-    logits = random.normal(0, spread, 50_000).astype(np.float32)
-    order = np.argsort(-logits, kind="stable")
-    sums = np.cumsum(np.exp(log_softmax(logits))[order])
-    ids, _ = distribution(logits, settings(top_k=3000), NONE)
-    assert ids.tolist() == sorted(order[:3000].tolist())
-    for top_p in (0.1, 0.5, 0.9):
-        ids, _ = distribution(logits, settings(top_p=top_p), NONE)
-        expected = np.searchsorted(sums, top_p) + 1
-        assert abs(len(ids) - expected) <= 1 + expected * 1e-5  # sums of floats at the edge
+    logits = np.random.default_rng(1).normal(0, spread, 50_000).astype(np.float32)
+    for filters in ({"top_k": 3000}, {"top_p": 0.1}, {"top_p": 0.5}, {"top_p": 0.9}):
+        ids, _ = distribution(logits, settings(**filters), NONE)
+        rounded = reference.roundings(settings(**filters))
+        counts = sorted(len(reference.distribution(one, logits)[0]) for one in rounded)
+        assert counts[0] <= len(ids) <= counts[-1]
+        order = np.argsort(-logits, kind="stable")
         assert set(ids.tolist()) == set(order[: len(ids)].tolist())
 
 
-def test_draws_follow_the_odds(isa: str) -> None:
-    logits = random_logits(3, 300)
-    for chosen in (settings(temperature=0.7), settings(top_k=20), settings(top_p=0.8, min_p=0.01)):
-        ids, odds = distribution(logits, chosen, NONE)
-        sums = np.cumsum(odds, dtype=np.float64)
-        for uniform in np.linspace(0, 1, 200, endpoint=False):
-            place = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
-            near = {int(ids[min(max(place + d, 0), len(ids) - 1)]) for d in (-1, 0, 1)}
-            [drawn] = draw(logits[None], [chosen], [NONE], [uniform])
-            assert drawn.token in near
-            if min(abs(sums - uniform * sums[-1])) > 1e-5:
-                assert drawn.token == ids[min(place, len(ids) - 1)]
+# ---- the rest ----
 
 
 def test_the_likeliest_token_and_of_equal_ones_the_lowest() -> None:
     logits = np.zeros((1, 500), np.float32)
     logits[0, [70, 130, 131]] = 2
-    [drawn] = draw(logits, [settings(temperature=0.0)], [NONE], [0.9])
+    [drawn] = draw(logits, [GREEDY], [NONE], [0.9])
     assert drawn.token == 70
 
 
@@ -92,48 +135,15 @@ def test_a_draw_near_one_takes_the_last_candidate() -> None:
         assert drawn.token == 100
 
 
-def test_penalties_are_what_the_formulae_say() -> None:
-    logits = random_logits(5, 100)
-    recent = np.array([3, 7, 3, 99, 3], np.int32)
-    chosen = settings(repeat_penalty=1.3, presence_penalty=0.25, frequency_penalty=0.5)
-    expected = logits.astype(np.float64)
-    for token, times in {3: 3, 7: 1, 99: 1}.items():
-        repeated = expected[token]
-        repeated = repeated / 1.3 if repeated > 0 else repeated * 1.3
-        expected[token] = repeated - 0.25 - 0.5 * times
-    _, odds = distribution(logits, chosen, recent)
-    np.testing.assert_allclose(
-        np.log(odds), log_softmax(expected.astype(np.float32)), rtol=1e-4, atol=1e-4
-    )
-
-
-def test_a_mask_leaves_what_it_allows() -> None:
-    random = np.random.default_rng(6)
+def test_rows_have_masks_of_their_own() -> None:
     logits = random_logits(6, 1000)
-    allowed = random.random(1000) < 0.1
-    ids, odds = distribution(logits, OFF, NONE, words(allowed))
-    assert ids.tolist() == np.flatnonzero(allowed).tolist()
-    np.testing.assert_allclose(np.log(odds), log_softmax(logits[allowed]), rtol=1e-4, atol=1e-4)
+    allowed = np.random.default_rng(6).random(1000) < 0.1
     best = int(np.flatnonzero(allowed)[np.argmax(logits[allowed])])
-    chosen = [settings(temperature=0.0), settings(top_k=1)]
+    chosen = [GREEDY, settings(top_k=1)]
     drawn = draw(
         np.stack([logits] * 2), chosen, [NONE] * 2, [0.5] * 2, masks=[words(allowed), None]
     )
     assert [one.token for one in drawn] == [best, int(np.argmax(logits))]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_log_probabilities_are_the_models_own(masked: bool) -> None:
-    logits = random_logits(7, 1000)
-    recent = np.argsort(-logits)[:20].astype(np.int32)
-    mask = words(np.arange(1000) % 3 > 0) if masked else None
-    chosen = settings(temperature=0.3, top_k=9, repeat_penalty=2.0)
-    [drawn] = draw(logits[None], [chosen], [recent], [0.3], [mask], alternatives=5)
-    expected = log_softmax(logits)
-    order = np.argsort(-logits, kind="stable")[:5]
-    assert drawn.logprob == pytest.approx(expected[drawn.token], abs=1e-5)
-    assert [token for token, _ in drawn.alternatives] == order.tolist()
-    assert [p for _, p in drawn.alternatives] == pytest.approx(expected[order], abs=1e-5)
 
 
 def test_more_alternatives_than_tokens() -> None:
@@ -152,13 +162,42 @@ def test_threads_do_not_matter() -> None:
     assert draw(logits, chosen, [NONE] * 40, uniforms, alternatives=3, pool=Pool(4)) == alone
 
 
-def test_extreme_temperatures() -> None:
+def test_extreme_temperatures(isa: str) -> None:
     logits = random_logits(10, 300)
-    for temperature in (1e-45, 1e-30, 1e-3):
+    logits[7] = -np.inf
+    for temperature in (1e-300, 1e-45, 1e-30, 1e-3):
         [drawn] = draw(logits[None], [settings(temperature=temperature)], [NONE], [0.999])
         assert drawn.token == np.argmax(logits)
-    _, odds = distribution(logits, settings(temperature=3e38), NONE)
-    np.testing.assert_allclose(odds, 1 / 300, rtol=1e-5)
+    for temperature in (3e38, 1.7e308):
+        ids, odds = distribution(logits, settings(temperature=temperature), NONE)
+        assert len(ids) == 299 and 7 not in ids
+        np.testing.assert_allclose(odds, 1 / 299, rtol=1e-5)
+        draws = {
+            draw(logits[None], [settings(temperature=temperature)], [NONE], [uniform])[0].token
+            for uniform in np.linspace(0, 1, 1000, endpoint=False)
+        }
+        assert draws == set(ids.tolist())
+
+
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_and_masks_hide_no_unusable_logit(spoilt: float, temperature: float) -> None:
+    logits = random_logits(11, 100)
+    logits[77] = spoilt
+    chosen = settings(temperature=temperature, repeat_penalty=2.0)
+    with pytest.raises(ArgumentError, match="logits"):
+        draw(logits[None], [chosen], [np.array([77], np.int32)], [0.5])
+    mask = words(np.arange(100) != 77)
+    with pytest.raises(ArgumentError, match="logits"):
+        draw(logits[None], [chosen], [NONE], [0.5], [mask], alternatives=0)
+
+
+def test_a_token_of_no_probability_is_not_drawn_for_its_penalty() -> None:
+    logits = np.full((1, 100), -np.inf, np.float32)
+    for temperature in (0.0, 1.0):
+        chosen = settings(temperature=temperature, repeat_penalty=2.0)
+        with pytest.raises(ArgumentError, match="highest is -inf"):
+            draw(logits, [chosen], [np.array([3], np.int32)], [0.5])
 
 
 def test_what_cannot_be_drawn_from_is_refused() -> None:

@@ -56,6 +56,15 @@ def test_answers_are_those_of_each_alone(path: Path) -> None:
             model.generate_all([[1]], max_tokens=-1)
 
 
+def test_draws_are_those_of_each_alone(path: Path) -> None:
+    options = {"max_tokens": 12, "temperature": 1.5, "seed": 3, "ignore_eos": True}
+    options |= {"top_k": 50, "presence_penalty": 0.5}
+    with mmrt.Model(path, exact=True, threads=2) as model:
+        expected = [model.generate(ids, **options) for ids in TEXTS]
+        assert model.generate_all(TEXTS, **options) == expected
+        assert len(set(expected)) == len(TEXTS)
+
+
 def test_they_share_each_reading_of_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

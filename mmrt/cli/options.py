@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmrt.cli.llama_cpp import GENERATION, MODEL, add_foreign_arguments
 from mmrt.cli.output import note, progress
 from mmrt.core.elements import KV_TYPES
+from mmrt.core.sampling import Sampling
 from mmrt.core.streaming import READERS
 from mmrt.errors import ArgumentError
 from mmrt.files.policies import POLICIES
@@ -147,35 +148,38 @@ def _template_file(path: str) -> str:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from None
 
 
-class Sampling(NamedTuple):
-    """A setting of the sampler.
+class Setting(NamedTuple):
+    """An argument that sets a field of Sampling.
 
-    name: Sampler's. answers: its value in run and chat, where neither the user nor the model's file
-    says another: greedy choice makes small models repeat themselves. key: the file's.
+    answers: its value in run and chat, where neither the user nor the model's file says another:
+    greedy choice makes small models repeat themselves. key: the file's, if there is one.
     """
 
     spellings: str
     name: str
     kind: Callable[[str], Any]
-    off: float
     answers: float
-    key: str
+    key: str | None
     help: str
 
 
-SAMPLING = [
-    Sampling("--temp --temperature", "temperature", float, 0.0, 0.8, "temp",
-             "temperature; 0 always takes the likeliest token"),
-    Sampling("--top-k", "top_k", count, 0, 40, "top_k",
-             "draw from this many of the likeliest tokens; 0: from all"),
-    Sampling("--top-p", "top_p", float, 1.0, 0.95, "top_p",
-             "draw from the likeliest tokens that make up this probability; 1: from all"),
-    Sampling("--min-p", "min_p", float, 0.0, 0.05, "min_p",
-             "draw from tokens this likely, relative to the likeliest; 0: from all"),
-    Sampling("--repeat-penalty", "repeat_penalty", float, 1.0, 1.0, "penalty_repeat",
-             "hold the latest tokens back by this factor; 1: do not"),
-    Sampling("--repeat-last-n", "repeat_last_n", int, 64, 64, "penalty_last_n",
-             "as many of the latest tokens; -1: all"),
+SETTINGS = [
+    Setting("--temp --temperature", "temperature", float, 0.8, "temp",
+            "temperature; 0 always takes the likeliest token"),
+    Setting("--top-k", "top_k", count, 40, "top_k",
+            "draw from this many of the likeliest tokens; 0: from all"),
+    Setting("--top-p", "top_p", float, 0.95, "top_p",
+            "draw from the likeliest tokens that make up this probability; 1: from all"),
+    Setting("--min-p", "min_p", float, 0.05, "min_p",
+            "draw from tokens this likely, relative to the likeliest; 0: from all"),
+    Setting("--repeat-penalty", "repeat_penalty", float, 1.0, "penalty_repeat",
+            "hold the latest tokens back by this factor; 1: do not"),
+    Setting("--presence-penalty", "presence_penalty", float, 0.0, None,
+            "subtract this from the logits of the latest tokens; 0: do not"),
+    Setting("--frequency-penalty", "frequency_penalty", float, 0.0, None,
+            "subtract this for each time that they occur; 0: do not"),
+    Setting("--repeat-last-n", "repeat_last_n", int, 64, "penalty_last_n",
+            "the number of latest tokens that penalties look at; -1: all"),
 ]  # fmt: skip
 
 
@@ -199,8 +203,8 @@ def add_generation_arguments(
         if answers
         else None,
     )
-    for setting in SAMPLING:
-        default = setting.answers if answers else setting.off
+    for setting in SETTINGS:
+        default = setting.answers if answers else getattr(Sampling, setting.name)
         sampling.add_argument(
             *setting.spellings.split(), dest=setting.name, type=setting.kind,
             metavar=setting.name[0].upper(), help=f"{setting.help} (default: {default})",
@@ -218,13 +222,11 @@ def add_generation_arguments(
 
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of Model.stream that the user has given in `arguments`."""
-    from mmrt.run.sampler import Sampler
-
-    sampling = {setting.name: getattr(arguments, setting.name) for setting in SAMPLING}
+    sampling = {setting.name: getattr(arguments, setting.name) for setting in SETTINGS}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     sampling["seed"] = arguments.seed
     try:
-        Sampler(**sampling)  # knows the ranges
+        Sampling(**sampling)  # knows the ranges
     except ArgumentError as error:
         raise UsageError(str(error)) from None
     return {
@@ -237,18 +239,16 @@ def generation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def recommended(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling that answers have: the file's, and our own where it says nothing."""
-    from mmrt.run.sampler import Sampler
-
-    found = {}
-    for setting in SAMPLING:
+    found: dict[str, Any] = {}
+    for setting in SETTINGS:
         found[setting.name] = setting.answers
         key = f"general.sampling.{setting.key}"
-        value = metadata.get(key)
+        value = metadata.get(key) if setting.key else None
         if value is not None:
             try:
-                Sampler(**{setting.name: value})
+                Sampling(**{setting.name: value})
                 found[setting.name] = value
-            except (ArgumentError, TypeError):
+            except ArgumentError:
                 note(f"{key} is {value!r:.60}, which is passed over")
     return found
 

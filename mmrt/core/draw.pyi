@@ -5,15 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.kernels import Pool
-
-class Settings(NamedTuple):
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
+from mmrt.core.sampling import Sampling
 
 class Drawn(NamedTuple):
     token: int
@@ -22,7 +14,7 @@ class Drawn(NamedTuple):
 
 def draw(
     logits: NDArray[np.float32],
-    settings: Sequence[Settings],
+    samplings: Sequence[Sampling],
     recent: Sequence[NDArray[np.int32]],
     uniforms: Sequence[float],
     masks: Sequence[NDArray[np.uint32] | None] | None = None,
@@ -31,7 +23,7 @@ def draw(
 ) -> list[Drawn]: ...
 def distribution(
     logits: NDArray[np.float32],
-    settings: Settings,
+    sampling: Sampling,
     recent: NDArray[np.int32],
     mask: NDArray[np.uint32] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]: ...

@@ -1,4 +1,4 @@
-"""Choosing tokens from rows of logits, in the core; mmrt.run.sampler explains each setting."""
+"""Choosing tokens from rows of logits, in the core; mmrt.core.sampling has the formulae."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint32_t
@@ -16,26 +16,21 @@ from collections import namedtuple
 
 from mmrt.errors import ArgumentError
 
-Settings = namedtuple(
-    "Settings",
-    "temperature top_k top_p min_p repeat_penalty presence_penalty frequency_penalty",
-)
-
 Drawn = namedtuple("Drawn", "token logprob alternatives")
 
 
-cdef int _set(mmrt_draw *draw, settings, const float[:] logits, const int32_t[::1] recent,
+cdef int _set(mmrt_draw *draw, sampling, const float[:] logits, const int32_t[::1] recent,
               mask) except -1:
-    """Everything that goes into a draw but the number that decides it."""
+    """Sets all that a draw is made from."""
     cdef const uint32_t[::1] words
     cdef Py_ssize_t needed = (logits.shape[0] + 31) // 32
-    draw.sampling.temperature = settings.temperature
-    draw.sampling.top_k = min(settings.top_k, 0xffffffff)
-    draw.sampling.top_p = settings.top_p
-    draw.sampling.min_p = settings.min_p
-    draw.sampling.repeat_penalty = settings.repeat_penalty
-    draw.sampling.presence_penalty = settings.presence_penalty
-    draw.sampling.frequency_penalty = settings.frequency_penalty
+    draw.sampling.temperature = sampling.temperature
+    draw.sampling.top_k = min(sampling.top_k, 0xffffffff)
+    draw.sampling.top_p = sampling.top_p
+    draw.sampling.min_p = sampling.min_p
+    draw.sampling.repeat_penalty = sampling.repeat_penalty
+    draw.sampling.presence_penalty = sampling.presence_penalty
+    draw.sampling.frequency_penalty = sampling.frequency_penalty
     draw.logits = &logits[0]
     draw.n_recent = recent.shape[0]
     if recent.shape[0]:
@@ -48,18 +43,19 @@ cdef int _set(mmrt_draw *draw, settings, const float[:] logits, const int32_t[::
     return 0
 
 
-def draw(const float[:, ::1] logits not None, settings not None, recent not None,
+def draw(const float[:, ::1] logits not None, samplings not None, recent not None,
          uniforms not None, masks=None, alternatives=None, Pool pool=None):
     """One token for each row of `logits`, float32 (rows, vocabulary): a list of Drawn.
 
-    For each row: settings, a Settings; recent, int32, the tokens that penalties hold back;
-    uniforms, a number from 0 to below 1 that decides the draw; masks (None: no row has one), None
-    or uint32 (ceil(vocabulary / 32),) whose bit i % 32 of word i / 32 says that token i is allowed.
+    For each row: samplings, a Sampling; recent, int32, the tokens that penalties apply to;
+    uniforms, a number in [0, 1) that picks one of the candidates, which are in order of token id;
+    masks (None: no row has one), None or uint32 (ceil(vocabulary / 32),) whose bit i % 32 of word
+    i // 32 says whether token i is allowed.
     alternatives: None, or the number of likeliest tokens to list; then each Drawn has the token's
     log-probability by the model's own logits, and (token, log-probability) of these, the likeliest
-    first. pool: the threads that rows are shared out to; None: the caller's alone.
+    first. pool: the threads that share the rows; None: the caller's alone.
 
-    Raises ArgumentError where a logit is NaN, the highest that is allowed is not finite, or a token
+    Raises ArgumentError if a logit is NaN, the highest that is allowed is not finite, or a token
     in `recent` has no logit.
     """
     cdef size_t n = logits.shape[0], vocabulary = logits.shape[1], i, listed = 0
@@ -69,8 +65,8 @@ def draw(const float[:, ::1] logits not None, settings not None, recent not None
     cdef mmrt_isa isa = chosen_isa()
     cdef mmrt_status status
     cdef mmrt_error error
-    if not len(settings) == len(recent) == len(uniforms) == n or masks and len(masks) != n:
-        raise ArgumentError(f"draw: settings for {len(settings)} of {n} rows")
+    if not len(samplings) == len(recent) == len(uniforms) == n or masks and len(masks) != n:
+        raise ArgumentError(f"draw: samplings for {len(samplings)} of {n} rows")
     if n == 0:
         return []
     if vocabulary == 0:
@@ -84,7 +80,7 @@ def draw(const float[:, ::1] logits not None, settings not None, recent not None
         if draws is NULL or (listed and found is NULL):
             raise MemoryError
         for i in range(n):
-            _set(&draws[i], settings[i], logits[i], recent[i], masks[i] if masks else None)
+            _set(&draws[i], samplings[i], logits[i], recent[i], masks[i] if masks else None)
             draws[i].uniform = uniforms[i]
             draws[i].wants_logprob = alternatives is not None
             draws[i].n_alternatives = listed
@@ -109,10 +105,10 @@ cdef _drawn(const mmrt_draw *draw, bint logprob):
     return Drawn(draw.token, draw.logprob, listed)
 
 
-def distribution(const float[::1] logits not None, settings not None, const int32_t[::1] recent
+def distribution(const float[::1] logits not None, sampling not None, const int32_t[::1] recent
                  not None, mask=None):
-    """What draw() chooses from: the ids of the tokens that pass the filters, int32 and rising, and
-    the probability of each, float32. Arguments and errors as for one row of draw()."""
+    """What draw() chooses from: the ids of the tokens that pass the filters, int32 in rising order,
+    and the probability of each, float32. Arguments and errors as for one row of draw()."""
     import numpy
 
     cdef mmrt_draw one
@@ -123,7 +119,7 @@ def distribution(const float[::1] logits not None, settings not None, const int3
     if vocabulary == 0:
         raise ArgumentError("logits: the row is empty")
     memset(&one, 0, sizeof(one))
-    _set(&one, settings, logits, recent, mask)
+    _set(&one, sampling, logits, recent, mask)
     ids, odds = numpy.empty(vocabulary, numpy.int32), numpy.empty(vocabulary, numpy.float32)
     cdef int32_t[::1] tokens = ids
     cdef float[::1] probabilities = odds

@@ -3,16 +3,18 @@
 import difflib
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import compress
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.arguments import whole
+from mmrt.core.kernels import Pool
+from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError
-from mmrt.run.sampler import Sampler
+from mmrt.run.sampler import Sampler, mask_without, sample_together
 from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
 from mmrt.text.tokenizer import StreamDecoder, Tokenizer
@@ -33,25 +35,13 @@ class Piece(NamedTuple):
     finish: Finish | None = None
 
 
-class Options(TypedDict, total=False):
-    """How a text is written: keyword arguments of all that writes one."""
+class Options(Filters, total=False):
+    """How a text is written: keyword arguments of all that writes one. Those that choose its tokens
+    are explained in mmrt.Sampling."""
 
+    temperature: float
     max_tokens: int | None
     """Tokens at most; 512 by default, None: as many as the context holds."""
-    temperature: float
-    """Of the draw; 0, the default, takes the most likely token."""
-    top_k: int
-    """Draw from the most likely tokens, so many; 0, the default: from all."""
-    top_p: float
-    """Draw from the most likely tokens that make up this probability; 1, the default: from all."""
-    min_p: float
-    """Draw from tokens this likely, relative to the most likely; 0, the default: from all."""
-    repeat_penalty: float
-    """Hold tokens back that were read lately; 1, the default, does not."""
-    repeat_last_n: int
-    """The number of latest tokens that the penalty looks at; 64 by default, -1: all."""
-    seed: int | None
-    """The same one draws the same tokens; None, the default: others each time."""
     stop: Sequence[str]
     """Texts before which to stop; they may spell control tokens."""
     ignore_eos: bool
@@ -77,7 +67,7 @@ class Settings:
         **sampling: Any,
     ) -> None:
         """Raises ArgumentError for one that is unknown or out of its range."""
-        for name in sampling.keys() - _SAMPLING:
+        for name in sampling.keys() - {field.name for field in fields(Sampling)}:
             near = difflib.get_close_matches(name, Options.__annotations__, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ArgumentError(f"there is no option {name!r}{hint}")
@@ -87,16 +77,8 @@ class Settings:
         self.stop = stop
         self.ignore_eos = ignore_eos
         self.on_prefill = on_prefill
-        self._sampling = sampling
-        self.sampler()
+        self.sampling = Sampling(**sampling)
         StopStrings(stop)
-
-    def sampler(self) -> Sampler:
-        """A new one: each text has its own draws."""
-        return Sampler(**self._sampling)
-
-
-_SAMPLING = Options.__annotations__.keys() - {"max_tokens", "stop", "on_prefill"}
 
 
 class Text(str):
@@ -237,22 +219,26 @@ class Answer:
     ) -> None:
         """context: tokens that the sequence can have."""
         self.sequence = sequence
+        self.sampler = Sampler.of(settings.sampling)
+        self.mask: NDArray[np.uint32] | None = None  # of the tokens that may be drawn; None: all
+        if settings.ignore_eos:
+            self.mask = mask_without(list(tokenizer.stop_ids), tokenizer.vocab_size)
         self._tokenizer, self._context = tokenizer, context
-        self._sampler, self._stops = settings.sampler(), StopStrings(settings.stop)
+        self._stops = StopStrings(settings.stop)
         self._decoder = StreamDecoder(tokenizer)
         self._max_tokens = settings.max_tokens
-        self._never = list(tokenizer.stop_ids) if settings.ignore_eos else []
         self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
 
-    def take(self, logits: NDArray[np.float32]) -> tuple[list[Piece], int | None]:
-        """Pieces that come after the last token read, and the token to read next; None: it ends."""
+    def take(self, token: int) -> tuple[list[Piece], int | None]:
+        """Pieces that come after the last token read, and the token to read next; None: it ends.
+
+        token: what was drawn after the last one. It is not taken where the text has no room.
+        """
         if self._left is None:
             room = self._context - len(self.sequence)
             self._left = room if self._max_tokens is None else min(self._max_tokens, room)
         pieces: list[Piece] = []
         if self._left > 0:
-            logits[self._never] = -np.inf
-            token = self._sampler(logits, self.sequence.tokens)
             if token in self._tokenizer.stop_ids:
                 rest = self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
                 return [Piece(rest, token, "stop")], None
@@ -272,20 +258,36 @@ class Answer:
         return pieces, None
 
 
+def next_tokens(
+    answers: Sequence[Answer], logits: NDArray[np.float32], pool: Pool | None = None
+) -> list[int]:
+    """What is drawn for each answer from its row of logits."""
+    drawn = sample_together(
+        [answer.sampler for answer in answers],
+        logits,
+        [answer.sequence.tokens for answer in answers],
+        [answer.mask for answer in answers],
+        pool=pool,
+    )
+    return [one.token for one in drawn]
+
+
 def generate(
     answer: Answer, prompt: Sequence[int], on_prefill: Progress | None
 ) -> Generator[Piece, None, None]:
     """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
     logits = answer.sequence.extend(prompt, progress=on_prefill)
     while True:
-        pieces, token = answer.take(logits)
+        pieces, token = answer.take(*next_tokens([answer], logits[None]))
         yield from pieces
         if token is None:
             return
         logits = answer.sequence.extend([token])
 
 
-def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]]) -> list[Text]:
+def generate_together(
+    answers: Sequence[Answer], prompts: Sequence[Sequence[int]], pool: Pool
+) -> list[Text]:
     """Reads each prompt into its answer's sequence; returns what comes after them."""
     started = time.perf_counter()
     written: list[list[Piece]] = [[] for _ in answers]
@@ -293,9 +295,10 @@ def generate_together(answers: Sequence[Answer], prompts: Sequence[Sequence[int]
     while to_read:
         numbers = list(to_read)
         rows = extend_together([(answers[i].sequence, to_read[i]) for i in numbers])
+        drawn = next_tokens([answers[i] for i in numbers], rows, pool)
         to_read = {}
-        for i, logits in zip(numbers, rows, strict=True):
-            pieces, token = answers[i].take(logits)
+        for i, chosen in zip(numbers, drawn, strict=True):
+            pieces, token = answers[i].take(chosen)
             written[i] += pieces
             if token is not None:
                 to_read[i] = [token]

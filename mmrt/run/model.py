@@ -374,7 +374,7 @@ class Model:
         with contextlib.ExitStack() as stack:
             sequences = [stack.enter_context(self.sequence()) for _ in texts]
             answers = [self._answer_in(sequence, settings) for sequence in sequences]
-            return generate_together(answers, texts)
+            return generate_together(answers, texts, self._pool)
 
     def _answer_in(self, sequence: Sequence, settings: Settings) -> Answer:
         return Answer(self.tokenizer, self.context, sequence, settings)
