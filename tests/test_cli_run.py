@@ -80,11 +80,23 @@ def test_answers_are_drawn_unless_told_otherwise(smollm2_path: Path) -> None:
     assert call("run", smollm2_path, STORY, "--raw", "-n", 12, "-s", 3).out == expected
 
 
+def test_penalties_of_presence_and_frequency(smollm2_path: Path) -> None:
+    penalties = {"presence_penalty": 1.5, "frequency_penalty": 0.5}
+    with mmrt.Model(smollm2_path) as model:
+        expected = model.generate(STORY, max_tokens=30, **penalties)
+        assert expected != model.generate(STORY, max_tokens=30)
+    options = ("-n", 30, "--presence-penalty", 1.5, "--frequency-penalty", 0.5)
+    assert call("run", smollm2_path, STORY, *RAW, *options).out == expected + "\n"
+    ended = call("run", smollm2_path, STORY, *RAW, "--presence-penalty", "inf")
+    ended.assert_refused(2, "presence_penalty")
+
+
 def test_what_the_file_recommends_goes_before_our_own(capsys: pytest.CaptureFixture[str]) -> None:
     ours = recommended({})
     assert ours == {
         "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
-        "repeat_penalty": 1.0, "repeat_last_n": 64,
+        "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "repeat_last_n": 64,
     }  # fmt: skip
     said = {"temp": 0.5, "top_k": 7, "penalty_repeat": 1.2, "top_p": 7.0, "min_p": "low"}
     found = recommended({f"general.sampling.{key}": value for key, value in said.items()})

@@ -30,9 +30,7 @@ class Foreign(NamedTuple):
 
 
 _CPU = "mmrt computes on the CPU alone"
-_SAMPLERS = (
-    "mmrt samples by --temp, --top-k, --top-p, --min-p and --repeat-penalty, in llama.cpp's order"
-)
+_SAMPLERS = "mmrt samples by --temp, --top-k, --top-p, --min-p and penalties, in llama.cpp's order"
 _ROPE = "the model's file says how it encodes positions"
 _OFF = ("0", "0.0", "0.00")
 
@@ -94,8 +92,6 @@ GENERATION = [
     Foreign("--dry-multiplier", "refused", _SAMPLERS, moot=_OFF),
     Foreign("--xtc-probability", "refused", _SAMPLERS, moot=_OFF),
     Foreign("--dynatemp-range", "refused", _SAMPLERS, moot=_OFF),
-    Foreign("--presence-penalty", "refused", _SAMPLERS, moot=_OFF),
-    Foreign("--frequency-penalty", "refused", _SAMPLERS, moot=_OFF),
     Foreign("-l --logit-bias", "refused", _SAMPLERS),
     Foreign("--samplers", "refused", _SAMPLERS),
     Foreign("--sampling-seq --sampler-seq", "refused", _SAMPLERS),
