@@ -523,33 +523,6 @@ mmrt_status mmrt_sample(mmrt_pool *pool, mmrt_isa isa, mmrt_draw *draws, size_t 
 mmrt_status mmrt_distribution(mmrt_isa isa, const mmrt_draw *draw, size_t vocabulary,
                               int32_t *tokens, float *probabilities, size_t *n, mmrt_error *err);
 
-/* ---- key-value cache (kv/) ----------------------------------------------------------------- */
-
-/* Keys and values of one sequence, in pages of 32 tokens that are allocated as it grows. A page
- * holds every layer's share of its tokens. */
-typedef struct mmrt_kv mmrt_kv;
-
-typedef struct mmrt_kv_shape {
-    uint32_t n_layers;
-    uint32_t n_heads;  /* key-value heads */
-    uint32_t head_dim; /* elements of a key and of a value */
-    uint32_t k_type;   /* ids of tensor types: F16 or Q8_0 */
-    uint32_t v_type;
-} mmrt_kv_shape;
-
-mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err);
-void mmrt_kv_free(mmrt_kv *kv);
-uint64_t mmrt_kv_length(const mmrt_kv *kv);       /* tokens */
-uint64_t mmrt_kv_bytes(const mmrt_kv *kv);        /* of its pages */
-uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape); /* of 32 tokens */
-
-/* Elements that a head takes in the cache and in the buffers of attention: head_dim rounded up to a
- * multiple of 16, or of 32 if keys or values are Q8_0. */
-uint32_t mmrt_kv_head_room(mmrt_kv_shape shape);
-
-/* Forgets all tokens from `length` on and gives their whole pages back. */
-void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length);
-
 /* ---- state of sequences (state/) ------------------------------------------------------------ */
 
 /* What a layer keeps of the tokens that a sequence has read. */
@@ -638,22 +611,22 @@ typedef struct mmrt_op {
     int32_t biases[3];  /* LINEAR, GLU, LOGITS: added to each weight's product */
     float scales[3];    /* likewise: what the product is multiplied with before, 1 for nothing */
     int32_t rope;       /* ROPE: rotation table */
-    int32_t layer;      /* ROPE, ATTEND: of the key-value cache */
-    int32_t n_heads;    /* ROPE, ATTEND, JOIN: query heads */
+    int32_t layer;      /* ROPE, ATTEND, JOIN: whose keys and values they are */
+    int32_t n_heads;    /* likewise: query heads */
     int32_t activation; /* GLU: 0 SiLU, 1 GELU (tanh) */
     bool outputs_only;  /* work on the tokens whose logits are wanted, not on all; LOGITS: true */
     bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */
-    uint32_t window;    /* ATTEND: keys seen, 0 for all */
     float eps;          /* NORM, ROPE: of the RMS norms */
     float scale;        /* EMBED: factor; ATTEND: of the scores */
     float softcap;      /* ATTEND, LOGITS: 0 for none */
 } mmrt_op;
 
-/* max_tokens: the most that one step takes; scratch grows with it. exact: what is computed for a
- * token depends on the tokens before it in its text alone, to the bit; else also, by rounding, on
- * how many tokens a step has. Steps of one token cost the same either way. */
-mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape, bool exact,
-                                mmrt_program **out, mmrt_error *err);
+/* For sequences of this store. max_tokens: the most that one step takes; scratch grows with it.
+ * exact: what is computed for a token depends on the tokens before it in its text alone, to the
+ * bit; else also, by rounding, on how many tokens a step has. Steps of one token cost the same
+ * either way. */
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_state_store *store,
+                                bool exact, mmrt_program **out, mmrt_error *err);
 void mmrt_program_free(mmrt_program *program);
 mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
                                     int32_t *index, mmrt_error *err);
@@ -694,15 +667,15 @@ typedef struct mmrt_mark {
 /* Tokens of a step that follow one another in one text. Several parts of a step may be of one text:
  * each goes on where the one before it ends. */
 typedef struct mmrt_part {
-    mmrt_kv *kv;        /* the text's */
+    mmrt_state *state;  /* the text's */
     uint32_t n;         /* tokens, 1 or more */
     uint32_t n_outputs; /* logits are wanted of so many of them, the last; 0: of none */
 } mmrt_part;
 
 /* Runs one step on 1 to max_tokens tokens, first those of parts[0], then those of parts[1] and so
- * on, each at the positions from its kv's length on, and appends them to the kvs. Writes the logits
- * that are wanted to logits, in the same order: float32 [sum of n_outputs][vocabulary]. On any
- * failure all kvs keep their lengths. Weights that only logits need are not read where none is
+ * on, each at the positions from its state's length on, and appends them to the states. Writes the
+ * logits that are wanted to logits, in the same order: float32 [sum of n_outputs][vocabulary]. On
+ * any failure all states are as before. Weights that only logits need are not read where none is
  * wanted. NOT_FINITE if a logit is NaN or infinite; IO, naming the tensor, if a weight's file was
  * cut short or cannot be read.
  *

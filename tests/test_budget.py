@@ -16,7 +16,8 @@ from command import HOME
 
 import mmrt
 from mmrt import counters
-from mmrt.core.program import Cache, Part
+from mmrt.core.program import Part
+from mmrt.core.state import Cache
 from mmrt.core.streaming import READERS
 from mmrt.errors import ArgumentError, OutOfMemoryError
 from mmrt.memory import budget as budgets
@@ -180,6 +181,23 @@ def test_keys_and_values_take_from_the_weights(
         assert model.memory.streamed < before.streamed + 8 * MIB  # it was given back
 
 
+def test_what_forks_share_is_counted_once(
+    path: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "_LOOK_SECONDS", 0)
+    with mmrt.Model(path, memory=small(30 * MIB)) as model, model.sequence() as sequence:
+        sequence.extend([7] * 1000)
+        sequence.extend([7])
+        before, page = model.memory, model.memory.kv_page
+        forks = [sequence.fork() for _ in range(10)]
+        for fork in forks:
+            fork.extend([7])
+        during = model.memory
+        assert sum(fork.nbytes for fork in forks) == 10 * 32 * page > 100 * MIB
+        assert during.kv - before.kv == 10 * page
+        assert during.streamed - before.streamed < 10 * page + 6 * MIB
+
+
 def test_keys_and_values_that_leave_nothing(path: Path, small: Small) -> None:
     with mmrt.Model(path, memory=small(18 * MIB)) as model, model.sequence() as sequence:
         with pytest.raises(OutOfMemoryError, match="too small: for this text it needs at least"):
@@ -239,14 +257,14 @@ def test_steps_of_several_threads_share_the_room(path: Path, small: Small) -> No
         entered = threading.Event()
 
         def step(share: budgets.Share) -> None:
-            with budget.step(share, [Part(Cache(share.program), np.zeros(256, np.int32))]):
+            with budget.step(share, [Part(Cache(share.program.store), np.zeros(256, np.int32))]):
                 entered.set()
 
         pages = shares[0].pages(256, 0)
         takes = pages + first.program.step_bytes(256) - shares[0].scratch(limited=True)
         before = budget.room(0).n_bytes
         other = threading.Thread(target=step, args=(shares[1],))
-        with budget.step(shares[0], [Part(Cache(first.program), np.zeros(256, np.int32))]):
+        with budget.step(shares[0], [Part(Cache(first.program.store), np.zeros(256, np.int32))]):
             assert budget.room(0).n_bytes == before - takes
             assert budget.size
             budget.size -= before - sum(share.least for share in shares if share) - 3 * takes // 2

@@ -16,8 +16,9 @@ import pytest
 import tiny_models
 
 import mmrt
-from mmrt.core.program import Cache, Part
+from mmrt.core.program import Part
 from mmrt.core.readers import check_reader
+from mmrt.core.state import Cache
 from mmrt.core.streaming import READERS
 from mmrt.errors import UnsupportedError
 from mmrt.run.sequence import Sequence
@@ -151,7 +152,7 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
         ids = np.array(IDS[:1000], np.int32)
         logits = np.zeros((1, model.vocab_size), np.float32)
         expected = model.logits(IDS[:1000])[-1]
-        model.program.run([Part(Cache(model.program), ids, 1)], logits)  # in one step
+        model.program.run([Part(Cache(model.program.store), ids, 1)], logits)  # in one step
         right = logits.copy()
         np.testing.assert_allclose(right[0], expected, atol=1e-3 * np.abs(expected).max())
 
@@ -162,7 +163,7 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
         amid = 0
         try:
             for _ in range(20):
-                cache = Cache(model.program)
+                cache = Cache(model.program.store)
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
                 try:
                     model.program.run([Part(cache, ids, 1)], logits)
@@ -171,7 +172,7 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
                     assert "goes on in the parent" in str(error) and cache.length == 0
                     outcome = "left"
                 if os.getpid() != parent:
-                    model.program.run([Part(Cache(model.program), ids, 1)], logits)
+                    model.program.run([Part(Cache(model.program.store), ids, 1)], logits)
                     os._exit(0 if outcome == "left" and np.array_equal(logits, right) else 1)
                 assert outcome == "whole" and np.array_equal(logits, right)
                 while not forked:
@@ -212,6 +213,29 @@ def test_a_child_of_a_fork_amid_a_step_closes_the_model(path: Path) -> None:
     with going_on(lambda: decode(busy)), going_on(call):
         fork_often(60, work)
     model.close()
+
+
+def test_a_child_of_a_fork_amid_forks_of_a_sequence(path: Path) -> None:
+    """What sequences hold together is whole in a child, whichever of them was changing."""
+    with mmrt.Model(path, threads=2) as model:
+        prompt = model.sequence()
+        prompt.extend(IDS[:40])
+
+        def branch() -> None:
+            with prompt.fork() as text, text.fork() as other:
+                text.extend([5])
+                other.extend([6])
+
+        def work() -> None:
+            with prompt.fork() as text:
+                assert np.array_equal(text.extend([5]), expected)
+            assert np.array_equal(prompt.extend([5]), expected)
+            prompt.close()
+
+        with prompt.fork() as text:
+            expected = text.extend([5])
+        with going_on(branch):
+            fork_often(60, work)
 
 
 def test_a_child_of_a_fork_amid_tokenizing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "csrc"
 
 # Folders of csrc/. mmrt.h, what callers see, is open to all of them.
-C_LAYERS = ["base", "map", "source", "quant", "gguf", "kernels", "sample", "kv", "state"]
+C_LAYERS = ["base", "map", "source", "quant", "gguf", "state", "kernels", "sample"]
 C_LAYERS += ["graph", "step", "ops", "tools"]
 
 # What mmrt.h itself includes, by pattern: lists of names that callers share.

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 import mmrt
 from mmrt.core.kernels import Pool
-from mmrt.core.program import PAGE_TOKENS, Cache, Part, Program
+from mmrt.core.program import Part, Program
+from mmrt.core.state import PAGE_TOKENS, Cache, KeyValues, StateStore
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.models.parts.weights import Weights
 
@@ -278,9 +279,13 @@ def weights(folder: Path) -> Iterator[Weights]:
         yield Weights(file)
 
 
+def a_store(n_layers: int = 2, n_heads: int = 2, head_dim: int = 48) -> StateStore:
+    return StateStore([KeyValues(n_heads, head_dim)] * n_layers)
+
+
 def a_program(weights: Weights) -> Program:
     """token_embd, a norm, and token_embd again: 300 tokens, a stream of 64."""
-    program = Program(Pool(1), 8, 2, 2, 48)
+    program = Program(Pool(1), 8, a_store())
     stream, normed = program.buffer(64), program.buffer(64)
     program.embed(weights["token_embd.weight"], stream)
     program.norm(stream, weights["output_norm.weight"], normed, 1e-5)
@@ -302,7 +307,7 @@ def test_a_program_lists_its_operations(tiny: tuple[Path, Bound]) -> None:
 
 def test_a_program_made_by_hand(weights: Weights) -> None:
     program = a_program(weights)
-    cache, logits = Cache(program), np.empty((3, 300), np.float32)
+    cache, logits = Cache(program.store), np.empty((3, 300), np.float32)
     with pytest.raises(ArgumentError, match="scratch"):
         program.run([Part(cache, np.array([1, 2, 3], np.int32), 3)], logits)
     program.finish()
@@ -319,7 +324,7 @@ def test_a_program_made_by_hand(weights: Weights) -> None:
 def test_wrong_steps_are_refused_and_change_nothing(weights: Weights) -> None:
     program = a_program(weights)
     program.finish()
-    cache, room = Cache(program), np.empty((9, 300), np.float32)
+    cache, room = Cache(program.store), np.empty((9, 300), np.float32)
 
     def ids(*values: int) -> NDArray[np.int32]:
         return np.array(values, np.int32)
@@ -336,7 +341,7 @@ def test_wrong_steps_are_refused_and_change_nothing(weights: Weights) -> None:
         with pytest.raises(ArgumentError, match=words):
             program.run([Part(cache, tokens, 1)], logits)
         assert (cache.length, cache.nbytes) == (0, 0)
-    other = Cache(Program(Pool(1), 8, 3, 2, 48))
+    other = Cache(a_store())
     with pytest.raises(ArgumentError, match="belongs to another model"):
         program.run([Part(other, ids(1), 1)], room[:1])
     program.close()
@@ -347,16 +352,18 @@ def test_wrong_steps_are_refused_and_change_nothing(weights: Weights) -> None:
 def test_caches_grow_and_shrink_by_pages(weights: Weights) -> None:
     program = a_program(weights)
     program.finish()
-    cache, logits = Cache(program), np.empty((1, 300), np.float32)
-    assert program.page_bytes == PAGE_TOKENS * 2 * 2 * 2 * 48 * 2  # layers, heads, K and V, f16
+    cache, logits = Cache(program.store), np.empty((1, 300), np.float32)
+    page = program.store.page_bytes
+    assert page == PAGE_TOKENS * 2 * 2 * 2 * 48 * 2  # layers, heads, keys and values, f16
+    assert [cache.growth(length) for length in (0, 1, 32, 33)] == [0, page, page, 2 * page]
     for length in range(1, 70):
         program.run([Part(cache, np.array([7], np.int32), 1)], logits)
         assert cache.length == length
-        assert cache.nbytes == -(-length // PAGE_TOKENS) * program.page_bytes
+        assert cache.nbytes == -(-length // PAGE_TOKENS) * page
     for length in (64, 33, 32, 1, 0):
-        cache.truncate(length)
-        assert cache.length == length
-        assert cache.nbytes == -(-length // PAGE_TOKENS) * program.page_bytes
+        assert cache.truncate(length) == cache.length == length
+        assert cache.growth(length) == 0
+        assert cache.nbytes == -(-length // PAGE_TOKENS) * page
     for length in (1, -1):
         with pytest.raises(ArgumentError, match=f"cannot cut 0 tokens to {length}"):
             cache.truncate(length)
@@ -366,7 +373,7 @@ def test_caches_grow_and_shrink_by_pages(weights: Weights) -> None:
 def test_wrong_operations_are_refused(weights: Weights) -> None:
     embedding, norm = weights["token_embd.weight"], weights["output_norm.weight"]
     query = weights["blk.0.attn_q.weight"]
-    program = Program(Pool(1), 8, 2, 2, 48)
+    program = Program(Pool(1), 8, a_store())
     narrow, wide = program.buffer(32), program.buffer(64)
     qkv = program.buffer(480)  # of 6 query heads, and 2 of keys and of values
     table = program.rope_table(np.ones(24))
@@ -398,12 +405,12 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
         with pytest.raises(kind, match=words):
             refused()
     program.close()
-    with pytest.raises(ArgumentError, match="1 layers with 1 key-value heads of 0 elements"):
-        Program(Pool(1), 8, 1, 1, 0)
-    with pytest.raises(UnsupportedError, match="2147483647 key-value heads"):
-        Program(Pool(1), 8, 2**10, 2**31 - 1, 64)
+    with pytest.raises(ArgumentError, match="layer 0: 1 key-value heads with keys of 0 elements"):
+        a_store(1, 1, 0)
+    with pytest.raises(UnsupportedError, match="layer 0: 2147483647 key-value heads"):
+        a_store(2**10, 2**31 - 1, 64)
     with pytest.raises(ArgumentError, match="steps of 2147483647 tokens"):
-        Program(Pool(1), 2**31 - 1, 1, 1, 64)
+        Program(Pool(1), 2**31 - 1, a_store())
 
 
 # Operations on buffers 0 and 1 of the embedding's width, 2 and 3 of 480 (6 query heads, and 2 of
@@ -426,7 +433,7 @@ def test_programs_that_read_what_is_not_there(weights: Weights, flow: str) -> No
     embedding, norm = weights["token_embd.weight"], weights["output_norm.weight"]
     q, k, v = (weights[f"blk.0.attn_{x}.weight"] for x in "qkv")
     order, words = FLOWS[flow]
-    program = Program(Pool(1), 8, 2, 2, 48)
+    program = Program(Pool(1), 8, a_store())
     for width in (64, 64, 480, 480, 288):
         program.buffer(width)
     add: dict[str, Callable[[], None]] = {
@@ -459,7 +466,7 @@ def test_a_program_that_is_finished_keeps_its_bounds(folder: Path) -> None:
             program.embed(file["larger"], 0)
         logits = np.zeros((1, 300), np.float32)
         with pytest.raises(ArgumentError, match="id 300 is not from 0 to 299"):
-            program.run([Part(Cache(program), np.array([300], np.int32), 1)], logits)
+            program.run([Part(Cache(program.store), np.array([300], np.int32), 1)], logits)
         program.close()
         program = a_program(Weights(file))
         for refused in (
@@ -469,7 +476,7 @@ def test_a_program_that_is_finished_keeps_its_bounds(folder: Path) -> None:
             with pytest.raises(ArgumentError, match="operation 3: LOGITS is the last one"):
                 refused()
         program.close()
-        program = Program(Pool(2), 8, 2, 2, 48)
+        program = Program(Pool(2), 8, a_store())
         program.buffer(64)
         program.embed(file["token_embd.weight"], 0)
         with pytest.raises(FormatError, match="larger"):
@@ -477,7 +484,7 @@ def test_a_program_that_is_finished_keeps_its_bounds(folder: Path) -> None:
         with pytest.raises(FormatError, match="larger"):
             program.logits(0, file["larger"])
         program.close()
-        program = Program(Pool(2), 8, 2, 2, 48)
+        program = Program(Pool(2), 8, a_store())
         program.buffer(64)
         program.embed(file["token_embd.weight"], 0)
         with pytest.raises(ArgumentError, match="operation 1 both reads and writes buffer 0"):

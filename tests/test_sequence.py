@@ -1,5 +1,6 @@
 """Sequences: texts that grow, are cut back, and stay whole whatever goes wrong meanwhile."""
 
+import itertools
 import signal
 import threading
 import time
@@ -12,8 +13,9 @@ import pytest
 import tiny_models
 
 import mmrt
-from mmrt.core.program import PAGE_TOKENS
+from mmrt.core.state import PAGE_TOKENS
 from mmrt.errors import ArgumentError, FormatError, MmrtError
+from mmrt.run.sequence import Sequence
 
 IDS = np.random.default_rng(3).integers(0, 300, 600).tolist()
 
@@ -86,6 +88,151 @@ def test_a_text_that_was_cut_goes_on_as_if_it_had_never_been_longer(
         np.testing.assert_allclose(found, expected, atol=1e-3)
     else:
         assert np.array_equal(found, expected)
+
+
+# ---- forks ----
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 40, 256, 300])
+def test_a_fork_and_its_parent_go_on_as_if_alone(path: Path, length: int, kv: str) -> None:
+    ways = {"parent": IDS[300:350], "fork": IDS[350:390], "fork's fork": IDS[390:391]}
+    with mmrt.Model(path, kv_k=kv, kv_v=kv) as model:
+
+        def go_on(sequence: Sequence, ids: list[int]) -> list[np.ndarray]:
+            return [sequence.extend(ids, outputs="all"), *(sequence.extend([i]) for i in (7, 8))]
+
+        expected = []
+        for ids in ways.values():
+            with model.sequence() as alone:
+                alone.extend(IDS[:length])
+                expected.append(go_on(alone, ids))
+        parent = model.sequence()
+        parent.extend(IDS[:length])
+        fork = parent.fork()
+        sequences = [parent, fork, fork.fork()]
+        for sequence, ids, right in zip(sequences, ways.values(), expected, strict=True):
+            for found, expected_row in zip(go_on(sequence, ids), right, strict=True):
+                assert np.array_equal(found, expected_row)
+        for sequence, ids in zip(sequences, ways.values(), strict=True):
+            assert sequence.tokens == [*IDS[:length], *ids, 7, 8]
+
+
+def test_a_fork_takes_memory_as_it_is_written(model: mmrt.Model) -> None:
+    page = model.memory.kv_page
+    parent = model.sequence()
+    parent.extend(IDS[:70])
+    fork = parent.fork()
+    assert model.memory.kv == parent.nbytes == fork.nbytes == 3 * page
+    assert parent.shared_nbytes == fork.shared_nbytes == 3 * page
+    fork.extend(IDS[70:72])  # copies the last page
+    assert model.memory.kv == 4 * page
+    assert (fork.nbytes, fork.shared_nbytes) == (3 * page, 2 * page)
+    parent.extend(IDS[72:74])  # has it alone by now
+    assert model.memory.kv == 4 * page
+    parent.truncate(64)
+    whole = parent.fork()
+    whole.extend(IDS[:1])  # no page to copy
+    assert model.memory.kv == (3 + 1 + 1 - 1) * page
+    assert (whole.nbytes, whole.shared_nbytes) == (3 * page, 2 * page)
+    parent.close()
+    fork.close()
+    assert model.memory.kv == whole.nbytes == 3 * page and whole.shared_nbytes == 0
+    whole.close()
+    assert model.memory.kv == 0
+
+
+def test_what_is_cut_of_one_stays_in_the_other(model: mmrt.Model) -> None:
+    expected = model.logits(IDS[:110])
+    with model.sequence() as parent:
+        parent.extend(IDS[:100])
+        with parent.fork() as fork:
+            assert parent.truncate(50) == 50
+            parent.extend(IDS[300:310])  # over what the fork still has
+            fork.truncate(90)
+            found = fork.extend(IDS[90:110], outputs="all")
+            np.testing.assert_allclose(found, expected[90:], atol=1e-3)
+            fork.truncate(0)
+            assert parent.tokens == IDS[:50] + IDS[300:310]
+            right = model.logits(parent.tokens + IDS[310:330])
+            found = parent.extend(IDS[310:330], outputs="all")
+            np.testing.assert_allclose(found, right[60:], atol=1e-3)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_forks_are_closed_in_any_order(model: mmrt.Model, order: tuple[int, ...]) -> None:
+    first = model.sequence()
+    first.extend(IDS[:70])
+    second = first.fork()
+    second.extend(IDS[70:110])
+    sequences = dict(enumerate([first, second, second.fork()]))
+    for i in order:
+        sequences.pop(i).close()
+        for sequence in sequences.values():
+            n = len(sequence)
+            right = model.logits([*IDS[:n], *[5] * 8])[-1]
+            np.testing.assert_allclose(sequence.extend([5] * 8), right, atol=1e-3)
+            sequence.truncate(n)
+    assert model.memory.kv == 0
+
+
+def test_many_forks_leave_nothing(model: mmrt.Model) -> None:
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    with model.sequence() as prompt:
+        prompt.extend(IDS[:40])
+        held, mapped = model.memory.kv, mappings()
+        for _ in range(5):
+            forks = [prompt.fork() for _ in range(100)]
+            for fork in forks:
+                fork.extend([9])
+            assert model.memory.kv == held + 100 * model.memory.kv_page
+            del fork, forks
+            assert model.memory.kv == held
+        assert mappings() < mapped + 50
+        assert prompt.shared_nbytes == 0
+
+
+def test_a_fork_while_another_thread_reads(path: Path) -> None:
+    """It is refused, or is what the sequence was between two steps."""
+    with mmrt.Model(path, threads=1) as model, model.sequence() as sequence:
+        expected = model.logits([*IDS[:250], *[5] * 8])[-1]
+        refused = 0
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                sequence.extend(IDS[:250])
+                sequence.truncate(0)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while refused < 20 and time.monotonic() < deadline:
+            try:
+                fork = sequence.fork()
+            except ArgumentError as error:
+                assert "running in another thread" in str(error)
+                refused += 1
+                continue
+            assert fork.tokens == IDS[: len(fork)] and len(fork) in (0, 250)
+            if len(fork):
+                np.testing.assert_allclose(fork.extend([5] * 8), expected, atol=1e-3)
+        stop.set()
+        thread.join()
+        assert refused == 20
+
+
+def test_a_fork_of_a_closed_model(path: Path) -> None:
+    with mmrt.Model(path) as model:
+        sequence = model.sequence()
+        sequence.extend(IDS[:10])
+        fork = sequence.fork()
+    with pytest.raises(ArgumentError, match="closed"):
+        sequence.fork()
+    fork.close()
+    assert sequence.tokens == IDS[:10]
 
 
 # ---- what is refused changes nothing ----

@@ -8,7 +8,8 @@ import tiny_models
 
 import mmrt
 from mmrt import counters
-from mmrt.core.program import Cache, Part
+from mmrt.core.program import Part
+from mmrt.core.state import Cache
 from mmrt.errors import ArgumentError
 from mmrt.memory.budget import Budget
 from mmrt.run.sequence import extend_together
@@ -104,7 +105,7 @@ def test_what_is_refused(path: Path) -> None:
 
 def test_a_program_refuses_parts_that_do_not_add_up(path: Path) -> None:
     with mmrt.Model(path) as model:
-        caches = [Cache(model.program), Cache(model.program)]
+        caches = [Cache(model.program.store), Cache(model.program.store)]
         tokens = np.array([1, 2, 3], np.int32)
         logits = np.empty((2, model.vocab_size), np.float32)
         for n, outputs in (([1, 2], [1, 0]), ([3, 0], [2, 0]), ([1, 2], [2, 0]), ([2, 1], [3, -1])):

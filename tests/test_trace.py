@@ -12,7 +12,8 @@ from tiny_models import gemma3, llama
 
 import mmrt
 from mmrt import trace
-from mmrt.core.program import Cache, Part
+from mmrt.core.program import Part
+from mmrt.core.state import Cache
 from mmrt.errors import ArgumentError
 from mmrt.run.model import Model
 from mmrt.sight import chrome_trace
@@ -47,7 +48,7 @@ def test_marks_are_taken_where_they_were_asked_for(model_path: Path) -> None:
         marks[:, 0] = [-1, 0, 3, last]
         logits = np.empty((1, model.vocab_size), np.float32)
         start = time.monotonic_ns()
-        part = Part(Cache(model.program), np.array([1, 2], np.int32), 1)
+        part = Part(Cache(model.program.store), np.array([1, 2], np.int32), 1)
         model.program.run([part], logits, marks)
         end = time.monotonic_ns()
     assert marks[:, 0].tolist() == [-1, 0, 3, last]
@@ -72,7 +73,7 @@ def test_marks_that_make_no_sense(model_path: Path, numbers: list[int]) -> None:
         logits = np.empty((1, model.vocab_size), np.float32)
         for wrong, words in ((marks, "that rise"), (marks[:, :4].copy(), "5 columns")):
             with pytest.raises(ArgumentError, match=words):
-                part = Part(Cache(model.program), np.array([1], np.int32), 1)
+                part = Part(Cache(model.program.store), np.array([1], np.int32), 1)
                 model.program.run([part], logits, wrong)
 
 

@@ -24,8 +24,8 @@
  * builds them anew from the plan, whatever part of a new plan it finds.
  * - A stream's reader and files: who holds `pass`. Amid a change the reader is MAPPED.
  * - A stream's statistics: who holds `lock`. A child goes on counting.
- * - Keys and values (length, n_pages, pages): the one call that the sequence is in. At every
- * instant they are a whole sequence, of the old length or the new.
+ * - What sequences hold (tables, pages, blocks, and who holds them): who holds the lock of store.c,
+ * which a fork takes. A child finds all of them whole, each of the old length or the new.
  * - Guards and SIGBUS handlers: whoever takes a slot, by compare-and-exchange. One that was
  * changing guards nothing in a child, where nobody has its mapping. What a mapping has lost is
  * noted by the handler, and is lost in a child too.

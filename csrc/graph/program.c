@@ -11,32 +11,9 @@
 
 /* No sum of bytes overflows below these; memory ends long before. */
 enum { MOST_TOKENS = 1 << 16, MOST_WIDTH = INT32_MAX };
-#define MOST_OF_A_TOKEN 1e12 /* elements of its keys */
 
-static mmrt_status check_shape(mmrt_kv_shape shape, mmrt_error *err) {
-    if (!shape.n_layers || !shape.n_heads || !shape.head_dim)
-        return mmrt_fail(err, MMRT_ARGUMENT, "%u layers with %u key-value heads of %u elements",
-                         shape.n_layers, shape.n_heads, shape.head_dim);
-    if ((double)shape.n_layers * shape.n_heads * shape.head_dim > MOST_OF_A_TOKEN)
-        return mmrt_fail(err, MMRT_UNSUPPORTED,
-                         "%u layers with %u key-value heads of %u elements do not fit into memory",
-                         shape.n_layers, shape.n_heads, shape.head_dim);
-    const uint32_t types[] = {shape.k_type, shape.v_type};
-    for (int i = 0; i < 2; i++) {
-        const struct mmrt_format *format = mmrt_format_find(types[i]);
-        if (types[i] != MMRT_TYPE_F16 && types[i] != MMRT_TYPE_Q8_0)
-            return mmrt_fail(err, MMRT_UNSUPPORTED,
-                             "keys and values of type %s: only F16 and Q8_0 are supported",
-                             format ? format->name : "unknown");
-    }
-    return MMRT_OK;
-}
-
-mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape, bool exact,
-                                mmrt_program **out, mmrt_error *err) {
-    mmrt_status status = check_shape(shape, err);
-    if (status)
-        return status;
+mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_state_store *store,
+                                bool exact, mmrt_program **out, mmrt_error *err) {
     if (max_tokens < 1 || max_tokens > MOST_TOKENS)
         return mmrt_fail(err, MMRT_ARGUMENT, "steps of %u tokens: 1 to %d are possible", max_tokens,
                          MOST_TOKENS);
@@ -46,7 +23,7 @@ mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape
     program->kernels = mmrt_kernels_for(isa);
     program->max_tokens = max_tokens;
     program->exact = exact;
-    program->kv_shape = shape;
+    program->store = mmrt_state_store_use(store);
     *out = program;
     return MMRT_OK;
 }
@@ -55,6 +32,7 @@ void mmrt_program_free(mmrt_program *program) {
     if (!program)
         return;
     mmrt_units_free(program);
+    mmrt_state_store_free(program->store);
     for (int32_t i = 0; i < program->n_ropes; i++)
         free(program->ropes[i].frequencies);
     free(program->weights);

@@ -6,6 +6,7 @@
 #include "kernels/kernels.h"
 #include "kernels/multiply.h"
 #include "source/source.h"
+#include "state/state.h"
 
 /* For which of a step's tokens something is done: those whose logits are wanted, or all. */
 enum extent { NO_TOKENS, OUTPUTS, ALL_TOKENS };
@@ -53,7 +54,7 @@ struct units {
 
 struct mmrt_program {
     const struct mmrt_kernels *kernels;
-    mmrt_kv_shape kv_shape;
+    mmrt_state_store *store; /* of the sequences that it reads */
     uint32_t max_tokens;
     bool exact; /* each token is computed as in a step of its own */
     mmrt_weight *weights;

@@ -10,11 +10,9 @@
 
 #include "mmrt.h"
 #include "quant/quant.h"
+#include "state/page.h"
 
 enum { MMRT_TYPE_LIMIT = 64 }; /* tensor type ids are below this */
-
-/* Elements that share one scale in quantised activations. */
-enum { MMRT_GROUP = 32 };
 
 /* Columns that can be few: each row of weights is read once and multiplied with all of them. More
  * are multiplied with panels, whose unpacking pays only for them. */
@@ -132,21 +130,6 @@ typedef void mmrt_glu_fn(enum mmrt_activation activation, const float *gate, con
  * sum. -infinity gives 0. out may be x. */
 typedef float mmrt_exponentials_fn(const float *x, float largest, float scale, float *out,
                                    size_t n);
-
-/* Keys to a page of the KV cache. For each layer and key-value head a page holds its keys, so that
- * vector lanes are keys, and its values:
- *
- *     F16   keys f16 [head_dim][32]           values f16 [32][head_dim]
- *     Q8_0  keys int8 [head_dim / 4][32][4]   values int8 [32][head_dim]
- *           and after either float32 [head_dim / 32][32]: what 32 elements in a row of one key or
- *           value are multiplied with. They are rounded as activations are. */
-enum { MMRT_PAGE_KEYS = 32 };
-
-/* Bytes of a page's keys, or values, of one layer and head. */
-static inline size_t mmrt_page_bytes(uint32_t type, size_t head_dim) {
-    const size_t elements = head_dim * MMRT_PAGE_KEYS;
-    return type == MMRT_TYPE_Q8_0 ? elements + elements / MMRT_GROUP * sizeof(float) : 2 * elements;
-}
 
 /* Scaled dot-product attention for the query heads that share one key-value head, over a tile of
  * consecutive tokens: out = softmax(scale * q k^T) v, with an online softmax (Milakov and

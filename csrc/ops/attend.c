@@ -1,19 +1,21 @@
 /* Attention over the cache. */
 #include "base/status.h"
 #include "graph/check.h"
-#include "kv/kv.h"
 #include "ops/heads.h"
 #include "step/step.h"
 
 #include <string.h>
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
-    const uint32_t room = mmrt_kv_head_room(program->kv_shape);
-    mmrt_status status = mmrt_check_buffer(program, op->in, err);
+    mmrt_status status = mmrt_check_layer(program, op, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
-    if (!status)
-        status = mmrt_check_heads(program, op, room, (uint64_t)op->n_heads, err);
+    if (status)
+        return status;
+    const uint32_t room = mmrt_head_room(mmrt_layer_of(program, op));
+    status = mmrt_check_heads(program, op, room, (uint64_t)op->n_heads, err);
     if (!status)
         status = mmrt_check_apart(program, op, err);
     if (!status)
@@ -43,14 +45,13 @@ static struct sections sections_in(void *memory, size_t n_heads, size_t dim) {
 }
 
 static size_t shared_scratch(const mmrt_program *program, const mmrt_op *op) {
-    const size_t dim = mmrt_kv_head_room(program->kv_shape);
+    const size_t dim = mmrt_head_room(mmrt_layer_of(program, op));
     return (size_t)op->n_heads * SECTIONS * (dim + 2) * sizeof(float);
 }
 
 /* Of each key-value head: sections that are done. */
 static size_t counters(const mmrt_program *program, const mmrt_op *op) {
-    (void)op;
-    return program->kv_shape.n_heads;
+    return mmrt_layer_of(program, op)->spec.n_heads;
 }
 
 /* How many of the query heads that share a key-value head one task takes: all of them, unless that
@@ -123,14 +124,15 @@ struct tasks {
 
 static struct tasks tasks_of(const struct worker *w) {
     const struct step *step = w->step;
-    const size_t n_kv = step->program->kv_shape.n_heads, n = step->n - first_token(w);
+    const mmrt_layer_state *spec = &mmrt_layer_of(step->program, w->op)->spec;
+    const size_t n_kv = spec->n_heads, n = step->n - first_token(w);
     struct tasks t = {.group = (size_t)w->op->n_heads / n_kv, .sections.n = 1};
     struct tile tile;
     t.tokens = t.group < MMRT_ATTEND_ROWS ? MMRT_ATTEND_ROWS / t.group : 1;
     t.tokens = t.tokens < n ? t.tokens : n;
     t.tiles = tiles_of(step, first_token(w), t.tokens, 0, &tile);
     if (step->n == 1)
-        t.sections = sections_of(step->parts->position, w->op->window);
+        t.sections = sections_of(step->parts->position, spec->window);
     t.heads = heads_of_task(t.group, t.tiles * t.sections.n * n_kv, (size_t)w->n_threads);
     t.shares = (t.group + t.heads - 1) / t.heads;
     t.n = t.tiles * t.sections.n * n_kv * t.shares;
@@ -141,7 +143,7 @@ static struct tasks tasks_of(const struct worker *w) {
 static void quantize_heads(const struct worker *w, size_t token, size_t n_tokens, size_t head,
                            size_t n_heads) {
     const struct mmrt_columns *out = columns_at(w->step, w->op->out);
-    const size_t dim = mmrt_kv_head_room(w->step->program->kv_shape);
+    const size_t dim = mmrt_head_room(mmrt_layer_of(w->step->program, w->op));
     if (out->q && dim % MMRT_GROUP == 0) /* else a JOIN follows */
         for (size_t t = 0; t < n_tokens; t++)
             w->step->program->kernels->quantize(out, token + t, head * dim, n_heads * dim);
@@ -154,7 +156,8 @@ static struct mmrt_attention attention_of(const struct worker *w, const struct t
     const mmrt_program *program = w->step->program;
     const mmrt_op *op = w->op;
     const struct mmrt_columns *out = columns_at(w->step, op->out);
-    const size_t dim = mmrt_kv_head_room(program->kv_shape);
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
+    const size_t dim = mmrt_head_room(layer);
     const size_t head = kv_head * t->group + in_group;
     const uint64_t position = position_of(tile->part, tile->token);
     return (struct mmrt_attention){
@@ -166,15 +169,15 @@ static struct mmrt_attention attention_of(const struct worker *w, const struct t
         .n_tokens = tile->n,
         .n_heads = t->group - in_group < t->heads ? t->group - in_group : t->heads,
         .head_dim = dim,
-        .k_type = program->kv_shape.k_type,
-        .v_type = program->kv_shape.v_type,
+        .k_type = layer->spec.k_type,
+        .v_type = layer->spec.v_type,
         .position = position,
-        .window = op->window,
-        .begin = mmrt_attend_begin(position, op->window),
+        .window = layer->spec.window,
+        .begin = mmrt_attend_begin(position, layer->spec.window),
         .end = position + tile->n,
-        .pages = mmrt_kv_pages(tile->part->kv),
-        .k_offset = mmrt_kv_keys_at(tile->part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
-        .v_offset = mmrt_kv_values_at(tile->part->kv, (uint32_t)op->layer, (uint32_t)kv_head),
+        .pages = mmrt_state_pages(tile->part->state, layer->table),
+        .k_offset = mmrt_state_keys_at(layer, (uint32_t)kv_head),
+        .v_offset = mmrt_state_values_at(layer, (uint32_t)kv_head),
         .scale = op->scale,
         .softcap = op->softcap,
         .scratch = w->scratch,
@@ -219,8 +222,7 @@ struct exact_scratch {
 };
 
 static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
-    (void)op;
-    const size_t dim = mmrt_kv_head_room(program->kv_shape), rows = MMRT_ATTEND_ROWS;
+    const size_t dim = mmrt_head_room(mmrt_layer_of(program, op)), rows = MMRT_ATTEND_ROWS;
     const size_t exact = rows * ((SECTIONS + 1) * dim + SECTIONS * 2);
     return mmrt_attend_scratch(dim) + (program->exact ? exact * sizeof(float) : 0);
 }
@@ -254,7 +256,8 @@ static void attend_alike(const struct worker *w, const struct mmrt_attention *a,
 
 static void attend_exactly(const struct worker *w, const struct tasks *t, const struct tile *tile,
                            size_t kv_head, size_t in_group) {
-    const uint64_t position = position_of(tile->part, tile->token), window = w->op->window;
+    const uint64_t position = position_of(tile->part, tile->token);
+    const uint64_t window = mmrt_layer_of(w->step->program, w->op)->spec.window;
     for (size_t first = 0, end; first < tile->n; first = end) {
         struct sections_of_keys sections = sections_of(position + first, window);
         const struct sections_of_keys of_first = sections;
@@ -278,7 +281,7 @@ static void attend_exactly(const struct worker *w, const struct tasks *t, const 
 
 static void run(struct worker *w) {
     const mmrt_program *program = w->step->program;
-    const size_t n_kv = program->kv_shape.n_heads;
+    const size_t n_kv = mmrt_layer_of(program, w->op)->spec.n_heads;
     const struct tasks t = tasks_of(w);
     uint64_t task;
     mmrt_share_begin(w->runs, w->thread, w->n_threads, t.n);

@@ -7,8 +7,23 @@
 
 #include "graph/program.h"
 
-/* Whether the operation's layer and heads are those of a program with such keys and values, and
- * `in` holds all of its heads of `in_dim` elements each, `out` n_out of them with room. */
+/* What the operation's layer keeps; NULL: the program has no such layer. */
+static inline const struct mmrt_state_layer *mmrt_layer_of(const mmrt_program *program,
+                                                           const mmrt_op *op) {
+    return mmrt_state_layer_at(program->store, (uint32_t)op->layer);
+}
+
+/* Elements that each of its heads takes, with room. */
+static inline uint32_t mmrt_head_room(const struct mmrt_state_layer *layer) {
+    return mmrt_key_room(&layer->spec);
+}
+
+/* Whether the operation's layer keeps pages whose keys are as wide as values: then a head is of one
+ * width, wherever it is. */
+mmrt_status mmrt_check_layer(const mmrt_program *program, const mmrt_op *op, mmrt_error *err);
+
+/* Whether the operation's heads go with those of its layer, which was checked before, and `in`
+ * holds all of its heads of `in_dim` elements each, `out` n_out of them with room. */
 mmrt_status mmrt_check_heads(const mmrt_program *program, const mmrt_op *op, uint64_t in_dim,
                              uint64_t n_out, mmrt_error *err);
 

@@ -1,20 +1,23 @@
 /* Heads without the padding between them. */
 #include "base/status.h"
 #include "graph/check.h"
-#include "kv/kv.h"
+#include "ops/heads.h"
 #include "step/step.h"
 
 #include <string.h>
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
-    const uint64_t n = (uint64_t)op->n_heads, room = mmrt_kv_head_room(program->kv_shape);
-    mmrt_status status = mmrt_check_buffer(program, op->in, err);
+    const uint64_t n = (uint64_t)op->n_heads;
+    mmrt_status status = mmrt_check_layer(program, op, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
     if (status)
         return status;
-    if (op->n_heads < 1 || width_of(program, op->in) != n * room ||
-        width_of(program, op->out) != n * program->kv_shape.head_dim)
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
+    if (op->n_heads < 1 || width_of(program, op->in) != n * mmrt_head_room(layer) ||
+        width_of(program, op->out) != n * layer->spec.k_dim)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
     status = mmrt_check_read(program, op, op->in, false, err);
     if (status)

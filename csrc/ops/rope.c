@@ -1,16 +1,16 @@
 /* Norms and rotations of queries and keys; keys and values go to their pages. */
 #include "base/status.h"
 #include "graph/check.h"
-#include "kv/kv.h"
 #include "ops/heads.h"
 #include "quant/f16.h"
+#include "state/page.h"
 #include "step/step.h"
 
 #include <string.h>
 
 static mmrt_status check_parameters(const mmrt_program *program, const mmrt_op *op,
                                     mmrt_error *err) {
-    const uint32_t dim = program->kv_shape.head_dim;
+    const uint32_t dim = mmrt_layer_of(program, op)->spec.k_dim;
     for (int i = 0; i < 2; i++)
         if (op->weights[i] >= 0) {
             mmrt_status status = mmrt_check_vector(program, op->weights[i], dim, err);
@@ -25,13 +25,16 @@ static mmrt_status check_parameters(const mmrt_program *program, const mmrt_op *
 }
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
-    const mmrt_kv_shape shape = program->kv_shape;
-    mmrt_status status = mmrt_check_buffer(program, op->in, err);
+    mmrt_status status = mmrt_check_layer(program, op, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
-    if (!status)
-        status = mmrt_check_heads(program, op, shape.head_dim,
-                                  (uint64_t)op->n_heads + 2 * shape.n_heads, err);
+    if (status)
+        return status;
+    const mmrt_layer_state *spec = &mmrt_layer_of(program, op)->spec;
+    status =
+        mmrt_check_heads(program, op, spec->k_dim, (uint64_t)op->n_heads + 2 * spec->n_heads, err);
     if (!status)
         status = check_parameters(program, op, err);
     if (!status)
@@ -39,7 +42,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     if (status)
         return status;
     mmrt_note_read(program, op->out,
-                   shape.k_type == MMRT_TYPE_Q8_0 || shape.v_type == MMRT_TYPE_Q8_0);
+                   spec->k_type == MMRT_TYPE_Q8_0 || spec->v_type == MMRT_TYPE_Q8_0);
     mmrt_note_write(program, op, op->out, false);
     program->buffers[op->out].heads_of = op->layer + 1;
     return MMRT_OK;
@@ -99,12 +102,12 @@ static void store_value(uint32_t type, uint8_t *page, size_t slot, const struct 
 
 static void run(struct worker *w) {
     const struct step *step = w->step;
-    const mmrt_kv_shape shape = step->program->kv_shape;
     const mmrt_op *op = w->op;
     const mmrt_program *program = step->program;
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
     const struct mmrt_columns *in = columns_at(step, op->in), *heads = columns_at(step, op->out);
     const struct rope *rope = op->rope >= 0 ? &program->ropes[op->rope] : NULL;
-    const size_t dim = shape.head_dim, room = mmrt_kv_head_room(shape), n_kv = shape.n_heads;
+    const size_t dim = layer->spec.k_dim, room = mmrt_head_room(layer), n_kv = layer->spec.n_heads;
     const size_t n_q = (size_t)op->n_heads, n_heads = n_q + 2 * n_kv;
     const uint64_t n = step->n * n_heads;
     const uint64_t end = n * (uint64_t)(w->thread + 1) / (uint64_t)w->n_threads;
@@ -120,7 +123,7 @@ static void run(struct worker *w) {
             program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
         if (!is_value && rope)
             rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
-        const uint32_t type = is_value ? shape.v_type : shape.k_type;
+        const uint32_t type = is_value ? layer->spec.v_type : layer->spec.k_type;
         if (type == MMRT_TYPE_Q8_0) /* queries as keys */
             program->kernels->quantize(heads, token, head * room, room);
         if (is_query)
@@ -128,15 +131,14 @@ static void run(struct worker *w) {
         part = part_from(part, token);
         const uint64_t position = position_of(part, token);
         const size_t slot = position % MMRT_PAGE_KEYS;
-        uint8_t *page = mmrt_kv_pages(part->kv)[position / MMRT_PAGE_KEYS];
-        const uint32_t layer = (uint32_t)op->layer;
-        const size_t among = is_value ? head - n_q - n_kv : head - n_q;
+        uint8_t *page = mmrt_state_pages(part->state, layer->table)[position / MMRT_PAGE_KEYS];
+        const uint32_t among = (uint32_t)(is_value ? head - n_q - n_kv : head - n_q);
         if (is_value)
-            store_value(type, page + mmrt_kv_values_at(part->kv, layer, (uint32_t)among), slot,
-                        heads, token, head * room, room);
+            store_value(type, page + mmrt_state_values_at(layer, among), slot, heads, token,
+                        head * room, room);
         else
-            store_key(type, page + mmrt_kv_keys_at(part->kv, layer, (uint32_t)among), slot, heads,
-                      token, head * room, room);
+            store_key(type, page + mmrt_state_keys_at(layer, among), slot, heads, token,
+                      head * room, room);
     }
 }
 

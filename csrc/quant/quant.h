@@ -27,6 +27,9 @@ enum mmrt_block_size {
 #include "formats.def"
 };
 
+/* Elements that share one scale where activations, keys and values are quantised. */
+enum { MMRT_GROUP = 32 };
+
 /* Writes n_elements floats from consecutive blocks of one type. n_elements is a multiple of the
  * type's elements per block (a remainder is left unwritten). blocks needs no alignment; out is
  * aligned for float and does not overlap it. */

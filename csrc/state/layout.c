@@ -2,7 +2,7 @@
 #include "state/store.h"
 
 #include "base/status.h"
-#include "kernels/kernels.h"
+#include "state/page.h"
 
 #include <stdlib.h>
 #include <unistd.h>

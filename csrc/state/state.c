@@ -3,7 +3,7 @@
 #include "state/store.h"
 
 #include "base/status.h"
-#include "kernels/kernels.h"
+#include "state/page.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -23,7 +23,7 @@ uint32_t mmrt_state_n_layers(const mmrt_state_store *store);
 /* NULL: there is no such layer. */
 const struct mmrt_state_layer *mmrt_state_layer_at(const mmrt_state_store *store, uint32_t layer);
 
-/* Bytes from a page's address to the keys and values of a head, laid out as kernels.h says. */
+/* Bytes from a page's address to the keys and values of a head, laid out as page.h says. */
 static inline size_t mmrt_state_keys_at(const struct mmrt_state_layer *layer, uint32_t head) {
     return layer->offset + head * layer->head_bytes;
 }

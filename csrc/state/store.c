@@ -3,7 +3,7 @@
 #include "state/store.h"
 
 #include "base/status.h"
-#include "kernels/kernels.h"
+#include "state/page.h"
 
 #include <pthread.h>
 #include <stdlib.h>

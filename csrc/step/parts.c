@@ -1,7 +1,7 @@
 #include "step/parts.h"
 
 #include "base/status.h"
-#include "kv/kv.h"
+#include "state/state.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -33,19 +33,13 @@ static mmrt_status check_tokens(const mmrt_program *program, const int32_t *toke
     return MMRT_OK;
 }
 
-static bool is_of_program(const mmrt_program *program, const mmrt_kv *kv) {
-    const mmrt_kv_shape a = mmrt_kv_shape_of(kv), b = program->kv_shape;
-    return a.n_layers == b.n_layers && a.n_heads == b.n_heads && a.head_dim == b.head_dim &&
-           a.k_type == b.k_type && a.v_type == b.v_type;
-}
-
 /* Appends n of the caller's tokens, which are to lie from `first` on in the step. */
 static uint32_t add_part(struct parts *parts, const mmrt_part *given, const int32_t *tokens,
                          uint32_t n, uint64_t position, uint32_t first) {
     if (!n)
         return first;
     parts->parts[parts->n++] =
-        (struct part){.kv = given->kv, .first = first, .n = n, .position = position};
+        (struct part){.state = given->state, .first = first, .n = n, .position = position};
     memcpy(parts->tokens + first, tokens, n * sizeof *tokens);
     return first + n;
 }
@@ -81,19 +75,19 @@ mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given
     if (!positions || !parts->parts || !parts->tokens)
         status = mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a step of %d parts", n_given);
     for (int32_t i = 0; !status && i < n_given; i++) {
-        mmrt_kv *kv = given[i].kv;
-        if (!is_of_program(program, kv))
+        const mmrt_state *state = given[i].state;
+        if (mmrt_state_store_of(state) != program->store)
             status = mmrt_fail(err, MMRT_ARGUMENT, "the sequence belongs to another model");
-        positions[i] = mmrt_kv_length(kv);
+        positions[i] = mmrt_state_length(state);
         for (int32_t j = 0; j < i; j++) /* it goes on where the part before it ends */
-            positions[i] += given[j].kv == kv ? given[j].n : 0;
+            positions[i] += given[j].state == state ? given[j].n : 0;
     }
     if (!status)
         put_in_order(parts, given, n_given, positions, tokens);
     free(positions);
     for (int32_t i = 0; !status && i < parts->n; i++) {
         const struct part *part = &parts->parts[i];
-        status = mmrt_kv_reserve(part->kv, part->position + part->n, err);
+        status = mmrt_state_reserve(part->state, part->position + part->n, err);
     }
     return status;
 }
@@ -102,10 +96,10 @@ void mmrt_parts_end(struct parts *parts, bool done) {
     for (int32_t i = 0; i < parts->n; i++) {
         const struct part *part = &parts->parts[i];
         const uint64_t end = part->position + part->n;
-        if (!done) /* gives reserved pages back */
-            mmrt_kv_truncate(part->kv, mmrt_kv_length(part->kv));
-        else if (end > mmrt_kv_length(part->kv))
-            mmrt_kv_set_length(part->kv, end);
+        if (!done)
+            mmrt_state_abandon(part->state);
+        else if (end > mmrt_state_length(part->state))
+            mmrt_state_commit(part->state, end);
     }
     free(parts->parts);
     free(parts->tokens);

@@ -11,7 +11,7 @@
 
 /* Tokens of a step that follow one another in one text. */
 struct part {
-    mmrt_kv *kv;
+    mmrt_state *state;
     uint32_t first; /* of the step's tokens */
     uint32_t n;
     uint64_t position; /* of the first */

@@ -270,24 +270,41 @@ cdef extern from "mmrt.h" nogil:
                                   int32_t *tokens, float *probabilities, size_t *n,
                                   mmrt_error *err)
 
-    # ---- key-value cache ----
-    ctypedef struct mmrt_kv:
-        pass
+    # ---- state of sequences ----
+    ctypedef enum mmrt_state_kind:
+        MMRT_STATE_PAGES
 
-    ctypedef struct mmrt_kv_shape:
-        uint32_t n_layers
+    ctypedef struct mmrt_layer_state:
+        mmrt_state_kind kind
         uint32_t n_heads
-        uint32_t head_dim
+        uint32_t k_dim
+        uint32_t v_dim
         uint32_t k_type
         uint32_t v_type
+        uint32_t window
 
-    mmrt_status mmrt_kv_create(mmrt_kv_shape shape, mmrt_kv **out, mmrt_error *err)
-    void mmrt_kv_free(mmrt_kv *kv)
-    uint64_t mmrt_kv_length(const mmrt_kv *kv)
-    uint64_t mmrt_kv_bytes(const mmrt_kv *kv)
-    uint64_t mmrt_kv_page_bytes(mmrt_kv_shape shape)
-    uint32_t mmrt_kv_head_room(mmrt_kv_shape shape)
-    void mmrt_kv_truncate(mmrt_kv *kv, uint64_t length)
+    uint32_t mmrt_key_room(const mmrt_layer_state *layer)
+
+    ctypedef struct mmrt_state_store:
+        pass
+
+    mmrt_status mmrt_state_store_create(const mmrt_layer_state *layers, uint32_t n_layers,
+                                        mmrt_state_store **out, mmrt_error *err)
+    void mmrt_state_store_free(mmrt_state_store *store)
+    uint64_t mmrt_state_store_bytes(mmrt_state_store *store)
+    uint64_t mmrt_state_page_bytes(const mmrt_state_store *store)
+
+    ctypedef struct mmrt_state:
+        pass
+
+    mmrt_status mmrt_state_create(mmrt_state_store *store, mmrt_state **out, mmrt_error *err)
+    void mmrt_state_free(mmrt_state *state)
+    uint64_t mmrt_state_length(const mmrt_state *state)
+    uint64_t mmrt_state_bytes(const mmrt_state *state)
+    uint64_t mmrt_state_shared_bytes(const mmrt_state *state)
+    uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length)
+    mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err)
+    uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length)
 
     # ---- programs ----
     ctypedef struct mmrt_program:
@@ -317,12 +334,11 @@ cdef extern from "mmrt.h" nogil:
         int32_t activation
         bool_t outputs_only
         bool_t interleaved
-        uint32_t window
         float eps
         float scale
         float softcap
 
-    mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_kv_shape shape,
+    mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_state_store *store,
                                     bool_t exact, mmrt_program **out, mmrt_error *err)
     void mmrt_program_free(mmrt_program *program)
     mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
@@ -388,7 +404,7 @@ cdef extern from "mmrt.h" nogil:
     void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats)
 
     ctypedef struct mmrt_part:
-        mmrt_kv *kv
+        mmrt_state *state
         uint32_t n
         uint32_t n_outputs
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,

@@ -1,8 +1,9 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from mmrt.core._c cimport mmrt_kv, mmrt_kv_shape, mmrt_op, mmrt_part, mmrt_program
+from mmrt.core._c cimport mmrt_layer_state, mmrt_op, mmrt_part, mmrt_program
 from mmrt.core._calls cimport calls
 from mmrt.core.kernels cimport Pool
+from mmrt.core.state cimport Cache, StateStore
 from mmrt.core.tensor cimport Tensor
 
 
@@ -17,25 +18,15 @@ cdef class Program:
     cdef calls running     # in the core
     cdef bint streams
     cdef readonly int max_tokens
-    cdef mmrt_kv_shape kv_shape
+    cdef readonly StateStore store
     cdef readonly int vocab_size  # rows of the logits' weight
 
     cdef _release(self)
     cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
-    cdef int _with_room(self, int buffer, int n_heads) except -2
+    cdef int _with_room(self, int buffer, int n_heads, const mmrt_layer_state *layer) except -2
+    cdef int _heads_with_room(self, int qkv, int layer, int n_heads) except -2
     cdef list _multiply(self, mmrt_op *op, matrices)
     cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
               float[:, ::1] logits, int64_t[:, ::1] marks)
     cdef int _add(self, mmrt_op *op, weights, str note) except -1
-
-
-cdef class Cache:
-    cdef mmrt_kv *handle
-    cdef list ids    # the tokens; between calls as many as the core has keys
-    cdef calls busy  # steps that it is in
-    cdef uint64_t before  # tokens when they began
-
-    cdef cut(self, uint64_t length)
-    cdef settle(self)
-    cdef int require_rest(self) except -1

@@ -5,10 +5,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.kernels import Pool
+from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import Plan, Streaming
 from mmrt.core.tensor import Tensor
 
-PAGE_TOKENS: int
 ALIKE_TOKENS: int
 
 class Matrix(NamedTuple):
@@ -24,16 +24,13 @@ class Part(NamedTuple):
 class Program:
     pool: Pool
     max_tokens: int
+    store: StateStore
     vocab_size: int
     def __init__(
         self,
         pool: Pool,
         max_tokens: int,
-        n_layers: int,
-        n_kv_heads: int,
-        head_dim: int,
-        kv_k: str = "f16",
-        kv_v: str = "f16",
+        store: StateStore,
         exact: bool = False,
     ) -> None: ...
     def close(self) -> None: ...
@@ -86,7 +83,6 @@ class Program:
         layer: int,
         n_heads: int,
         scale: float,
-        window: int = 0,
         softcap: float = 0.0,
         outputs_only: bool = False,
     ) -> None: ...
@@ -101,8 +97,6 @@ class Program:
     def streaming(self) -> Streaming | None: ...
     def step_bytes(self, n: int) -> int: ...
     @property
-    def page_bytes(self) -> int: ...
-    @property
     def weights(self) -> list[Tensor]: ...
     @property
     def operations(self) -> list[tuple[str, list[Tensor]]]: ...
@@ -113,13 +107,3 @@ class Program:
         logits: NDArray[np.float32] | None = None,
         marks: NDArray[np.int64] | None = None,
     ) -> None: ...
-
-class Cache:
-    def __init__(self, program: Program) -> None: ...
-    @property
-    def tokens(self) -> list[int]: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    def truncate(self, length: int) -> None: ...

@@ -1,4 +1,4 @@
-"""A forward pass as a list of operations, and the key-value cache that it fills."""
+"""A forward pass as a list of operations."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -6,13 +6,11 @@ from libc.string cimport memset
 
 from mmrt.core._c cimport (
     MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
-    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_kv_bytes, mmrt_kv_create,
-    mmrt_kv_free, mmrt_kv_head_room, mmrt_kv_length, mmrt_kv_page_bytes, mmrt_kv_shape,
-    mmrt_kv_truncate, mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer,
-    mmrt_program_add_op,
+    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_key_room, mmrt_layer_state,
+    mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
-    mmrt_status, mmrt_weight,
+    mmrt_state_length, mmrt_status, mmrt_weight,
 )
 from mmrt.core._c cimport (  # streaming
     MMRT_NO_MEMORY, mmrt_mapping, mmrt_plan, mmrt_program_plan, mmrt_program_lock_kept,
@@ -24,19 +22,16 @@ from mmrt.core._status cimport check, check_polled, poll
 from mmrt.core.kernels cimport Pool, chosen_isa
 from mmrt.core.mapping cimport Mapping
 from mmrt.core.readers cimport reader_named
+from mmrt.core.state cimport Cache, StateStore
 from mmrt.core.tensor cimport Tensor
 
 from array import array
 from typing import NamedTuple
 
-from mmrt.core.elements import KV_TYPES
 from mmrt.errors import ArgumentError, InUseError, UnsupportedError
-from mmrt.core.quant import TYPES
 from mmrt.core.streaming import Plan, Streaming
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
-
-PAGE_TOKENS = 32  # of the key-value cache
 
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
 ALIKE_TOKENS = 8
@@ -59,86 +54,19 @@ class Part(NamedTuple):
     outputs: int = 0
 
 
-cdef class Cache:
-    """The keys and values of one sequence, in pages that are allocated as it grows; and its
-    `tokens`.
-
-    A child that is forked while another thread has it in a step finds it as it was before.
-    """
-
-    def __cinit__(self, Program program not None):
-        cdef mmrt_error error
-        check(mmrt_kv_create(program.kv_shape, &self.handle, &error), &error)
-        self.ids = []
-
-    def __dealloc__(self):
-        mmrt_kv_free(self.handle)
-
-    def __repr__(self):
-        return f"<Cache of {self.length} tokens, {self.nbytes} bytes>"
-
-    cdef cut(self, uint64_t length):
-        mmrt_kv_truncate(self.handle, length)
-        del self.ids[length:]
-
-    cdef settle(self):
-        """Ends, in a forked child, the step that the parent goes on with."""
-        if self.busy.n and not calls_now(&self.busy):
-            self.busy.n = 0
-            self.cut(self.before)
-
-    cdef int require_rest(self) except -1:
-        self.settle()
-        if self.busy.n:
-            raise ArgumentError("this sequence is running in another thread")
-        return 0
-
-    @property
-    def tokens(self):
-        """The tokens held; the list is the cache's own."""
-        self.settle()
-        return self.ids
-
-    @property
-    def length(self):
-        """Tokens held."""
-        self.settle()
-        return mmrt_kv_length(self.handle)
-
-    @property
-    def nbytes(self):
-        """Bytes of the pages allocated."""
-        self.settle()
-        return mmrt_kv_bytes(self.handle)
-
-    def truncate(self, length):
-        """Forgets the tokens from `length` on; whole pages go back to the system."""
-        self.require_rest()
-        if not 0 <= length <= self.length:
-            raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
-        self.cut(length)
-
-
 cdef class Program:
-    """Operations on numbered buffers, built once and run for each step of a sequence.
+    """Operations on numbered buffers, built once and run for each step of texts in `store`.
 
     A buffer holds `width` float32 values for each token of a step; the operations' methods take
     the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
     read in place. A model's file in mmrt/models makes these calls in the order of its forward
-    pass. kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". exact: what is computed for
-    a token does not depend on the other tokens of its step. str() lists the operations with the
-    tensors and bytes that each reads.
+    pass. exact: what is computed for a token does not depend on the other tokens of its step. str()
+    lists the operations with the tensors and bytes that each reads.
     """
 
-    def __cinit__(self, Pool pool not None, int max_tokens, int n_layers, int n_kv_heads,
-                  int head_dim, str kv_k="f16", str kv_v="f16", bint exact=False):
+    def __cinit__(self, Pool pool not None, int max_tokens, StateStore store not None,
+                  bint exact=False):
         cdef mmrt_error error
-        cdef mmrt_kv_shape shape
-        for name in (kv_k, kv_v):
-            if name not in KV_TYPES:
-                raise ArgumentError(
-                    f"keys and values of type {name!r:.60}: there are {', '.join(KV_TYPES)}"
-                )
         self.pool = pool
         self.max_tokens = max_tokens
         self.tensors = []
@@ -146,11 +74,11 @@ cdef class Program:
         self.indices = {}
         self.roomy = {}
         self.lines = []
-        shape.n_layers, shape.n_heads, shape.head_dim = n_layers, n_kv_heads, head_dim
-        shape.k_type, shape.v_type = TYPES[KV_TYPES[kv_k]].id, TYPES[KV_TYPES[kv_v]].id
-        self.kv_shape = shape
+        self.store = store
         check(
-            mmrt_program_create(chosen_isa(), max_tokens, shape, exact, &self.handle, &error),
+            mmrt_program_create(
+                chosen_isa(), max_tokens, store.handle, exact, &self.handle, &error
+            ),
             &error,
         )
 
@@ -218,14 +146,21 @@ cdef class Program:
             read += [weight, bias]
         return read
 
-    cdef int _with_room(self, int buffer, int n_heads) except -2:
+    cdef int _with_room(self, int buffer, int n_heads, const mmrt_layer_state *layer) except -2:
         """The buffer for these heads as attention wants them: another if groups are not whole."""
-        cdef uint32_t room = mmrt_kv_head_room(self.kv_shape)
-        if room == self.kv_shape.head_dim or n_heads < 1:
+        if layer is NULL or n_heads < 1:
             return buffer
-        if (buffer, n_heads) not in self.roomy:
-            self.roomy[buffer, n_heads] = self.buffer(n_heads * <uint64_t> room)
-        return self.roomy[buffer, n_heads]
+        cdef uint32_t room = mmrt_key_room(layer)
+        if room == layer.k_dim:
+            return buffer
+        if (buffer, n_heads, room) not in self.roomy:
+            self.roomy[buffer, n_heads, room] = self.buffer(n_heads * <uint64_t> room)
+        return self.roomy[buffer, n_heads, room]
+
+    cdef int _heads_with_room(self, int qkv, int layer, int n_heads) except -2:
+        """The same for `n_heads` query heads with the layer's heads of keys and of values."""
+        cdef const mmrt_layer_state *spec = self.store.spec(layer)
+        return qkv if spec is NULL else self._with_room(qkv, n_heads + 2 * spec.n_heads, spec)
 
     cdef int _add(self, mmrt_op *op, weights, str note) except -1:
         cdef mmrt_error error
@@ -311,7 +246,7 @@ cdef class Program:
         """
         cdef mmrt_op op = _op(MMRT_OP_ROPE)
         op.in_ = qkv
-        op.out = self._with_room(qkv, n_heads + 2 * self.kv_shape.n_heads)
+        op.out = self._heads_with_room(qkv, layer, n_heads)
         op.rope = table
         op.layer = layer
         op.n_heads = n_heads
@@ -321,20 +256,20 @@ cdef class Program:
         op.eps = eps
         self._add(&op, [q_norm, k_norm], "rotate, store keys and values")
 
-    def attend(self, int qkv, int out, int layer, int n_heads, float scale, uint32_t window=0,
-               float softcap=0.0, bint outputs_only=False):
-        """out = softmax(scale * q k) v over the cache; window: the keys seen, 0 for all."""
+    def attend(self, int qkv, int out, int layer, int n_heads, float scale, float softcap=0.0,
+               bint outputs_only=False):
+        """out = softmax(scale * q k) v over the keys that the layer sees."""
         cdef mmrt_op op = _op(MMRT_OP_ATTEND)
-        op.in_ = self._with_room(qkv, n_heads + 2 * self.kv_shape.n_heads)
-        op.out = self._with_room(out, n_heads)
+        cdef const mmrt_layer_state *spec = self.store.spec(layer)
+        op.in_ = self._heads_with_room(qkv, layer, n_heads)
+        op.out = self._with_room(out, n_heads, spec)
         op.layer = layer
         op.n_heads = n_heads
         op.scale = scale
-        op.window = window
         op.softcap = softcap
         op.outputs_only = outputs_only
-        self._add(&op, [], f"attend, window {window}" if window else "attend")
-        if self.kv_shape.head_dim % 32:  # heads are no whole groups: they are quantised together
+        self._add(&op, [], f"attend, window {spec.window}" if spec and spec.window else "attend")
+        if spec.k_dim % 32:  # heads are no whole groups: they are quantised together
             op.kind = MMRT_OP_JOIN
             op.in_, op.out = op.out, out
             self._add(&op, [], "join heads")
@@ -458,11 +393,6 @@ cdef class Program:
         return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle, n)
 
     @property
-    def page_bytes(self):
-        """Bytes of the key-value cache for 32 tokens."""
-        return mmrt_kv_page_bytes(self.kv_shape)
-
-    @property
     def weights(self):
         """The tensors in the order in which the program first reads them."""
         return list(self.tensors)
@@ -542,8 +472,8 @@ cdef class Program:
         for cache in caches:
             cache.require_rest()
         for i, cache in enumerate(caches):
-            cache.before = mmrt_kv_length(cache.handle)
-            parts[i].kv = cache.handle
+            cache.before = mmrt_state_length(cache.handle)
+            parts[i].state = cache.handle
         cdef pid_t begun = calls_begin(&self.running)
         for cache in caches:
             calls_begin(&cache.busy)

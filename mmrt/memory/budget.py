@@ -17,13 +17,9 @@ from dataclasses import dataclass
 
 from mmrt.core.arguments import whole
 from mmrt.core.mapping import Mapping
-from mmrt.core.program import (
-    ALIKE_TOKENS,
-    PAGE_TOKENS,
-    Part,
-    Program,
-)
+from mmrt.core.program import ALIKE_TOKENS, Part, Program
 from mmrt.core.readers import check_reader, probe_reader
+from mmrt.core.state import Cache
 from mmrt.core.streaming import READERS, Plan
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.memory import counters, system
@@ -69,7 +65,7 @@ def divide_step(wanted: int, most: int) -> int:
 
 def first_text(program: Program) -> int:
     """Bytes that a first text takes beside its scratch."""
-    return _FIRST_TEXT // PAGE_TOKENS * program.page_bytes + _YET_TO_LOAD
+    return Cache(program.store).growth(_FIRST_TEXT) + _YET_TO_LOAD
 
 
 class Share:
@@ -79,7 +75,6 @@ class Share:
         self,
         path: str,
         program: Program,
-        kv: Callable[[], int],
         give_back: Callable[[], None],
         prepare: Callable[[], None],
         step_tokens: int,
@@ -88,7 +83,6 @@ class Share:
     ) -> None:
         self.path = path
         self.program = program
-        self.kv = kv  # bytes of keys and values that the model holds
         self.give_back = give_back  # those that it can do without
         self.prepare = prepare  # loads what texts need beside the program
         self.step_tokens = step_tokens  # of a long prompt, at a time
@@ -126,11 +120,6 @@ class Share:
         """What stays taken between steps."""
         return self.program.step_bytes(_LEAST_STEP if limited else self.step_tokens)
 
-    def pages(self, n_tokens: int, length: int) -> int:
-        """Bytes of the keys and values by which n_tokens more extend a sequence of `length`."""
-        n_pages = -(-(length + n_tokens) // PAGE_TOKENS) + (-length // PAGE_TOKENS)
-        return n_pages * self.program.page_bytes
-
     @property
     def least(self) -> int:
         return self.extremes.least + self.extremes.rest
@@ -157,17 +146,19 @@ class _Step:
         program = share.program
         self.thread = threading.get_ident()
         self.n_tokens = sum(len(part.tokens) for part in parts)
-        self.pages = sum(share.pages(len(part.tokens), part.cache.length) for part in parts)
+        self._ends: dict[Cache, int] = {}  # how long each is to become
+        for part in parts:
+            end = self._ends.get(part.cache, part.cache.length)
+            self._ends[part.cache] = end + len(part.tokens)
+        self.pages = self.coming
         # If weights are limited; else it stays taken.
         self.scratch = max(program.step_bytes(self.n_tokens) - share.scratch(limited=True), 0)
         self.takes_more = self.pages > 0 or self.scratch > 0
-        self._caches = {part.cache for part in parts}
-        self._held = sum(cache.nbytes for cache in self._caches)
 
     @property
     def coming(self) -> int:
         """Bytes of its pages that the caches do not hold yet."""
-        return max(self.pages - sum(cache.nbytes for cache in self._caches) + self._held, 0)
+        return sum(cache.growth(end) for cache, end in self._ends.items())
 
 
 @dataclass(frozen=True)
@@ -292,7 +283,7 @@ class Budget:
         """
         shares = list(self._shares)
         rings = sum(share.ring for share in shares)
-        ours = rings + sum(share.kv() + share.scratch(limited) for share in shares)
+        ours = rings + sum(share.program.store.nbytes + share.scratch(limited) for share in shares)
         ours += sum(step.coming + (step.scratch if limited else 0) for step in self._running)
         used = counters.resident()
         # Of ours, what is not touched yet: it is sure to come.

@@ -38,13 +38,11 @@ def build(program: Program, config: Config, weights: Weights) -> None:
     model = Transformer(program, config, weights)
     model.embed(scale=math.sqrt(config.n_embd))
     for layer in model.layers():
-        window = config.window.of(layer.index)
         model.norm(layer["attn_norm"])
         model.attention(
             layer,
-            config.rope_in_window if window else config.rope,
+            config.rope_in_window if config.window.of(layer.index) else config.rope,
             interleaved=False,
-            window=window,
             q_norm=layer["attn_q_norm"],
             k_norm=layer["attn_k_norm"],
             post=layer["post_attention_norm"],

@@ -27,7 +27,6 @@ def build(program: Program, config: Config, weights: Weights) -> None:
             config.rope,
             interleaved=True,
             divisors=shared if own is None else own,
-            window=config.window.of(layer.index),
         )
         model.norm(layer["ffn_norm"])
         model.gated_unit(layer, "silu")

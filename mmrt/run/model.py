@@ -17,7 +17,8 @@ from mmrt.core import quant
 from mmrt.core.arguments import choice, token_ids, whole
 from mmrt.core.elements import KV_TYPES
 from mmrt.core.kernels import Pool, cpu_info, trim_heap
-from mmrt.core.program import Cache, Part, Program
+from mmrt.core.program import Part, Program
+from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import READERS, Streaming
 from mmrt.core.tensor import Tensor
 from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
@@ -118,8 +119,6 @@ class Model:
         choice("kv_v", kv_v, KV_TYPES)
         self.budget = budget.of(memory)
         self.budget.begin()
-        # No WeakSet: another thread may add to it while it is gone through.
-        self._sequences: set[weakref.ref[Sequence]] = set()
         # The last conversation's keys and values, if no one goes on with it now.
         self._last_chat: collections.deque[Cache] = collections.deque(maxlen=1)
         self._share: Share | None = None
@@ -141,16 +140,8 @@ class Model:
             refuse_unread_fields(fields)
             self.context = self._context(context)
             try:
-                self.program = Program(
-                    self._pool,
-                    MOST_STEP_TOKENS,
-                    self.config.n_layers,
-                    self.config.n_kv_heads,
-                    self.config.head_dim,
-                    kv_k,
-                    kv_v,
-                    exact,
-                )
+                store = StateStore(self.config.kept, kv_k, kv_v)
+                self.program = Program(self._pool, MOST_STEP_TOKENS, store, exact)
                 weights = Weights(self.file)
                 architecture.build(self.program, self.config, weights)
                 refuse_unread_tensors(weights)
@@ -169,11 +160,10 @@ class Model:
 
     def _join_budget(self, reader: str | None, lock: bool) -> None:
         self.program.stream()
-        kv = functools.partial(_kv_bytes, self._sequences, self._last_chat)
         spare = self._last_chat.clear
         # None of these refers to the model: one that is dropped is gone at once.
         prepare = functools.partial(_prepare, weakref.ref(self))
-        share = Share(self.path, self.program, kv, spare, prepare, STEP_TOKENS, reader, lock)
+        share = Share(self.path, self.program, spare, prepare, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
 
@@ -225,8 +215,8 @@ class Model:
         return Memory(
             weights=weights,
             kept=streaming.kept + share.extremes.rest if share and streaming else weights,
-            kv=_kv_bytes(self._sequences, self._last_chat),
-            kv_page=self.program.page_bytes,
+            kv=self.program.store.nbytes,
+            kv_page=self.program.store.page_bytes,
             scratch=self.program.step_bytes(STEP_TOKENS),
             streaming=streaming,
             budget=self.budget.size,
@@ -271,12 +261,7 @@ class Model:
     def sequence(self) -> Sequence:
         """A new, empty text."""
         self._check_open()
-        return self._sequence_of(Cache(self.program))
-
-    def _sequence_of(self, cache: Cache) -> Sequence:
-        sequence = Sequence(self, cache)
-        self._sequences.add(weakref.ref(sequence, self._sequences.discard))
-        return sequence
+        return Sequence(self, Cache(self.program.store))
 
     def require_room(self, tokens: int) -> None:
         """Raises ArgumentError if a sequence cannot have so many tokens, or the model is closed."""
@@ -523,9 +508,9 @@ class Model:
         try:
             cache = self._last_chat.pop()
         except IndexError:  # there was none, or another thread goes on with it
-            cache = Cache(self.program)
+            cache = Cache(self.program.store)
         try:
-            yield from self._answer(reading, ids, self._sequence_of(cache), settings)
+            yield from self._answer(reading, ids, Sequence(self, cache), settings)
         finally:
             if not self.closed:
                 self._last_chat.append(cache)
@@ -550,11 +535,6 @@ def _prepare(model: weakref.ref[Model]) -> None:
 def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
     with sequence:
         yield from pieces
-
-
-def _kv_bytes(sequences: set[weakref.ref[Sequence]], idle: Iterable[Cache]) -> int:
-    alive = [reference() for reference in sequences.copy()]
-    return sum(text.nbytes for text in (*alive, *idle) if text is not None)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.arguments import choice, token_ids, whole
-from mmrt.core.program import ALIKE_TOKENS, Cache, Part
+from mmrt.core.program import ALIKE_TOKENS, Part
+from mmrt.core.state import Cache
 from mmrt.errors import ArgumentError, OutOfMemoryError
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
@@ -58,8 +59,25 @@ class Sequence:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values held."""
+        """Bytes of keys and values held, alone or together with forks."""
         return self._cache.nbytes
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Of these, those that other sequences hold too: they are in memory once."""
+        return self._cache.shared_nbytes
+
+    def fork(self) -> "Sequence":
+        """Another sequence of the same tokens; from here on the two go on apart.
+
+        It takes no time and no memory for what was read: the keys and values are in memory once, as
+        long as both need them. Where one of the two goes on, it copies the last page, of at most 32
+        tokens. Forks may be forked, cut and closed in any order.
+
+        Raises ArgumentError while another thread extends this one, and if the model is closed.
+        """
+        self._model.require_room(len(self))
+        return Sequence(self._model, self._cache.fork())
 
     def extend(
         self,
@@ -102,9 +120,10 @@ class Sequence:
                 )
         return np.array(given, np.int32)
 
-    def truncate(self, length: int) -> None:
-        """Forgets the tokens from `length` on and gives their memory back."""
-        self._cache.truncate(whole("length", length, 0, len(self)))
+    def truncate(self, length: int) -> int:
+        """Forgets the tokens from `length` on and gives their memory back. Returns how many are
+        left: `length`, or 0 where the model keeps what cannot be undone."""
+        return self._cache.truncate(whole("length", length, 0, len(self)))
 
     def keep_prefix(self, ids: List[int]) -> int:
         """Forgets all but what it can spare a reader of `ids`: returns how many of them it holds.
@@ -115,9 +134,7 @@ class Sequence:
         """
         pairs = enumerate(zip(self.tokens, ids, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
-        kept = max(min(shared, len(ids) - ALIKE_TOKENS), 0)
-        self.truncate(kept)
-        return kept
+        return self.truncate(max(min(shared, len(ids) - ALIKE_TOKENS), 0))
 
     def close(self) -> None:
         """Gives its memory back. It is then empty, and may begin again."""

@@ -11,8 +11,14 @@
 enum { VOCABULARY = 512, WIDTH = 64, HIDDEN = 128, HEADS = 2, HEAD_DIM = 32, LAYERS = 2 };
 enum { QKV = (HEADS + 2) * HEAD_DIM, MOST_TOKENS = 64 };
 
-static const mmrt_kv_shape small_shape = {
-    .n_layers = LAYERS, .n_heads = 1, .head_dim = HEAD_DIM, .k_type = 1, .v_type = 1};
+#define SMALL_LAYER                                                                                \
+    {.kind = MMRT_STATE_PAGES,                                                                     \
+     .n_heads = 1,                                                                                 \
+     .k_dim = HEAD_DIM,                                                                            \
+     .v_dim = HEAD_DIM,                                                                            \
+     .k_type = 1,                                                                                  \
+     .v_type = 1}
+static const mmrt_layer_state small_layers[LAYERS] = {SMALL_LAYER, SMALL_LAYER};
 
 /* The weights in their order in the file: embeddings, each layer's seven, the last norm, logits. */
 enum { OF_LAYER = 6, N_WEIGHTS = 1 + OF_LAYER * LAYERS + 2 };
@@ -93,9 +99,10 @@ static mmrt_status add_small_ops(mmrt_program *program, mmrt_error *err) {
     return status;
 }
 
-/* Ready for steps of up to MOST_TOKENS on n_threads, with weights that can be streamed. */
-static mmrt_status make_small_program(mmrt_mapping *mapping, int n_threads, mmrt_program **out,
-                                      mmrt_error *err) {
+/* Ready for steps of up to MOST_TOKENS on n_threads, with weights that can be streamed, and
+ * sequences of `store`, of small_layers. */
+static mmrt_status make_small_program(mmrt_mapping *mapping, mmrt_state_store *store, int n_threads,
+                                      mmrt_program **out, mmrt_error *err) {
     static const uint32_t widths[] = {WIDTH, WIDTH, QKV, WIDTH, WIDTH, HIDDEN};
     const uint8_t *at = mmrt_mapping_data(mapping);
     double frequencies[HEAD_DIM / 2];
@@ -106,7 +113,7 @@ static mmrt_status make_small_program(mmrt_mapping *mapping, int n_threads, mmrt
     mmrt_isa isa;
     mmrt_status status = mmrt_isa_choose(&isa, err);
     if (!status)
-        status = mmrt_program_create(isa, MOST_TOKENS, small_shape, false, &program, err);
+        status = mmrt_program_create(isa, MOST_TOKENS, store, false, &program, err);
     for (int i = 0; !status && i < N_WEIGHTS; i++) {
         mmrt_weight w;
         small_weight(i, &w);

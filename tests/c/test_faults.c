@@ -10,7 +10,6 @@
 #include "base/pool.h"
 #include "check.h"
 #include "faults.h"
-#include "kv/kv.h"
 #include "quant/quant.h"
 #include "state/state.h"
 
@@ -69,11 +68,14 @@ enum { EMBEDDING, LAST_NORM, OUTPUT, LAYERS };
 enum { NORM, Q, K, V, O, GLU_NORM, GATE, UP, DOWN, PER_LAYER };
 enum { N_WEIGHTS = LAYERS + N_LAYERS * PER_LAYER, FILE_BYTES = 512 << 10 };
 
-static const mmrt_kv_shape SHAPE = {.n_layers = N_LAYERS,
-                                    .n_heads = 1,
-                                    .head_dim = HEAD,
-                                    .k_type = MMRT_TYPE_F16,
-                                    .v_type = MMRT_TYPE_Q8_0};
+#define LAYER                                                                                      \
+    {.kind = MMRT_STATE_PAGES,                                                                     \
+     .n_heads = 1,                                                                                 \
+     .k_dim = HEAD,                                                                                \
+     .v_dim = HEAD,                                                                                \
+     .k_type = MMRT_TYPE_F16,                                                                      \
+     .v_type = MMRT_TYPE_Q8_0}
+static const mmrt_layer_state LAYERS_OF_MODEL[N_LAYERS] = {LAYER, LAYER};
 
 static const char *path, *gguf_path;
 static _Alignas(64) uint8_t file_bytes[FILE_BYTES];
@@ -139,14 +141,15 @@ static mmrt_op op(mmrt_op_kind kind, int32_t in, int32_t out) {
 }
 
 /* The program of the model; on `data`, or where the weights lie. NULL: given up. */
-static mmrt_program *make_program(const uint8_t *data, int n_threads) {
+static mmrt_program *make_program(const uint8_t *data, int n_threads, mmrt_state_store **store) {
     enum { STREAM, NORMED, HEADS_OF, ATTENDED, PART, GATED, N_BUFFERS };
     const uint32_t widths[N_BUFFERS] = {WIDTH,        WIDTH, (HEADS + 2) * HEAD,
                                         HEADS * HEAD, WIDTH, HIDDEN};
     const double frequencies[2] = {1, 0.25};
     mmrt_program *program = NULL;
     int32_t index;
-    TRY(mmrt_program_create(MMRT_ISA_REF, 8, SHAPE, false, &program, &error));
+    TRY(mmrt_state_store_create(LAYERS_OF_MODEL, N_LAYERS, store, &error));
+    TRY(mmrt_program_create(MMRT_ISA_REF, 8, *store, false, &program, &error));
     for (int i = 0; i < N_WEIGHTS; i++) {
         mmrt_weight w = weights[i];
         if (data)
@@ -212,14 +215,15 @@ static float right[STEPS][2 * STEP][VOCABULARY];
 static bool right_is_known;
 
 /* One step of two texts. False: given up. */
-static bool run_step(mmrt_program *program, mmrt_pool *pool, mmrt_kv *const *kvs, int number) {
+static bool run_step(mmrt_program *program, mmrt_pool *pool, mmrt_state *const *states,
+                     int number) {
     static float logits[2 * STEP][VOCABULARY];
     const int32_t tokens[2 * STEP] = {3, 14, 15, 92, 65, 35, 89, number};
-    const mmrt_part parts[2] = {{kvs[0], STEP, STEP}, {kvs[1], STEP, STEP}};
+    const mmrt_part parts[2] = {{states[0], STEP, STEP}, {states[1], STEP, STEP}};
     memset(logits, 0, sizeof logits);
     TRY(mmrt_program_run(program, pool, parts, 2, tokens, logits[0], NULL, 0, NULL, NULL, &error));
     for (int i = 0; i < 2; i++)
-        CHECK(mmrt_kv_length(kvs[i]) == (uint64_t)(number + 1) * STEP);
+        CHECK(mmrt_state_length(states[i]) == (uint64_t)(number + 1) * STEP);
     if (right_is_known)
         CHECK(!memcmp(logits, right[number], sizeof logits));
     else
@@ -227,29 +231,32 @@ static bool run_step(mmrt_program *program, mmrt_pool *pool, mmrt_kv *const *kvs
     return true;
 end:
     for (int i = 0; i < 2; i++)
-        CHECK(mmrt_kv_length(kvs[i]) == (uint64_t)number * STEP);
+        CHECK(mmrt_state_length(states[i]) == (uint64_t)number * STEP);
     return false;
 }
 
 static void steps_in_memory(void) {
     mmrt_pool *pool = NULL;
-    mmrt_kv *kvs[2] = {NULL, NULL};
-    mmrt_program *program = make_program(NULL, 2);
+    mmrt_state_store *store = NULL;
+    mmrt_state *states[2] = {NULL, NULL};
+    mmrt_program *program = make_program(NULL, 2, &store);
     if (!program)
         goto end;
     TRY(mmrt_pool_create(2, &pool, &error));
     for (int i = 0; i < 2; i++)
-        TRY(mmrt_kv_create(SHAPE, &kvs[i], &error));
+        TRY(mmrt_state_create(store, &states[i], &error));
     for (int i = 0; i < STEPS; i++)
-        if (!run_step(program, pool, kvs, i))
+        if (!run_step(program, pool, states, i))
             goto end;
-    TRY(mmrt_kv_reserve(kvs[0], FAR, &error)); /* grows its table, and takes several blocks */
-    CHECK(mmrt_kv_length(kvs[0]) == STEPS * STEP && mmrt_kv_bytes(kvs[0]));
+    TRY(mmrt_state_reserve(states[0], FAR,
+                           &error)); /* grows its table, and takes several extents */
+    CHECK(mmrt_state_length(states[0]) == STEPS * STEP && mmrt_state_bytes(states[0]));
 end:
     mmrt_program_free(program);
     mmrt_pool_free(pool);
     for (int i = 0; i < 2; i++)
-        mmrt_kv_free(kvs[i]);
+        mmrt_state_free(states[i]);
+    mmrt_state_store_free(store);
 }
 
 /* ---- streamed steps ---- */
@@ -260,11 +267,12 @@ static void streamed_steps(void) {
     mmrt_mapping *mapping = NULL;
     mmrt_pool *pool = NULL;
     mmrt_program *program = NULL;
-    mmrt_kv *kvs[2] = {NULL, NULL};
+    mmrt_state_store *store = NULL;
+    mmrt_state *states[2] = {NULL, NULL};
     mmrt_plan plan;
     uint64_t kept[N_WEIGHTS];
     TRY(mmrt_mapping_open(path, &mapping, &error));
-    program = make_program(mmrt_mapping_data(mapping), 2);
+    program = make_program(mmrt_mapping_data(mapping), 2, &store);
     if (!program)
         goto end;
     TRY(mmrt_program_stream(program, &mapping, 1, &error));
@@ -273,22 +281,23 @@ static void streamed_steps(void) {
     TRY(mmrt_program_set_budget(program, plan.least, &error));
     TRY(mmrt_pool_create(2, &pool, &error));
     for (int i = 0; i < 2; i++)
-        TRY(mmrt_kv_create(SHAPE, &kvs[i], &error));
-    if (!run_step(program, pool, kvs, 0))
+        TRY(mmrt_state_create(store, &states[i], &error));
+    if (!run_step(program, pool, states, 0))
         goto end;
     TRY(mmrt_program_plan(program, plan.most - 1, &plan, kept, &error)); /* keeps some, not all */
     TRY(mmrt_program_set_budget(program, plan.most - 1, &error));
-    if (!run_step(program, pool, kvs, 1))
+    if (!run_step(program, pool, states, 1))
         goto end;
     TRY(mmrt_program_set_reader(program, MMRT_READER_MAPPED, &error));
     TRY(mmrt_program_set_reader(program, reader, &error));
-    if (!run_step(program, pool, kvs, 2))
+    if (!run_step(program, pool, states, 2))
         goto end;
 end:
     mmrt_program_free(program);
     mmrt_pool_free(pool);
     for (int i = 0; i < 2; i++)
-        mmrt_kv_free(kvs[i]);
+        mmrt_state_free(states[i]);
+    mmrt_state_store_free(store);
     mmrt_mapping_close(mapping);
 }
 

@@ -169,17 +169,16 @@ static void test_multiplying(mmrt_pool *pool) {
     free(y);
 }
 
-static const mmrt_kv_shape SHAPE = {
-    .n_layers = 1, .n_heads = 1, .head_dim = 32, .k_type = MMRT_TYPE_F16, .v_type = MMRT_TYPE_F16};
+static const mmrt_layer_state LAYER = {.kind = MMRT_STATE_NOTHING};
 
 /* A program whose two weights are the two halves of the file. */
-static mmrt_program *make_program(const mmrt_mapping *mapping) {
+static mmrt_program *make_program(const mmrt_mapping *mapping, mmrt_state_store *store) {
     mmrt_program *program;
     mmrt_error error = {0};
     int32_t embedding, output, buffer;
     mmrt_weight half = matrix(mapping);
     half.rows /= 2;
-    CHECK(mmrt_program_create(MMRT_ISA_REF, 4, SHAPE, false, &program, &error) == MMRT_OK);
+    CHECK(mmrt_program_create(MMRT_ISA_REF, 4, store, false, &program, &error) == MMRT_OK);
     half.name = "embedding";
     CHECK(mmrt_program_add_weight(program, &half, &embedding, &error) == MMRT_OK);
     half.name = "output";
@@ -214,10 +213,13 @@ static void test_running_a_program(mmrt_pool *pool) {
     for (useconds_t round = 0; round < 20; round++) {
         make_file((size_t)ROWS * COLS * sizeof(float), true);
         mmrt_mapping *mapping = map();
-        mmrt_program *program = make_program(mapping);
-        mmrt_kv *kv;
+        mmrt_state_store *store;
+        mmrt_state *state;
         mmrt_error error = {0};
-        CHECK(mmrt_kv_create(SHAPE, &kv, &error) == MMRT_OK);
+        CHECK(mmrt_state_store_create(&LAYER, 1, &store, &error) == MMRT_OK);
+        mmrt_program *program = make_program(mapping, store);
+        CHECK(mmrt_state_create(store, &state, &error) == MMRT_OK);
+        mmrt_state_store_free(store);
         useconds_t delay = round * 300;
         pthread_t cutter;
         CHECK(pthread_create(&cutter, NULL, cut_soon, &delay) == 0);
@@ -225,7 +227,7 @@ static void test_running_a_program(mmrt_pool *pool) {
         uint64_t steps = 0;
         do {
             const int32_t token = (int32_t)(steps % 7);
-            status = mmrt_program_run(program, pool, &(mmrt_part){kv, 1, 1}, 1, &token, logits,
+            status = mmrt_program_run(program, pool, &(mmrt_part){state, 1, 1}, 1, &token, logits,
                                       NULL, 0, NULL, NULL, &error);
             for (int r = 0; status == MMRT_OK && r < ROWS / 2; r++)
                 CHECK(logits[r] == COLS);
@@ -234,10 +236,10 @@ static void test_running_a_program(mmrt_pool *pool) {
         CHECK(status == MMRT_IO && strstr(error.message, path));
         CHECK(strstr(error.message, "tensor embedding: ") ||
               strstr(error.message, "tensor output: "));
-        CHECK(mmrt_kv_length(kv) == steps);
+        CHECK(mmrt_state_length(state) == steps);
         pthread_join(cutter, NULL);
         mmrt_program_free(program);
-        mmrt_kv_free(kv);
+        mmrt_state_free(state);
         faults += mmrt_mapping_check(mapping, 0, 0, NULL, NULL) != MMRT_OK;
         mmrt_mapping_close(mapping);
     }

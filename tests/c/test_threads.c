@@ -71,8 +71,9 @@ static void test_pool(void) {
 
 struct model {
     mmrt_pool *pool;
+    mmrt_state_store *store;
     mmrt_program *program;
-    mmrt_kv *kvs[N_CALLERS];
+    mmrt_state *states[N_CALLERS];
     const float *expected; /* [DECODED][VOCABULARY], or NULL */
     atomic_int n_reading;
 };
@@ -82,13 +83,13 @@ struct text {
     int number;
 };
 
-static mmrt_status step(struct model *model, mmrt_kv *kv, uint64_t first, uint32_t n,
+static mmrt_status step(struct model *model, mmrt_state *state, uint64_t first, uint32_t n,
                         float *logits) {
     int32_t tokens[MOST_TOKENS];
     mmrt_error error;
     for (uint32_t i = 0; i < n; i++)
         tokens[i] = (int32_t)((first + i) * 37 % VOCABULARY);
-    const mmrt_part part = {.kv = kv, .n = n, .n_outputs = 1};
+    const mmrt_part part = {.state = state, .n = n, .n_outputs = 1};
     const mmrt_status status = mmrt_program_run(model->program, model->pool, &part, 1, tokens,
                                                 logits, NULL, 0, NULL, NULL, &error);
     if (status)
@@ -97,25 +98,26 @@ static mmrt_status step(struct model *model, mmrt_kv *kv, uint64_t first, uint32
 }
 
 /* A prompt, then tokens one by one, whose logits are written one after another. */
-static void read_text(struct model *model, mmrt_kv *kv, float *logits) {
+static void read_text(struct model *model, mmrt_state *state, float *logits) {
     for (uint64_t first = 0; first < PROMPT; first += MOST_TOKENS) {
         const uint64_t left = PROMPT - first;
-        CHECK(!step(model, kv, first, (uint32_t)(left < MOST_TOKENS ? left : MOST_TOKENS), logits));
+        CHECK(!step(model, state, first, (uint32_t)(left < MOST_TOKENS ? left : MOST_TOKENS),
+                    logits));
     }
     for (int i = 0; i < DECODED; i++)
-        CHECK(!step(model, kv, PROMPT + (uint64_t)i, 1, logits + i * VOCABULARY));
+        CHECK(!step(model, state, PROMPT + (uint64_t)i, 1, logits + i * VOCABULARY));
 }
 
 static void *read_and_compare(void *context) {
     const struct text *text = context;
     struct model *model = text->model;
-    mmrt_kv *kv = model->kvs[text->number];
+    mmrt_state *state = model->states[text->number];
     float *logits = malloc(sizeof(float) * DECODED * VOCABULARY);
     for (int i = 0; i < 2; i++) {
-        read_text(model, kv, logits);
+        read_text(model, state, logits);
         CHECK(memcmp(logits, model->expected, sizeof(float) * DECODED * VOCABULARY) == 0);
-        mmrt_kv_truncate(kv, (uint64_t)(i ? 0 : PROMPT / 2));
-        mmrt_kv_truncate(kv, 0);
+        mmrt_state_rewind(state, (uint64_t)(i ? 0 : PROMPT / 2));
+        mmrt_state_rewind(state, 0);
     }
     free(logits);
     model->n_reading--;
@@ -130,7 +132,7 @@ static void *ask(void *context) {
     while (model->n_reading) {
         uint64_t bytes = 0;
         for (int i = 0; i < N_CALLERS; i++)
-            bytes += mmrt_kv_bytes(model->kvs[i]) + mmrt_kv_length(model->kvs[i]);
+            bytes += mmrt_state_bytes(model->states[i]) + mmrt_state_length(model->states[i]);
         mmrt_program_stream_stats(model->program, &stats);
         mmrt_program_plan(model->program, 0, &plan, NULL, &error);
         CHECK(stats.kept_bytes + stats.streamed_bytes == plan.total && bytes < 1 << 24);
@@ -161,11 +163,13 @@ static void test_steps(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_error error;
     float *expected = malloc(sizeof(float) * DECODED * VOCABULARY);
     CHECK(mmrt_pool_create(POOL_THREADS, &model.pool, &error) == MMRT_OK);
-    CHECK(make_small_program(mapping, POOL_THREADS, &model.program, &error) == MMRT_OK);
+    CHECK(mmrt_state_store_create(small_layers, LAYERS, &model.store, &error) == MMRT_OK);
+    CHECK(make_small_program(mapping, model.store, POOL_THREADS, &model.program, &error) ==
+          MMRT_OK);
     for (int i = 0; i < N_CALLERS; i++)
-        CHECK(mmrt_kv_create(small_shape, &model.kvs[i], &error) == MMRT_OK);
-    read_text(&model, model.kvs[0], expected);
-    mmrt_kv_truncate(model.kvs[0], 0);
+        CHECK(mmrt_state_create(model.store, &model.states[i], &error) == MMRT_OK);
+    read_text(&model, model.states[0], expected);
+    mmrt_state_rewind(model.states[0], 0);
     model.expected = expected;
     model.n_reading = N_CALLERS;
     CHECK(mmrt_program_set_reader(model.program, reader, &error) == MMRT_OK);
@@ -177,7 +181,9 @@ static void test_steps(mmrt_mapping *mapping, mmrt_reader reader) {
                                        change_budgets},
             (void *const[]){&texts[0], &texts[1], &texts[2], &model, &model});
     for (int i = 0; i < N_CALLERS; i++)
-        mmrt_kv_free(model.kvs[i]);
+        mmrt_state_free(model.states[i]);
+    CHECK(mmrt_state_store_bytes(model.store) == 0);
+    mmrt_state_store_free(model.store);
     mmrt_program_free(model.program);
     mmrt_pool_free(model.pool);
     free(expected);

@@ -399,17 +399,19 @@ TEST(pools_run_on_their_nodes) {
 enum { WIDTH = 256, HIDDEN = 512, VOCABULARY = 1024, F32 = 0, WEIGHT_ROWS = 4096 };
 
 static mmrt_program *program;
-static mmrt_kv *kv;
+static mmrt_state *state;
 static uint64_t weight_page[6]; /* where each weight begins in WEIGHTS; a row is a quarter page */
 static uint64_t weight_rows[6] = {VOCABULARY, WIDTH, 64, 64, HIDDEN, HIDDEN};
 
 /* One layer without its attention: enough of a model to read every kind of weight. */
 static void build_program(const mmrt_mapping *mapping) {
     static const char *const names[] = {"vocabulary", "q", "k", "v", "gate", "up"};
-    const mmrt_kv_shape shape = {1, 1, 64, MMRT_TYPE_F16, MMRT_TYPE_F16};
+    const mmrt_layer_state layer = {.kind = MMRT_STATE_NOTHING};
+    mmrt_state_store *store;
     int32_t index, x, qkv, gated;
     uint64_t page = 0;
-    OK(mmrt_program_create(MMRT_ISA_REF, 1, shape, false, &program, &error));
+    OK(mmrt_state_store_create(&layer, 1, &store, &error));
+    OK(mmrt_program_create(MMRT_ISA_REF, 1, store, false, &program, &error));
     OK(mmrt_program_add_buffer(program, WIDTH, &x, &error));
     OK(mmrt_program_add_buffer(program, WIDTH + 128, &qkv, &error));
     OK(mmrt_program_add_buffer(program, HIDDEN, &gated, &error));
@@ -440,7 +442,8 @@ static void build_program(const mmrt_mapping *mapping) {
     OK(mmrt_program_add_op(program, &glu, &error));
     OK(mmrt_program_add_op(program, &logits, &error));
     OK(mmrt_program_finish(program, 2, &error));
-    OK(mmrt_kv_create(shape, &kv, &error));
+    OK(mmrt_state_create(store, &state, &error));
+    mmrt_state_store_free(store);
 }
 
 /* A cold step, in which every page comes to the node of the thread that reads it: the pages that
@@ -451,7 +454,7 @@ static double as_predicted(mmrt_mapping *mapping) {
     uint64_t right = 0, all = 0;
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_EVICT, &error));
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_RANDOM, &error));
-    const mmrt_part part = {kv, 1, 1};
+    const mmrt_part part = {state, 1, 1};
     OK(mmrt_program_run(program, pool, &part, 1, &token, logits, NULL, 0, NULL, NULL, &error));
     for (int weight = 0; weight < 6; weight++) {
         uint64_t first[3];
@@ -494,7 +497,7 @@ TEST(rows_lie_where_their_threads_read_them) {
     CHECK(best > 0.8);
     mmrt_pool_free(pool);
     mmrt_program_free(program);
-    mmrt_kv_free(kv);
+    mmrt_state_free(state);
     mmrt_mapping_close(mapping);
 }
 

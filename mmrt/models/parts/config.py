@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mmrt.core.state import KeyValues
 from mmrt.models.parts.fields import Fields, PerLayer
 from mmrt.models.parts.rope import Rope, rope_from
 
@@ -39,6 +40,12 @@ class Config:
     attention_softcap: float  # 0: none
     logit_softcap: float  # 0: none
     window: SlidingWindow
+
+    @property
+    def kept(self) -> list[KeyValues]:
+        """What each layer keeps of the tokens that were read."""
+        windows = (self.window.of(layer) for layer in range(self.n_layers))
+        return [KeyValues(self.n_kv_heads, self.head_dim, window) for window in windows]
 
 
 def transformer_config(architecture: str, fields: Fields, *, window_pattern: int = 0) -> Config:

@@ -59,12 +59,11 @@ class Transformer:
         *,
         interleaved: bool,
         divisors: Tensor | None = None,
-        window: int = 0,
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         post: Tensor | None = None,
     ) -> None:
-        """Attention over `window` keys, 0 for all, with rotated queries and keys.
+        """Attention over the keys that the layer sees, with rotated queries and keys.
 
         interleaved: pairs are neighbours, not elements of the two halves of a head. divisors: the
         model's own, of the rotations. q_norm, k_norm (head_dim,): norms of each query and key.
@@ -98,7 +97,6 @@ class Transformer:
             layer.index,
             c.n_heads,
             c.attention_scale,
-            window=window,
             softcap=c.attention_softcap,
             outputs_only=self._outputs_only,
         )

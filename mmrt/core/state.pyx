@@ -1,0 +1,170 @@
+"""What a model keeps of the texts that it reads: keys and values, in pages that texts share."""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+
+from mmrt.core._c cimport (
+    MMRT_STATE_PAGES, mmrt_error, mmrt_layer_state, mmrt_state_bytes, mmrt_state_create,
+    mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length, mmrt_state_page_bytes,
+    mmrt_state_rewind, mmrt_state_shared_bytes, mmrt_state_store_bytes, mmrt_state_store_create,
+    mmrt_state_store_free,
+)
+from mmrt.core._calls cimport calls_now
+from mmrt.core._status cimport check
+
+from typing import NamedTuple
+
+from mmrt.core.elements import KV_TYPES
+from mmrt.core.quant import TYPES
+from mmrt.errors import ArgumentError
+
+PAGE_TOKENS = 32
+
+
+class KeyValues(NamedTuple):
+    """What a layer keeps of each token: keys and values of `n_heads` heads of `head_dim` elements.
+    window: the keys that a token sees, its own the last; 0 for all."""
+
+    n_heads: int
+    head_dim: int
+    window: int = 0
+
+
+cdef class StateStore:
+    """The memory of all texts that a model reads, and what each of its layers keeps there.
+
+    kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". Raises ArgumentError or
+    UnsupportedError, naming the layer, for what cannot be laid out.
+    """
+
+    def __cinit__(self, layers not None, str kv_k="f16", str kv_v="f16"):
+        cdef mmrt_error error
+        for name in (kv_k, kv_v):
+            if name not in KV_TYPES:
+                raise ArgumentError(
+                    f"keys and values of type {name!r:.60}: there are {', '.join(KV_TYPES)}"
+                )
+        self.layers = tuple(layers)
+        self.specs = <mmrt_layer_state *> calloc(len(self.layers) + 1, sizeof(mmrt_layer_state))
+        if self.specs is NULL:
+            raise MemoryError
+        for i, (n_heads, head_dim, window) in enumerate(self.layers):
+            self.specs[i].kind = MMRT_STATE_PAGES
+            self.specs[i].n_heads = n_heads
+            self.specs[i].k_dim = self.specs[i].v_dim = head_dim
+            self.specs[i].k_type = TYPES[KV_TYPES[kv_k]].id
+            self.specs[i].v_type = TYPES[KV_TYPES[kv_v]].id
+            self.specs[i].window = window
+        check(
+            mmrt_state_store_create(self.specs, len(self.layers), &self.handle, &error), &error
+        )
+
+    def __dealloc__(self):
+        mmrt_state_store_free(self.handle)
+        free(self.specs)
+
+    def __repr__(self):
+        return f"<StateStore of {len(self.layers)} layers, {self.nbytes} bytes>"
+
+    cdef const mmrt_layer_state *spec(self, int layer) noexcept:
+        """NULL: there is no such layer."""
+        return &self.specs[layer] if 0 <= layer < len(self.layers) else NULL
+
+    @property
+    def nbytes(self):
+        """Bytes that all caches hold together: what several share counts once."""
+        return mmrt_state_store_bytes(self.handle)
+
+    @property
+    def page_bytes(self):
+        """Bytes that a cache takes for 32 tokens."""
+        return mmrt_state_page_bytes(self.handle)
+
+
+cdef class Cache:
+    """The keys and values of one text, in pages that are allocated as it grows; and its `tokens`.
+
+    A child that is forked while another thread has it in a step finds it as it was before.
+    """
+
+    def __cinit__(self, StateStore store not None):
+        cdef mmrt_error error
+        self.store = store
+        self.ids = []
+        check(mmrt_state_create(store.handle, &self.handle, &error), &error)
+
+    def __dealloc__(self):
+        mmrt_state_free(self.handle)
+
+    def __repr__(self):
+        return f"<Cache of {self.length} tokens, {self.nbytes} bytes>"
+
+    cdef cut(self, uint64_t length):
+        cdef uint64_t reached = mmrt_state_rewind(self.handle, length)
+        del self.ids[reached:]
+        return reached
+
+    cdef settle(self):
+        """Ends, in a forked child, the step that the parent goes on with."""
+        if self.busy.n and not calls_now(&self.busy):
+            self.busy.n = 0
+            self.cut(self.before)
+
+    cdef int require_rest(self) except -1:
+        self.settle()
+        if self.busy.n:
+            raise ArgumentError("this sequence is running in another thread")
+        return 0
+
+    @property
+    def tokens(self):
+        """The tokens held; the list is the cache's own."""
+        self.settle()
+        return self.ids
+
+    @property
+    def length(self):
+        """Tokens held."""
+        self.settle()
+        return mmrt_state_length(self.handle)
+
+    @property
+    def nbytes(self):
+        """Bytes that it holds, alone or together with its forks."""
+        self.settle()
+        return mmrt_state_bytes(self.handle)
+
+    @property
+    def shared_nbytes(self):
+        """Of these, those that others hold too."""
+        self.settle()
+        return mmrt_state_shared_bytes(self.handle)
+
+    def growth(self, uint64_t length):
+        """Bytes that it would take to become `length` tokens long."""
+        self.settle()
+        return mmrt_state_growth(self.handle, length)
+
+    def fork(self):
+        """Another cache of the same tokens, which holds the same pages; nothing is copied. Where
+        one of the two then goes on in a page that is not full, it copies this page.
+
+        Raises ArgumentError while a step of another thread extends it.
+        """
+        cdef mmrt_error error
+        self.require_rest()
+        cdef Cache fork = Cache(self.store)
+        mmrt_state_free(fork.handle)
+        fork.handle = NULL
+        check(mmrt_state_fork(self.handle, &fork.handle, &error), &error)
+        fork.ids = list(self.ids)
+        return fork
+
+    def truncate(self, length):
+        """Forgets the tokens from `length` on, and lets go of whole pages, which go back to the
+        system unless others hold them. Returns how many tokens are left: `length`, or 0 where a
+        layer keeps what cannot be undone."""
+        self.require_rest()
+        if not 0 <= length <= self.length:
+            raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
+        return self.cut(length)
