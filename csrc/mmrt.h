@@ -448,6 +448,7 @@ typedef struct mmrt_weight {
     uint64_t rows;
     uint64_t cols;
     const char *name;
+    uint64_t stack; /* so many matrices of that shape follow one another; 0 is as 1 */
 } mmrt_weight;
 
 /* y[c * rows + r] = row r of w times column c of x, which is float32 [n][cols]; computed on all
@@ -602,6 +603,14 @@ typedef enum mmrt_op_kind {
 #undef MMRT_OP
 } mmrt_op_kind;
 
+/* How the logits of a router become the weights of experts. */
+typedef enum mmrt_gating {
+    MMRT_GATING_SOFTMAX,       /* over all experts */
+    MMRT_GATING_SIGMOID,       /* of each */
+    MMRT_GATING_CHOSEN,        /* softmax over the chosen ones */
+    MMRT_GATING_SQRT_SOFTPLUS, /* sqrt(log(1 + e^x)) of each */
+} mmrt_gating;
+
 typedef struct mmrt_op {
     mmrt_op_kind kind;
     int32_t in;     /* buffer read */
@@ -614,10 +623,17 @@ typedef struct mmrt_op {
     int32_t layer;      /* ROPE, ATTEND, JOIN: whose keys and values they are */
     int32_t n_heads;    /* likewise: query heads */
     int32_t activation; /* GLU: 0 SiLU, 1 GELU (tanh) */
+    int32_t choices;  /* DISPATCH, EXPERT_GLU, EXPERT_DOWN, COMBINE: the buffer that ROUTE wrote */
+    int32_t n_used;   /* ROUTE and those after it: experts of each token */
+    int32_t n_groups; /* ROUTE: experts are chosen from the best n_groups_used of so many groups */
+    int32_t n_groups_used;
+    mmrt_gating gating; /* ROUTE: how logits become weights */
+    bool normalised;    /* ROUTE: the weights of a token add up to 1, before `scale` */
+    bool alike;         /* LINEAR: rounded alike however many tokens a step has */
     bool outputs_only;  /* work on the tokens whose logits are wanted, not on all; LOGITS: true */
     bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */
     float eps;          /* NORM, ROPE: of the RMS norms */
-    float scale;        /* EMBED: factor; ATTEND: of the scores */
+    float scale;        /* EMBED, ROUTE: factor; ATTEND: of the scores */
     float softcap;      /* ATTEND, LOGITS: 0 for none */
 } mmrt_op;
 
@@ -630,8 +646,9 @@ mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_state_st
 void mmrt_program_free(mmrt_program *program);
 mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
                                     int32_t *index, mmrt_error *err);
-mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
-                                    mmrt_error *err);
+/* A buffer has per_token columns of `width` values for each token. */
+mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, uint32_t per_token,
+                                    int32_t *index, mmrt_error *err);
 
 /* Rotations by position * frequencies[i], i < n_pairs, times `magnitude`. */
 mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequencies,

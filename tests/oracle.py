@@ -83,6 +83,16 @@ class Layer:
     def product(self, x: Array, name: str) -> Array:
         return self.model.product(x, f"{self.prefix}{name}")
 
+    def of_expert(self, expert: int, x: Array, name: str) -> Array:
+        """The matrix of one expert times x, with its bias, if any."""
+        stack = self.model.tensors[f"{self.prefix}{name}.weight"]
+        if self.model.rounding and stack.tensor_type not in FLOATS:
+            x = round_to_int8(x)
+        matrix = np.asarray(dequantize(stack.data[expert], stack.tensor_type), np.float32)
+        y = x @ matrix.T
+        bias = f"{self.prefix}{name}.bias"
+        return np.asarray(y + self.model.tensor(bias)[expert] if bias in self.model.tensors else y)
+
     def queries_keys_values(self, x: Array, head_dim: int) -> list[Array]:
         """Of three matrices, or of one that has them one below the other."""
         if f"{self.prefix}attn_qkv.weight" in self.model.tensors:
@@ -226,6 +236,60 @@ def attention(
     return out.reshape(n, -1)
 
 
+def softmax(x: Array) -> Array:
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def experts(weight: "Layer", x: Array) -> Array:
+    """Each row of x through the experts that its router's scores choose, weighted and added up."""
+    model = weight.model
+    count, used = model.get("expert_count"), model.get("expert_used_count")
+    logits = weight.product(x, "ffn_gate_inp")
+    gating = model.get("expert_gating_func", 1)
+    scores = {
+        1: softmax,
+        2: lambda x: 1 / (1 + np.exp(-x)),
+        3: lambda x: x,
+        4: lambda x: np.sqrt(np.log1p(np.exp(x))),
+    }[gating](logits)
+    chosen_by = scores.copy()
+    if f"{weight.prefix}exp_probs_b.bias" in model.tensors:
+        chosen_by += model.tensor(f"{weight.prefix}exp_probs_b.bias")
+    groups = model.get("expert_group_count", 1)
+    if groups > 1:
+        best_two = np.sort(chosen_by.reshape(len(x), groups, -1), axis=-1)[:, :, -2:].sum(axis=-1)
+        kept = np.argsort(-best_two, axis=-1)[:, : model.get("expert_group_used_count")]
+        allowed = np.zeros((len(x), groups), bool)
+        np.put_along_axis(allowed, kept, True, axis=-1)
+        chosen_by = np.where(np.repeat(allowed, count // groups, axis=-1), chosen_by, -np.inf)
+    y = np.zeros((len(x), len(weight("attn_norm"))), np.float32)
+    for row, by in enumerate(chosen_by):
+        chosen = np.argsort(-by, kind="stable")[:used]
+        weights = scores[row, chosen]
+        if gating == 3:
+            weights = softmax(weights)
+        if model.get("expert_weights_norm", True):
+            weights = weights / max(weights.sum(), 2.0**-14)
+        for expert, share in zip(chosen, weights, strict=True):
+            h = weight.of_expert(expert, x[row : row + 1], "ffn_gate_exps")
+            h = silu(h) * weight.of_expert(expert, x[row : row + 1], "ffn_up_exps")
+            h = weight.of_expert(expert, h, "ffn_down_exps")
+            if f"{weight.prefix}ffn_down_exps.scale" in model.tensors:
+                h = h * model.tensor(f"{weight.prefix}ffn_down_exps.scale")[expert]
+            y[row] += h[0] * np.float32(share * (model.get("expert_weights_scale", 1.0) or 1.0))
+    return y
+
+
+def unit_or_experts(weight: "Layer", index: int, h: Array) -> Array:
+    """What the layer has after its attention."""
+    model = weight.model
+    if model.get("expert_count", 0) and index >= model.get("leading_dense_block_count", 0):
+        return experts(weight, h)
+    h = silu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
+    return weight.product(h, "ffn_down")
+
+
 def llama(model: Model, ids: NDArray[np.int64]) -> Array:
     """Pre-norm blocks with SwiGLU; RoPE on neighbours, whose factors may be in the file, for all
     layers or for each."""
@@ -256,9 +320,25 @@ def llama(model: Model, ids: NDArray[np.int64]) -> Array:
         q, k, v = rope(q), model.stored(rope(k)), model.stored(v)
         x = x + weight.product(attention(q, k, v, window, softcap, scale), "attn_output")
 
-        h = rms_norm(x, weight("ffn_norm"), epsilon)
-        h = silu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
-        x = x + weight.product(h, "ffn_down")
+        x = x + unit_or_experts(weight, index, rms_norm(x, weight("ffn_norm"), epsilon))
+    return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
+
+
+def qwen3moe(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Pre-norm blocks with experts; q and k are normed; NEOX RoPE."""
+    epsilon = model.get("attention.layer_norm_rms_epsilon")
+    head_dim = model.get("attention.key_length")
+    rope = Rope(model.get("rope.freq_base", 10000.0), head_dim, neox=True)
+    rope = stretched(rope, model)
+    x = model.tensor("token_embd.weight", ids)
+    for index in range(model.get("block_count")):
+        weight = model.layer(index)
+        h = rms_norm(x, weight("attn_norm"), epsilon)
+        q, k, v = weight.queries_keys_values(h, head_dim)
+        q = rope(rms_norm(q, weight("attn_q_norm"), epsilon))
+        k = model.stored(rope(rms_norm(k, weight("attn_k_norm"), epsilon)))
+        x = x + weight.product(attention(q, k, model.stored(v)), "attn_output")
+        x = x + unit_or_experts(weight, index, rms_norm(x, weight("ffn_norm"), epsilon))
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
@@ -302,7 +382,7 @@ def gemma3(model: Model, ids: NDArray[np.int64]) -> Array:
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
-FORWARD = {"llama": llama, "gemma3": gemma3}
+FORWARD = {"llama": llama, "gemma3": gemma3, "qwen3moe": qwen3moe}
 
 
 def logits(path: str | Path, ids: Sequence[int], rounding: bool = False) -> Array:

@@ -39,6 +39,11 @@ TINY: dict[str, tuple[tiny_models.TinyModel, Bound]] = {
     "llama F32, heads of 100": (tiny_models.llama(head_dim=100), ROUNDING),
     "llama Q8_0": (tiny_models.llama(type="Q8_0", n_embd=288, head_dim=64), FLIPS),
     "gemma3 Q4_K": (tiny_models.gemma3(n_layers=6, type="Q4_K", **WIDE), FLIPS),
+    "qwen3moe F32": (tiny_models.qwen3moe(), ROUNDING),
+    "qwen3moe Q8_0": (
+        tiny_models.qwen3moe(n_embd=128, type="Q8_0", experts={"type": "Q8_0", "width": 96}),
+        FLIPS,
+    ),
     "gemma3 Q6_K": (tiny_models.gemma3(n_layers=3, type="Q6_K", **WIDE), FLIPS),
 }
 

@@ -136,6 +136,60 @@ def gemma3(*, window: int | None = 16, **shape: Any) -> TinyModel:
     return model
 
 
+def qwen3moe(*, experts: dict[str, Any] | None = None, **shape: Any) -> TinyModel:
+    """A model of the qwen3moe architecture; experts: arguments of with_experts(), others as
+    transformer()'s."""
+    model = with_experts(transformer("qwen3moe", **shape), **(experts or {}))
+    random = np.random.default_rng(1)
+    for i in range(model.metadata["qwen3moe.block_count"]):
+        for name in ("attn_q_norm", "attn_k_norm"):
+            width = model.metadata["qwen3moe.attention.key_length"]
+            model.tensors[f"blk.{i}.{name}.weight"] = floats(random, width, mean=1.0)
+    return model
+
+
+def with_experts(
+    model: TinyModel,
+    *,
+    count: int = 8,
+    used: int = 2,
+    width: int = 64,
+    type: str = "F32",
+    biases: bool = False,
+    dense: int = 0,
+    **fields: Any,
+) -> TinyModel:
+    """The same model with experts in place of the gated units of all layers but the first `dense`.
+    fields: others of the metadata, such as expert_gating_func."""
+    architecture = model.metadata["general.architecture"]
+    random = np.random.default_rng(2)
+    n_embd = model.metadata[f"{architecture}.embedding_length"]
+    fields |= {"expert_count": count, "expert_used_count": used}
+    fields |= {"expert_feed_forward_length": width} | (
+        {"leading_dense_block_count": dense} if dense else {}
+    )
+    model.metadata |= {f"{architecture}.{name}": value for name, value in fields.items()}
+    for i in range(dense, model.metadata[f"{architecture}.block_count"]):
+        prefix = f"blk.{i}."
+        for role, rows, cols in (
+            ("gate", width, n_embd),
+            ("up", width, n_embd),
+            ("down", n_embd, width),
+        ):
+            del model.tensors[f"{prefix}ffn_{role}.weight"]
+            flat = random_blocks(random, type, count * rows, cols, 1 / np.sqrt(cols))
+            stack = Blocks(type, flat.data.reshape(count, rows, -1))
+            model.tensors[f"{prefix}ffn_{role}_exps.weight"] = stack
+            if biases:
+                bias = floats(random, count * rows).data.reshape(count, -1)
+                model.tensors[f"{prefix}ffn_{role}_exps.bias"] = Blocks("F32", bias)
+        router = random_blocks(random, "F32", count, n_embd, 2 / np.sqrt(n_embd))
+        model.tensors[f"{prefix}ffn_gate_inp.weight"] = router
+        if biases:
+            model.tensors[f"{prefix}ffn_gate_inp.bias"] = floats(random, count)
+    return model
+
+
 def fuse_qkv(model: TinyModel) -> TinyModel:
     """The same model, with the matrices of queries, keys and values in one."""
     layers = model.metadata[f"{model.metadata['general.architecture']}.block_count"]

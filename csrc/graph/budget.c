@@ -29,21 +29,17 @@ mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
     return status;
 }
 
-static uint64_t bytes_of(const mmrt_weight *w) {
-    return w->rows * mmrt_row_bytes(w);
-}
-
 /* Kept whatever the budget is: what has no units, but for tables that are read by rows alone. */
 static uint64_t rest_bytes(const mmrt_program *program) {
     uint64_t bytes = 0;
     for (int32_t i = 0; i < program->n_weights; i++)
         if (!program->units->places[i].units)
-            bytes += bytes_of(&program->weights[i]);
+            bytes += mmrt_weight_bytes(&program->weights[i]);
     for (int32_t i = 0; i < program->n_ops; i++)
         for (int j = 0; j < 3; j++) {
             const mmrt_op *op = &program->ops[i];
             if (has_role(op, j, TABLE) && !program->units->places[op->weights[j]].units)
-                bytes -= bytes_of(&program->weights[op->weights[j]]);
+                bytes -= mmrt_weight_bytes(&program->weights[op->weights[j]]);
         }
     return bytes;
 }

@@ -46,7 +46,7 @@ void mmrt_note_write(mmrt_program *program, const mmrt_op *op, int32_t buffer, b
     struct buffer *written = &program->buffers[buffer];
     written->written = extent_of(op);
     written->written_quantised = quantised ? extent_of(op) : NO_TOKENS;
-    written->heads_of = 0;
+    written->heads_of = written->choices_of = 0;
 }
 
 mmrt_status mmrt_check_weight(const mmrt_program *program, int32_t weight, uint64_t rows,
@@ -54,6 +54,9 @@ mmrt_status mmrt_check_weight(const mmrt_program *program, int32_t weight, uint6
     if (weight < 0 || weight >= program->n_weights)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no weight %d", program->n_ops, weight);
     const mmrt_weight *w = &program->weights[weight];
+    if (w->stack > 1)
+        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: %llu matrices where one is expected",
+                         w->name, (unsigned long long)w->stack);
     if (w->cols == cols && (!rows || w->rows == rows))
         return MMRT_OK;
     if (!rows)

@@ -15,10 +15,19 @@ static size_t few_columns(const mmrt_program *program) {
     return program->exact || program->max_tokens < MMRT_FEW ? program->max_tokens : MMRT_FEW;
 }
 
+static size_t columns_of(const mmrt_program *program, const struct buffer *buffer) {
+    return (size_t)program->max_tokens * buffer->per_token;
+}
+
+/* How many of its last columns matvec can read: any, where experts read some of them. */
+static size_t few_of(const mmrt_program *program, const struct buffer *buffer) {
+    return buffer->per_token > 1 ? columns_of(program, buffer) : few_columns(program);
+}
+
 static size_t buffer_bytes(const mmrt_program *program, const struct buffer *buffer) {
-    return buffer->quantised
-               ? mmrt_columns_bytes(program->max_tokens, buffer->columns.k, few_columns(program))
-               : rounded(program->max_tokens * buffer->columns.k * sizeof(float));
+    const size_t n = columns_of(program, buffer), k = buffer->columns.k;
+    return buffer->quantised ? mmrt_columns_bytes(n, k, few_of(program, buffer))
+                             : rounded(n * k * sizeof(float));
 }
 
 static size_t rope_bytes(const mmrt_program *program, const struct rope *rope) {
@@ -55,8 +64,8 @@ static void place(mmrt_program *program, uint8_t *memory) {
         struct buffer *buffer = &program->buffers[i];
         const size_t bytes = buffer_bytes(program, buffer);
         if (buffer->quantised)
-            mmrt_columns_place(&buffer->columns, program->max_tokens, buffer->columns.k,
-                               few_columns(program), memory);
+            mmrt_columns_place(&buffer->columns, columns_of(program, buffer), buffer->columns.k,
+                               few_of(program, buffer), memory);
         else
             buffer->columns.x = (float *)(void *)memory;
         memory += bytes;

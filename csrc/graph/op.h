@@ -13,6 +13,7 @@ enum weight_role {
     VECTOR, /* float32, used where it lies */
     MATRIX, /* multiplied with, its rows shared out among threads */
     TABLE,  /* read by single rows */
+    STACK,  /* matrices of which those that are chosen are multiplied with */
 };
 
 struct op_info {

@@ -80,7 +80,7 @@ static mmrt_status add_span(mmrt_program *program, const mmrt_weight *weight, mm
         return MMRT_OK;
     const unsigned char *data = mmrt_mapping_data(mapping);
     struct span new = {mapping, (uint64_t)((const unsigned char *)weight->data - data), 0};
-    new.end = new.start + weight->rows * mmrt_row_bytes(weight);
+    new.end = new.start + mmrt_weight_bytes(weight);
     for (int32_t i = 0; i < program->n_spans; i++) {
         struct span *span = &program->spans[i];
         if (span->mapping == mapping) {
@@ -111,12 +111,12 @@ mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *we
     return status;
 }
 
-mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
-                                    mmrt_error *err) {
-    const struct buffer buffer = {.columns = {.k = width}};
-    if (width < 1 || width > MOST_WIDTH)
-        return mmrt_fail(err, MMRT_ARGUMENT, "buffers of %u values a token: 1 to %d are possible",
-                         width, MOST_WIDTH);
+mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, uint32_t per_token,
+                                    int32_t *index, mmrt_error *err) {
+    const struct buffer buffer = {.columns = {.k = width}, .per_token = per_token};
+    if (width < 1 || per_token < 1 || (uint64_t)width * per_token > MOST_WIDTH)
+        return mmrt_fail(err, MMRT_ARGUMENT, "buffers of %llu values a token: 1 to %d are possible",
+                         (unsigned long long)width * per_token, MOST_WIDTH);
     *index = program->n_buffers;
     return append(program, (void **)&program->buffers, &program->n_buffers, &buffer, sizeof buffer,
                   err);

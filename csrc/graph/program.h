@@ -12,11 +12,14 @@
 enum extent { NO_TOKENS, OUTPUTS, ALL_TOKENS };
 
 struct buffer {
-    struct mmrt_columns columns; /* of max_tokens; q is NULL unless quantised */
+    struct mmrt_columns columns; /* of max_tokens * per_token; q is NULL unless quantised */
+    uint32_t per_token;          /* columns */
     bool quantised;              /* a quantised weight reads it */
     /* What the operations so far have left in it: */
     enum extent written, written_quantised;
-    int32_t heads_of; /* layer whose ROPE has rotated these heads, plus 1; 0: none */
+    int32_t heads_of;   /* layer whose ROPE has rotated these heads, plus 1; 0: none */
+    int32_t choices_of; /* so many of these experts has ROUTE chosen for each token; 0: none */
+    uint32_t n_experts;
 };
 
 struct rope {

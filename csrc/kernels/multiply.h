@@ -10,6 +10,10 @@ static inline size_t mmrt_row_bytes(const mmrt_weight *w) {
     return w->cols / format->elements * format->bytes;
 }
 
+static inline uint64_t mmrt_weight_bytes(const mmrt_weight *w) {
+    return (w->stack > 1 ? w->stack : 1) * w->rows * mmrt_row_bytes(w);
+}
+
 /* How many rows of `w` to multiply at a time: enough to amortise what taking them costs a thread.
  * `all` is the number of rows that are shared out together. */
 uint64_t mmrt_rows_at_a_time(const mmrt_weight *w, uint64_t all);

@@ -5,8 +5,14 @@ void mmrt_op_multiply(const struct worker *w, int i, const uint8_t *rows, uint64
                       void *scratch) {
     const mmrt_program *program = w->step->program;
     const size_t token = first_token(w), n = w->step->n - token;
-    mmrt_multiply(program->kernels, program->exact, &program->weights[w->op->weights[i]], rows,
-                  n_rows, next, columns_at(w->step, w->op->in), token, n, y, y_stride, scratch);
+    if (w->op->alike) {
+        const mmrt_weight *weight = &program->weights[w->op->weights[i]];
+        program->kernels->matmul[weight->type](rows, mmrt_row_bytes(weight), n_rows,
+                                               columns_at(w->step, w->op->in), token, n, y,
+                                               y_stride, scratch);
+    } else
+        mmrt_multiply(program->kernels, program->exact, &program->weights[w->op->weights[i]], rows,
+                      n_rows, next, columns_at(w->step, w->op->in), token, n, y, y_stride, scratch);
     const float scale = w->op->scales[i];
     for (size_t t = 0; scale != 1 && t < n; t++)
         for (uint64_t r = 0; r < n_rows; r++)

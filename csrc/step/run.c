@@ -35,7 +35,8 @@ static void fill_ropes(const struct step *step, int thread, int n_threads) {
 static void prepare(const struct step *step, int thread, int n_threads) {
     fill_ropes(step, thread, n_threads);
     for (int32_t i = thread; i < step->program->n_buffers; i += n_threads)
-        step->program->buffers[i].columns.last = step->n - 1;
+        step->program->buffers[i].columns.last =
+            (size_t)step->n * step->program->buffers[i].per_token - 1;
 }
 
 static void take(mmrt_mark *mark) {
@@ -159,7 +160,7 @@ static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
         for (int32_t w = 0; w < program->n_weights; w++) {
             const mmrt_weight *weight = &program->weights[w];
             const char *data = weight->data;
-            if (byte >= data && byte < data + weight->rows * mmrt_row_bytes(weight))
+            if (byte >= data && byte < data + mmrt_weight_bytes(weight))
                 return mmrt_fail(err, status, "tensor %s: %s", weight->name, lost.message);
         }
         return mmrt_fail(err, status, "%s", lost.message);

@@ -223,6 +223,7 @@ cdef extern from "mmrt.h" nogil:
         uint64_t rows
         uint64_t cols
         const char *name
+        uint64_t stack
 
     ctypedef enum mmrt_roof_kind:
         MMRT_ROOF_READ
@@ -318,7 +319,18 @@ cdef extern from "mmrt.h" nogil:
         MMRT_OP_ROPE
         MMRT_OP_ATTEND
         MMRT_OP_JOIN
+        MMRT_OP_ROUTE
+        MMRT_OP_DISPATCH
+        MMRT_OP_EXPERT_GLU
+        MMRT_OP_EXPERT_DOWN
+        MMRT_OP_COMBINE
         MMRT_OP_LOGITS
+
+    ctypedef enum mmrt_gating:
+        MMRT_GATING_SOFTMAX
+        MMRT_GATING_SIGMOID
+        MMRT_GATING_CHOSEN
+        MMRT_GATING_SQRT_SOFTPLUS
 
     ctypedef struct mmrt_op:
         mmrt_op_kind kind
@@ -332,6 +344,13 @@ cdef extern from "mmrt.h" nogil:
         int32_t layer
         int32_t n_heads
         int32_t activation
+        int32_t choices
+        int32_t n_used
+        int32_t n_groups
+        int32_t n_groups_used
+        mmrt_gating gating
+        bool_t normalised
+        bool_t alike
         bool_t outputs_only
         bool_t interleaved
         float eps
@@ -343,8 +362,8 @@ cdef extern from "mmrt.h" nogil:
     void mmrt_program_free(mmrt_program *program)
     mmrt_status mmrt_program_add_weight(mmrt_program *program, const mmrt_weight *weight,
                                         int32_t *index, mmrt_error *err)
-    mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, int32_t *index,
-                                        mmrt_error *err)
+    mmrt_status mmrt_program_add_buffer(mmrt_program *program, uint32_t width, uint32_t per_token,
+                                        int32_t *index, mmrt_error *err)
     mmrt_status mmrt_program_add_rope(mmrt_program *program, const double *frequencies,
                                       uint32_t n_pairs, float magnitude, int32_t *index,
                                       mmrt_error *err)

@@ -24,6 +24,7 @@ cdef class Program:
     cdef _release(self)
     cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
+    cdef int _of_experts(self, str role, width, int n_used) except -2
     cdef int _with_room(self, int buffer, int n_heads, const mmrt_layer_state *layer) except -2
     cdef int _heads_with_room(self, int qkv, int layer, int n_heads) except -2
     cdef list _multiply(self, mmrt_op *op, matrices)

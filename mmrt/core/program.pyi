@@ -34,7 +34,7 @@ class Program:
         exact: bool = False,
     ) -> None: ...
     def close(self) -> None: ...
-    def buffer(self, width: int) -> int: ...
+    def buffer(self, width: int, per_token: int = 1) -> int: ...
     def rope_table(
         self, frequencies: Sequence[float] | NDArray[np.float64], magnitude: float = 1.0
     ) -> int: ...
@@ -55,6 +55,7 @@ class Program:
         matrices: Sequence[Tensor | Matrix],
         out: int,
         outputs_only: bool = False,
+        alike: bool = False,
     ) -> None: ...
     def glu(
         self,
@@ -63,6 +64,32 @@ class Program:
         up: Tensor | Matrix,
         out: int,
         activation: str,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def route(
+        self,
+        logits: int,
+        choices: int,
+        n_used: int,
+        gating: str = "softmax",
+        bias: Tensor | None = None,
+        normalised: bool = True,
+        scale: float = 1.0,
+        n_groups: int = 1,
+        n_groups_used: int = 1,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def experts(
+        self,
+        in_: int,
+        choices: int,
+        out: int,
+        n_used: int,
+        gate: Tensor | Matrix,
+        up: Tensor | Matrix,
+        down: Tensor | Matrix,
+        activation: str,
+        down_scales: Tensor | None = None,
         outputs_only: bool = False,
     ) -> None: ...
     def rope(

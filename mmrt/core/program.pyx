@@ -5,8 +5,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from mmrt.core._c cimport (
-    MMRT_OP_ATTEND, MMRT_OP_EMBED, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS,
-    MMRT_OP_NORM, MMRT_OP_ROPE, mmrt_error, mmrt_key_room, mmrt_layer_state,
+    MMRT_OP_ATTEND, MMRT_OP_COMBINE, MMRT_OP_DISPATCH, MMRT_OP_EMBED, MMRT_OP_EXPERT_DOWN,
+    MMRT_OP_EXPERT_GLU, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS, MMRT_OP_NORM,
+    MMRT_OP_ROPE, MMRT_OP_ROUTE, mmrt_error, mmrt_gating, mmrt_key_room, mmrt_layer_state,
     mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
@@ -28,10 +29,11 @@ from mmrt.core.tensor cimport Tensor
 from array import array
 from typing import NamedTuple
 
-from mmrt.errors import ArgumentError, InUseError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError, InUseError, UnsupportedError
 from mmrt.core.streaming import Plan, Streaming
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
+_GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
 
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
 ALIKE_TOKENS = 8
@@ -114,7 +116,7 @@ cdef class Program:
         if tensor.name in self.indices:
             return self.indices[tensor.name]
         tensor.check_readable()
-        if len(tensor.shape) not in (1, 2):
+        if len(tensor.shape) not in (1, 2, 3):
             raise UnsupportedError(f"tensor {tensor.name}: shape {tensor.shape} is no matrix")
         if tensor.format is NULL:
             raise UnsupportedError(f"tensor {tensor.name}: no operation reads {tensor.type}")
@@ -123,7 +125,8 @@ cdef class Program:
         try:
             weight.data = tensor.data()
             weight.type = tensor.format.id
-            weight.rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+            weight.stack = tensor.shape[0] if len(tensor.shape) == 3 else 1
+            weight.rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
             weight.cols = tensor.shape[-1]
             weight.name = name
             check(mmrt_program_add_weight(self._open(), &weight, &index, &error), &error)
@@ -168,11 +171,11 @@ cdef class Program:
         self.lines.append((note, [weight for weight in weights if weight is not None]))
         return 0
 
-    def buffer(self, width):
-        """A new buffer of `width` values a token; returns its number."""
+    def buffer(self, width, per_token=1):
+        """A new buffer, of per_token columns of `width` values a token; returns its number."""
         cdef mmrt_error error
         cdef int32_t index
-        check(mmrt_program_add_buffer(self._open(), width, &index, &error), &error)
+        check(mmrt_program_add_buffer(self._open(), width, per_token, &index, &error), &error)
         return index
 
     def rope_table(self, frequencies, float magnitude=1.0):
@@ -213,14 +216,18 @@ cdef class Program:
         op.outputs_only = outputs_only
         self._add(&op, [post, weight], "norm" if add < 0 else "add, norm")
 
-    def linear(self, int in_, matrices, int out, bint outputs_only=False):
-        """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side."""
+    def linear(self, int in_, matrices, int out, bint outputs_only=False, bint alike=False):
+        """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side.
+
+        alike: they are rounded alike however many tokens a step has, as a router's must be.
+        """
         if not 1 <= len(matrices) <= 3:
             raise ArgumentError(f"linear: takes 1 to 3 matrices, not {len(matrices)}")
         cdef mmrt_op op = _op(MMRT_OP_LINEAR)
         op.in_ = in_
         op.out = out
         op.outputs_only = outputs_only
+        op.alike = alike
         self._add(&op, self._multiply(&op, matrices), "multiply")
 
     def glu(self, int in_, gate, up, int out, str activation, bint outputs_only=False):
@@ -236,6 +243,79 @@ cdef class Program:
         op.activation = _ACTIVATIONS[activation]
         op.outputs_only = outputs_only
         self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated multiply")
+
+    def route(self, int logits, int choices, int n_used, str gating="softmax", Tensor bias=None,
+              bint normalised=True, float scale=1.0, int n_groups=1, int n_groups_used=1,
+              bint outputs_only=False):
+        """choices = for each token its n_used best experts by `logits`, and their weights.
+
+        choices is a buffer of 2 * n_used values: the experts' numbers, the best first, then their
+        weights. gating: "softmax" over all experts, "sigmoid" or "sqrt_softplus" of each logit, or
+        softmax over the "chosen" ones. bias (experts,) is added for choosing alone. normalised: the
+        weights add up to 1, and then are multiplied by `scale`. Experts are chosen from the best
+        n_groups_used of n_groups groups, by the sums of the two best of each.
+        """
+        if gating not in _GATINGS:
+            raise ArgumentError(f"gating {gating!r:.60}: there are {', '.join(_GATINGS)}")
+        cdef mmrt_op op = _op(MMRT_OP_ROUTE)
+        op.in_ = logits
+        op.out = choices
+        op.n_used = n_used
+        op.gating = <mmrt_gating> <int> _GATINGS[gating]
+        op.normalised = normalised
+        op.scale = scale
+        op.n_groups = n_groups
+        op.n_groups_used = n_groups_used
+        op.weights[0] = self._weight(bias)
+        op.outputs_only = outputs_only
+        self._add(&op, [bias], f"choose {n_used} experts")
+
+    def experts(self, int in_, int choices, int out, int n_used, gate, up, down, str activation,
+                Tensor down_scales=None, bint outputs_only=False):
+        """out = the sum of what the chosen experts give for in_, times their weights.
+
+        Each is down @ (activation(gate @ x) * (up @ x)); gate, up and down are stacks, Tensors or
+        Matrices of shape (experts, rows, width), their biases (experts, rows). down_scales
+        (experts,): factors of the experts' results.
+        """
+        if activation not in _ACTIVATIONS:
+            raise ArgumentError(
+                f"activation {activation!r:.60}: there are {', '.join(_ACTIVATIONS)}"
+            )
+        cdef mmrt_op op = _op(MMRT_OP_DISPATCH)
+        op.choices = choices
+        op.n_used = n_used
+        op.outputs_only = outputs_only
+        up_stack, down_stack = (m.weight if isinstance(m, Matrix) else m for m in (up, down))
+        for stack in (up_stack, down_stack):
+            if len(stack.shape) != 3:
+                raise FormatError(f"tensor {stack.name}: shape {stack.shape} is no stack"
+                                  " of matrices")
+        sorted_in = self._of_experts("in", up_stack.shape[2], n_used)
+        hidden = self._of_experts("hidden", up_stack.shape[1], n_used)
+        results = self._of_experts("out", down_stack.shape[1], n_used)
+        op.in_, op.out = in_, sorted_in
+        self._add(&op, [], "sort by expert")
+        op.kind = MMRT_OP_EXPERT_GLU
+        op.in_, op.stream, op.out = in_, sorted_in, hidden
+        op.activation = _ACTIVATIONS[activation]
+        self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated experts")
+        op.kind = MMRT_OP_EXPERT_DOWN
+        op.in_, op.out = hidden, results
+        op.weights[1] = op.biases[1] = -1
+        self._add(&op, self._multiply(&op, (down,)), "experts")
+        op.kind = MMRT_OP_COMBINE
+        op.in_, op.out = results, out
+        op.weights[0] = self._weight(down_scales)
+        op.biases[0] = -1
+        self._add(&op, [down_scales], "add experts")
+
+    cdef int _of_experts(self, str role, width, int n_used) except -2:
+        """A buffer of so many columns a token, shared by all layers."""
+        key = role, width, n_used
+        if key not in self.roomy:
+            self.roomy[key] = self.buffer(width, n_used)
+        return self.roomy[key]
 
     def rope(self, int qkv, int table, int layer, int n_heads, bint interleaved,
              Tensor q_norm=None, Tensor k_norm=None, float eps=0.0):
@@ -528,7 +608,7 @@ cdef mmrt_op _op(mmrt_op_kind kind) noexcept:
     cdef mmrt_op op
     memset(&op, 0, sizeof(op))
     op.kind = kind
-    op.in_ = op.out = op.stream = op.rope = -1
+    op.in_ = op.out = op.stream = op.rope = op.choices = -1
     for i in range(3):
         op.weights[i] = op.biases[i] = -1
         op.scales[i] = 1

@@ -19,6 +19,8 @@ _LAYERS_OF_27B = 62
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
     c = transformer_config("gemma3", fields, window_pattern=_PATTERN)
+    if c.experts is not None:
+        raise fields.unsupported("expert_count", "mmrt knows no experts of this architecture")
     # Layers with a window rotate by a base of their own, and are not stretched.
     base = fields.spelling("rope.freq_base_swa", "rope.local.freq_base")
     nearby = Rope(

@@ -1,4 +1,5 @@
-"""Llama, Mistral, SmolLM and others of the same shape (Touvron et al. 2023, arXiv:2302.13971)."""
+"""Llama, Mistral, SmolLM and others of the same shape (Touvron et al. 2023, arXiv:2302.13971), and
+Mixtral, whose layers have experts (Jiang et al. 2024, arXiv:2401.04088)."""
 
 from mmrt.core.program import Program
 from mmrt.models.parts.config import Config, transformer_config
@@ -9,8 +10,6 @@ from mmrt.models.parts.weights import Weights
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
-    if fields.integer("expert_count", 0, least=0):
-        raise fields.unsupported("expert_count", "mixtures of experts do not run")
     return transformer_config("llama", fields)
 
 
@@ -29,6 +28,6 @@ def build(program: Program, config: Config, weights: Weights) -> None:
             divisors=shared if own is None else own,
         )
         model.norm(layer["ffn_norm"])
-        model.gated_unit(layer, "silu")
+        model.gated_unit_or_experts(layer, "silu")
     model.norm(weights["output_norm.weight"])
     model.logits()

@@ -122,7 +122,7 @@ static mmrt_status make_small_program(mmrt_mapping *mapping, mmrt_state_store *s
         status = mmrt_program_add_weight(program, &w, &index, err);
     }
     for (size_t i = 0; !status && i < sizeof widths / sizeof *widths; i++)
-        status = mmrt_program_add_buffer(program, widths[i], &index, err);
+        status = mmrt_program_add_buffer(program, widths[i], 1, &index, err);
     if (!status)
         status = mmrt_program_add_rope(program, frequencies, HEAD_DIM / 2, 1, &index, err);
     if (!status)

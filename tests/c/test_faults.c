@@ -158,7 +158,7 @@ static mmrt_program *make_program(const uint8_t *data, int n_threads, mmrt_state
         CHECK(index == i);
     }
     for (int i = 0; i < N_BUFFERS; i++) {
-        TRY(mmrt_program_add_buffer(program, widths[i], &index, &error));
+        TRY(mmrt_program_add_buffer(program, widths[i], 1, &index, &error));
         CHECK(index == i);
     }
     TRY(mmrt_program_add_rope(program, frequencies, 2, 1, &index, &error));

@@ -184,7 +184,7 @@ static mmrt_program *make_program(const mmrt_mapping *mapping, mmrt_state_store 
     half.name = "output";
     half.data = (const float *)half.data + half.rows * COLS;
     CHECK(mmrt_program_add_weight(program, &half, &output, &error) == MMRT_OK);
-    CHECK(mmrt_program_add_buffer(program, COLS, &buffer, &error) == MMRT_OK);
+    CHECK(mmrt_program_add_buffer(program, COLS, 1, &buffer, &error) == MMRT_OK);
     mmrt_op embed = {.kind = MMRT_OP_EMBED,
                      .in = -1,
                      .out = buffer,

@@ -412,9 +412,9 @@ static void build_program(const mmrt_mapping *mapping) {
     uint64_t page = 0;
     OK(mmrt_state_store_create(&layer, 1, &store, &error));
     OK(mmrt_program_create(MMRT_ISA_REF, 1, store, false, &program, &error));
-    OK(mmrt_program_add_buffer(program, WIDTH, &x, &error));
-    OK(mmrt_program_add_buffer(program, WIDTH + 128, &qkv, &error));
-    OK(mmrt_program_add_buffer(program, HIDDEN, &gated, &error));
+    OK(mmrt_program_add_buffer(program, WIDTH, 1, &x, &error));
+    OK(mmrt_program_add_buffer(program, WIDTH + 128, 1, &qkv, &error));
+    OK(mmrt_program_add_buffer(program, HIDDEN, 1, &gated, &error));
     for (int i = 0; i < 6; i++) {
         const mmrt_weight weight = {page_at(mapping, page), F32, weight_rows[i], WIDTH, names[i]};
         OK(mmrt_program_add_weight(program, &weight, &index, &error));

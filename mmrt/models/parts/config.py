@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mmrt.core.state import KeyValues
+from mmrt.models.parts.experts import Experts, experts_from
 from mmrt.models.parts.fields import Fields, PerLayer
 from mmrt.models.parts.rope import Rope, rope_from
 
@@ -40,6 +41,7 @@ class Config:
     attention_softcap: float  # 0: none
     logit_softcap: float  # 0: none
     window: SlidingWindow
+    experts: Experts | None
 
     @property
     def kept(self) -> list[KeyValues]:
@@ -87,6 +89,7 @@ def transformer_config(architecture: str, fields: Fields, *, window_pattern: int
         attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
         logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
         window=_window(fields, n_layers, window_pattern),
+        experts=experts_from(fields),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mmrt.core.program import Program
 from mmrt.core.tensor import Tensor
 from mmrt.models.parts.config import Config
+from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.rope import Rope, divisors_from
 from mmrt.models.parts.weights import Layer, Weights
 
@@ -28,6 +29,7 @@ class Transformer:
         self._heads = program.buffer(c.n_heads * c.head_dim)
         self._hidden: dict[int, int] = {}  # width -> buffer
         self._tables: dict[tuple[Rope, str], int] = {}  # rotation, its divisors -> table
+        self._router: tuple[int, int] | None = None  # buffers: its logits, the experts chosen
         self._changed = False
         self._post: Tensor | None = None
         self._outputs_only = False  # what follows works only on tokens whose logits are wanted
@@ -122,6 +124,51 @@ class Transformer:
         self._program.glu(self._normed, gate, up, hidden, activation, outputs_only=only)
         down = layer.matrix("ffn_down")
         self._program.linear(hidden, [down], self._change, outputs_only=only)
+        self._changed, self._post = True, post
+
+    def gated_unit_or_experts(self, layer: Layer, activation: str) -> None:
+        """What the layer has of the two."""
+        experts = self._config.experts
+        if experts is not None and experts.in_layer(layer.index):
+            self.experts(layer, experts, activation)
+        else:
+            self.gated_unit(layer, activation)
+
+    def experts(
+        self, layer: Layer, experts: Experts, activation: str, post: Tensor | None = None
+    ) -> None:
+        """Gated units of which a router chooses some for each token, weighted and added. post: the
+        norm of what is added to the stream."""
+        only, program = self._outputs_only, self._program
+        if self._router is None:
+            self._router = program.buffer(experts.count), program.buffer(2 * experts.used)
+        logits, choices = self._router
+        router = layer.matrix("ffn_gate_inp", experts.count)
+        program.linear(self._normed, [router], logits, outputs_only=only, alike=True)
+        program.route(
+            logits,
+            choices,
+            experts.used,
+            experts.gating,
+            bias=layer.beside("exp_probs_b.bias"),
+            normalised=experts.normalised,
+            scale=experts.scale,
+            n_groups=experts.groups,
+            n_groups_used=experts.groups_used,
+            outputs_only=only,
+        )
+        program.experts(
+            self._normed,
+            choices,
+            self._change,
+            experts.used,
+            layer.stack("ffn_gate_exps"),
+            layer.stack("ffn_up_exps"),
+            layer.stack("ffn_down_exps"),
+            activation,
+            down_scales=layer.beside("ffn_down_exps.scale"),
+            outputs_only=only,
+        )
         self._changed, self._post = True, post
 
     def logits(self) -> None:

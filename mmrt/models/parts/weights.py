@@ -72,6 +72,15 @@ class Layer:
         """The weight, or None if the layer has none."""
         return self._weights.get(f"{self._prefix}{name}.weight")
 
+    def beside(self, name: str) -> Tensor | None:
+        """A tensor of the layer by its whole name, such as "ffn_down_exps.scale"; None: it has
+        none."""
+        return self._weights.get(f"{self._prefix}{name}")
+
+    def stack(self, name: str) -> Matrix:
+        """The matrices of a layer's experts, (experts, rows, width), and their biases."""
+        return Matrix(self[name], self.beside(f"{name}.bias"))
+
     def matrix(self, name: str, rows: int = 0) -> Matrix:
         """As Weights.matrix(); rows: how many it must have, if not 0."""
         matrix = self._weights.matrix(f"{self._prefix}{name}")

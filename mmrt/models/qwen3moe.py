@@ -1,0 +1,33 @@
+"""Qwen 3 with experts in every layer (Qwen Team 2025, arXiv:2505.09388): norms of queries and keys,
+rotated by halves."""
+
+from mmrt.core.program import Program
+from mmrt.models.parts.config import Config, transformer_config
+from mmrt.models.parts.fields import Fields
+from mmrt.models.parts.transformer import Transformer
+from mmrt.models.parts.weights import Weights
+
+
+def config(fields: Fields) -> Config:
+    """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
+    return transformer_config("qwen3moe", fields)
+
+
+def build(program: Program, config: Config, weights: Weights) -> None:
+    """Lists the operations of the forward pass. FormatError names a tensor that is unfit."""
+    model = Transformer(program, config, weights)
+    model.embed()
+    for layer in model.layers():
+        model.norm(layer["attn_norm"])
+        model.attention(
+            layer,
+            config.rope,
+            interleaved=False,
+            window=config.window.of(layer.index),
+            q_norm=layer["attn_q_norm"],
+            k_norm=layer["attn_k_norm"],
+        )
+        model.norm(layer["ffn_norm"])
+        model.gated_unit_or_experts(layer, "silu")
+    model.norm(weights["output_norm.weight"])
+    model.logits()
