@@ -55,8 +55,10 @@ mmrt_status mmrt_check_weight(const mmrt_program *program, int32_t weight, uint6
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no weight %d", program->n_ops, weight);
     const mmrt_weight *w = &program->weights[weight];
     if (w->stack > 1)
-        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: %llu matrices where one is expected",
-                         w->name, (unsigned long long)w->stack);
+        return mmrt_fail(err, MMRT_FORMAT,
+                         "tensor %s: shape (%llu, %llu, %llu) where one matrix is expected",
+                         w->name, (unsigned long long)w->stack, (unsigned long long)w->rows,
+                         (unsigned long long)w->cols);
     if (w->cols == cols && (!rows || w->rows == rows))
         return MMRT_OK;
     if (!rows)

@@ -62,13 +62,13 @@ static void weigh(mmrt_gating gating, const float *logits, float *scores, size_t
         softmax(scores, n);
 }
 
-/* Of n scores the best, of equal ones the first; taken out. */
+/* The best of n scores, of equal ones the first; NaN marks those that are taken. */
 static size_t take_best(float *scores, size_t n) {
-    size_t best = 0;
-    for (size_t i = 1; i < n; i++)
-        if (scores[i] > scores[best])
+    size_t best = n;
+    for (size_t i = 0; i < n; i++)
+        if (scores[i] == scores[i] && (best == n || scores[i] > scores[best]))
             best = i;
-    scores[best] = -INFINITY;
+    scores[best] = NAN;
     return best;
 }
 
@@ -100,10 +100,12 @@ static void choose(const mmrt_op *op, const float *logits, const float *bias, si
                    float *scratch, float *out) {
     const size_t n_used = (size_t)op->n_used;
     float *scores = scratch, *selection = scratch + n_experts, *weights = out + n_used;
+    float fault = 0; /* NaN if a logit is not finite: then all weights are, and the logits tell */
     weigh(op->gating, logits, scores, n_experts);
     for (size_t i = 0; i < n_experts; i++) {
         const float score = scores[i] + (bias ? bias[i] : 0);
-        selection[i] = score == score ? score : -INFINITY; /* NaN: told by the logits */
+        selection[i] = score == score ? score : -INFINITY;
+        fault += (logits[i] + score) * 0;
     }
     if (op->n_groups > 1)
         keep_groups(selection, n_experts, (size_t)op->n_groups, (size_t)op->n_groups_used);
@@ -119,7 +121,7 @@ static void choose(const mmrt_op *op, const float *logits, const float *bias, si
         sum += weights[i];
     const float divisor = !op->normalised ? 1 : sum > LEAST_SUM || sum != sum ? sum : LEAST_SUM;
     for (size_t i = 0; i < n_used; i++)
-        weights[i] = weights[i] / divisor * op->scale;
+        weights[i] = weights[i] / divisor * op->scale + fault;
 }
 
 static void run(struct worker *w) {
