@@ -14,6 +14,7 @@ from tiny_models import floats
 import mmrt
 from mmrt.core.kernels import Pool
 from mmrt.core.program import Program
+from mmrt.core.state import KeyValues, StateStore
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 
 IDS = np.random.default_rng(4).integers(0, 300, 70).tolist()
@@ -120,7 +121,7 @@ def test_weights_of_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_operations_out_of_order() -> None:
-    program = Program(Pool(1), 8, 1, 1, 32)
+    program = Program(Pool(1), 8, StateStore([KeyValues(1, 32)]))
     logits, choices, x = program.buffer(8), program.buffer(4), program.buffer(32)
     with pytest.raises(ArgumentError, match="reads buffer 0"):
         program.route(logits, choices, 2)

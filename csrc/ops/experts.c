@@ -44,17 +44,16 @@ mmrt_status mmrt_check_choices(const mmrt_program *program, const mmrt_op *op, m
 }
 
 /* A bias for each row of each matrix. */
-static mmrt_status check_biases(const mmrt_program *program, int32_t index, const mmrt_weight *stack,
-                                mmrt_error *err) {
+static mmrt_status check_biases(const mmrt_program *program, int32_t index,
+                                const mmrt_weight *stack, mmrt_error *err) {
     const mmrt_weight *biases = &program->weights[index];
     if (biases->type != MMRT_TYPE_F32 || (uintptr_t)biases->data % sizeof(float))
         return mmrt_fail(err, MMRT_UNSUPPORTED, "tensor %s: aligned F32 is expected", biases->name);
     if (biases->stack > 1 || biases->rows * biases->cols != stack->stack * stack->rows)
-        return mmrt_fail(err, MMRT_FORMAT,
-                         "tensor %s: shape (%llu, %llu) where (%llu, %llu) is expected",
-                         biases->name, (unsigned long long)biases->rows,
-                         (unsigned long long)biases->cols, (unsigned long long)stack->stack,
-                         (unsigned long long)stack->rows);
+        return mmrt_fail(
+            err, MMRT_FORMAT, "tensor %s: shape (%llu, %llu) where (%llu, %llu) is expected",
+            biases->name, (unsigned long long)biases->rows, (unsigned long long)biases->cols,
+            (unsigned long long)stack->stack, (unsigned long long)stack->rows);
     return MMRT_OK;
 }
 

@@ -13,6 +13,7 @@ cdef class Program:
     cdef list tensors      # pinned: weight index -> Tensor
     cdef list names        # their names as bytes, which the core points to
     cdef dict indices      # tensor name -> weight index
+    cdef list widths       # of buffers
     cdef dict roomy        # buffer of heads -> the one where they have room
     cdef list lines        # (operation, [weights], note), for printing
     cdef calls running     # in the core

@@ -75,6 +75,7 @@ cdef class Program:
         self.names = []
         self.indices = {}
         self.roomy = {}
+        self.widths = []
         self.lines = []
         self.store = store
         check(
@@ -176,6 +177,7 @@ cdef class Program:
         cdef mmrt_error error
         cdef int32_t index
         check(mmrt_program_add_buffer(self._open(), width, per_token, &index, &error), &error)
+        self.widths.append(width)
         return index
 
     def rope_table(self, frequencies, float magnitude=1.0):
@@ -291,9 +293,9 @@ cdef class Program:
             if len(stack.shape) != 3:
                 raise FormatError(f"tensor {stack.name}: shape {stack.shape} is no stack"
                                   " of matrices")
-        sorted_in = self._of_experts("in", up_stack.shape[2], n_used)
+        sorted_in = self._of_experts("in", self.widths[in_], n_used)
         hidden = self._of_experts("hidden", up_stack.shape[1], n_used)
-        results = self._of_experts("out", down_stack.shape[1], n_used)
+        results = self._of_experts("out", self.widths[out], n_used)
         op.in_, op.out = in_, sorted_in
         self._add(&op, [], "sort by expert")
         op.kind = MMRT_OP_EXPERT_GLU

@@ -23,7 +23,6 @@ def build(program: Program, config: Config, weights: Weights) -> None:
             layer,
             config.rope,
             interleaved=False,
-            window=config.window.of(layer.index),
             q_norm=layer["attn_q_norm"],
             k_norm=layer["attn_k_norm"],
         )
