@@ -290,7 +290,7 @@ cdef class Program:
         op.outputs_only = outputs_only
         up_stack, down_stack = (m.weight if isinstance(m, Matrix) else m for m in (up, down))
         for stack in (up_stack, down_stack):
-            if len(stack.shape) != 3:
+            if len(stack.shape) < 3:
                 raise FormatError(f"tensor {stack.name}: shape {stack.shape} is no stack"
                                   " of matrices")
         sorted_in = self._of_experts("in", self.widths[in_], n_used)
