@@ -3,22 +3,37 @@
 import os
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 
-def _open(path: Path, *options: str) -> str:
+def _run(address: str, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("chromium is not installed")
     command = [chromium, "--headless", "--disable-gpu", "--hide-scrollbars", *options]
-    command += [f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=2000"]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=2000"]
     if os.geteuid() == 0:
         command.append("--no-sandbox")  # as root it has none
-    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        pytest.skip(f"chromium does not run here: {done.stderr.strip()[-200:]}")
+    return subprocess.run([*command, address], capture_output=True, text=True, timeout=120)
+
+
+@cache
+def _trouble() -> str:
+    """Why chromium does not run here, whatever the page; "" where it does."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        done = _run("about:blank", Path(profile), "--dump-dom")
+    return done.stderr.strip()[-200:] if done.returncode else ""
+
+
+def _open(path: Path, *options: str) -> str:
+    if _trouble():
+        pytest.skip(f"chromium does not run here: {_trouble()}")
+    done = _run(path.as_uri(), path.parent / "profile", *options)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

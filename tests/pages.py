@@ -7,14 +7,11 @@ import os
 import platform
 import resource
 import struct
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from mmrt.core.mapping import Mapping
 
 PAGE = mmap.PAGESIZE
 
@@ -29,17 +26,6 @@ def write_file(path: Path, data: bytes) -> Path:
         out.flush()
         os.fsync(out.fileno())
     return path
-
-
-def evict(path: Path) -> None:
-    """Drops the file from memory, or skips the test where files live in memory alone (tmpfs)."""
-    with Mapping(path) as mapping:
-        for _ in range(200):
-            mapping.advise("evict")
-            if not mapping.residency().resident:
-                return
-            time.sleep(0.005)  # pages that are just being read stay
-    pytest.skip("this file system does not let pages go")
 
 
 def _smaps(address: int) -> dict[str, str]:

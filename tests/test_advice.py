@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from hostile import make_gguf as make
-from pages import PAGE, evict, smaps, told, without_advice, without_privilege, write_file
+from machine import evict, needs_advice, needs_collapse, needs_locking, needs_read_ahead
+from pages import PAGE, smaps, told, without_advice, without_privilege, write_file
 
 import mmrt
 from mmrt.core.mapping import Mapping
-from mmrt.errors import ArgumentError, FileError, UnsupportedError
-from mmrt.memory.system import os_info, read_ahead
+from mmrt.errors import ArgumentError, UnsupportedError
+from mmrt.memory.system import os_info
 
 N = 64  # pages of the file; and four bytes
 
@@ -77,8 +78,7 @@ def test_random_faults_read_one_page_and_others_more(cold: Mapping, path: Path) 
     with memoryview(cold) as view:
         assert view[30 * PAGE] == 30
     assert pages(cold.residency().pages) == {30}
-    if (read_ahead(path) or 0) < 4 * PAGE:
-        pytest.skip("this device has no read-ahead to compare with")
+    needs_read_ahead(path, 4 * PAGE)
     for word in ("normal", "sequential"):
         cold.advise("evict")
         evict(path)
@@ -182,10 +182,8 @@ def test_free_lets_memory_go_when_it_is_short(memory: Mapping, cold: Mapping) ->
 
 @pytest.mark.parametrize("word", ["dontneed", "cold", "pageout", "evict"])
 def test_locked_pages_are_not_let_go(warm: Mapping, word: str) -> None:
-    try:
-        warm.lock(0, 4 * PAGE)
-    except mmrt.OutOfMemoryError:
-        pytest.skip("locking is not allowed here")
+    needs_locking(4 * PAGE)
+    warm.lock(0, 4 * PAGE)
     with pytest.raises(ArgumentError, match=f"{word} needs pages that are n.* locked"):
         warm.advise(word, 0, 2 * PAGE)  # type: ignore[arg-type]
     assert warm.residency(0, 4 * PAGE).fraction == 1
@@ -194,35 +192,29 @@ def test_locked_pages_are_not_let_go(warm: Mapping, word: str) -> None:
 # ---- how pages are held ----
 
 
-def available(word: str) -> None:
-    if os_info().advice[word] != "available":
-        pytest.skip(f"{word}: {os_info().advice[word]}")
-
-
-@pytest.mark.parametrize(("word", "flag"), [("hugepage", "hg"), ("nohugepage", "nh")])
-def test_huge_pages_wanted_or_not(memory: Mapping, word: str, flag: str) -> None:
-    available(word)
+@pytest.mark.parametrize(
+    ("word", "number", "flag"), [("hugepage", 14, "hg"), ("nohugepage", 15, "nh")]
+)
+def test_huge_pages_wanted_or_not(memory: Mapping, word: str, number: int, flag: str) -> None:
+    needs_advice(number)
     memory.advise(word)  # type: ignore[arg-type]
     assert flag in told(memory.address)
 
 
 def test_collapse_makes_huge_pages(cold: Mapping) -> None:
-    available("collapse")
+    needs_collapse()
     huge = 2 << 20
     with Mapping(length=2 * huge) as memory:
         memory.advise("nohugepage")
         memory.advise("populate_write")
         memory.advise("hugepage")
         start = -memory.address % huge
-        try:
-            memory.advise("collapse", start, huge)
-        except (FileError, ArgumentError) as refused:
-            pytest.skip(f"no huge page to be had: {refused}")
+        memory.advise("collapse", start, huge)
         assert smaps(memory.address + start, "AnonHugePages") >= huge
 
 
 def test_mergeable_memory(memory: Mapping) -> None:
-    available("mergeable")
+    needs_advice(12)
     memory.advise("mergeable")
     assert "mg" in told(memory.address)
     memory.advise("unmergeable")
@@ -253,8 +245,7 @@ def test_random_reads_by_descriptor_read_one_page(cold: Mapping, path: Path) -> 
     cold.advise_file("random", 0, 1)  # for the whole file, whatever the range
     assert os.pread(cold.fileno(), 1, 30 * PAGE) == bytes([30])
     assert pages(cold.residency().pages) == {30}
-    if (read_ahead(path) or 0) < 4 * PAGE:
-        pytest.skip("this device has no read-ahead to compare with")
+    needs_read_ahead(path, 4 * PAGE)
     for word in ("normal", "sequential", "noreuse"):
         cold.advise_file("dontneed")
         cold.advise_file(word)  # type: ignore[arg-type]
@@ -342,11 +333,8 @@ def test_tensors_are_advised_on_their_bytes(tmp_path: Path) -> None:
 
 
 def test_locked_pages_stay(cold: Mapping) -> None:
-    try:
-        cold.lock(PAGE, 2 * PAGE)
-    except mmrt.OutOfMemoryError as refused:
-        assert "RLIMIT_MEMLOCK" in str(refused)
-        pytest.skip("locking is not allowed here")
+    needs_locking(2 * PAGE)
+    cold.lock(PAGE, 2 * PAGE)
     assert "lo" in told(cold.address + PAGE) and "lo" not in told(cold.address)
     assert cold.residency(PAGE, 2 * PAGE).fraction == 1
     cold.unlock()
@@ -356,15 +344,9 @@ def test_locked_pages_stay(cold: Mapping) -> None:
 
 
 def test_locking_on_fault_reads_nothing(cold: Mapping) -> None:
-    if os_info().calls["mlock2"] != "available":
-        with pytest.raises(UnsupportedError, match=r"Linux 4\.4"):
-            cold.lock(on_fault=True)
-        pytest.skip("this kernel lacks mlock2()")
+    needs_locking(cold.size)
     cold.advise("random")
-    try:
-        cold.lock(on_fault=True)
-    except mmrt.OutOfMemoryError:
-        pytest.skip("locking is not allowed here")
+    cold.lock(on_fault=True)
     assert cold.residency().resident == 0
     with memoryview(cold) as view:
         assert view[9 * PAGE] == 9

@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -33,18 +34,30 @@ def test_what_it_says() -> None:
 
 
 def test_it_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_PATIENCE", 0.02)
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(1000.0 if patience_is_over else 0.0)
+        return looks[-1]
+
+    def until(sign: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not sign():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    patience_is_over = False
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(live, "_EVERY", 0.01)
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     model: Any = SimpleNamespace(streaming=START)
     with live.live(model) as line:
+        until(lambda: len(looks) > 4)  # the thread has looked
         assert screen.getvalue() == ""
-        deadline = time.monotonic() + 20
-        while "read" not in screen.getvalue():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        patience_is_over = True
+        until(lambda: "read" in screen.getvalue())
         line.begin()
         print("text", end="")
     shown = screen.getvalue()
@@ -53,12 +66,15 @@ def test_it_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[Ktext" in shown
 
 
-def test_nothing_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_PATIENCE", 0.0)
-    monkeypatch.setattr(live, "_EVERY", 0.01)
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", out)
+@pytest.mark.parametrize("screen", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_nothing_where_there_is_no_terminal(
+    screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[live.Live] = []
+    monkeypatch.setattr(live.Live, "watch", lambda line: watched.append(line))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", screen)
     model: Any = SimpleNamespace(streaming=None)
     with live.live(model):
-        time.sleep(0.05)
-    assert out.getvalue() == ""
+        pass
+    assert len(watched) == screen.isatty()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny_models
 from command import STORY, call
-from pages import PAGE, evict, write_file
+from machine import evict
+from pages import PAGE, write_file
 
 import mmrt
 from mmrt import counters

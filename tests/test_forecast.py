@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from command import call
+from machine import reads_by
 
 import mmrt
 from mmrt import counters
@@ -66,11 +67,16 @@ def test_the_least_budget_of_a_forecast_runs(path: Path, monkeypatch: pytest.Mon
         assert model.memory.streamed == pytest.approx(expected, abs=3 * MIB)
 
 
-def test_the_machine_is_measured(path: Path) -> None:
+def test_the_machine_is_measured(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mmrt.Model(path) as model:
-        machine = forecast.measure(model)
-        assert machine.reader in mmrt.streaming.READERS
-        assert machine.disk > 1e6 and machine.memory > 1e8
+        found = forecast.measure(model)
+        assert reads_by(found.reader, path) and found.memory > 0
+        # The middle of several, of the disk and of memory.
+        disk, memory = iter([7.0, 1.0, 3.0]), iter([20.0, 50.0, 10.0])
+        monkeypatch.setattr(forecast, "_TIMES", 3)
+        monkeypatch.setattr(forecast, "probe", lambda *_: next(disk))
+        monkeypatch.setattr(forecast, "roof", lambda *_: next(memory))
+        assert forecast.measure(model) == Machine(found.reader, 3.0, 20.0)
 
 
 def test_the_command(path: Path, tmp_path: Path) -> None:

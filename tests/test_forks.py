@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from machine import needs_reader
 
 import mmrt
 from mmrt.core.program import Part
-from mmrt.core.readers import check_reader
 from mmrt.core.state import Cache
 from mmrt.core.streaming import READERS
 from mmrt.errors import UnsupportedError
@@ -105,10 +105,7 @@ def going_on(work: Callable[[], object]) -> Iterator[None]:
 
 def stream_from(model: mmrt.Model, reader: str) -> None:
     """Has all that can be streamed streamed."""
-    try:
-        check_reader(reader, model.file.mappings[0])
-    except UnsupportedError as error:
-        pytest.skip(str(error))
+    needs_reader(reader, Path(model.file.path))
     model.program.set_reader(reader)
     model.program.set_budget(model.program.plan(0).least)
 

@@ -286,12 +286,11 @@ def test_cpu_info(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_set_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = [name for name, state in cpu_info().isas.items() if state != "available"]
+    assert missing  # those of other machines, at least
     for name in missing:
         monkeypatch.setenv("MMRT_ISA", name)
         with pytest.raises(UnsupportedError, match=name):
             cpu_info()
-    if not missing:
-        pytest.skip("every instruction set can run here")
 
 
 def test_tensors_multiply_as_their_blocks_do(tmp_path: Path, isa: str) -> None:

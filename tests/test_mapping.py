@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ from filters import (
     in_child,
     restrict,
 )  # fmt: skip
-from pages import PAGE, evict, smaps, told, without_privilege, write_file
+from machine import evict, needs_line, needs_locking, needs_read_ahead, read_ahead
+from pages import PAGE, smaps, told, without_privilege, write_file
 
 from mmrt import counters
 from mmrt.core.mapping import Mapping
@@ -39,7 +41,7 @@ from mmrt.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from mmrt.memory.system import os_info, read_ahead
+from mmrt.memory.system import os_info
 
 
 @pytest.fixture
@@ -241,13 +243,11 @@ def test_touching_pages_reads_what_was_asked_ahead(many_pages: Path) -> None:
 
 
 def test_unadvised_faults_read_no_more_than_the_device_says(many_pages: Path) -> None:
-    ahead = read_ahead(many_pages)
-    if ahead is None:
-        pytest.skip("the system does not tell the read-ahead of this device")
+    needs_read_ahead(many_pages, PAGE)
     evict(many_pages)
     with Mapping(many_pages) as mapping:
         touch(mapping, [1000])
-        assert 1 <= mapping.residency().resident <= max(ahead // PAGE, 1)
+        assert 1 <= mapping.residency().resident <= read_ahead(many_pages) // PAGE
 
 
 # ---- the six arguments ----
@@ -380,11 +380,8 @@ def test_populated_from_the_start(file: Path) -> None:
 
 
 def test_locked_from_the_start(file: Path) -> None:
-    try:
-        mapping = Mapping(file, flags="locked")
-    except OutOfMemoryError:
-        pytest.skip("locking is not allowed here")
-    with mapping:
+    needs_locking(file.stat().st_size)
+    with Mapping(file, flags="locked") as mapping:
         assert "lo" in told(mapping.address) and mapping.residency().fraction == 1
 
     with file.open("rb") as opened:
@@ -451,10 +448,10 @@ def test_shared_memory_is_shared_with_children() -> None:
 
 
 def test_reserved_huge_pages() -> None:
+    needs_line("/proc/meminfo", "Hugepagesize")
     size = os_info().huge_page_size
-    if size is None:
-        pytest.skip("this kernel has no huge pages to reserve")
-    if os_info().huge_pages_free < 1:
+    assert size is not None
+    if re.search(r"HugePages_Free: +0\n", Path("/proc/meminfo").read_text()):
         with pytest.raises(OutOfMemoryError, match=r"vm.nr_hugepages"):
             Mapping(length=size, flags="hugepages")
         pytest.skip("no huge pages are reserved here: vm.nr_hugepages")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_models
 from command import HOME, STORY, call
+from machine import allowed_nodes, evict, needs_memory_policies
 from numa import guest
 from pages import PAGE, write_file
 
@@ -50,10 +51,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def policies() -> None:
     """Skips the test where memory policies are forbidden, as in containers."""
-    try:
-        nodes.get_policy()
-    except UnsupportedError as reason:
-        pytest.skip(str(reason))
+    needs_memory_policies()
 
 
 # ---- topology ----
@@ -381,7 +379,7 @@ def test_a_plan_without_a_program_cuts_rows_evenly(tmp_path: Path) -> None:
         assert policy.plan([], None, [0, 1]) == {}
 
 
-needs_one_node = pytest.mark.skipif(len(MACHINE.allowed) > 1, reason="there are several nodes here")
+needs_one_node = pytest.mark.skipif(allowed_nodes() > 1, reason="there are several nodes here")
 
 
 @needs_one_node
@@ -459,10 +457,7 @@ def test_pages_that_cannot_be_placed_are_told(
     with pytest.warns(UserWarning, match="does not say on which nodes they lie"):
         mmrt.open(path, policy="numa").close()
     monkeypatch.setattr("mmrt.files.policies.ranges.available_memory", lambda: 0)
-    with Mapping(path) as mapping:
-        mapping.advise("evict")
-        if mapping.residency().resident:
-            pytest.skip("this file system does not let pages go")
+    evict(path)
     with pytest.raises(OutOfMemoryError, match="policy numa: "):
         mmrt.open(path, policy="numa")
 

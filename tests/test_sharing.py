@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
+from machine import needs_line
 from numpy.typing import NDArray
 
 from mmrt import counters, formats
@@ -255,8 +257,7 @@ def joined(processes: list[BaseProcess]) -> None:
 
 
 def test_all_processes_share_one_copy(path: Path) -> None:
-    if counters.footprint().pss is None:
-        pytest.skip("this kernel does not tell Pss")
+    needs_line("/proc/self/smaps", "Pss")
     with formats.open(path) as f:
         expected = product(f["w"])
         start = {
@@ -303,9 +304,7 @@ def generate(path: str, barrier: Any, out: Any) -> None:
 
 
 def test_models_in_several_processes_share_one_copy(tmp_path: Path) -> None:
-    if counters.footprint().pss is None:
-        pytest.skip("this kernel does not tell Pss")
-    tiny_models = pytest.importorskip("tiny_models")
+    needs_line("/proc/self/smaps", "Pss")
     model = tiny_models.llama(
         n_layers=3, n_embd=512, n_ff=1024, n_heads=8, n_kv_heads=8, head_dim=64
     )
@@ -419,7 +418,6 @@ def test_a_fork_in_the_middle_of_a_product(path: Path) -> None:
 
 
 def test_a_model_goes_on_in_a_forked_child(tmp_path: Path) -> None:
-    tiny_models = pytest.importorskip("tiny_models")
     path = tiny_models.llama().write(tmp_path / "model.gguf")
     with Model(path, threads=2) as model:
         expected = model.logits([1, 2, 3])

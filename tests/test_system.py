@@ -5,6 +5,7 @@ import resource
 from pathlib import Path
 
 import pytest
+from machine import read_ahead
 
 import mmrt
 from mmrt.memory import system
@@ -33,7 +34,7 @@ def test_every_feature_has_a_state() -> None:
 def test_of_a_path(tmp_path: Path) -> None:
     info = mmrt.os_info(tmp_path)
     assert info.file_system
-    assert info.read_ahead is None or info.read_ahead % 1024 == 0
+    assert (info.read_ahead or 0) == read_ahead(tmp_path)
     assert f"file system: {info.file_system}" in str(info)
     with pytest.raises(OSError, match="No such file"):
         mmrt.os_info(tmp_path / "missing")
