@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADERS = [ROOT / "csrc/mmrt.h", ROOT / "csrc/quant/quant.h"]
+HEADERS = [ROOT / "csrc/mmrt_files.h", ROOT / "csrc/mmrt.h", ROOT / "csrc/quant/quant.h"]
 DECLARED = ROOT / "mmrt/core/_c.pxd"
 
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.DOTALL | re.MULTILINE)
