@@ -129,6 +129,18 @@ def test_run_fetches_a_model_once_and_finds_it_offline(here: Here) -> None:
     assert len(Hub.asked) == n_asked
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(here: Here) -> None:
+    command = ("run", "-hf", ONE, "--raw", "-p", "a", "-n", "2", "--temp", "0")
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    refused = here.mmrt(*command, **nowhere)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"mmrt: {ONE}: huggingface-hub cannot fetch it; it says: ")
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    fetched = here.mmrt(*command)
+    found = here.mmrt(*command, **nowhere)
+    assert (found.returncode, found.stdout, found.stderr) == (0, fetched.stdout, "")
+
+
 def test_of_a_model_in_parts_all_are_fetched(here: Here) -> None:
     first = Path(here.path(SEVERAL))
     assert first.name == FILES[SEVERAL][0]

@@ -21,6 +21,8 @@ __all__ = ["path"]
 # What is taken where nobody says which: the first that there is.
 PREFERRED = ("Q4_K_M", "Q8_0", "")
 
+_PATIENCE = 5  # seconds that the hub has to answer
+
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -42,15 +44,15 @@ def path(repository: str, quant: str | None = None, file: str | None = None) -> 
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise ArgumentError(f"{repository!r:.200} is no repository: expected OWNER/NAME")
     try:
-        names = _names(hub, repository)
+        names, offline = _names(hub, repository)
     except Exception as error:  # of whichever kind the package, and those under it, raise
         raise _refused(repository, error) from error
     files = _files(names, repository, quant, file)
     try:
-        paths = [Path(hub.hf_hub_download(repository, name)) for name in files]
+        found = [hub.hf_hub_download(repository, n, local_files_only=offline) for n in files]
     except Exception as error:
         raise _refused(repository, error) from error
-    return paths[0]
+    return Path(found[0])
 
 
 def _refused(repository: str, error: Exception) -> FileError:
@@ -58,14 +60,18 @@ def _refused(repository: str, error: Exception) -> FileError:
     return FileError(f"{repository}: huggingface-hub cannot fetch it; it says: {said:.300}")
 
 
-def _names(hub: "ModuleType", repository: str) -> list[str]:
-    """The files of a repository; of those in the cache where the hub cannot be reached."""
+def _names(hub: "ModuleType", repository: str) -> tuple[list[str], bool]:
+    """The files of a repository, False; those in the cache, True, where the hub cannot be reached.
+
+    Asked once: hub.list_repo_files() would ask for half a minute, and print each failure.
+    """
     try:
-        names: list[str] = hub.list_repo_files(repository)
+        about = hub.model_info(repository, timeout=_PATIENCE)
     except Exception:
-        if not (names := _cached(hub, repository)):
+        if not (cached := _cached(hub, repository)):
             raise
-    return names
+        return cached, True
+    return [sibling.rfilename for sibling in about.siblings or ()], False
 
 
 def _cached(hub: "ModuleType", repository: str) -> list[str]:
