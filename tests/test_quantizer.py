@@ -457,8 +457,9 @@ def test_where_no_file_is_without_a_name(
 @pytest.mark.parametrize(
     ("asked", "near"),
     [
-        ("Q4_K_M", "Q4_K"), ("q5_k_s", "Q5_K"), ("Q3_K_L", "Q3_K"), ("IQ4_XS", "Q4_K"),
+        ("Q4_K_M", "Q4_K"), ("q5_k_s", "Q5_K"), ("Q3_K_L", "Q3_K"), ("IQ4_XS", "IQ4_NL"),
         ("IQ2_XXS", "Q2_K"), ("MXFP4", "Q4_K"), ("Q8_K", "Q8_0"), ("Q2_K_S", "Q2_K"), ("F16", None),
+        ("FP16", None), ("INT8", "Q8_0"), ("int4", "Q4_K"), ("TQ1_0", "TQ2_0"), ("IQ3_M", "Q3_K"),
     ],
 )  # fmt: skip
 def test_names_of_mixtures_lead_to_a_type(asked: str, near: str | None) -> None:

@@ -34,6 +34,8 @@ _FILE_TYPES = {
 }
 QUANTIZABLE = tuple(_FILE_TYPES)
 
+# What stands in for types that are not among them: by how their names begin, or by their bits.
+_BY_FAMILY = {"IQ4": "IQ4_NL", "TQ": "TQ2_0"}
 _BY_BITS = {
     "1": "Q2_K", "2": "Q2_K", "3": "Q3_K", "4": "Q4_K", "5": "Q5_K", "6": "Q6_K", "8": "Q8_0",
 }  # fmt: skip
@@ -54,10 +56,11 @@ def nearest(name: str) -> str | None:
     """Of QUANTIZABLE, the type that stands in for another or for a mixture that llama.cpp makes: of
     the same kind ("Q4_K" for "Q4_K_M"), or of about as many bits. None where nothing does."""
     word = name.upper()
-    for kind in sorted(QUANTIZABLE, key=len, reverse=True):
-        if word.startswith(kind):
+    families = {kind: kind for kind in sorted(QUANTIZABLE, key=len, reverse=True)} | _BY_FAMILY
+    for beginning, kind in families.items():
+        if word.startswith(beginning):
             return kind
-    bits = re.search(r"(?:Q|FP)(\d)", word)
+    bits = re.search(r"(?:Q|FP|INT)(\d+)", word)
     return _BY_BITS.get(bits[1]) if bits else None
 
 
