@@ -109,6 +109,49 @@ def test_which_word_is_the_model_and_which_the_prompt(
     assert model_and_prompt(given) == expected
 
 
+def given_words(*words: str) -> argparse.Namespace:
+    return argparse.Namespace(
+        words=words, model_option=None, prompt=None, file=None, hf_repo=None, hf_file=None
+    )
+
+
+@pytest.mark.parametrize(
+    "word", ["llama3.2", "qwen2.5:7b", "owner/name", "./models/small.bin", "mistral", "Gemma"]
+)
+def test_a_prompt_that_looks_like_a_model_is_said_to_be_none(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert model_and_prompt(given_words(word)) == (None, word)
+    said = capsys.readouterr().err
+    assert said.startswith(f"mmrt: there is no file {word!r}, so it is the prompt; -m FILE ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["Hello", "Hi!", "Why?", "What is llama3.2?", "7*6=", "42", STORY])
+def test_other_prompts_are_read_without_a_word(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert model_and_prompt(given_words(word)) == (None, word)
+    assert not capsys.readouterr().err
+
+
+# ---- closed streams ----
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status"),
+    [("<&-", "run", 2), ("<&-", "chat", 0), (">&-", "pagetables 1GiB", 0), ("2>&-", "inspect", 2)],
+)
+def test_a_closed_stream_is_an_empty_one(
+    smollm2_path: Path, closed: str, arguments: str, status: int
+) -> None:
+    model = f"-m '{smollm2_path}'" if arguments == "chat" else ""
+    command = f"'{sys.executable}' -m mmrt {arguments} {model} {closed}"
+    ended = subprocess.run(command, shell=True, cwd=HOME, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert "Traceback" not in ended.stderr
+
+
 # ---- refusals ----
 
 

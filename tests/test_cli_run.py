@@ -160,6 +160,16 @@ def test_run_reads_the_prompt_from_stdin(smollm2_path: Path) -> None:
     expected = call("run", smollm2_path, STORY, *RAW, "-n", 6)
     assert call("run", smollm2_path, "-", *RAW, "-n", 6, stdin=STORY + "\n") == expected
     call("run", smollm2_path, "-", stdin=b"\xff\xfe").assert_refused(1)
+    assert call("run", smollm2_path, *RAW, "-n", 6, stdin=STORY + "\n") == expected
+    assert call("run", "-m", smollm2_path, *RAW, "-n", 6, stdin=STORY) == expected
+    call("run", smollm2_path).assert_refused(2, "no prompt given", "is taken for the model")
+    call("run", stdin="\n").assert_refused(2, "no prompt given")
+
+
+def test_run_does_not_wait_for_a_prompt_from_a_terminal(terminal: tuple[int, int]) -> None:
+    process = start("run", stdin=terminal[1], stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "no prompt given" in err
 
 
 def test_run_ends_before_a_stop_text(smollm2_path: Path) -> None:

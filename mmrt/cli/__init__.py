@@ -19,7 +19,7 @@ from mmrt.cli.output import tame
 from mmrt.errors import MmrtError
 
 COMMANDS = {
-    "run": "continue a text with a model",
+    "run": "answer a prompt, or continue a text",
     "chat": "converse with a model",
     "inspect": "show what is in a weight file",
     "quantize": "write a smaller file of a model",
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted. 141: nobody reads the output any more.
     """
     try:
+        _open_closed_streams()
         _speak_utf8()
         status = _dispatch(argv)
         sys.stdout.flush()
@@ -105,6 +106,13 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
     command.add_arguments(parser)
     # Intermixed, so that options may stand between MODEL and PROMPT.
     command.run(parser.parse_intermixed_args(arguments))
+
+
+def _open_closed_streams() -> None:
+    """Puts /dev/null where a stream was closed before the start (`<&-`): Python has None there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _speak_utf8() -> None:

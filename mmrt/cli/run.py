@@ -1,4 +1,4 @@
-"""`mmrt run`: answers a prompt, or goes on with a text."""
+"""`mmrt run`: answers a prompt, or continues a text."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -30,9 +30,9 @@ DESCRIPTION = """\
 Answers PROMPT, and writes the answer to stdout as it comes.
 
 A model that has a chat template reads PROMPT as a message in a conversation;
-one that has none, or any with --raw, goes on with it as a text. A single
-argument is taken for the model if it is a file or ends in .gguf, else for the
-prompt.
+one that has none, or any with --raw, continues it as a text. A single argument
+is taken for the model if it is a file or ends in .gguf, else for the prompt.
+Where no prompt is given, what is piped in is the prompt.
 
 On a terminal, characters that would steer it are shown as escapes (\\x1b); files
 and pipes get the text as it is.\
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     add_chat_arguments(parser)
     parser.add_argument(
-        "--raw", action="store_true", help="go on with PROMPT as a text, without a chat template"
+        "--raw", action="store_true", help="continue PROMPT as a text, without a chat template"
     )
     add_generation_arguments(parser, n_predict=512, answers=True)
     add_foreign_arguments(parser, RUN)
