@@ -21,7 +21,7 @@ def plain(smollm2_path: Path) -> Ended:
     [
         "-ngl 0", "-fa on", "-c 0", "-s -1", "-t -1", "--mlock", "--no-warmup --jinja", "-no-cnv",
         "--mirostat 0 --typical 1.0", "--no-display-prompt", "--temperature 0 --predict 4",
-        "--mmap -st",
+        "--mmap -st", "--no-context-shift -nr --cpu-strict 0",
     ],
 )  # fmt: skip
 def test_what_means_the_same_or_is_so_anyway(
@@ -35,6 +35,8 @@ def test_what_means_the_same_or_is_so_anyway(
     [
         ("-ngl 99", "CPU"), ("--gpu-layers 10", "CPU"), ("-b 512", "step"), ("-ub 64", "step"),
         ("-v", "--stats"), ("-tb 4", "-t"), ("--keep 4", "system"), ("-ts 3,1", "CPU"),
+        ("--no-mmap", "--policy populate"), ("--numa distribute", "--policy numa"),
+        ("-C ff", "taskset"), ("-md draft.gguf", "second model"), ("--swa-full", "kept"),
     ],
 )  # fmt: skip
 def test_what_makes_no_difference_is_said(
@@ -49,8 +51,7 @@ def test_what_makes_no_difference_is_said(
 @pytest.mark.parametrize(
     ("command", "word"),
     [
-        ("run x --no-mmap", "--policy populate"),
-        ("run x --numa distribute", "--policy numa"),
+        ("run x --context-shift", "context is full"),
         ("run x --grammar g", "grammars"),
         ("run x --mirostat 2", "--top-p"),
         ("run x -i", "mmrt chat"),
@@ -59,7 +60,6 @@ def test_what_makes_no_difference_is_said(
         ("run x -mu https://a/b", "URLs"),
         ("chat -p hello", "mmrt run"),
         ("chat -no-cnv", "--raw"),
-        ("bench -mmp 0", "mapped"),
     ],
 )
 def test_what_would_make_a_difference_is_refused_with_what_to_say_instead(

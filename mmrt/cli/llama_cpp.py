@@ -17,7 +17,8 @@ class Foreign(NamedTuple):
     """One option.
 
     fate: "same": it stands for `stands_for`, an argument and its value; "moot": it asks for what is
-    so anyway; "ignored": it makes no difference to the text, which is said; "refused": it would.
+    so anyway; "ignored": what is read, written and kept is the same without it (it is a matter of
+    speed, memory or looks), which is said; "refused": something else would come of it.
     moot: values that ask for what is so anyway, whatever the fate of others.
     """
 
@@ -32,17 +33,17 @@ class Foreign(NamedTuple):
 _CPU = "mmrt computes on the CPU alone"
 _SAMPLERS = "mmrt samples by --temp, --top-k, --top-p, --min-p and penalties, in llama.cpp's order"
 _ROPE = "the model's file says how it encodes positions"
+_MAPPED = "weights are always mapped; --policy populate reads them all at the start"
+_AFFINITY = "taskset says which CPUs a process uses"
 _OFF = ("0", "0.0", "0.00")
 
 # Of every command that runs a model.
 MODEL = [
     Foreign("--mlock", "same", "weights are locked in memory", 0, stands_for=("policy", "locked")),
     Foreign("--mmap", "moot", "weights are always mapped", 0),
-    Foreign(
-        "--no-mmap", "refused",
-        "weights are always mapped; --policy populate reads them all at the start", 0,
-    ),
-    Foreign("-mmp", "refused", "weights are always mapped", moot=("1",)),
+    Foreign("--no-mmap", "ignored", _MAPPED, 0),
+    Foreign("-mmp", "ignored", _MAPPED, moot=("1",)),
+    Foreign("-dio --direct-io", "ignored", _MAPPED, 0),
     Foreign("-ngl --gpu-layers --n-gpu-layers", "ignored", _CPU, moot=("0", "auto")),
     Foreign("-dev --device", "ignored", _CPU, moot=("none",)),
     Foreign("-sm --split-mode", "ignored", _CPU, moot=("none",)),
@@ -52,26 +53,39 @@ MODEL = [
     Foreign("-ncmoe --n-cpu-moe", "ignored", _CPU),
     Foreign("-cmoe --cpu-moe", "moot", _CPU, 0),
     Foreign("-nkvo --no-kv-offload", "moot", _CPU, 0),
+    Foreign("-kvo --kv-offload", "ignored", _CPU, 0),
+    Foreign("--op-offload", "ignored", _CPU, 0),
+    Foreign("--no-op-offload", "moot", _CPU, 0),
+    Foreign("--rpc", "ignored", "mmrt computes on this machine alone"),
+    Foreign("--repack", "ignored", "weights are multiplied with as they lie", 0),
+    Foreign("-nr --no-repack", "moot", "weights are multiplied with as they lie", 0),
+    Foreign("--swa-full", "ignored", "keys and values are kept as the model needs them", 0),
+    Foreign("-dt --defrag-thold", "ignored", "the cache is in pages, which do not fragment"),
     Foreign("-b --batch-size", "ignored", "mmrt chooses how many tokens a step reads"),
     Foreign("-ub --ubatch-size", "ignored", "mmrt chooses how many tokens a step reads"),
     Foreign("-tb --threads-batch", "ignored", "prompts are read by as many threads as -t says"),
     Foreign(
         "-fa --flash-attn", "ignored", "attention never stores its scores", moot=("on", "auto", "1")
     ),
-    Foreign("--numa", "refused", "--policy numa brings weights to the nodes that read them"),
-    Foreign("--prio", "ignored", "nice sets priorities"),
-    Foreign("--poll", "ignored", "mmrt chooses how its threads wait"),
-    Foreign("-C --cpu-mask", "refused", "taskset says which CPUs a process uses"),
-    Foreign("-Cr --cpu-range", "refused", "taskset says which CPUs a process uses"),
+    Foreign("--numa", "ignored", "--policy numa brings weights to the nodes that read them"),
+    Foreign("--prio --prio-batch", "ignored", "nice sets priorities"),
+    Foreign("--poll --poll-batch", "ignored", "mmrt chooses how its threads wait"),
+    Foreign("-C --cpu-mask -Cb --cpu-mask-batch", "ignored", _AFFINITY),
+    Foreign("-Cr --cpu-range -Crb --cpu-range-batch", "ignored", _AFFINITY),
+    Foreign("--cpu-strict --cpu-strict-batch", "ignored", _AFFINITY, moot=("0",)),
     Foreign("-v --verbose", "ignored", "there is no log; run and chat have --stats", 0),
     Foreign("-lv --verbosity", "ignored", "there is no log; run and chat have --stats"),
     Foreign("--log-disable", "moot", "there is no log", 0),
+    Foreign("--log-file", "refused", "there is no log"),
+    Foreign("--log-colors", "ignored", "there is no log"),
+    Foreign("--log-prefix", "ignored", "there is no log", 0),
+    Foreign("--log-timestamps", "ignored", "there is no log", 0),
     Foreign("--no-warmup", "moot", "run and chat do not warm up", 0),
     Foreign("--check-tensors", "ignored", "mmrt verifies what it computes", 0),
     Foreign("--lora", "refused", "mmrt knows no adapters: merge it into the model"),
     Foreign("--lora-scaled", "refused", "mmrt knows no adapters: merge it into the model", 2),
     Foreign("-mm --mmproj", "refused", "mmrt reads text alone"),
-    Foreign("-md --model-draft", "refused", "mmrt does not draft with a second model"),
+    Foreign("-md --model-draft", "ignored", "mmrt does not draft with a second model"),
     Foreign("-mu --model-url", "refused", "mmrt fetches no URLs: fetch the file, and name it"),
     Foreign("-hft --hf-token", "refused", "huggingface_hub reads the environment's HF_TOKEN"),
     Foreign("--override-kv", "refused", "mmrt runs a file as it describes itself"),
@@ -97,13 +111,12 @@ GENERATION = [
     Foreign("--sampling-seq --sampler-seq", "refused", _SAMPLERS),
     Foreign("-r --reverse-prompt", "refused", "--stop TEXT ends before a text"),
     Foreign("--prompt-cache", "refused", "mmrt keeps no keys and values on the disk"),
+    Foreign("-np --parallel", "refused", "generate_all() goes on with several", moot=("1",)),
     Foreign("-e --escape", "refused", "a prompt is read as it is; bash knows $'a\\nb'", 0),
     Foreign("--no-escape", "moot", "a prompt is read as it is", 0),
     Foreign("--jinja", "moot", "a chat template is always Jinja", 0),
     Foreign("--no-jinja", "refused", "a chat template is always Jinja", 0),
     Foreign("--keep", "ignored", "the system message stays where a context is full"),
-    Foreign("--context-shift", "ignored", "chat leaves the oldest turns out of a full context", 0),
-    Foreign("--no-context-shift", "ignored", "chat leaves the oldest turns out", 0),
     Foreign("--no-display-prompt", "moot", "the prompt is not repeated", 0),
     Foreign("--simple-io", "moot", "input and output are plain", 0),
     Foreign("-co --color", "ignored", "the text has one colour", 0),
@@ -112,6 +125,8 @@ GENERATION = [
 ]  # fmt: skip
 
 RUN = [
+    Foreign("--context-shift", "refused", "a text ends where the context is full", 0),
+    Foreign("--no-context-shift", "moot", "a text ends where the context is full", 0),
     Foreign("-no-cnv --no-conversation", "same", "no template", 0, stands_for=("raw", True)),
     Foreign("-st --single-turn", "moot", "run answers once", 0),
     Foreign("-cnv --conversation", "refused", "mmrt chat converses", 0),
@@ -120,6 +135,8 @@ RUN = [
 ]
 
 CHAT = [
+    Foreign("--context-shift", "moot", "the oldest turns leave a full context", 0),
+    Foreign("--no-context-shift", "refused", "the oldest turns leave a full context", 0),
     Foreign("-cnv --conversation", "moot", "chat converses", 0),
     Foreign("-i --interactive", "moot", "chat converses", 0),
     Foreign("-no-cnv --no-conversation", "refused", "mmrt run --raw continues a text", 0),
