@@ -236,6 +236,16 @@ def test_an_interrupt_ends_a_long_prefill(
     assert b"Traceback" not in await_text(ours, b"")
 
 
+def test_the_bar_is_there_from_the_first_step_on(
+    smollm2_path: Path, terminal: tuple[int, int]
+) -> None:
+    ours, theirs = terminal
+    command = ("run", smollm2_path, "-p", STORY, "-n", 1)
+    with start(*command, stdout=subprocess.DEVNULL, stderr=theirs) as run:
+        await_text(ours, b"reading the prompt")
+        assert run.wait(timeout=60) == 0
+
+
 def test_an_interrupt_ends_the_line_of_the_text(smollm2_path: Path) -> None:
     command = ("run", smollm2_path, STORY, "--ignore-eos", "-n", -1)
     with start(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_models
 from command import HOME, await_text, call, start
 
 import mmrt
@@ -47,9 +48,12 @@ def test_chat_answers_as_the_model_does(smollm2_path: Path) -> None:
 
 
 def test_chat_knows_its_commands(smollm2_path: Path) -> None:
-    ended = call("chat", smollm2_path, stdin="/help\n/fly\n/bye\nHello!\n")
+    ended = call("chat", smollm2_path, stdin="/help\n/fly\n/Set-2\n/\n/bye\nHello!\n")
     assert "/clear" in ended.out
-    assert ended.err == "mmrt: no command /fly: there are /clear, /help, /exit\n"
+    assert ended.err.splitlines() == [
+        f"mmrt: no command {word}: there are /clear, /help, /exit"
+        for word in ("/fly", "/Set-2", "/")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,84 @@ def test_the_oldest_turns_leave_a_full_context(smollm2_path: Path) -> None:
 
 def test_a_message_larger_than_the_context_is_refused(smollm2_path: Path) -> None:
     call("chat", smollm2_path, "-c", 64, stdin="word " * 100).assert_refused(1, "context of 64")
+
+
+def test_a_message_that_is_refused_leaves_the_conversation_as_it_was(smollm2_path: Path) -> None:
+    options = ("chat", smollm2_path, "-c", 120, "-n", 8, *GREEDY)
+    name, question = "My name is Zork.\n", "What is my name?\n"
+    ended = call(*options, stdin=name + "word " * 200 + "\n" + question)
+    assert ended.status == 1
+    assert ended.out == call(*options, stdin=name + question).out
+    said = [line for line in ended.err.splitlines() if "cut at 8" not in line]
+    assert said == [
+        "mmrt: 230 tokens are more than the context of 120: the message is not part of the "
+        "conversation"
+    ]
+
+
+def test_a_template_that_fails_in_a_later_turn_does_not_end_the_chat(tmp_path: Path) -> None:
+    made = tiny_models.speaker(b"ok")
+    made.metadata["tokenizer.chat_template"] = (
+        "{% for m in messages %}{{ m.content if m.content != 'bad' else 1 // 0 }}{% endfor %}"
+    )
+    path = made.write(tmp_path / "chat.gguf")
+    ended = call("chat", path, stdin="a\nbad\nb\n")
+    assert (ended.status, ended.out) == (1, "ok\nok\n")
+    assert "failed: ZeroDivisionError" in ended.err and ended.err.count("\n") == 1
+    assert ended.err.endswith(": the message is not part of the conversation\n")
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_template_that_gives_nothing_is_said_to(tmp_path: Path, command: str) -> None:
+    made = tiny_models.speaker(b"ok")
+    made.metadata["tokenizer.chat_template"] = "{% if 0 %}{{ messages }}{% endif %}\n"
+    path = made.write(tmp_path / "chat.gguf")
+    prompt = ["-p", "a"] if command == "run" else []
+    call(command, path, *prompt, stdin="a").assert_refused(
+        1, "chat.gguf: the chat template gives no text for these messages"
+    )
+
+
+def test_the_seed_is_of_a_whole_chat(smollm2_path: Path) -> None:
+    options = ("chat", smollm2_path, "-n", 12, "--temp", 3, "--min-p", 0, "--top-k", 0)
+    first = call(*options, "-s", 5, stdin="Hello!").out
+    both = call(*options, "-s", 5, stdin="Hello!\n/clear\nHello!").out
+    assert both.startswith(first) and both != 2 * first
+    assert call(*options, "-s", 5, stdin="Hello!\n/clear\nHello!").out == both
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_variables_of_the_template(tmp_path: Path, command: str) -> None:
+    made = tiny_models.speaker(b"ok")
+    made.metadata["tokenizer.chat_template"] = (
+        "{{ messages[0].content if enable_thinking == false and more.n == 1 else 1 // 0 }}"
+    )
+    path = made.write(tmp_path / "chat.gguf")
+    prompt = ["-p", "a"] if command == "run" else []
+    given = '{"enable_thinking": false, "more": {"n": 1}}'
+    said = call(command, path, *prompt, "--chat-template-kwargs", given, stdin="a")
+    assert (said.status, said.out) == (0, "ok\n")
+    call(command, path, *prompt, stdin="a").assert_refused(1, "ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--chat-template-kwargs", "enable_thinking"], 2, "is no JSON"),
+        (["--chat-template-kwargs", "[1]"], 2, "expected a JSON object, found '[1]'"),
+        (["--chat-template-kwargs", "[" * 100_000], 2, "is no JSON"),
+        (["--chat-template-kwargs", '{"messages": []}'], 2, "'messages' is no variable"),
+        (["--chat-template-kwargs", '{"self": ""}'], 2, "'self' is no variable"),
+        (["--chat-template-kwargs", '{"a": 1}', "--raw"], 2, "--raw does without"),
+        (["-s", "-3"], 2, "must be 0 or more or -1, not -3"),
+        (["-n", "-3"], 2, "must be 0 or more or -1 or -2, not -3"),
+        (["-c", "-1"], 2, "must be 1 or more or 0, not -1"),
+    ],
+)  # fmt: skip
+def test_variables_and_numbers_that_make_no_sense(
+    smollm2_path: Path, options: list[str], status: int, words: str
+) -> None:
+    call("run", smollm2_path, "-p", "a", *options).assert_refused(status, words)
 
 
 def test_statistics_of_each_turn(smollm2_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_an_answer_that_is_cut_says_so(smollm2_path: Path) -> None:
     assert call("run", smollm2_path, STORY, "-n", 5, *RAW).err == ""
     ended = call("run", smollm2_path, "Count on.", "-n", -1, "-c", 60, "--ignore-eos", *GREEDY)
     assert ended.err == "mmrt: cut: the context of 60 tokens is full\n"
+    for n in (-1, 100):
+        ended = call("run", smollm2_path, STORY, "-n", n, "-c", 12, "--ignore-eos", *RAW)
+        assert ended.err == "mmrt: cut: the context of 12 tokens is full\n"
 
 
 def test_a_text_that_ends_at_once_says_so(smollm2_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_progress_of_a_prompt(random_path: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     with mmrt.Model(path) as model:
         model.generate([5] * 600, max_tokens=1, on_prefill=lambda *counts: seen.append(counts))
-    assert seen == [(256, 600), (512, 600), (600, 600)]
+    assert seen == [(0, 600), (256, 600), (512, 600), (600, 600)]
 
 
 # ---- texts that go on ----

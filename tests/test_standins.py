@@ -288,6 +288,13 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
             options = {"enable_thinking": True}
             model.chat(messages, sequence=sequence, chat_template_kwargs=options)
             assert model.detokenize(sequence.tokens).startswith("Truea")
+        with model.conversation(chat_template_kwargs=options) as conversation:
+            assert conversation.say("b") == "ok"
+        for name in ("messages", "tools", "bos_token", "self"):
+            with pytest.raises(mmrt.ArgumentError, match=f"'{name}' is no variable"):
+                model.chat(messages, chat_template_kwargs={name: ""})
+            with pytest.raises(mmrt.ArgumentError, match=f"'{name}' is no variable"):
+                model.conversation(chat_template_kwargs={name: ""})
 
 
 def test_pictures_are_refused(model: mmrt.Model) -> None:

@@ -91,7 +91,7 @@ def _dispatch(argv: Sequence[str] | None) -> int:
     except UsageError as error:
         print(f"{usage_of}: {tame(str(error))} (see {usage_of} --help)", file=sys.stderr)
         return 2
-    except SystemExit as done:  # argparse, after --help
+    except SystemExit as done:  # argparse after --help, or a command that has said why
         return int(done.code or 0)
     return 0
 

@@ -29,12 +29,13 @@ class Written(NamedTuple):
         after = max(self.n_written - 1, 0)
         note(f"answer: {self.n_written} tokens, {_rate(after, self.write_seconds)}")
 
-    def note_cut(self, model: "Model", limit: int | None) -> None:
-        """Says it where the text was to go on. limit: tokens that were allowed."""
+    def note_cut(self, model: "Model", limit: int | None, is_answer: bool = True) -> None:
+        """Says it where the text was to go on; one that is no answer always ends by `limit`, the
+        tokens that were allowed."""
         if self.finish == "length" and limit != 0:
             if limit is None or self.n_written < limit:
                 note(f"cut: the context of {model.context} tokens is full")
-            else:
+            elif is_answer:
                 note(f"cut at {limit} tokens: -n {2 * limit} allows more, -n -1 any number")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.answer import show
@@ -18,7 +19,7 @@ from mmrt.cli.options import (
     recommended,
 )
 from mmrt.cli.output import note
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, FormatError
 from mmrt.text.tokenizer import require_utf8
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ oldest turns leave it. Lines with a meaning of their own:
 
 {HELP}
 
+A message that the context cannot hold, or that the template fails with, is
+left out, which is said; where messages are piped in, the exit status is then 1.
+
 On a terminal, characters that would steer it are shown as escapes (\\x1b); files
 and pipes get the answers as they are.\
 """
@@ -63,15 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     given = generation(arguments)
+    seeds = _seeds(arguments.seed)
+    heard_all = True
     with open_model(one_model(arguments), arguments, arguments.ctx_size) as model:
         options = recommended(model.file.metadata) | given
-        conversation = model.conversation(arguments.system)
+        conversation = model.conversation(arguments.system, arguments.chat_template_kwargs)
         if sys.stdin.isatty():
             note("/help shows what there is besides talking")
         for message in messages():
             command = _command(message)
             if command is None:
-                _turn(model, conversation, message.text, options, arguments.stats)
+                options["seed"] = next(seeds)
+                heard_all &= _turn(model, conversation, message.text, options, arguments)
             elif command in ("/exit", "/bye", "/quit"):
                 break
             elif command == "/clear":
@@ -80,52 +87,79 @@ def run(arguments: argparse.Namespace) -> None:
                 print(HELP)
             else:
                 note(f"no command {command}: there are {', '.join(COMMANDS)}")
+    if not heard_all and not sys.stdin.isatty():
+        raise SystemExit(1)
+
+
+def _seeds(seed: int | None) -> Iterator[int | None]:
+    """A seed for each answer: the same one would have the same draws begin each of them."""
+    from numpy.random import default_rng
+
+    random = default_rng(seed)
+    while True:
+        yield seed
+        if seed is not None:
+            seed = int(random.integers(1 << 63))
 
 
 def _command(message: Message) -> str | None:
     """A word after a slash, and nothing else: other messages may begin with one."""
-    is_command = not message.is_quoted and re.fullmatch(r"/[a-z]+|/\?", message.text)
+    is_command = not message.is_quoted and re.fullmatch(r"/[\w-]*|/\?", message.text)
     return message.text if is_command else None
 
 
 def _turn(
-    model: "Model", conversation: "Conversation", text: str, options: dict[str, Any], stats: bool
-) -> None:
+    model: "Model",
+    conversation: "Conversation",
+    text: str,
+    options: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> bool:
+    """Shows an answer. False: the template or the context refuses the message, which is left out;
+    another one may fit."""
     try:
         with unseen_typing():
-            _make_room(model, conversation, require_utf8(text), options["max_tokens"])
+            try:
+                _make_room(model, conversation, require_utf8(text), arguments)
+            except (ArgumentError, FormatError) as error:
+                note(f"{error}: the message is not part of the conversation")
+                return False
             written = show(
                 model, lambda update: conversation.stream(text, **options, on_prefill=update)
             )
-        written.note_cut(model, options["max_tokens"])
+        written.note_cut(model, arguments.n_predict)
         if written.finish == "stop" and not written.text:
             note("the model ended the answer at once; the message is not part of the conversation")
-        if stats:
+        if arguments.stats:
             written.note_speed()
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
-    except ArgumentError as error:  # too long for the context alone: a shorter message may fit
-        if not sys.stdin.isatty():
-            raise
-        note(f"{error}: the message is not part of the conversation")
+    return True
 
 
-def _make_room(model: "Model", conversation: "Conversation", text: str, limit: int | None) -> None:
+def _make_room(
+    model: "Model", conversation: "Conversation", text: str, arguments: argparse.Namespace
+) -> None:
     """Has the oldest turns leave a conversation, so that `text` and an answer find room in the
-    context; what the model was told beforehand stays. limit: tokens that the answer may have.
+    context; what the model was told beforehand stays.
+
+    Raises ArgumentError where `text` alone is too long, and FormatError where the template fails;
+    then nothing has left.
     """
-    share = model.context // _ANSWER_SHARE
+    share, limit = model.context // _ANSWER_SHARE, arguments.n_predict
     room = model.context - (share if limit is None else min(limit, share))
     kept = list(conversation.messages)
     question = {"role": "user", "content": text}
     left = 0
-    while len(model.chat_tokens([*kept, question])) > room:
+    while True:
+        size = len(model.chat_tokens([*kept, question], **arguments.chat_template_kwargs))
         turn = next((i for i, message in enumerate(kept) if message["role"] == "user"), None)
-        if turn is None:
+        if size <= room or turn is None:
             break
         del kept[turn : turn + 2]
         left += 1
+    model.require_room(size)
     if left:
         conversation.messages = kept
         what = "turn leaves" if left == 1 else f"{left} turns leave"

@@ -43,6 +43,8 @@ def messages() -> Iterator[Message]:
         try:
             message = _next(terminal.read)
             interrupted = False
+            if message is not None:
+                terminal.history.add(message.text)
         except KeyboardInterrupt:
             print()
             if terminal.has_text():
@@ -55,7 +57,6 @@ def messages() -> Iterator[Message]:
         if message is None:
             print()
             return
-        terminal.history.add(message.text)
         yield message
 
 

@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they stand for."""
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
@@ -25,10 +26,7 @@ class UsageError(Exception):
 
 def count(text: str) -> int:
     """The type of arguments that are numbers of things: 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
-    return value
+    return _at_least(0, text)
 
 
 def counts(text: str) -> list[int]:
@@ -38,20 +36,25 @@ def counts(text: str) -> list[int]:
 
 def positive(text: str) -> int:
     """The type of arguments that are whole numbers above 0."""
+    return _at_least(1, text)
+
+
+def or_none(least: int, *none: int) -> Callable[[str], int | None]:
+    """The type of arguments that are whole numbers from `least` on, and where others stand for
+    None, as they do in llama.cpp."""
+
+    def number(text: str) -> int | None:
+        return None if int(text) in none else _at_least(least, text, *none)
+
+    return number
+
+
+def _at_least(least: int, text: str, *others: int) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    if value < least:
+        wanted = " or ".join(map(str, (f"{least} or more", *others)))
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {value}")
     return value
-
-
-def or_none(kind: Callable[[str], int], *none: int) -> Callable[[str], int | None]:
-    """The type of arguments where some numbers stand for None, as they do in llama.cpp."""
-
-    def parse(text: str) -> int | None:
-        return None if int(text) in none else kind(text)
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def seconds(text: str) -> float:
@@ -84,7 +87,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-hff", "--hf-file", metavar="FILE", help="this file of the repository that -hf names"
     )
     parser.add_argument(
-        "-t", "--threads", type=or_none(positive, -1), metavar="N",
+        "-t", "--threads", type=or_none(1, -1), metavar="N",
         help="threads (default: as many as cores)",
     )  # fmt: skip
     parser.add_argument(
@@ -129,7 +132,26 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template-file", type=_template_file, dest="chat_template", metavar="FILE",
         help="likewise, from a file",
     )  # fmt: skip
+    parser.add_argument(
+        "--chat-template-kwargs", type=_variables, default={}, metavar="JSON",
+        help="what else the template reads, such as '{\"enable_thinking\": false}'",
+    )  # fmt: skip
     parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
+
+
+def _variables(text: str) -> dict[str, Any]:
+    from mmrt.text.chat import require_variables
+
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, found {text!r:.60}")
+    try:
+        return require_variables(found)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _template(text: str) -> str:
@@ -188,12 +210,12 @@ def add_generation_arguments(
 ) -> None:
     """answers: whether the command fills in recommended(), and the library's defaults else."""
     parser.add_argument(
-        "-n", "--n-predict", "--predict", type=or_none(count, -1, -2), default=n_predict,
-        metavar="N", help="write this many tokens at most; -1: until the text ends or the context "
-        "is full (default: %(default)s)",
+        "-n", "--n-predict", "--predict", type=or_none(0, -1, -2), default=n_predict,
+        metavar="N", help="write this many tokens at most; -1 or -2: until the text ends or the "
+        "context is full (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "-c", "--ctx-size", type=or_none(positive, 0), metavar="N",
+        "-c", "--ctx-size", type=or_none(1, 0), metavar="N",
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
@@ -210,7 +232,7 @@ def add_generation_arguments(
             metavar=setting.name[0].upper(), help=f"{setting.help} (default: {default})",
         )  # fmt: skip
     sampling.add_argument(
-        "-s", "--seed", type=or_none(count, -1), metavar="N",
+        "-s", "--seed", type=or_none(0, -1), metavar="N",
         help="the same seed draws the same tokens again (default: -1, another each time)",
     )  # fmt: skip
     sampling.add_argument(

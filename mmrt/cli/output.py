@@ -126,9 +126,9 @@ def progress(label: str) -> Iterator[Update]:
     task = bar.add_task(label, total=None)
 
     def update(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
         if done < total and not bar.live.is_started:
             bar.start()
-        bar.update(task, completed=done, total=total)
 
     try:
         yield update

@@ -52,18 +52,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.raw and (arguments.system is not None or arguments.chat_template is not None):
+    of_template = (
+        arguments.system,
+        arguments.chat_template,
+        arguments.chat_template_kwargs or None,
+    )
+    if arguments.raw and any(option is not None for option in of_template):
         raise UsageError("--raw does without a chat template, and so without a system message")
     given = generation(arguments)
     path, prompt = model_and_prompt(arguments)
     with open_model(path, arguments, arguments.ctx_size) as model:
         options = recommended(model.file.metadata) | given
         before, streamed = counters.reads(), model.streaming
-        is_answer = not arguments.raw and _can_answer(model, arguments.system)
-        ids = _tokens(model, prompt, arguments.system) if is_answer else model.tokenize(prompt)
+        is_answer = not arguments.raw and _can_answer(model, arguments)
+        ids = _tokens(model, prompt, arguments) if is_answer else model.tokenize(prompt)
         written = show(model, lambda update: model.stream(ids, on_prefill=update, **options))
-        if is_answer:  # a text that only goes on always ends by -n
-            written.note_cut(model, arguments.n_predict)
+        written.note_cut(model, arguments.n_predict, is_answer)
         if written.finish == "stop" and not written.text:
             _note_empty(model, is_answer)
         if arguments.stats:
@@ -74,20 +78,21 @@ def run(arguments: argparse.Namespace) -> None:
             _note_counters(counters.reads() - before)
 
 
-def _can_answer(model: "Model", system: str | None) -> bool:
-    # With a system message, a model without a template is to say what it lacks.
+def _can_answer(model: "Model", arguments: argparse.Namespace) -> bool:
+    # With something to tell its template, a model without one is to say what it lacks.
+    told = arguments.system is not None or bool(arguments.chat_template_kwargs)
     with _pointing_to_raw():
-        return system is not None or model.chat_template is not None
+        return told or model.chat_template is not None
 
 
-def _tokens(model: "Model", prompt: str, system: str | None) -> Sequence[int]:
+def _tokens(model: "Model", prompt: str, arguments: argparse.Namespace) -> Sequence[int]:
     if not prompt:
         raise ArgumentError("the prompt is empty")
     messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+    if arguments.system is not None:
+        messages.insert(0, {"role": "system", "content": arguments.system})
     with _pointing_to_raw():
-        return model.chat_tokens(messages)
+        return model.chat_tokens(messages, **arguments.chat_template_kwargs)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """A conversation with a model, none of which is read twice."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as List
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmrt.run.generation import Options, Piece, Stream, Text
 from mmrt.run.sequence import Sequence
+from mmrt.text.chat import require_variables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -14,12 +15,17 @@ if TYPE_CHECKING:
 class ChatModel(Protocol):
     """What a conversation needs of a Model."""
 
-    def render_chat(self, messages: List[dict[str, Any]]) -> str: ...
+    def render_chat(self, messages: List[dict[str, Any]], **variables: Any) -> str: ...
 
     def sequence(self) -> Sequence: ...
 
     def stream_chat(
-        self, messages: List[dict[str, Any]], *, sequence: Sequence, **options: "Unpack[Options]"
+        self,
+        messages: List[dict[str, Any]],
+        *,
+        sequence: Sequence,
+        chat_template_kwargs: Mapping[str, Any] | None,
+        **options: "Unpack[Options]",
     ) -> Stream: ...
 
 
@@ -32,11 +38,18 @@ class Conversation:
     One thread at a time. Raises UnsupportedError at once for a model without a chat template.
     """
 
-    def __init__(self, model: ChatModel, system: str | None = None) -> None:
-        """system: what the model is told beforehand; a conversation that is cleared keeps it."""
+    def __init__(
+        self,
+        model: ChatModel,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """system: what the model is told beforehand; a conversation that is cleared keeps it.
+        chat_template_kwargs: what else the template reads, as of Model.stream_chat()."""
         self._model = model
+        self._variables = require_variables(chat_template_kwargs or {})
         self._beginning = [] if system is None else [_message("system", system)]
-        model.render_chat([*self._beginning, _message("user", "")])
+        model.render_chat([*self._beginning, _message("user", "")], **self._variables)
         self._sequence = model.sequence()
         self.messages: list[dict[str, Any]] = []
         self.clear()
@@ -53,7 +66,9 @@ class Conversation:
         """
         question = _message("user", text)
         messages = [*self.messages, question]
-        stream = self._model.stream_chat(messages, sequence=self._sequence, **options)
+        stream = self._model.stream_chat(
+            messages, sequence=self._sequence, chat_template_kwargs=self._variables, **options
+        )
         stream.pieces = self._remembering(question, stream.pieces)
         return stream
 

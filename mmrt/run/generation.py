@@ -47,7 +47,7 @@ class Options(Filters, total=False):
     ignore_eos: bool
     """Go on where the text would end: tokens that end it are never drawn."""
     on_prefill: Progress | None
-    """Called as the prompt is read, with (tokens done, tokens in all)."""
+    """Called as the prompt is read, with (tokens done, tokens in all); first with 0 done."""
 
 
 # Written if the caller names no number: a text that goes round in circles has to end.

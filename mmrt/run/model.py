@@ -405,7 +405,8 @@ class Model:
         """The prompt that the chat template makes of `messages`, each with `role` and
         `content`. tools: functions that it may call; variables: what else the template reads, such
         as enable_thinking. UnsupportedError if the model has no template (it is no chat model)."""
-        return self._prompt(messages, tools, add_generation_prompt, variables).text
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self._prompt(messages, tools, variables).text
 
     def chat_tokens(
         self,
@@ -420,7 +421,18 @@ class Model:
         What messages and tools say is plain text: control tokens that are spelled in them
         (`<|im_end|>`) do not become those tokens, as those of the template do.
         """
-        prompt = self._prompt(messages, tools, add_generation_prompt, variables)
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self._chat_ids(messages, tools, variables)
+
+    def _chat_ids(
+        self,
+        messages: List[Mapping[str, Any]],
+        tools: List[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> list[int]:
+        prompt = self._prompt(messages, tools, variables)
+        if not prompt.text.strip():
+            raise ArgumentError(f"{self.path}: the chat template gives no text for these messages")
         ids = self.tokenizer.encode(prompt.text, add_bos=False, guarded=prompt.guarded)
         bos = self.tokenizer.bos_id
         if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
@@ -431,7 +443,6 @@ class Model:
         self,
         messages: List[Mapping[str, Any]],
         tools: List[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> chat.Prompt:
         self._check_open()
@@ -446,7 +457,6 @@ class Model:
             messages,
             bos_token=text_of(tokenizer.bos_id),
             eos_token=text_of(tokenizer.eos_id),
-            add_generation_prompt=add_generation_prompt,
             source=self.path,
             tools=tools,
             variables=variables,
@@ -473,7 +483,7 @@ class Model:
         """
         settings = Settings(**options)
         self._check_owner(sequence)
-        ids = self.chat_tokens(messages, tools=tools, **(chat_template_kwargs or {}))
+        ids = self._chat_ids(messages, tools, chat_template_kwargs or {})
         self.require_room(len(ids))
         reading = Reading(len(ids))
         if sequence is None:
@@ -498,9 +508,12 @@ class Model:
             **options,
         ).text()
 
-    def conversation(self, system: str | None = None) -> Conversation:
-        """A new conversation; system: what the model is told beforehand."""
-        return Conversation(self, system)
+    def conversation(
+        self, system: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> Conversation:
+        """A new conversation; system: what the model is told beforehand; chat_template_kwargs: as
+        of stream_chat()."""
+        return Conversation(self, system, chat_template_kwargs)
 
     def _converse(
         self, reading: Reading, ids: list[int], settings: Settings

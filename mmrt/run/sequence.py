@@ -97,6 +97,8 @@ class Sequence:
         wanted = len(given) if outputs == "all" else 1
         logits = _room((wanted, vocabulary))
         done = 0
+        if progress is not None:
+            progress(0, len(given))
         while done < len(given):
             part = tokens[done : done + self._model.step_tokens(len(given) - done)]
             first = done - (len(given) - wanted)  # row of its first token, if not below 0

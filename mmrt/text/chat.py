@@ -17,7 +17,7 @@ from mmrt.text.allowance import Allowance, LimitError
 from mmrt.text.standins import StandIns
 from mmrt.text.tokenizer import require_utf8
 
-__all__ = ["Prompt", "choose_template", "prompt", "render", "require_text"]
+__all__ = ["Prompt", "choose_template", "prompt", "render", "require_text", "require_variables"]
 
 _FIELD = "tokenizer.chat_template"
 
@@ -25,6 +25,7 @@ _FIELD = "tokenizer.chat_template"
 _STEPS, _STEPS_A_VALUE = 400_000, 500
 _BYTES, _BYTES_A_BYTE, _MOST_BYTES = 64 << 20, 32, 1 << 30
 
+_OURS = {"messages", "tools", "bos_token", "eos_token", "self"}
 _DEEPEST_MESSAGE = 64
 _LONGEST_REASON = 300
 _SEEN_OR_HEARD = re.compile("image|audio|video")
@@ -57,6 +58,14 @@ def require_text(messages: Sequence[Mapping[str, Any]]) -> None:
                 raise UnsupportedError(f"messages[{index}]: a part of type {kind!r:.40}, not text")
 
 
+def require_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """`variables`, for templates to read. Raises ArgumentError for names that are mmrt's to set."""
+    for name in variables:
+        if not isinstance(name, str) or name in _OURS:
+            raise ArgumentError(f"{name!r:.60} is no variable that a chat template can be given")
+    return dict(variables)
+
+
 class Prompt(NamedTuple):
     """What a template makes of a conversation.
 
@@ -74,7 +83,6 @@ def render(
     *,
     bos_token: str,
     eos_token: str,
-    add_generation_prompt: bool = True,
     source: str,
     tools: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
@@ -85,7 +93,6 @@ def render(
         messages,
         bos_token=bos_token,
         eos_token=eos_token,
-        add_generation_prompt=add_generation_prompt,
         source=source,
         tools=tools,
         variables=variables,
@@ -98,7 +105,6 @@ def prompt(
     *,
     bos_token: str,
     eos_token: str,
-    add_generation_prompt: bool = True,
     source: str,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -113,15 +119,17 @@ def prompt(
     and text made a part, for templates that know one of both only.
 
     The prompt spells its special tokens out, often the BOS token too: it is to be encoded without
-    a second BOS. With `add_generation_prompt` it ends where the answer begins. `steering`: the
-    characters to be guarded, Tokenizer.steering_characters. `source` names the file in errors.
+    a second BOS. It ends where the answer begins, unless the variable add_generation_prompt is
+    False. `steering`: the characters to be guarded, Tokenizer.steering_characters. `source` names
+    the file in errors.
 
     Raises UnsupportedError when the model has no template: it was not trained to converse, and a
     made-up format would only hide that. Raises ArgumentError when the messages are malformed or
     the template refuses them, FormatError when the template itself is broken, or takes more steps,
     memory or depth than a conversation needs.
     """
-    given = {"documents": None, **(variables or {}), "messages": _messages(messages)}
+    defaults = {"documents": None, "add_generation_prompt": True}
+    given = defaults | require_variables(variables or {}) | {"messages": _messages(messages)}
     given = {name: _plain(value, name) for name, value in {**given, "tools": tools}.items()}
     if template is None:
         raise UnsupportedError(
@@ -132,7 +140,6 @@ def prompt(
     marks = StandIns(steering, (template, *_strings(given)))
     given = marks.mark_tree(given)
     given |= {"bos_token": bos_token, "eos_token": eos_token}
-    given["add_generation_prompt"] = add_generation_prompt
     guarded = _rendered(template, given, marks, _allowance(given), source)
     return Prompt(marks.plain(guarded), guarded)
 
