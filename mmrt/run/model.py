@@ -461,6 +461,7 @@ class Model:
             tools=tools,
             variables=variables,
             steering=tokenizer.steering_characters,
+            spelling=tokenizer.spelling_characters,
         )
 
     def stream_chat(

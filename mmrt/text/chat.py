@@ -8,6 +8,7 @@ stays plain text (standins.py).
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
@@ -69,8 +70,8 @@ def require_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 class Prompt(NamedTuple):
     """What a template makes of a conversation.
 
-    text: the prompt. guarded: the same, as long, with stand-ins for the characters without which
-    no control token is spelled, wherever they come from messages and tools.
+    text: the prompt. guarded: the same, as long, with stand-ins for characters that come from
+    messages and tools, so that the control tokens in it are the template's own.
     """
 
     text: str
@@ -109,6 +110,7 @@ def prompt(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
     steering: Iterable[str] = (),
+    spelling: Iterable[str] = (),
 ) -> Prompt:
     """The prompt that `template` (tokenizer.chat_template) makes of `messages`.
 
@@ -120,8 +122,8 @@ def prompt(
 
     The prompt spells its special tokens out, often the BOS token too: it is to be encoded without
     a second BOS. It ends where the answer begins, unless the variable add_generation_prompt is
-    False. `steering`: the characters to be guarded, Tokenizer.steering_characters. `source` names
-    the file in errors.
+    False. `steering` and `spelling`: the characters to be guarded, those of Tokenizer. `source`
+    names the file in errors.
 
     Raises UnsupportedError when the model has no template: it was not trained to converse, and a
     made-up format would only hide that. Raises ArgumentError when the messages are malformed or
@@ -137,11 +139,25 @@ def prompt(
             "a base model, which continues a text and does not converse: give it a plain prompt"
         )
     given["messages"] = _shaped(template, given["messages"])
-    marks = StandIns(steering, (template, *_strings(given)))
-    given = marks.mark_tree(given)
-    given |= {"bos_token": bos_token, "eos_token": eos_token}
-    guarded = _rendered(template, given, marks, _allowance(given), source)
-    return Prompt(marks.plain(guarded), guarded)
+    texts = [template, *_strings(given)]
+    ours = {"bos_token": bos_token, "eos_token": eos_token}
+    few = StandIns(steering, texts)
+    guarded = _rendered(template, _marked(given, few) | ours, few, source)
+    text = few.plain(guarded)
+    # Few stand-ins leave all as it is that templates do to texts. With many, some sort otherwise.
+    every = StandIns(steering, texts, spelling)
+    with suppress(ArgumentError, FormatError):
+        closer = _rendered(template, _marked(given, every) | ours, every, source)
+        if every.plain(closer) == text:
+            guarded = closer
+    return Prompt(text, guarded)
+
+
+def _marked(given: dict[str, Any], marks: StandIns) -> dict[str, Any]:
+    marked: dict[str, Any] = marks.mark_tree(given)
+    for message, original in zip(marked["messages"], given["messages"], strict=True):
+        message["role"] = marks.mark_name(original["role"])
+    return marked
 
 
 def _allowance(given: Mapping[str, Any]) -> Allowance:
@@ -157,8 +173,8 @@ def _rendered(
     template: str,
     given: Mapping[str, Any],
     stand_ins: StandIns,
-    allowance: Allowance,
     source: str,
+    allowance: Allowance | None = None,
 ) -> str:
     """What `template` makes of the variables `given`; errors as render()'s."""
     from jinja2.exceptions import SecurityError, TemplateSyntaxError
@@ -171,7 +187,8 @@ def _rendered(
         return _brief(stand_ins.plain(str(error)))
 
     try:
-        return Sandbox(allowance, stand_ins).render(_compiled(template), given)
+        sandbox = Sandbox(allowance or _allowance(given), stand_ins)
+        return sandbox.render(_compiled(template), given)
     except Refusal as refusal:
         raise ArgumentError(f"{source}: the chat template refuses: {said(refusal)}") from None
     except TemplateSyntaxError as error:
@@ -317,7 +334,7 @@ def _reads(template: str) -> tuple[bool, bool]:
         }
         allowance = Allowance(_STEPS // 10, _BYTES // 10)
         try:
-            prompt = _rendered(template, given, _NO_STAND_INS, allowance, "")
+            prompt = _rendered(template, given, _NO_STAND_INS, "", allowance)
         except (FormatError, ArgumentError):
             return False
         return _PROBE in prompt and not re.search(r"""['"]text['"]""", prompt)

@@ -325,6 +325,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
             own[name] = self._opaque(FILTERS[name])
         for name in ("e", "escape", "forceescape", "xmlattr", "pprint"):
             own[name] = self._opaque(FILTERS[name])
+        plain = self._stand_ins.plain_tree
+        for name in ("int", "float"):
+            seeing = functools.partial(
+                lambda f, value, *a, **k: f(plain(value), *a, **k), FILTERS[name]
+            )
+            own[name] = self._counting(name, seeing)
         others = {name: self._counting(name, filter) for name, filter in FILTERS.items()}
         return {**others, **own}
 
@@ -351,9 +357,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         text = self._strings.text(value)
         self._allowance.step(len(text))  # title goes by words
         self._allowance.require(16 * len(text))
-        plain = self._stand_ins.plain(text)
-        made = filter(plain)
-        return self._allowance.made(made if plain is text else self._stand_ins.mark(made))
+        return self._allowance.made(self._strings.recased(filter, text))
 
     def _opaque(self, filter: Callable[..., Any]) -> Callable[..., Any]:
         """A `filter` of which it is not known what it makes of stand-ins: all that it makes counts

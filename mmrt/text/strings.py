@@ -173,6 +173,18 @@ class Strings:
         self._allowance.require(max(count, 0) * size)
         return self._made(value * count)
 
+    def recased(self, how: Callable[[str], str], text: str) -> str:
+        """how(text), with stand-ins where `text` has them; all over it if its length changes."""
+        plain = self._plain(text)
+        made = str(how(plain))
+        if plain == text:
+            return made
+        mark = self._stand_ins.mark
+        if len(made) != len(text):
+            return mark(made)
+        characters = zip(text, plain, made, strict=True)
+        return "".join(new if old == was else mark(new) for old, was, new in characters)
+
     def center(self, text: str, width: int, fill: str = " ") -> str:
         return self._padded(text.center, width, fill)
 
@@ -237,7 +249,7 @@ def _changed(name: str) -> Callable[[Strings, str], str]:
     """A method without arguments that makes a string."""
 
     def method(self: Strings, text: str) -> str:
-        return str(self._made(getattr(text, name)()))
+        return self._made(self.recased(getattr(str, name), text))
 
     return method
 

@@ -12,6 +12,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
@@ -24,7 +25,7 @@ from mmrt.text.bpe import (
     Vocabulary,
     load_library,
 )
-from mmrt.text.standins import significant
+from mmrt.text.standins import significant, spelling
 from mmrt.text.words import WORD_RULES, WordRule
 
 __all__ = ["StreamDecoder", "Tokenizer", "require_utf8"]
@@ -123,7 +124,6 @@ class Tokenizer:
         self.vocab_size = len(texts)
         self._kinds = fields.kinds("token_type", self.vocab_size)
         self._found_specials: list[tuple[str, int]] | None = None
-        self._found_characters: frozenset[str] | None = None
         self.bos_id = fields.token("bos_token_id", self.vocab_size, 1 if sentence_piece else None)
         self.eos_id = fields.token("eos_token_id", self.vocab_size, 2 if sentence_piece else None)
         self._space_prefix = sentence_piece and fields.flag("add_space_prefix", True)
@@ -197,15 +197,18 @@ class Tokenizer:
         specials.sort(key=lambda special: -len(special[0].encode("utf-8", "surrogateescape")))
         return [(text, token) for text, token in specials if text]
 
-    @property
+    @cached_property
     def steering_characters(self) -> frozenset[str]:
-        """A few characters without which no control token can be spelled; found when first used."""
-        if self._found_characters is None:
-            self._found_characters = self._find_steering_characters()
-        return self._found_characters
+        """A few characters without which no control token can be spelled."""
+        return significant(self._control_tokens())
 
-    def _find_steering_characters(self) -> frozenset[str]:
-        return significant(text for text, token in self._specials if self._steers(text, token))
+    @cached_property
+    def spelling_characters(self) -> frozenset[str]:
+        """The characters that control tokens are spelled with, but for white space and quotes."""
+        return spelling(self._control_tokens())
+
+    def _control_tokens(self) -> list[str]:
+        return [text for text, token in self._specials if self._steers(text, token)]
 
     def _steers(self, text: str, token: int) -> bool:
         return self.is_special(token) or text == _END_OR_TAG
