@@ -14,7 +14,7 @@ from test_chat import CHATML
 
 import mmrt
 from mmrt import counters
-from mmrt.errors import ArgumentError, UnsupportedError
+from mmrt.errors import ArgumentError, InUseError, UnsupportedError
 
 HELLO = [{"role": "user", "content": "What is a page fault, and what does it cost?"}]
 OTHER = [{"role": "user", "content": "Name a colour."}]
@@ -205,6 +205,32 @@ def test_a_question_without_an_answer_is_forgotten(model: mmrt.Model) -> None:
         assert conversation.messages == []
         assert next(conversation.stream("Hello?", max_tokens=4)).text
         assert len(conversation.messages) == 2
+
+
+def test_one_answer_at_a_time(model: mmrt.Model) -> None:
+    with model.conversation() as conversation:
+        first = conversation.stream("abc", max_tokens=6)
+        with pytest.raises(InUseError, match="in use by a stream"):
+            conversation.stream("def", max_tokens=6)
+        next(first)
+        with pytest.raises(InUseError, match="in use by a stream"):
+            conversation.say("def", max_tokens=6)
+        while not next(first).finish:
+            pass
+        assert [m["content"] for m in conversation.messages][::2] == ["abc"]
+        conversation.say("def", max_tokens=6)
+        assert [m["content"] for m in conversation.messages][::2] == ["abc", "def"]
+
+
+def test_what_forgets_an_answer_ends_it(model: mmrt.Model) -> None:
+    with model.conversation("Be brief.") as conversation:
+        stream = conversation.stream("abc", max_tokens=6)
+        next(stream)
+        conversation.clear()
+        assert [m["role"] for m in conversation.messages] == ["system"]
+        stream = conversation.stream("def", max_tokens=6)
+        next(stream)
+    assert list(stream) == [] and len(conversation.messages) == 3
 
 
 def test_a_model_without_a_template_does_not_converse(tmp_path: Path) -> None:

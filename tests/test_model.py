@@ -15,7 +15,7 @@ import tiny_models
 from command import HOME, STORY
 
 import mmrt
-from mmrt.errors import ArgumentError, FileError
+from mmrt.errors import ArgumentError, FileError, InUseError
 
 PROMPT = "abcab cacc"
 IDS = np.random.default_rng(4).integers(0, 300, 64).tolist()
@@ -130,7 +130,7 @@ def test_a_model_cannot_be_closed_under_a_step(
     sequence = model.sequence()
     thread = threading.Thread(target=lambda: sequence.extend(IDS * 4))
     thread.start()
-    with pytest.raises(ArgumentError, match="this sequence is running in another thread"):
+    with pytest.raises(InUseError, match="this sequence is running in another thread"):
         while thread.is_alive():
             sequence.truncate(0)
     with pytest.raises(BufferError, match="the model is running in another thread"):

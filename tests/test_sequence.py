@@ -4,7 +4,8 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import tiny_models
 
 import mmrt
 from mmrt.core.state import PAGE_TOKENS
-from mmrt.errors import ArgumentError, FormatError, MmrtError
-from mmrt.run.sequence import Sequence
+from mmrt.errors import ArgumentError, FormatError, InUseError, MmrtError
+from mmrt.run.sequence import Sequence, extend_together
 
 IDS = np.random.default_rng(3).integers(0, 300, 600).tolist()
 
@@ -212,7 +213,7 @@ def test_a_fork_while_another_thread_reads(path: Path) -> None:
         while refused < 20 and time.monotonic() < deadline:
             try:
                 fork = sequence.fork()
-            except ArgumentError as error:
+            except InUseError as error:
                 assert "running in another thread" in str(error)
                 refused += 1
                 continue
@@ -319,7 +320,7 @@ def test_one_thread_at_a_time(path: Path) -> None:
         while refused < 20 and time.monotonic() < deadline:
             try:
                 sequence.truncate(0)
-            except ArgumentError as error:
+            except InUseError as error:
                 assert "running in another thread" in str(error)
                 refused += 1
             assert len(sequence) == len(sequence.tokens)
@@ -364,3 +365,98 @@ def test_tokens_and_keys_stay_in_step_through_interruptions(model: mmrt.Model) -
         signal.signal(signal.SIGALRM, before)
     assert in_prompt + in_answer == 300
     assert np.array_equal(model.logits(IDS[:9]), model.logits(IDS[:9]))
+
+
+# ---- one writer at a time ----
+
+
+def test_its_tokens_are_a_copy(model: mmrt.Model) -> None:
+    with model.sequence() as sequence:
+        sequence.extend(IDS[:5])
+        sequence.tokens.clear()
+        assert sequence.tokens == IDS[:5] and len(sequence) == 5
+
+
+def test_a_stream_has_it_alone(model: mmrt.Model) -> None:
+    with model.sequence() as sequence, model.sequence() as other:
+        stream = model.stream(IDS[:4], sequence=sequence, max_tokens=20)
+        next(stream)
+        calls: list[Callable[[], Any]] = [
+            lambda: model.stream([9], sequence=sequence),
+            lambda: model.generate([9], sequence=sequence),
+            lambda: sequence.extend([9]), lambda: sequence.truncate(0),
+            lambda: extend_together([(other, [9]), (sequence, [9])]),
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(InUseError, match="in use by a stream that has not ended"):
+                call()
+        assert sequence.tokens == IDS[:4] and len(other) == 0
+        said = [piece.token for piece in stream]
+        alone = [piece.token for piece in model.stream(IDS[:4], max_tokens=20)]
+        assert said == alone[1:]  # as if nobody had tried
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("how", ["exhausted", "last piece", "closed", "dropped", "failed"])
+def test_a_stream_that_is_over_gives_it_back(model: mmrt.Model, how: str, started: bool) -> None:
+    def fail(done: int, total: int) -> None:
+        if how == "failed":
+            raise InterruptedError
+
+    with model.sequence() as sequence:
+        stream: Any
+        stream = model.stream(IDS[:4], sequence=sequence, max_tokens=3, on_prefill=fail)
+        if started and how != "failed":
+            next(stream)
+        if how == "failed":
+            with pytest.raises(InterruptedError):
+                next(stream)
+        elif how == "closed":
+            stream.close()
+        elif how == "dropped":
+            stream = None
+        elif how == "exhausted":
+            assert list(stream)
+        else:
+            while not next(stream).finish:
+                pass
+        n = len(sequence)
+        sequence.extend([7])
+        assert sequence.tokens[n:] == [7]
+
+
+def test_closing_it_ends_the_stream(model: mmrt.Model) -> None:
+    with model.sequence() as sequence:
+        stream = model.stream(IDS[:4], sequence=sequence)
+        next(stream)
+    assert list(stream) == [] and len(sequence) == 0
+    sequence.extend(IDS)
+
+
+def test_one_of_many_threads_gets_it(model: mmrt.Model) -> None:
+    barrier = threading.Barrier(4)
+
+    def say(_: int) -> str:
+        barrier.wait()
+        try:
+            return model.generate(IDS[:3], sequence=sequence, max_tokens=40)
+        except InUseError:
+            return "refused"
+
+    with model.sequence() as sequence, ThreadPoolExecutor(4) as pool:
+        alone = model.generate(IDS[:3], max_tokens=40)
+        said = list(pool.map(say, range(4)))
+    assert alone in said and "refused" in said
+
+
+def test_a_stream_is_not_read_from_within(model: mmrt.Model) -> None:
+    refused = []
+
+    def look(done: int, total: int) -> None:
+        for call in (lambda: next(stream), stream.close):
+            with pytest.raises(InUseError, match="at work already"):
+                call()
+        refused.append(done)
+
+    stream = model.stream(IDS[:4], max_tokens=2, on_prefill=look)
+    assert len(list(stream)) == 3 and refused == [0, 4]

@@ -114,3 +114,22 @@ def test_a_program_refuses_parts_that_do_not_add_up(path: Path) -> None:
             with pytest.raises((ArgumentError, OverflowError)):
                 model.program.run(parts, logits)
             assert all(cache.length == 0 and cache.nbytes == 0 for cache in caches)
+
+
+def test_progress_counts_the_tokens_of_all(path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    with mmrt.Model(path) as model:
+        model.generate_all(TEXTS, max_tokens=3, on_prefill=lambda *said: calls.append(said))
+        total = sum(map(len, TEXTS))
+        assert calls == [(0, total), (256, total), (total, total)]
+        one: list[tuple[int, int]] = []
+        model.generate_all(TEXTS[4:5], max_tokens=3, on_prefill=lambda *said: one.append(said))
+        alone: list[tuple[int, int]] = []
+        model.generate(TEXTS[4], max_tokens=3, on_prefill=lambda *said: alone.append(said))
+        assert one == alone == [(0, 300), (256, 300), (300, 300)]
+
+
+@pytest.mark.parametrize("parts", [None, 5, [5], "ab", [(5, [1])], [(None, [1])]])
+def test_what_are_no_parts(parts: object) -> None:
+    with pytest.raises(ArgumentError, match="parts: expected pairs of a Sequence and ids"):
+        extend_together(parts)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """What callers may pass: numbers of any library are numbers, truth values are none."""
 
 import operator
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from numbers import Real
@@ -42,6 +43,20 @@ def choice(name: str, value: Any, words: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in words:
         raise ArgumentError(f"{name}: there is no {value!r:.60}; there are {', '.join(words)}")
     return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value`, if it is a truth value, of Python or NumPy."""
+    numpy = sys.modules.get("numpy")
+    if not isinstance(value, bool) and (numpy is None or not isinstance(value, numpy.bool_)):
+        raise ArgumentError(f"{name}: expected True or False, found {value!r:.60}")
+    return bool(value)
+
+
+def function(name: str, value: Any) -> None:
+    """Raises ArgumentError if `value` is neither None nor something that can be called."""
+    if value is not None and not callable(value):
+        raise ArgumentError(f"{name}: {value!r:.60} cannot be called")
 
 
 def token_ids(name: str, value: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from mmrt.core.elements import KV_TYPES
 from mmrt.core.quant import TYPES
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, InUseError
 
 PAGE_TOKENS = 32
 
@@ -113,7 +113,7 @@ cdef class Cache:
     cdef int require_rest(self) except -1:
         self.settle()
         if self.busy.n:
-            raise ArgumentError("this sequence is running in another thread")
+            raise InUseError("this sequence is running in another thread")
         return 0
 
     @property

@@ -55,7 +55,8 @@ class Conversation:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all but the system message."""
+        """Forgets all but the system message; a stream that goes on ends."""
+        self._sequence.end_writer()
         self.messages = list(self._beginning)
 
     def stream(self, text: str, **options: "Unpack[Options]") -> Stream:

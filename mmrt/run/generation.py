@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import whole
+from mmrt.core.arguments import flag, function, whole
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, InUseError
 from mmrt.run.sampler import Sampler, mask_without, sample_together
 from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
@@ -71,11 +71,10 @@ class Settings:
             near = difflib.get_close_matches(name, Options.__annotations__, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ArgumentError(f"there is no option {name!r}{hint}")
-        if on_prefill is not None and not callable(on_prefill):
-            raise ArgumentError(f"on_prefill: {on_prefill!r:.60} cannot be called")
+        function("on_prefill", on_prefill)
         self.max_tokens = None if max_tokens is None else whole("max_tokens", max_tokens, 0)
         self.stop = stop
-        self.ignore_eos = ignore_eos
+        self.ignore_eos = flag("ignore_eos", ignore_eos)
         self.on_prefill = on_prefill
         self.sampling = Sampling(**sampling)
         StopStrings(stop)
@@ -121,10 +120,19 @@ class Reading:
 
 class Stream(Iterator[Piece]):
     """The pieces of a text, as the model writes it. What a Text knows of itself, this knows of what
-    was written so far; close() ends it early."""
+    was written so far; close() ends it early. The sequence or conversation that it writes in takes
+    nothing else until it has ended, is closed or is dropped."""
 
-    def __init__(self, reading: Reading, pieces: Generator[Piece, None, None]) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        pieces: Generator[Piece, None, None],
+        sequence: TokenSequence | None = None,
+    ) -> None:
+        """sequence: the one that it writes in, where others know that too. Raises InUseError if
+        another stream does."""
         self.pieces = pieces  # what it goes through
+        self._give_back = None if sequence is None else sequence.lend(self)
         self.finish: Finish | None = None
         self.tokens = 0
         self.seconds = 0.0
@@ -142,17 +150,30 @@ class Stream(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         started = time.perf_counter()
+        self._require_rest()
         try:
             piece = next(self.pieces)
+        except BaseException:
+            self.close()
+            raise
         finally:
             self.seconds += time.perf_counter() - started
         self.tokens += piece.token is not None
         self.finish = piece.finish
+        if piece.finish is not None:
+            self.close()
         return piece
 
+    def _require_rest(self) -> None:
+        if getattr(self.pieces, "gi_running", False):
+            raise InUseError("the stream is at work already, in this thread or another")
+
     def close(self) -> None:
-        """Ends it; what it holds of memory is given back."""
+        """Ends it; what it holds of memory is given back. InUseError while a thread is in it."""
+        self._require_rest()
         self.pieces.close()
+        if self._give_back is not None:
+            self._give_back()
 
     def text(self) -> Text:
         """All that is still to come, whole."""
@@ -265,7 +286,7 @@ def next_tokens(
     drawn = sample_together(
         [answer.sampler for answer in answers],
         logits,
-        [answer.sequence.tokens for answer in answers],
+        [answer.sequence.history for answer in answers],
         [answer.mask for answer in answers],
         pool=pool,
     )
@@ -286,7 +307,10 @@ def generate(
 
 
 def generate_together(
-    answers: Sequence[Answer], prompts: Sequence[Sequence[int]], pool: Pool
+    answers: Sequence[Answer],
+    prompts: Sequence[Sequence[int]],
+    on_prefill: Progress | None,
+    pool: Pool,
 ) -> list[Text]:
     """Reads each prompt into its answer's sequence; returns what comes after them."""
     started = time.perf_counter()
@@ -294,9 +318,9 @@ def generate_together(
     to_read = {i: list(prompt) for i, prompt in enumerate(prompts)}
     while to_read:
         numbers = list(to_read)
-        rows = extend_together([(answers[i].sequence, to_read[i]) for i in numbers])
+        rows = extend_together([(answers[i].sequence, to_read[i]) for i in numbers], on_prefill)
         drawn = next_tokens([answers[i] for i in numbers], rows, pool)
-        to_read = {}
+        to_read, on_prefill = {}, None
         for i, chosen in zip(numbers, drawn, strict=True):
             pieces, token = answers[i].take(chosen)
             written[i] += pieces

@@ -319,10 +319,12 @@ class Model:
         settings = Settings(**options)
         self._check_owner(sequence)
         text = self.sequence() if sequence is None else sequence
-        ids = self._ids(prompt, parse_special, after=text.tokens[-1] if len(text) else None)
+        ids = self._ids(prompt, parse_special, after=text.history[-1] if len(text) else None)
         self.require_room(len(text) + len(ids))
-        pieces = generate(self._answer_in(text, settings), ids, settings.on_prefill)
-        return Stream(Reading(len(ids)), _closing(text, pieces) if sequence is None else pieces)
+        pieces = generate(self._answer_in(text.unlent(), settings), ids, settings.on_prefill)
+        if sequence is None:
+            return Stream(Reading(len(ids)), _closing(text, pieces))
+        return Stream(Reading(len(ids)), pieces, sequence)
 
     def generate(
         self,
@@ -359,7 +361,7 @@ class Model:
         with contextlib.ExitStack() as stack:
             sequences = [stack.enter_context(self.sequence()) for _ in texts]
             answers = [self._answer_in(sequence, settings) for sequence in sequences]
-            return generate_together(answers, texts, self._pool)
+            return generate_together(answers, texts, settings.on_prefill, self._pool)
 
     def _answer_in(self, sequence: Sequence, settings: Settings) -> Answer:
         return Answer(self.tokenizer, self.context, sequence, settings)
@@ -489,7 +491,7 @@ class Model:
         reading = Reading(len(ids))
         if sequence is None:
             return Stream(reading, self._converse(reading, ids, settings))
-        return Stream(reading, self._answer(reading, ids, sequence, settings))
+        return Stream(reading, self._answer(reading, ids, sequence.unlent(), settings), sequence)
 
     def chat(
         self,

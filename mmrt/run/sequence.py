@@ -1,18 +1,21 @@
 """A text in progress: tokens, and the keys and values that a model has computed for them."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import choice, token_ids, whole
+from mmrt.core.arguments import choice, function, token_ids, whole
 from mmrt.core.program import ALIKE_TOKENS, Part
 from mmrt.core.state import Cache
-from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
+
+_IN_USE = "the text is in use by a stream that has not ended: close() that first"
 
 
 class Runner(Protocol):
@@ -32,15 +35,26 @@ class Runner(Protocol):
         """One step of these parts: see Program.run()."""
 
 
+class Writer(Protocol):
+    """What goes on with a sequence until it ends: a Stream."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
 class Sequence:
     """Tokens that a model has read, one text from its start; made by Model.sequence().
 
-    Its memory grows by pages of 32 tokens. One thread at a time; a context manager.
+    Its memory grows by pages of 32 tokens. One thread at a time; a context manager. While a stream
+    writes in it, all else that would change it raises InUseError: until the stream has ended, is
+    closed or is dropped.
     """
 
     def __init__(self, model: Runner, cache: Cache) -> None:
         self._model = model
         self._cache = cache
+        self._free = [True]  # empty while a writer has it: of two threads, one pops
+        self._writer: weakref.ref[Writer] | None = None
 
     def __len__(self) -> int:
         return self._cache.length
@@ -50,8 +64,39 @@ class Sequence:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens read; the list is the sequence's own."""
+        """The tokens read, as a new list."""
+        return self._cache.tokens.copy()
+
+    @property
+    def history(self) -> List[int]:
+        """The tokens read, not copied: for reading alone, and until the next step."""
         return self._cache.tokens
+
+    def lend(self, writer: Writer) -> Callable[[], object]:
+        """Leaves this text to `writer` alone, which has it until it calls what is returned, or is
+        dropped. Raises InUseError where another one has it."""
+        try:
+            self._free.pop()
+        except IndexError:
+            raise InUseError(_IN_USE) from None
+        self._writer = weakref.ref(writer)
+        give_back = weakref.finalize(writer, self._free.append, True)
+        give_back.atexit = False
+        return give_back
+
+    def unlent(self) -> "Sequence":
+        """The same text as its writer sees it, whoever has it."""
+        return Sequence(self._model, self._cache)
+
+    def end_writer(self) -> None:
+        """Closes the stream that writes in this text, if there is one."""
+        writer = None if self._writer is None else self._writer()
+        if writer is not None:
+            writer.close()
+
+    def _require_free(self) -> None:
+        if not self._free:
+            raise InUseError(_IN_USE)
 
     def belongs_to(self, model: Runner) -> bool:
         """Whether `model` made it."""
@@ -74,7 +119,7 @@ class Sequence:
         long as both need them. Where one of the two goes on, it copies the last page, of at most 32
         tokens. Forks may be forked, cut and closed in any order.
 
-        Raises ArgumentError while another thread extends this one, and if the model is closed.
+        Raises InUseError while another thread extends this one, ArgumentError for a closed model.
         """
         self._model.require_room(len(self))
         return Sequence(self._model, self._cache.fork())
@@ -92,6 +137,7 @@ class Sequence:
         holds, and then has read nothing. After an interruption it holds what was read until then.
         """
         choice("outputs", outputs, ("last", "all"))
+        function("progress", progress)
         given = token_ids("ids", ids)
         tokens, vocabulary = self._checked(given), self._model.vocab_size
         wanted = len(given) if outputs == "all" else 1
@@ -110,6 +156,7 @@ class Sequence:
         return logits if outputs == "all" else logits[0]
 
     def _checked(self, given: list[int]) -> NDArray[np.int32]:
+        self._require_free()
         if not given:
             raise ArgumentError("there are no tokens to read: the text is empty")
         self._model.require_room(len(self) + len(given))
@@ -125,6 +172,7 @@ class Sequence:
     def truncate(self, length: int) -> int:
         """Forgets the tokens from `length` on and gives their memory back. Returns how many are
         left: `length`, or 0 where the model keeps what cannot be undone."""
+        self._require_free()
         return self._cache.truncate(whole("length", length, 0, len(self)))
 
     def keep_prefix(self, ids: List[int]) -> int:
@@ -134,12 +182,14 @@ class Sequence:
         follow are then the same, to the bit, as when all are read at once, if the others were read
         in steps as long, or the model is exact.
         """
-        pairs = enumerate(zip(self.tokens, ids, strict=False))
+        pairs = enumerate(zip(self.history, ids, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
         return self.truncate(max(min(shared, len(ids) - ALIKE_TOKENS), 0))
 
     def close(self) -> None:
-        """Gives its memory back. It is then empty, and may begin again."""
+        """Gives its memory back; a stream that writes in it ends. It is then empty, and may begin
+        again."""
+        self.end_writer()
         self.truncate(0)
 
     def __enter__(self) -> "Sequence":
@@ -149,17 +199,19 @@ class Sequence:
         self.close()
 
 
-def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.float32]:
+def extend_together(
+    parts: Iterable[tuple[Sequence, Iterable[int]]], progress: Progress | None = None
+) -> NDArray[np.float32]:
     """Reads more tokens into each of several sequences of one model, each reading of its weights
     for all of them; returns the logits after the last token of each, float32 (parts, vocabulary).
     They are, to the bit, those of extend() if the model is exact; else rounded as the number of
-    tokens in a step has it.
+    tokens in a step has it. progress: called before the first step, and after each.
 
     Raises ArgumentError as extend() does, for sequences of several models, and for one that comes
     twice. After an interruption each holds what was read until then.
     """
-    if not parts:
-        raise ArgumentError("there are no sequences")
+    parts = _pairs(parts)
+    function("progress", progress)
     model = parts[0][0]._model
     if any(sequence._model is not model for sequence, _ in parts):
         raise ArgumentError("the sequences belong to several models")
@@ -167,10 +219,13 @@ def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.f
         raise ArgumentError("a sequence comes twice")
     texts = [(sequence._cache, sequence._checked(token_ids("ids", ids))) for sequence, ids in parts]
     logits = _room((len(texts), model.vocab_size))
-    written = 0
+    written = done = 0
+    total = sum(len(tokens) for _, tokens in texts)
+    if progress is not None:
+        progress(0, total)
     while texts:
         step: list[Part] = []
-        left = model.step_tokens(sum(len(tokens) for _, tokens in texts))
+        left = model.step_tokens(total - done)
         while texts and left:
             cache, tokens = texts[0]
             whole_text = len(tokens) <= left
@@ -184,7 +239,22 @@ def extend_together(parts: List[tuple[Sequence, Iterable[int]]]) -> NDArray[np.f
         rows = logits[written : written + outputs]
         model.run(step, rows if outputs else None)
         written += outputs
+        done += sum(len(part.tokens) for part in step)
+        if progress is not None:
+            progress(done, total)
     return logits
+
+
+def _pairs(parts: Any) -> list[tuple[Sequence, Iterable[int]]]:
+    try:
+        pairs = [(sequence, ids) for sequence, ids in parts]
+    except (TypeError, ValueError):
+        pairs = [(None, None)]
+    if not all(isinstance(sequence, Sequence) for sequence, _ in pairs):
+        raise ArgumentError(f"parts: expected pairs of a Sequence and ids, found {parts!r:.60}")
+    if not pairs:
+        raise ArgumentError("there are no sequences")
+    return pairs
 
 
 def _room(shape: tuple[int, int]) -> NDArray[np.float32]:
