@@ -10,7 +10,7 @@ import command
 import pytest
 
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
-from mmrt.text.chat import choose_template, render
+from mmrt.text.chat import choose_template, prompt
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -25,10 +25,10 @@ CHATML = (
 )
 
 
-def rendered(template: str | None, messages: Any = HELLO, **options: Any) -> str:
-    return render(
-        template, messages, bos_token="<s>", eos_token="</s>", source="some.gguf", **options
-    )
+def rendered(template: str | None, messages: Any = HELLO, tools: Any = None, **given: Any) -> str:
+    """The prompt; given: variables."""
+    options = {"bos_token": "<s>", "eos_token": "</s>", "source": "some.gguf"}
+    return prompt(template, messages, tools=tools, variables=given, **options).text
 
 
 def test_a_conversation() -> None:

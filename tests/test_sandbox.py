@@ -3,22 +3,12 @@
 # ruff: noqa: E501 (templates of one line)
 
 import os
-from typing import Any
 
 import pytest
+from test_chat import HELLO, rendered
 
 from mmrt.errors import FormatError
 from mmrt.text.allowance import DEEPEST_VALUE
-from mmrt.text.chat import render
-
-HELLO = [{"role": "user", "content": "Hello"}]
-
-
-def rendered(template: str, messages: Any = HELLO, **variables: Any) -> str:
-    return render(
-        template, messages, bos_token="<s>", eos_token="</s>", source="some.gguf", **variables
-    )
-
 
 # ---- what templates are used to ----
 

@@ -97,18 +97,16 @@ MODEL = [
 
 # Of those that write text.
 GENERATION = [
-    Foreign("--grammar", "refused", "mmrt knows no grammars"),
-    Foreign("--grammar-file", "refused", "mmrt knows no grammars"),
-    Foreign("-j --json-schema", "refused", "mmrt knows no grammars"),
-    Foreign("--mirostat", "refused", _SAMPLERS, moot=_OFF),
+    Foreign("--grammar --grammar-file -j --json-schema", "refused", "mmrt knows no grammars"),
+    Foreign(
+        "--mirostat --dry-multiplier --xtc-probability --dynatemp-range", "refused", _SAMPLERS,
+        moot=_OFF,
+    ),
     Foreign("--typical", "refused", _SAMPLERS, moot=("1", "1.0")),
     Foreign("--top-nsigma", "refused", _SAMPLERS, moot=("-1",)),
-    Foreign("--dry-multiplier", "refused", _SAMPLERS, moot=_OFF),
-    Foreign("--xtc-probability", "refused", _SAMPLERS, moot=_OFF),
-    Foreign("--dynatemp-range", "refused", _SAMPLERS, moot=_OFF),
-    Foreign("-l --logit-bias", "refused", _SAMPLERS),
-    Foreign("--samplers", "refused", _SAMPLERS),
-    Foreign("--sampling-seq --sampler-seq", "refused", _SAMPLERS),
+    Foreign(
+        "-l --logit-bias --samplers --sampling-seq --sampler-seq", "refused", _SAMPLERS
+    ),
     Foreign("-r --reverse-prompt", "refused", "--stop TEXT ends before a text"),
     Foreign("--prompt-cache", "refused", "mmrt keeps no keys and values on the disk"),
     Foreign("-np --parallel", "refused", "generate_all() goes on with several", moot=("1",)),
@@ -129,16 +127,20 @@ RUN = [
     Foreign("--no-context-shift", "moot", "a text ends where the context is full", 0),
     Foreign("-no-cnv --no-conversation", "same", "no template", 0, stands_for=("raw", True)),
     Foreign("-st --single-turn", "moot", "run answers once", 0),
-    Foreign("-cnv --conversation", "refused", "mmrt chat converses", 0),
-    Foreign("-i --interactive", "refused", "mmrt chat converses", 0),
-    Foreign("-if --interactive-first", "refused", "mmrt chat converses", 0),
+    Foreign(
+        "-cnv --conversation -i --interactive -if --interactive-first",
+        "refused",
+        "mmrt chat converses",
+        0,
+    ),
 ]
 
 CHAT = [
     Foreign("--context-shift", "moot", "the oldest turns leave a full context", 0),
     Foreign("--no-context-shift", "refused", "the oldest turns leave a full context", 0),
-    Foreign("-cnv --conversation", "moot", "chat converses", 0),
-    Foreign("-i --interactive", "moot", "chat converses", 0),
+    Foreign(
+        "-cnv --conversation -i --interactive -if --interactive-first", "moot", "chat converses", 0
+    ),
     Foreign("-no-cnv --no-conversation", "refused", "mmrt run --raw continues a text", 0),
     Foreign("-st --single-turn", "refused", "mmrt run answers once", 0),
     Foreign("-p --prompt", "refused", "mmrt run answers a prompt; chat reads stdin"),

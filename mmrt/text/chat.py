@@ -18,7 +18,7 @@ from mmrt.text.allowance import Allowance, LimitError
 from mmrt.text.standins import StandIns
 from mmrt.text.tokenizer import require_utf8
 
-__all__ = ["Prompt", "choose_template", "prompt", "render", "require_text", "require_variables"]
+__all__ = ["Prompt", "choose_template", "prompt", "require_text", "require_variables"]
 
 _FIELD = "tokenizer.chat_template"
 
@@ -76,28 +76,6 @@ class Prompt(NamedTuple):
 
     text: str
     guarded: str
-
-
-def render(
-    template: str | None,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    bos_token: str,
-    eos_token: str,
-    source: str,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    **variables: Any,
-) -> str:
-    """The text of prompt(template, messages, ...)."""
-    return prompt(
-        template,
-        messages,
-        bos_token=bos_token,
-        eos_token=eos_token,
-        source=source,
-        tools=tools,
-        variables=variables,
-    ).text
 
 
 def prompt(
@@ -176,7 +154,7 @@ def _rendered(
     source: str,
     allowance: Allowance | None = None,
 ) -> str:
-    """What `template` makes of the variables `given`; errors as render()'s."""
+    """What `template` makes of the variables `given`; errors as prompt()'s."""
     from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
     from mmrt.text.sandbox import Refusal, Sandbox

@@ -176,14 +176,14 @@ def one(c: Choices) -> None:
     source = template(c)
     _watching = True
     try:
-        made = chat.render(
+        made = chat.prompt(
             source,
             given,
             bos_token="<s>",
             eos_token="</s>",
-            add_generation_prompt=c.chance(2),
             source="a file",
-        )
+            variables={"add_generation_prompt": c.chance(2)},
+        ).text
     finally:
         _watching = False
         assert repr(given) == repr(before), source
