@@ -3,6 +3,7 @@
 import os
 import pty
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set that can run here, in force."""
     monkeypatch.setenv("MMRT_ISA", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def forking_is_meant() -> Iterator[None]:
+    """Python warns of a fork while there are threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @pytest.fixture

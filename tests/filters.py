@@ -1,11 +1,9 @@
 """Has the kernel refuse system calls to a child: for what no file system or disk here does."""
 
 import ctypes
-import os
+import errno
 import platform
 import struct
-import traceback
-from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +11,8 @@ import pytest
 # byte 16 on its arguments, of 8 bytes each.
 LOAD, EQUAL, GREATER, AND, ADD_X, TO_X, RETURN = 0x20, 0x15, 0x25, 0x54, 0x0C, 0x07, 0x06
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
-MMAP, MADVISE = 9, 28  # on x86-64
+_NUMBERS = {"x86_64": (9, 28), "aarch64": (222, 233)}
+MMAP, MADVISE = _NUMBERS.get(platform.machine(), (0, 0))
 
 Steps = list[tuple[int, int, int, int]]  # instruction, steps to skip if true, if false, operand
 
@@ -24,30 +23,23 @@ def argument(number: int) -> int:
 
 
 def restrict(steps: Steps) -> None:
-    """Filters the calls of this process from now on; ends it with status 77 if it may not."""
+    """Filters the calls of this process from now on, which should be a child. Skips the test where
+    it may not."""
+    if platform.machine() not in _NUMBERS:
+        pytest.skip("the numbers of this machine's system calls are not known")
     raw = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(raw)))
     libc = ctypes.CDLL(None)
-    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
-        os._exit(77)
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Calls work() in a child; what it raises fails the test. Skips it where calls cannot be
-    filtered."""
-    if platform.machine() != "x86_64":
-        pytest.skip("the filters are made of x86-64's numbers")
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if ended == 77:
+    no_new_privileges, seccomp, by_filter = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(seccomp, by_filter, program, 0, 0):
         pytest.skip("this process may not filter its calls")
-    assert ended == 0
+
+
+def without_advice(*refused: int) -> None:
+    """Makes the kernel forget these numbers of madvise(), as restrict() does."""
+    n = len(refused)
+    restrict([
+        (LOAD, 0, 0, 0), (EQUAL, 0, n + 1, MADVISE),
+        (LOAD, 0, 0, argument(2)), *((EQUAL, n - i, 0, number) for i, number in enumerate(refused)),
+        (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE | errno.EINVAL),
+    ])  # fmt: skip

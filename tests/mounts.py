@@ -3,11 +3,11 @@
 import ctypes
 import os
 import shutil
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from children import in_child
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -60,23 +60,13 @@ def on(kind: str, file: Path, at: Path, work: Callable[[Path], object]) -> None:
     """Calls work(path) in a child, with `file` at that path on a file system of this kind, mounted
     at the folder `at`; what it raises fails the test. Skips the test where that is not allowed."""
     at.mkdir()
-    passed, failed, refused = 0, 1, 2
-    child = os.fork()
-    if child == 0:
-        status = failed
+
+    def mounted() -> None:
         try:
             _own_view()
             KINDS[kind](file, at)
-            work(at / file.name)
-            status = passed
         except (_Refused, PermissionError) as reason:
-            status = refused
-            print(reason)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if ended == refused:
-        pytest.skip(f"{kind} cannot be mounted here")
-    assert ended == passed
+            pytest.skip(f"{kind} cannot be mounted here: {reason}")
+        work(at / file.name)
+
+    in_child(mounted)

@@ -1,17 +1,14 @@
 """Files and pages for the tests of paging: what is in memory, and what the kernel was told."""
 
 import ctypes
-import errno
 import mmap
 import os
-import platform
 import resource
-import struct
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from children import in_child
 
 PAGE = mmap.PAGESIZE
 
@@ -60,47 +57,15 @@ def smaps(address: int, field: str) -> int:
 def without_privilege(work: Callable[[], object], memlock: int | None = None) -> None:
     """Runs `work` in a child that is not root, and with that RLIMIT_MEMLOCK; what it raises fails
     the test. A child of root can still open /proc/self/fd/N, wherever the file lies."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            if memlock is not None:
-                resource.setrlimit(resource.RLIMIT_MEMLOCK, (memlock, memlock))
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-                ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # or its /proc/self would be root's
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
 
+    def as_nobody() -> None:
+        if memlock is not None:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (memlock, memlock))
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # or its /proc/self would be root's
+        work()
 
-def without_advice(*refused: int) -> None:
-    """Makes the kernel forget these numbers of madvise(), for this process and for good."""
-    calls = {"x86_64": 28, "aarch64": 233}
-    if platform.machine() not in calls:
-        pytest.skip("the number of madvise() is not known for this machine")
-
-    def step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_so, if_not, value)
-
-    load, compare, leave = 0x20, 0x15, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EINVAL
-    program = step(load, 0) + step(compare, calls[platform.machine()], 0, len(refused) + 1)
-    program += step(load, 16 + 2 * 8)
-    for i, number in enumerate(refused):
-        program += step(compare, number, len(refused) - i)
-    program += step(leave, allow) + step(leave, refuse)
-    code = ctypes.create_string_buffer(program, len(program))
-    filter = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    libc = ctypes.CDLL(None, use_errno=True)
-    no_new_privileges, seccomp, by_filter = 38, 22, 2
-    libc.prctl(no_new_privileges, 1, 0, 0, 0)
-    if libc.prctl(seccomp, by_filter, filter, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "no seccomp")
+    in_child(as_nobody)

@@ -5,7 +5,6 @@ import random
 import signal
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from children import SECONDS, status_in_child, status_of
 from machine import needs_reader
 
 import mmrt
@@ -24,15 +24,7 @@ from mmrt.errors import UnsupportedError
 from mmrt.run.sequence import Sequence
 
 IDS = [3 + 7 * i % 200 for i in range(1500)]
-SECONDS = 60  # for what takes a hundredth
-
-
-@pytest.fixture(autouse=True)
-def _forking_is_meant() -> Iterator[None]:
-    """Python warns of a fork while there are threads: these tests are about that."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+pytestmark = pytest.mark.usefixtures("forking_is_meant")
 
 
 @pytest.fixture(scope="module")
@@ -42,43 +34,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model.write(tmp_path_factory.mktemp("forks") / "m.gguf")
 
 
-def in_child(work: Callable[[], object]) -> str:
-    """What became of `work` in a child that is forked right now."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return ended(child)
-
-
-def ended(child: int) -> str:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        gone, status = os.waitpid(child, os.WNOHANG)
-        if gone:
-            code = os.waitstatus_to_exitcode(status)
-            return {0: "right", 1: "wrong"}.get(code, f"died of {-code}")
-        time.sleep(0.001)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return "hung"
-
-
 def fork_often(n: int, work: Callable[[], object]) -> None:
     """Forks at moments that have nothing to do with what other threads are at."""
     moments = random.Random(1)
-    ends: Counter[str] = Counter()
+    ends: Counter[int] = Counter()
     for _ in range(n):
         time.sleep(moments.random() * 0.01)
-        ends[in_child(work)] += 1
-    assert ends == {"right": n}
+        ends[status_in_child(work)] += 1
+    assert ends == {0: n}
 
 
 @contextmanager
@@ -174,7 +137,7 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
                 assert outcome == "whole" and np.array_equal(logits, right)
                 while not forked:
                     time.sleep(0.001)
-                amid += ended(forked.pop()) == "right"
+                amid += status_of(forked.pop()) == 0
                 if amid == 3:
                     break
         finally:
@@ -258,10 +221,10 @@ def test_a_child_of_a_fork_amid_tokenizing(path: Path, monkeypatch: pytest.Monke
         slow = threading.Thread(target=model.tokenize, args=("hello, hello",))
         slow.start()
         assert inside.wait(SECONDS)
-        end = in_child(work)
+        end = status_in_child(work)
         leave.set()
         slow.join()
-        assert end == "right"
+        assert end == 0
 
 
 def test_a_child_of_a_fork_amid_a_step_in_a_budget(path: Path) -> None:
@@ -287,7 +250,7 @@ def test_a_child_of_a_fork_amid_a_step_in_a_budget(path: Path) -> None:
         thread = threading.Thread(target=run)
         thread.start()
         assert inside.wait(SECONDS)
-        end = in_child(work)
+        end = status_in_child(work)
         leave.set()
         thread.join()
-        assert end == "right"
+        assert end == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import in_child
 from command import HOME
 from filters import (
     ADD_X,
@@ -25,7 +26,6 @@ from filters import (
     RETURN,
     TO_X,
     argument,
-    in_child,
     restrict,
 )  # fmt: skip
 from machine import evict, needs_line, needs_locking, needs_read_ahead, read_ahead

@@ -8,8 +8,7 @@ import os
 import pickle
 import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from children import in_child
 from machine import needs_line
 from numpy.typing import NDArray
 
@@ -35,14 +35,7 @@ METHODS = [
     m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()
 ]
 SECONDS = 120  # for what should take two
-
-
-@pytest.fixture(autouse=True)
-def _forking_is_meant() -> Iterator[None]:
-    """Python warns of a fork while there are threads: these tests are about that."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+pytestmark = pytest.mark.usefixtures("forking_is_meant")
 
 
 def weights() -> NDArray[np.float32]:
@@ -344,13 +337,6 @@ def test_a_pool_of_processes_is_given_tensors(path: Path, method: str) -> None:
             whole = pool.map_async(product, [f["w"]] * 4).get(SECONDS)
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-3, atol=1e-3)
     assert all(np.array_equal(y, expected) for y in whole)
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Runs `work` in a forked child, which has SECONDS."""
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    joined([process])
 
 
 def test_a_forked_child_multiplies(path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from children import in_child
 from command import HOME
 from hostile import make_gguf as make
 from pages import PAGE, write_file
@@ -269,16 +270,11 @@ def test_many_python_threads(path: Path) -> None:
 
 
 def test_in_a_forked_child(file: TensorFile) -> None:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
+    def work() -> None:
+        with pytest.raises(FileError):
             file["t3"].dequantize()
-        except FileError:
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    in_child(work)
     assert (file["t0"].dequantize() == 1).all()  # the parent has missed nothing yet
 
 
