@@ -1,6 +1,7 @@
-"""Makes a GGUF file of a llama's shape with random weights:
+"""Makes a GGUF file of a llama's shape, or a Qwen 3's with experts, with random weights:
 
     python -m bench.make_model 8B Q4_0 out.gguf
+    python -m bench.make_model 30B-A3B Q4_0 out.gguf --n-layers 12
 
 What such a model writes is noise, but it takes the time, the memory and the reads of a real one of
 that shape and type: all matrices are of the type given, norms are float32, logits are finite. The
@@ -39,12 +40,27 @@ class Shape:
     n_vocab: int
     context: int = 8192
     rope_base: float = 500000.0
+    head_dim: int = 0  # 0: n_embd / n_heads
+    n_experts: int = 0
+    n_used: int = 0  # experts of each token
+    n_ff_expert: int = 0
+
+    @property
+    def architecture(self) -> str:
+        return "qwen3moe" if self.n_experts else "llama"
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.n_embd // self.n_heads
 
 
 SHAPES = {
     "1.1B": Shape(22, 2048, 5632, 32, 4, 32000),
     "8B": Shape(32, 4096, 14336, 32, 8, 128256),
     "30B": Shape(64, 5120, 27648, 40, 8, 152064),
+    "30B-A3B": Shape(
+        48, 2048, 6144, 32, 4, 151936, 32768, 1e6, 128, n_experts=128, n_used=8, n_ff_expert=768
+    ),
 }
 
 
@@ -80,7 +96,6 @@ def _merges(letters: str) -> Iterator[str]:
 
 
 def metadata(name: str, shape: Shape) -> dict[str, Any]:
-    head_dim = shape.n_embd // shape.n_heads
     fields = {
         "vocab_size": shape.n_vocab,
         "context_length": shape.context,
@@ -90,30 +105,51 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
         "attention.head_count": shape.n_heads,
         "attention.head_count_kv": shape.n_kv_heads,
         "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.dimension_count": head_dim,
+        "attention.key_length": shape.head_width,
+        "attention.value_length": shape.head_width,
+        "rope.dimension_count": shape.head_width,
         "rope.freq_base": shape.rope_base,
     }
+    if shape.n_experts:
+        fields |= {
+            "expert_count": shape.n_experts,
+            "expert_used_count": shape.n_used,
+            "expert_feed_forward_length": shape.n_ff_expert,
+        }
     return {
-        "general.architecture": "llama",
+        "general.architecture": shape.architecture,
         "general.name": f"random {name}",
-        **{f"llama.{key}": value for key, value in fields.items()},
+        **{f"{shape.architecture}.{key}": value for key, value in fields.items()},
         **vocabulary(shape.n_vocab),
     }
 
 
 def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]:
-    n_kv = shape.n_embd // shape.n_heads * shape.n_kv_heads
-    layer = {
+    n_q, n_kv = (shape.head_width * n for n in (shape.n_heads, shape.n_kv_heads))
+    layer: dict[str, tuple[str, tuple[int, ...]]] = {
         "attn_norm": ("F32", (shape.n_embd,)),
-        "attn_q": (type, (shape.n_embd, shape.n_embd)),
+        "attn_q": (type, (n_q, shape.n_embd)),
         "attn_k": (type, (n_kv, shape.n_embd)),
         "attn_v": (type, (n_kv, shape.n_embd)),
-        "attn_output": (type, (shape.n_embd, shape.n_embd)),
+        "attn_output": (type, (shape.n_embd, n_q)),
         "ffn_norm": ("F32", (shape.n_embd,)),
-        "ffn_gate": (type, (shape.n_ff, shape.n_embd)),
-        "ffn_up": (type, (shape.n_ff, shape.n_embd)),
-        "ffn_down": (type, (shape.n_embd, shape.n_ff)),
     }
+    if shape.n_experts:
+        wide = shape.n_experts, shape.n_ff_expert, shape.n_embd
+        layer |= {
+            "attn_q_norm": ("F32", (shape.head_width,)),
+            "attn_k_norm": ("F32", (shape.head_width,)),
+            "ffn_gate_inp": ("F32", (shape.n_experts, shape.n_embd)),
+            "ffn_gate_exps": (type, wide),
+            "ffn_up_exps": (type, wide),
+            "ffn_down_exps": (type, (shape.n_experts, shape.n_embd, shape.n_ff_expert)),
+        }
+    else:
+        layer |= {
+            "ffn_gate": (type, (shape.n_ff, shape.n_embd)),
+            "ffn_up": (type, (shape.n_ff, shape.n_embd)),
+            "ffn_down": (type, (shape.n_embd, shape.n_ff)),
+        }
     return [
         Entry("token_embd.weight", embedding, (shape.n_vocab, shape.n_embd)),
         *(
@@ -139,7 +175,7 @@ class Weights:
             yield memoryview(norm).cast("B")
             return
         n_bytes = TYPES[tensor.type].bytes
-        pool = self._pool(tensor.type, tensor.shape[1] ** -0.5)
+        pool = self._pool(tensor.type, tensor.shape[-1] ** -0.5)
         left = tensor.nbytes
         while left:
             start = int(self._random.integers(len(pool) // n_bytes)) * n_bytes
