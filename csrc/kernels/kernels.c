@@ -45,6 +45,7 @@ static void fill_tables(void) {
     table.rms_norm = mmrt_rms_norm_ref;
     table.add = mmrt_add_ref;
     table.glu = mmrt_glu_ref;
+    table.largest = mmrt_largest_ref;
     table.exponentials = mmrt_exponentials_ref;
     table.attend = mmrt_attend_ref;
     table.attend_merge = mmrt_attend_merge_ref;

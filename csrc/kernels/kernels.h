@@ -126,6 +126,9 @@ enum mmrt_activation {
 typedef void mmrt_glu_fn(enum mmrt_activation activation, const float *gate, const float *up,
                          float *out, size_t n);
 
+/* The largest of n > 0 elements; NaN if one of them is. */
+typedef float mmrt_largest_fn(const float *x, size_t n);
+
 /* out[i] = exp((x[i] - largest) * scale) for n elements that are at most `largest`; returns their
  * sum. -infinity gives 0. out may be x. */
 typedef float mmrt_exponentials_fn(const float *x, float largest, float scale, float *out,
@@ -192,6 +195,7 @@ struct mmrt_kernels {
     mmrt_rms_norm_fn *rms_norm;
     mmrt_add_fn *add;
     mmrt_glu_fn *glu;
+    mmrt_largest_fn *largest;
     mmrt_exponentials_fn *exponentials;
     mmrt_attend_fn *attend;
     mmrt_attend_merge_fn *attend_merge;

@@ -50,12 +50,11 @@ bool mmrt_candidates_collect(struct mmrt_candidates *c, const struct mmrt_row *r
     return true;
 }
 
-double mmrt_candidates_weigh(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                             float largest, float scale) {
+double mmrt_candidates_weigh(struct mmrt_candidates *c, const struct mmrt_row *row, float scale) {
     double sum = 0;
     for (size_t i = 0; i < c->n; i += MMRT_BLOCK_LOGITS) { /* sums of few floats are exact enough */
         const size_t left = c->n - i, n = left < MMRT_BLOCK_LOGITS ? left : MMRT_BLOCK_LOGITS;
-        sum += kernels->exponentials(c->logits + i, largest, scale, c->weights + i, n);
+        sum += row->kernels->exponentials(c->logits + i, row->largest, scale, c->weights + i, n);
     }
     return sum;
 }

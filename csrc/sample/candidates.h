@@ -2,7 +2,6 @@
 #ifndef MMRT_SAMPLE_CANDIDATES_H
 #define MMRT_SAMPLE_CANDIDATES_H
 
-#include "kernels/kernels.h"
 #include "sample/row.h"
 
 struct mmrt_candidates {
@@ -25,9 +24,8 @@ void mmrt_candidates_free(struct mmrt_candidates *c);
  * -infinity. False if there is no memory. */
 bool mmrt_candidates_collect(struct mmrt_candidates *c, const struct mmrt_row *row, float floor);
 
-/* weights[i] = exp((logits[i] - largest) * scale); returns their sum. */
-double mmrt_candidates_weigh(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                             float largest, float scale);
+/* weights[i] = exp((logits[i] - the row's largest) * scale); returns their sum. */
+double mmrt_candidates_weigh(struct mmrt_candidates *c, const struct mmrt_row *row, float scale);
 
 /* Keeps the fewest candidates whose weights add up to `mass` or more, taking the likeliest first
  * and, of equal ones, the lower token. With weights of 1 it keeps `mass` of them. */

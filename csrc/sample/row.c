@@ -3,26 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-/* The largest logit of a block, by lanes that the compiler makes vectors of. */
-static float block_maximum(const float *x, bool *nan) {
-    enum { LANES = 16 };
-    float most[LANES];
-    uint32_t odd[LANES] = {0};
-    memcpy(most, x, sizeof most);
-    for (size_t i = 0; i < MMRT_BLOCK_LOGITS; i += LANES)
-        for (size_t j = 0; j < LANES; j++) {
-            most[j] = x[i + j] > most[j] ? x[i + j] : most[j];
-            odd[j] |= x[i + j] != x[i + j];
-        }
-    uint32_t any = 0;
-    for (size_t j = 0; j < LANES; j++) {
-        any |= odd[j];
-        most[0] = most[j] > most[0] ? most[j] : most[0];
-    }
-    *nan |= any;
-    return most[0];
-}
-
 /* The first change of `token` or one above it. */
 static size_t first_change(const struct mmrt_row *row, int64_t token) {
     size_t first = 0, end = row->n_changed;
@@ -75,7 +55,8 @@ const float *mmrt_row_block(const struct mmrt_row *row, size_t block,
 
 static void scan_block(struct mmrt_row *row, size_t block, bool *nan) {
     float room[MMRT_BLOCK_LOGITS];
-    row->maxima[block] = block_maximum(mmrt_row_block(row, block, room), nan);
+    row->maxima[block] = row->kernels->largest(mmrt_row_block(row, block, room), MMRT_BLOCK_LOGITS);
+    *nan |= isnan(row->maxima[block]);
 }
 
 static void find_largest(struct mmrt_row *row) {

@@ -3,7 +3,7 @@
 #ifndef MMRT_SAMPLE_ROW_H
 #define MMRT_SAMPLE_ROW_H
 
-#include "mmrt.h"
+#include "kernels/kernels.h"
 
 enum { MMRT_BLOCK_LOGITS = 64 };
 
@@ -14,6 +14,7 @@ struct mmrt_changed {
 };
 
 struct mmrt_row {
+    const struct mmrt_kernels *kernels;
     const float *logits;
     size_t n;
     const uint32_t *mask; /* NULL: all tokens are allowed */

@@ -74,20 +74,19 @@ static bool penalise(struct workspace *space, const mmrt_draw *draw, struct mmrt
 }
 
 /* The weights of a block, exp((logit - largest) * scale); returns their sum. */
-static float block_weights(const struct mmrt_kernels *kernels, const struct mmrt_row *row,
-                           size_t block, float scale, float weights[MMRT_BLOCK_LOGITS]) {
+static float block_weights(const struct mmrt_row *row, size_t block, float scale,
+                           float weights[MMRT_BLOCK_LOGITS]) {
     float room[MMRT_BLOCK_LOGITS];
-    return kernels->exponentials(mmrt_row_block(row, block, room), row->largest, scale, weights,
-                                 MMRT_BLOCK_LOGITS);
+    return row->kernels->exponentials(mmrt_row_block(row, block, room), row->largest, scale,
+                                      weights, MMRT_BLOCK_LOGITS);
 }
 
 /* The sum of the weights of the whole row; those of the blocks are put into row->scratch. */
-static double row_weight(const struct mmrt_kernels *kernels, const struct mmrt_row *row,
-                         float scale) {
+static double row_weight(const struct mmrt_row *row, float scale) {
     double sum = 0;
     for (size_t block = 0; block < row->n_blocks; block++) {
         float weights[MMRT_BLOCK_LOGITS];
-        row->scratch[block] = block_weights(kernels, row, block, scale, weights);
+        row->scratch[block] = block_weights(row, block, scale, weights);
         sum += (double)row->scratch[block];
     }
     return sum;
@@ -95,14 +94,13 @@ static double row_weight(const struct mmrt_kernels *kernels, const struct mmrt_r
 
 /* The nucleus of the whole row (Holtzman et al. 2019, arXiv:1904.09751). A few blocks usually hold
  * all of it. */
-static bool nucleus(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                    const struct mmrt_row *row, double top_p) {
-    const double mass = top_p * row_weight(kernels, row, 1);
+static bool nucleus(struct mmrt_candidates *c, const struct mmrt_row *row, double top_p) {
+    const double mass = top_p * row_weight(row, 1);
     for (size_t blocks = 64;; blocks *= 8) {
         const float floor = mmrt_row_floor(row, blocks);
         if (!mmrt_candidates_collect(c, row, floor))
             return false;
-        if (mmrt_candidates_weigh(c, kernels, row->largest, 1) >= mass || floor == -INFINITY)
+        if (mmrt_candidates_weigh(c, row, 1) >= mass || floor == -INFINITY)
             break;
     }
     mmrt_candidates_keep(c, mass);
@@ -119,8 +117,8 @@ static bool top_k(struct mmrt_candidates *c, const struct mmrt_row *row, size_t 
 }
 
 /* Applies the filters in order. *all: whether there are none; every token is then a candidate. */
-static bool filter(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                   const struct mmrt_row *row, const mmrt_sampling *s, bool *all) {
+static bool filter(struct mmrt_candidates *c, const struct mmrt_row *row, const mmrt_sampling *s,
+                   bool *all) {
     *all = true;
     if (s->top_k && s->top_k < row->n) {
         if (!top_k(c, row, s->top_k))
@@ -129,10 +127,10 @@ static bool filter(struct mmrt_candidates *c, const struct mmrt_kernels *kernels
     }
     if (s->top_p < 1) {
         if (*all) {
-            if (!nucleus(c, kernels, row, s->top_p))
+            if (!nucleus(c, row, s->top_p))
                 return false;
         } else {
-            const double sum = mmrt_candidates_weigh(c, kernels, row->largest, 1);
+            const double sum = mmrt_candidates_weigh(c, row, 1);
             mmrt_candidates_keep(c, s->top_p * sum);
         }
         *all = false;
@@ -160,23 +158,22 @@ static size_t walk(const float *weights, size_t n, double before, double mark) {
     return i;
 }
 
-static int32_t draw_candidate(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                              const struct mmrt_row *row, float scale, double uniform) {
-    const double sum = mmrt_candidates_weigh(c, kernels, row->largest, scale);
+static int32_t draw_candidate(struct mmrt_candidates *c, const struct mmrt_row *row, float scale,
+                              double uniform) {
+    const double sum = mmrt_candidates_weigh(c, row, scale);
     const size_t i = walk(c->weights, c->n, 0, uniform * sum);
     return c->tokens[i < c->n ? i : c->n - 1]; /* past the end: the product was rounded up */
 }
 
-static int32_t draw_any(const struct mmrt_kernels *kernels, const struct mmrt_row *row, float scale,
-                        double uniform) {
-    const double mark = uniform * row_weight(kernels, row, scale);
+static int32_t draw_any(const struct mmrt_row *row, float scale, double uniform) {
+    const double mark = uniform * row_weight(row, scale);
     double before = 0;
     int32_t last = 0; /* the last token seen whose weight is above 0 */
     for (size_t block = 0; block < row->n_blocks; block++) {
         const double sum = (double)row->scratch[block];
         if (sum > 0 && before + sum >= mark) {
             float weights[MMRT_BLOCK_LOGITS];
-            block_weights(kernels, row, block, scale, weights);
+            block_weights(row, block, scale, weights);
             size_t i = walk(weights, MMRT_BLOCK_LOGITS, before, mark);
             if (i < MMRT_BLOCK_LOGITS)
                 return (int32_t)(block * MMRT_BLOCK_LOGITS + i);
@@ -209,12 +206,12 @@ static int by_rank(const void *a, const void *b) {
 }
 
 /* Log-probabilities by the model's own logits, without penalties, mask and temperature. */
-static mmrt_status tell_probabilities(struct mmrt_candidates *c, const struct mmrt_kernels *kernels,
-                                      struct mmrt_row *row, mmrt_draw *draw, mmrt_error *err) {
+static mmrt_status tell_probabilities(struct mmrt_candidates *c, struct mmrt_row *row,
+                                      mmrt_draw *draw, mmrt_error *err) {
     if (!mmrt_row_restore(row) || row->largest == INFINITY)
         return mmrt_fail(err, MMRT_ARGUMENT,
                          "logits: one that the mask forbids is NaN or infinite");
-    const double log_sum = log(row_weight(kernels, row, 1));
+    const double log_sum = log(row_weight(row, 1));
     draw->logprob = (float)((double)(draw->logits[draw->token] - row->largest) - log_sum);
     if (!draw->n_alternatives)
         return MMRT_OK;
@@ -254,20 +251,20 @@ static mmrt_status sample(struct workspace *space, const struct mmrt_kernels *ke
                           mmrt_draw *draw, size_t n, mmrt_error *err) {
     const mmrt_sampling *s = &draw->sampling;
     struct mmrt_candidates *c = &space->candidates;
-    struct mmrt_row row = {.logits = draw->logits, .n = n, .mask = draw->mask};
+    struct mmrt_row row = {.kernels = kernels, .logits = draw->logits, .n = n, .mask = draw->mask};
     mmrt_status status = make_row(space, draw, &row, err);
     if (status)
         return status;
     bool all = true;
     if (s->temperature == 0)
         draw->token = likeliest(&row);
-    else if (!filter(c, kernels, &row, s, &all))
+    else if (!filter(c, &row, s, &all))
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for candidates");
     else if (all)
-        draw->token = draw_any(kernels, &row, scale_of(s), draw->uniform);
+        draw->token = draw_any(&row, scale_of(s), draw->uniform);
     else
-        draw->token = draw_candidate(c, kernels, &row, scale_of(s), draw->uniform);
-    return draw->wants_logprob ? tell_probabilities(c, kernels, &row, draw, err) : MMRT_OK;
+        draw->token = draw_candidate(c, &row, scale_of(s), draw->uniform);
+    return draw->wants_logprob ? tell_probabilities(c, &row, draw, err) : MMRT_OK;
 }
 
 static mmrt_status make_workspace(struct workspace *space, size_t vocabulary, mmrt_error *err) {
@@ -290,7 +287,8 @@ static mmrt_status tell_distribution(struct workspace *space, const struct mmrt_
                                      const mmrt_draw *draw, size_t vocabulary, int32_t *tokens,
                                      float *probabilities, size_t *n, mmrt_error *err) {
     struct mmrt_candidates *c = &space->candidates;
-    struct mmrt_row row = {.logits = draw->logits, .n = vocabulary, .mask = draw->mask};
+    struct mmrt_row row = {
+        .kernels = kernels, .logits = draw->logits, .n = vocabulary, .mask = draw->mask};
     mmrt_status status = make_row(space, draw, &row, err);
     if (status)
         return status;
@@ -301,10 +299,10 @@ static mmrt_status tell_distribution(struct workspace *space, const struct mmrt_
         return MMRT_OK;
     }
     bool all;
-    if (!filter(c, kernels, &row, &draw->sampling, &all) ||
+    if (!filter(c, &row, &draw->sampling, &all) ||
         (all && !mmrt_candidates_collect(c, &row, -INFINITY)))
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for candidates");
-    const double sum = mmrt_candidates_weigh(c, kernels, row.largest, scale_of(&draw->sampling));
+    const double sum = mmrt_candidates_weigh(c, &row, scale_of(&draw->sampling));
     *n = c->n;
     memcpy(tokens, c->tokens, c->n * sizeof *tokens);
     for (size_t i = 0; i < c->n; i++)

@@ -210,6 +210,27 @@ static void test_glu(struct kernel *kernel) {
     }
 }
 
+static void test_largest(struct kernel *kernel) {
+    struct guarded room = guarded_pages(MAX_LENGTH * sizeof(float));
+    for (size_t l = 0; l < LENGTHS; l++)
+        for (int kind = 0; kind < 6; kind++) {
+            const size_t n = lengths[l];
+            float *x = floats_in(room, n);
+            for (size_t i = 0; i < n; i++)
+                x[i] = kind == 1 && random_below(2) ? -INFINITY : ldexpf(random_unit() - 1, 126);
+            if (kind >= 2)
+                x[random_below(n)] = kind == 2 ? INFINITY : ldexpf(random_unit(), 30 * (kind - 3));
+            kernel->cases++;
+            const float expected = ref->largest(x, n);
+            CHECK(kernel->with.largest(x, n) == expected);
+            for (size_t i = 0; i < n; i++)
+                CHECK(expected >= x[i]);
+            x[random_below(n)] = NAN; /* beside infinities of both signs */
+            CHECK(isnan(kernel->with.largest(x, n)) && isnan(ref->largest(x, n)));
+        }
+    guarded_free(room);
+}
+
 /* The difference and the products have 3 roundings, of which exp makes as many times
  * as its argument says. The sum is of positive numbers. */
 static void test_exponentials(struct kernel *kernel) {
@@ -270,6 +291,7 @@ static struct kernel kernels[] = {
     MMRT_VECTOR_KERNEL(REF, ref, rms_norm)
     MMRT_VECTOR_KERNEL(REF, ref, add)
     MMRT_VECTOR_KERNEL(REF, ref, glu)
+    MMRT_VECTOR_KERNEL(REF, ref, largest)
     MMRT_VECTOR_KERNEL(REF, ref, exponentials)
     MMRT_VECTOR_KERNEL(REF, ref, attend)
     MMRT_VECTOR_KERNEL(REF, ref, attend_merge)

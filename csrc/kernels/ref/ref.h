@@ -15,6 +15,7 @@ mmrt_quantize_fn mmrt_quantize_ref;
 mmrt_rms_norm_fn mmrt_rms_norm_ref;
 mmrt_add_fn mmrt_add_ref;
 mmrt_glu_fn mmrt_glu_ref;
+mmrt_largest_fn mmrt_largest_ref;
 mmrt_exponentials_fn mmrt_exponentials_ref;
 mmrt_attend_fn mmrt_attend_ref;
 mmrt_attend_merge_fn mmrt_attend_merge_ref;

@@ -63,6 +63,14 @@ void mmrt_glu_ref(enum mmrt_activation activation, const float *gate, const floa
         out[i] = (float)(activate(activation, gate[i]) * up[i]);
 }
 
+float mmrt_largest_ref(const float *x, size_t n) {
+    float largest = x[0];
+    for (size_t i = 1; i < n; i++)
+        if (isnan(x[i]) || x[i] > largest) /* nothing is above NaN */
+            largest = x[i];
+    return largest;
+}
+
 float mmrt_exponentials_ref(const float *x, float largest, float scale, float *out, size_t n) {
     double sum = 0;
     for (size_t i = 0; i < n; i++) {
