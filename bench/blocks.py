@@ -83,7 +83,8 @@ def _ue4m3(values: NDArray[np.float64]) -> Blocks:
     """The nearest numbers of three mantissa bits, not below the smallest."""
     exponents = np.maximum(np.floor(np.log2(values)), -6)
     mantissas = np.rint(values / 2.0 ** (exponents - 3)) - 8  # may carry into the exponent
-    return np.clip((exponents + 7) * 8 + mantissas, 1, 0x7E).astype(np.uint8)
+    found: Blocks = np.clip((exponents + 7) * 8 + mantissas, 1, 0x7E).astype(np.uint8)
+    return found
 
 
 def random_blocks(random: np.random.Generator, type: str, n: int, spread: float) -> Blocks:

@@ -155,7 +155,9 @@ def measure(
     for name, samples in found.items():
         ratios = [theirs / own.seconds for theirs, own in zip(peer, samples, strict=False)]
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
-        rows.append(Row(name, *medians, statistics.median(ratios), samples))
+        seconds, n_bytes, faults, next_ms = medians
+        ratio = statistics.median(ratios)
+        rows.append(Row(name, seconds, n_bytes, faults, next_ms, ratio, samples))
     return rows, disk
 
 

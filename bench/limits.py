@@ -69,7 +69,7 @@ class Run:
     def bound(self, compute: float) -> float:
         """Tokens a second that arithmetic permits with what this run kept."""
         missing = self.found["weights"] - self.found["kept"]
-        return 1 / max(missing / self.disk, compute)
+        return 1 / max(float(missing / self.disk), compute)
 
 
 class Disk:

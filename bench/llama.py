@@ -105,6 +105,6 @@ def ik_llama_cpp(path: str, threads: int, repack: bool) -> Llama:
     return Llama(api, ik_llama_cpp.__version__, model, threads)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)  # type: ignore[untyped-decorator]
 def _silent(level: int, text: bytes, data: object) -> None:
     pass

@@ -172,7 +172,7 @@ class Weights:
     def __call__(self, tensor: Entry) -> Iterator[memoryview]:
         if len(tensor.shape) == 1:
             norm = 1 + 0.1 * self._random.standard_normal(tensor.shape, np.float32)
-            yield memoryview(norm).cast("B")
+            yield memoryview(norm.data).cast("B")
             return
         n_bytes = TYPES[tensor.type].bytes
         pool = self._pool(tensor.type, tensor.shape[-1] ** -0.5)

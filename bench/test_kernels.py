@@ -8,7 +8,7 @@ before its kernel.
 """
 
 import statistics
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,7 +39,9 @@ def test_decode(benchmark: BenchmarkFixture, pages: Any, type: str, columns: int
     blocks, shape = weights(type, 256 << 20)
     x, pool = np.sin(np.arange(COLS * columns, dtype=np.float32)).reshape(COLS, columns), Pool()
     limits = [roof("read", pages, pool) for _ in range(3)]
-    benchmark.pedantic(matmul, (type, blocks, shape, x, pool), rounds=ROUNDS, warmup_rounds=1)
+    cast(Any, benchmark).pedantic(
+        matmul, (type, blocks, shape, x, pool), rounds=ROUNDS, warmup_rounds=1
+    )
     note(benchmark, blocks.nbytes / median(benchmark), "GB/s", statistics.median(limits))
 
 
@@ -48,12 +50,15 @@ def test_prefill(benchmark: BenchmarkFixture, type: str) -> None:
     blocks, shape = weights(type, 1024 * COLS * TYPES[type].bytes // TYPES[type].elements)
     x, pool = np.ones((COLS, COLUMNS), np.float32), Pool()
     limit = roof("float32" if type in FLOATS else "int8", None, pool)
-    benchmark.pedantic(matmul, (type, blocks, shape, x, pool), rounds=ROUNDS, warmup_rounds=1)
+    cast(Any, benchmark).pedantic(
+        matmul, (type, blocks, shape, x, pool), rounds=ROUNDS, warmup_rounds=1
+    )
     products = shape[0] * shape[1] * COLUMNS
     note(benchmark, products / median(benchmark), "billion multiply-adds/s", limit)
 
 
 def median(benchmark: BenchmarkFixture) -> float:
+    assert benchmark.stats
     return float(benchmark.stats.stats.median)
 
 

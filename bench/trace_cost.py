@@ -59,7 +59,7 @@ class _Decoder:
 
         model = self._model
         with ExitStack() as stack:
-            steps = {OFF: model.program.run}
+            steps: dict[str, Callable[..., None]] = {OFF: model.program.run}
             for way in WATCHED:
                 recording = trace.recording(model, operations=way == "operations")
                 steps[way] = stack.enter_context(recording).step

@@ -9,7 +9,7 @@ Checked against llama.cpp: given the same weights widened to float32, and a floa
 logits are at a mean KL divergence of 1e-10 (SmolLM2, llama) and 5e-7 (Gemma 3 270M).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def stretched(rope: Rope, model: Model) -> Rope:
     # The pairs, counted from the fastest, at which a ramp of interpolation begins and ends.
     fast = np.count_nonzero(turns > model.get("rope.scaling.yarn_beta_fast", 32.0)) - 1
     slow = np.count_nonzero(turns > model.get("rope.scaling.yarn_beta_slow", 1.0))
-    first, last = max(fast, 0), min(slow, rope.dims - 1)
+    first, last = max(int(fast), 0), min(int(slow), rope.dims - 1)
     ramp = np.clip((np.arange(rope.dims // 2) - first) / max(last - first, 0.001), 0, 1)
     magnitude *= 1 + 0.1 * np.log(factor)
     magnitude /= 1 + 0.1 * model.get("rope.scaling.yarn_log_multiplier", 0.0) * np.log(factor)
@@ -247,12 +247,13 @@ def experts(weight: "Layer", x: Array) -> Array:
     count, used = model.get("expert_count"), model.get("expert_used_count")
     logits = weight.product(x, "ffn_gate_inp")
     gating = model.get("expert_gating_func", 1)
-    scores = {
+    gates: dict[int, Callable[[Any], Any]] = {
         1: softmax,
         2: lambda x: 1 / (1 + np.exp(-x)),
         3: lambda x: x,
         4: lambda x: np.sqrt(np.log1p(np.exp(x))),
-    }[gating](logits)
+    }
+    scores = gates[gating](logits)
     chosen_by = scores.copy()
     if f"{weight.prefix}exp_probs_b.bias" in model.tensors:
         chosen_by += model.tensor(f"{weight.prefix}exp_probs_b.bias")

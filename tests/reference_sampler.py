@@ -21,7 +21,8 @@ ROUNDING = 1e-5
 
 def log_softmax(logits: Row) -> Odds:
     shifted: Odds = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    found: Odds = shifted - np.log(np.exp(shifted).sum())
+    return found
 
 
 def penalised(sampling: Sampling, logits: Row, recent: Sequence[int]) -> Row:

@@ -385,7 +385,7 @@ def test_scales_of_quantised_matrices(type: str, isa: str, tmp_path: Path) -> No
     shape = {"n_embd": 256, "n_ff": 256, "head_dim": 64}
     model = tiny_models.llama(type=type, separate_output=True, **shape)
     for name, _ in matrices_of(model):
-        model.tensors[f"{name}.scale"] = tiny_models.blocks_of("F32", np.float32([0.7]))
+        model.tensors[f"{name}.scale"] = tiny_models.blocks_of("F32", np.array([0.7], np.float32))
     assert_equal_but_for_flips(model.write(tmp_path / "model.gguf"))
 
 

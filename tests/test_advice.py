@@ -84,7 +84,7 @@ def test_random_faults_read_one_page_and_others_more(cold: Mapping, path: Path) 
     for word in ("normal", "sequential"):
         cold.advise("evict")
         evict(path)
-        cold.advise(word)  # type: ignore[arg-type]
+        cold.advise(word)
         with memoryview(cold) as view:
             assert view[30 * PAGE] == 30
         assert cold.residency().resident > 1
@@ -250,7 +250,7 @@ def test_random_reads_by_descriptor_read_one_page(cold: Mapping, path: Path) -> 
     needs_read_ahead(path, 4 * PAGE)
     for word in ("normal", "sequential", "noreuse"):
         cold.advise_file("dontneed")
-        cold.advise_file(word)  # type: ignore[arg-type]
+        cold.advise_file(word)
         assert os.pread(cold.fileno(), PAGE, 0) == bytes(PAGE)
         assert cold.residency().resident > 1
         cold.advise_file("normal")

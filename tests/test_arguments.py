@@ -37,7 +37,8 @@ def model(path: Path) -> Iterator[mmrt.Model]:
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int16, np.array])
 def test_counts_of_numpy(path: Path, kind: Callable[[int], Any]) -> None:
-    with mmrt.Model(path, threads=kind(1), context=kind(60), memory=np.int64(1 << 30)) as model:
+    memory: Any = np.int64(1 << 30)
+    with mmrt.Model(path, threads=kind(1), context=kind(60), memory=memory) as model:
         assert (model.threads, model.context) == (1, 60)
         options = {"max_tokens": kind(3), "top_k": kind(2), "repeat_last_n": kind(5)}
         text = model.generate([kind(5)] if kind is not np.array else [5], seed=kind(1), **options)
@@ -53,7 +54,7 @@ def test_counts_of_numpy(path: Path, kind: Callable[[int], Any]) -> None:
 def test_numbers_of_numpy(model: mmrt.Model, kind: Callable[[float], Any]) -> None:
     options = {"temperature": kind(0.5), "top_p": kind(0.75), "min_p": kind(0.125)}
     options["repeat_penalty"] = kind(1.25)
-    plain = {name: float(value) for name, value in options.items()}
+    plain: dict[str, Any] = {name: float(value) for name, value in options.items()}
     given = model.generate("abc", max_tokens=9, seed=1, **options)
     assert given == model.generate("abc", max_tokens=9, seed=1, **plain)
 
@@ -114,7 +115,8 @@ def test_the_furthest_penalties_are_exact(penalty: float) -> None:
 
 
 def test_unknown_options_are_named(model: mmrt.Model) -> None:
-    for call in (model.generate, model.stream, lambda p, **o: model.chat(HELLO, **o)):
+    calls: list[Any] = [model.generate, model.stream, lambda p, **o: model.chat(HELLO, **o)]
+    for call in calls:
         with pytest.raises(ArgumentError, match=r"'max_token'; did you mean 'max_tokens'"):
             call("abc", max_token=3)
         with pytest.raises(TypeError):

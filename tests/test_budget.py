@@ -259,7 +259,7 @@ def test_steps_of_several_threads_share_the_room(path: Path, small: Small) -> No
             with budget.step(share, [Part(Cache(share.program.store), np.zeros(256, np.int32))]):
                 entered.set()
 
-        pages = shares[0].pages(256, 0)
+        pages = Cache(first.program.store).growth(256)
         takes = pages + first.program.step_bytes(256) - shares[0].scratch(limited=True)
         before = budget.room(0).n_bytes
         other = threading.Thread(target=step, args=(shares[1],))

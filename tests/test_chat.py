@@ -147,7 +147,7 @@ def test_pictures_are_for_templates_that_take_them() -> None:
 
 def test_calls_of_tools() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, None]}}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         *HELLO,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "assistant", "tool_calls": [call]},

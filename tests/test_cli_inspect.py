@@ -51,7 +51,7 @@ def test_inspect_prints_one_value_whole(smollm2_path: Path) -> None:
 
 def test_inspect_shows_files_of_other_formats(tmp_path: Path) -> None:
     save = pytest.importorskip("safetensors.numpy").save_file
-    values = {"w": np.ones((3, 4), np.float16), "empty": np.zeros((0, 2), np.uint8)}
+    values: dict[str, Any] = {"w": np.ones((3, 4), np.float16), "empty": np.zeros((0, 2), np.uint8)}
     save(values, tmp_path / "m.safetensors", metadata={"format": "np"})
     index = {"metadata": {"total_size": 24}, "weight_map": dict.fromkeys(values, "m.safetensors")}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))

@@ -77,14 +77,14 @@ def test_a_text_that_ends_at_once_says_so(smollm2_path: Path) -> None:
 
 
 def test_answers_are_drawn_unless_told_otherwise(smollm2_path: Path) -> None:
-    answer = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+    answer: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
     with mmrt.Model(smollm2_path) as model:
         expected = model.generate(STORY, max_tokens=12, seed=3, **answer) + "\n"
     assert call("run", smollm2_path, STORY, "--raw", "-n", 12, "-s", 3).out == expected
 
 
 def test_penalties_of_presence_and_frequency(smollm2_path: Path) -> None:
-    penalties = {"presence_penalty": 1.5, "frequency_penalty": 0.5}
+    penalties: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": 0.5}
     with mmrt.Model(smollm2_path) as model:
         expected = model.generate(STORY, max_tokens=30, **penalties)
         assert expected != model.generate(STORY, max_tokens=30)

@@ -136,8 +136,8 @@ def test_long_texts(name: str, threads: int, isa: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_more_query_heads_than_a_tile_has_rows(isa: str, tmp_path: Path) -> None:
-    model = tiny_models.llama(n_heads=66, n_kv_heads=1, head_dim=16, n_embd=32)
-    path = model.write(tmp_path / "heads.gguf")
+    heads = tiny_models.llama(n_heads=66, n_kv_heads=1, head_dim=16, n_embd=32)
+    path = heads.write(tmp_path / "heads.gguf")
     for threads in (1, 4):
         with mmrt.Model(path, exact=True, threads=threads) as model:
             ids = IDS[:290]

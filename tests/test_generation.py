@@ -289,7 +289,7 @@ def test_sampling_settings_are_refused_at_once(random: mmrt.Model) -> None:
     with pytest.raises(ArgumentError, match="temperature"):
         random.stream(PROMPT, temperature=-1)
     with pytest.raises(ArgumentError, match="'temprature'; did you mean 'temperature'"):
-        random.generate(PROMPT, temprature=1)
+        random.generate(PROMPT, temprature=1)  # type: ignore[call-arg]
 
 
 # ---- prompts ----

@@ -14,7 +14,7 @@ import tiny_models
 from command import HOME
 
 from mmrt import hub
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, UnsupportedError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ONE, SEVERAL = "someone/one", "someone/several"
@@ -164,7 +164,7 @@ def test_what_is_not_there_is_one_line(
 
 def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(hub.UnsupportedError, match="pip install huggingface-hub"):
+    with pytest.raises(UnsupportedError, match="pip install huggingface-hub"):
         hub.path(ONE)
 
 

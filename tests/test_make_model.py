@@ -62,7 +62,14 @@ def test_the_same_seed_makes_the_same_file(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.make_model", "1.1B", "Q8_0", tmp_path / "model.gguf"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.make_model",
+        "1.1B",
+        "Q8_0",
+        str(tmp_path / "model.gguf"),
+    ]
     command += ["--n-layers", "1", "--n-embd", "64", "--n-ff", "64", "--n-heads", "2"]
     command += ["--n-kv-heads", "1", "--n-vocab", "300"]
     path = {"PYTHONPATH": f"{Path(mmrt.__file__).parents[1]}:{ROOT}"}

@@ -427,7 +427,7 @@ def test_memory_of_all_kinds() -> None:
         {"flags": "private|noreserve|populate"},
         {"protection": "r"},
     ):
-        with Mapping(None, 3 * PAGE + 1, **arguments) as mapping:  # type: ignore[arg-type]
+        with Mapping(None, 3 * PAGE + 1, **arguments) as mapping:
             assert bytes(mapping) == bytes(3 * PAGE + 1)
     with pytest.raises(ArgumentError, match="needs a length, and no offset"):
         Mapping()
@@ -536,7 +536,8 @@ def test_a_file_system_without_shared_mappings(file: Path) -> None:
             (LOAD, 0, 0, argument(4)), (EQUAL, 1, 0, no_file),
             (RETURN, 0, 0, REFUSE | errno.ENODEV), (RETURN, 0, 0, ALLOW),
         ])  # fmt: skip
-        for asked in ({"flags": "shared"}, {"protection": "rw"}):
+        ways: list[dict[str, Any]] = [{"flags": "shared"}, {"protection": "rw"}]
+        for asked in ways:
             with pytest.raises(FileError, match="maps no files like this"):
                 Mapping(file, **asked)
         with Mapping(file) as mapping:

@@ -243,7 +243,7 @@ def test_rows_of_queries_are_not_taken_for_keys(tmp_path: Path) -> None:
 
 
 def blocks_of(values: list[float]) -> Blocks:
-    return tiny_models.blocks_of("F32", np.float32(values))
+    return tiny_models.blocks_of("F32", np.array(values, np.float32))
 
 
 def ones(*shape: int) -> Blocks:
@@ -312,7 +312,9 @@ def test_norms_are_f32(model: TinyModel, type: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("divisors", [[0.0] * 8, [-1.0] * 8, [math.nan] * 8, [math.inf] * 8])
 def test_divisors_of_rotations_are_positive(divisors: list[float], tmp_path: Path) -> None:
     model = tiny_models.llama()
-    model.tensors["rope_freqs.weight"] = tiny_models.blocks_of("F32", np.float32(divisors))
+    model.tensors["rope_freqs.weight"] = tiny_models.blocks_of(
+        "F32", np.array(divisors, np.float32)
+    )
     assert_refused(model.write(tmp_path / "rope.gguf"), FormatError, "tensor rope_freqs.weight")
     for shape in ((7,), (9,), (2, 4)):
         model.tensors["rope_freqs.weight"] = ones(*shape)
@@ -365,7 +367,9 @@ def spoil(blocks: Blocks, value: float, random: np.random.Generator) -> Blocks:
         elements = tiny_models.elements_of(blocks.type)
         each = data.reshape(tiny_models.dequantize(blocks).size // elements, -1)
         at = HALVES[blocks.type].scale if blocks.type in HALVES else 0
-        each[random.integers(EARLY // elements), at : at + 2] = np.float16([value]).view(np.uint8)
+        each[random.integers(EARLY // elements), at : at + 2] = np.array([value], np.float16).view(
+            np.uint8
+        )
     return blocks._replace(data=data)
 
 

@@ -197,7 +197,7 @@ def test_a_file_cut_short_is_refused_at_every_byte(tmp_path: Path) -> None:
 def test_an_archive_reads_as_numpy_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "weights.npz"
     random = np.random.default_rng(1)
-    values = {
+    values: dict[str, Any] = {
         "w": random.standard_normal((5, 7), np.float32),
         "layer/b": np.arange(4, dtype=np.int16),
         "naïve": np.float64(3).reshape(()),
@@ -242,7 +242,7 @@ def test_archives_of_other_writers(tmp_path: Path) -> None:
             return len(data)
 
     pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w") as archive:  # type: ignore[type-var]
+    with zipfile.ZipFile(pipe, "w") as archive:
         archive.writestr("a.npy", ONES)
     with formats.open(write(tmp_path, pipe.data, "piped.npz")) as f:
         assert np.asarray(f["a"]).tolist() == [1, 1, 1]

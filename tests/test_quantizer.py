@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import command
 import numpy as np
@@ -19,6 +19,7 @@ from hostile import make_gguf as make
 from numpy.typing import NDArray
 
 import mmrt
+from mmrt.core.gguf import Metadata
 from mmrt.core.kernels import Pool
 from mmrt.core.quant import TYPES
 from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
@@ -120,7 +121,7 @@ def test_any_source_and_any_threads_give_the_same_bytes(type: str, tmp_path: Pat
     eighths = tiny_models.blocks_of("Q8_0", halves.astype(np.float32))
     exact = tiny_models.dequantize(eighths)
     brains = (exact.view(np.uint32) >> 16 << 16).view(np.float32)
-    sources = {"F32": exact, "F16": exact.astype(np.float16)}
+    sources: dict[str, NDArray[Any]] = {"F32": exact, "F16": exact.astype(np.float16)}
     assert np.array_equal(sources["F16"].astype(np.float32), exact)
     entries = [Entry(name, name, (33, 512)) for name in (*sources, "Q8_0", "BF16")]
     with write_gguf(tmp_path / "file.gguf", {}, [*entries, Entry("B", "F32", (33, 512))]) as writer:
@@ -275,7 +276,7 @@ def test_a_model_quantised(type: str, source: Path, tmp_path: Path) -> None:
         assert (result.size_before, result.size_after) == (old.nbytes, new.nbytes)
         assert calls == sorted(calls) and calls[-1] == (old.nbytes, old.nbytes)
         for key in old.metadata:
-            assert new.metadata.raw(key) == old.metadata.raw(key)
+            assert cast(Metadata, new.metadata).raw(key) == cast(Metadata, old.metadata).raw(key)
         assert set(new.metadata) - set(old.metadata) == {
             *("general.quantization_version", "general.file_type")
         }
@@ -387,7 +388,7 @@ def test_memory_does_not_grow_with_the_matrices(zeros: Path, tmp_path: Path) -> 
     def resident() -> int:
         """With pages of the mapped file, which are twice 128 MiB in all."""
         status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+        return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 
     start, peak = resident(), 0
 

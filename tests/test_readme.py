@@ -28,9 +28,9 @@ KNOBS = {knob: call for knobs, call, _ in ROWS[2:] for knob in re.findall(r"`([^
 LINKS = [link for *_, tests in ROWS[2:] for link in re.findall(r"\[([^]]+)\]\(([^)]+)\)", tests)]
 
 WORDS = {
-    'flags="{}"': mapping._FLAGS,
-    'advise("{}")': mapping._ADVICE,
-    'advise_file("{}")': mapping._FILE_ADVICE,
+    'flags="{}"': vars(mapping)["_FLAGS"],
+    'advise("{}")': vars(mapping)["_ADVICE"],
+    'advise_file("{}")': vars(mapping)["_FILE_ADVICE"],
     'policy="{}"': POLICIES,
     'reader="{}"': READERS,
     'set_policy("{}")': numa.MODES,

@@ -235,7 +235,7 @@ def counted_by_vmtouch(path: Path) -> tuple[int, int]:
 
 
 def counted_by_fincore(path: Path) -> int:
-    command = ["fincore", "--bytes", "--noheadings", "--raw", "--output", "PAGES", path]
+    command = ["fincore", "--bytes", "--noheadings", "--raw", "--output", "PAGES", str(path)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -107,7 +107,7 @@ def test_numpy_sees_what_safe_open_gives(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     random = np.random.default_rng(2)
-    arrays = {
+    arrays: dict[str, Any] = {
         "weight": random.standard_normal((64, 48), np.float32),
         "half": random.standard_normal((5, 48)).astype(np.float16),
         "odd": np.arange(3, dtype=np.uint8),
@@ -290,7 +290,8 @@ def test_a_set_opens_by_its_index(tmp_path: Path) -> None:
 def test_shards_may_be_links(tmp_path: Path) -> None:
     """As in the cache of huggingface_hub, where all names lead to files named by their hashes."""
     blobs, names = tmp_path / "blobs", tmp_path / "snapshot"
-    blobs.mkdir(), names.mkdir()
+    blobs.mkdir()
+    names.mkdir()
     index = write_set(blobs)
     for i, target in enumerate(sorted(blobs.iterdir())):
         target.rename(blobs / str(i))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from reference_sampler import log_softmax
 from test_draw import random_logits, words
 
@@ -62,11 +63,12 @@ def test_settings_out_of_range(settings: dict[str, Any]) -> None:
 
 
 def test_settings_are_plain_numbers_and_stay() -> None:
-    given = Sampling(np.float32(0.5), np.int64(3), top_p=1, presence_penalty=np.float16(-2))
+    make: Any = Sampling
+    given = make(np.float32(0.5), np.int64(3), top_p=1, presence_penalty=np.float16(-2))
     assert given == Sampling(0.5, 3, presence_penalty=-2.0)
     assert repr(given) == repr(Sampling(0.5, 3, presence_penalty=-2.0))
     with pytest.raises(FrozenInstanceError):
-        given.top_k = 4  # type: ignore[misc]
+        given.top_k = 4
     assert Sampler(0.5, top_k=3, presence_penalty=-2).sampling == given
 
 
@@ -127,7 +129,7 @@ def test_penalties_by_hand(settings: dict[str, Any], expected: list[float]) -> N
 @pytest.mark.parametrize(("repeat_last_n", "expected"), [(0, 0), (1, 0), (2, 1), (64, 1), (-1, 1)])
 @pytest.mark.parametrize("penalty", [{"repeat_penalty": 2.0}, {"presence_penalty": 2.0}], ids=str)
 def test_the_window_of_penalties(
-    repeat_last_n: int, expected: int, penalty: dict[str, float]
+    repeat_last_n: int, expected: int, penalty: dict[str, Any]
 ) -> None:
     logits = np.array([4, 3, 0], dtype=np.float32)
     sampler = Sampler(**penalty, repeat_last_n=repeat_last_n)
@@ -167,7 +169,7 @@ def test_a_seed_fixes_the_draws() -> None:
 
 
 def test_texts_together_have_the_draws_of_each_alone() -> None:
-    settings = [
+    settings: list[dict[str, Any]] = [
         {"temperature": 1.0, "seed": 1},
         {"temperature": 0.7, "top_k": 30, "seed": 2},
         {},
@@ -223,7 +225,7 @@ def test_logits_are_left_unchanged() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_logits_of_other_floats(dtype: type) -> None:
-    logits = np.array([0, 3, 1, -np.inf]).astype(dtype)[::-1]
+    logits: NDArray[Any] = np.array([0, 3, 1, -np.inf]).astype(dtype)[::-1]
     assert Sampler()(logits) == 2
     assert Sampler(1.0).distribution(logits)[0].tolist() == [1, 2, 3]
 

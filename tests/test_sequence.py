@@ -41,9 +41,9 @@ def test_an_empty_sequence(model: mmrt.Model) -> None:
 def test_logits_of_the_last_token_or_of_all(model: mmrt.Model) -> None:
     with model.sequence() as sequence:
         last = sequence.extend(IDS[:3])
-        assert (last.shape, last.dtype) == ((300,), np.float32)
+        assert last.shape == (300,) and last.dtype == np.float32
         every = sequence.extend(IDS[3:500], outputs="all")
-        assert (every.shape, every.dtype) == ((497, 300), np.float32)
+        assert every.shape == (497, 300) and every.dtype == np.float32
         assert np.array_equal(every, model.logits(IDS[:500])[3:])
         assert len(np.unique(every, axis=0)) == 497
 
@@ -450,7 +450,7 @@ def test_one_of_many_threads_gets_it(model: mmrt.Model) -> None:
 
 
 def test_a_stream_is_not_read_from_within(model: mmrt.Model) -> None:
-    refused = []
+    refused: list[int] = []
 
     def look(done: int, total: int) -> None:
         for call in (lambda: next(stream), stream.close):

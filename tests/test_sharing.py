@@ -8,7 +8,7 @@ import os
 import pickle
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
-CHANGES = {
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "replaced": (replace, "has been replaced since it was"),
     "deleted": (Path.unlink, "cannot be opened again: it has been deleted"),
     "grown": (grow, "has changed since it was"),
@@ -241,7 +241,7 @@ def measure(given: Any, barrier: Any, out: Any) -> None:
         raise
 
 
-def joined(processes: list[BaseProcess]) -> None:
+def joined(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.join(SECONDS)
         if process.is_alive():

@@ -20,7 +20,7 @@ from pages import smaps, without_privilege
 
 import mmrt
 from mmrt import counters
-from mmrt.core.streaming import READERS
+from mmrt.core.streaming import READERS, Streaming
 from mmrt.errors import FileError, OutOfMemoryError, UnsupportedError
 from mmrt.memory import system
 from mmrt.memory.budget import Budget
@@ -212,15 +212,20 @@ def test_a_limit_lowered_while_running(path: Path) -> None:
 # ---- locks ----
 
 
+def streaming(model: mmrt.Model) -> Streaming:
+    found = model.streaming
+    assert found is not None
+    return found
+
+
 def settle(model: mmrt.Model) -> int:
     """Runs until kept weights are loaded; the bytes of them that are locked."""
     deadline = time.monotonic() + 20
     while True:
         model.generate(IDS, max_tokens=1)
-        streaming = model.streaming
-        assert streaming is not None
-        if streaming.loaded >= streaming.kept or time.monotonic() > deadline:
-            return streaming.locked
+        now = streaming(model)
+        if now.loaded >= now.kept or time.monotonic() > deadline:
+            return now.locked
 
 
 def test_kept_weights_are_locked_where_that_is_wanted(
@@ -230,19 +235,19 @@ def test_kept_weights_are_locked_where_that_is_wanted(
     with mmrt.Model(path) as model:
         expected = model.generate(IDS, max_tokens=4)
     with open_small(path, policy="locked") as model:
-        assert settle(model) == model.streaming.kept > 4 * MIB
+        assert settle(model) == streaming(model).kept > 4 * MIB
         in_file = sum(tensor.mapping.size for tensor in model.program.weights[:1])
         address = model.program.weights[0].mapping.address
-        assert locked_between(address, address + in_file) >= model.streaming.kept
+        assert locked_between(address, address + in_file) >= streaming(model).kept
         assert "locked" in str(model.memory)
         assert model.generate(IDS, max_tokens=4) == expected
         # What is given up is unlocked first, or it could not be dropped.
         with model.sequence() as sequence:
-            before = model.streaming.locked
+            before = streaming(model).locked
             sequence.extend([7] * 900)
             sequence.extend([7])
-            assert model.streaming.kept < before
-            assert model.streaming.locked <= model.streaming.kept
+            assert streaming(model).kept < before
+            assert streaming(model).locked <= streaming(model).kept
 
 
 def locked_between(first: int, end: int) -> int:
@@ -259,7 +264,7 @@ def test_all_that_fits_is_locked_too(path: Path) -> None:
     needs_locking(100 * MIB)
     with mmrt.Model(path, memory="4GiB", policy="locked") as model:
         locked = settle(model)
-        assert locked == model.streaming.kept and model.memory.streamed == 0
+        assert locked == streaming(model).kept and model.memory.streamed == 0
 
 
 def test_locks_end_where_the_limit_does(

@@ -11,13 +11,14 @@ import warnings
 from array import array as machine_array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import tiny_models
 from hostile import make_gguf as make
 from machine import needs_eviction
+from numpy.typing import NDArray
 
 from mmrt import formats
 from mmrt.core.elements import ELEMENTS
@@ -74,7 +75,7 @@ def test_attributes(file: TensorFile) -> None:
 
 @pytest.mark.parametrize(("type", "dtype"), PLAIN.items())
 def test_plain_types_are_arrays_of_their_type(tmp_path: Path, type: str, dtype: type) -> None:
-    values = np.arange(24).astype(dtype).reshape(2, 3, 4)
+    values: NDArray[Any] = np.arange(24).astype(dtype).reshape(2, 3, 4)
     tensor = placed(tmp_path, type, (2, 3, 4), values.tobytes(), 16)
     assert tensor.nbytes == values.nbytes
     for array in (np.asarray(tensor), tensor.__array__(), np.from_dlpack(tensor)):
@@ -91,7 +92,7 @@ def test_every_plain_type_is_tested() -> None:
 
 @pytest.mark.parametrize("type", PLAIN)
 def test_views_that_are_not_aligned(tmp_path: Path, type: str) -> None:
-    values = np.arange(24).astype(PLAIN[type]).reshape(4, 6)
+    values: NDArray[Any] = np.arange(24).astype(PLAIN[type]).reshape(4, 6)
     tensor = placed(tmp_path, type, (4, 6), values.tobytes(), 13)
     array = np.asarray(tensor)
     assert array.flags.aligned == (values.dtype.alignment == 1)
@@ -165,7 +166,7 @@ TAKEN: dict[str, Callable[[Any], object]] = {
     "scaled": lambda t: np.float32(2) * t,
     "plus": lambda t: np.ones(t.shape) + t,
     "minus": lambda t: t - np.ones(t.shape),
-    "in place": lambda t: operator.iadd(np.ones(t.shape), t),
+    "in place": lambda t: operator.iadd(np.ones(t.shape), t),  # type: ignore[no-untyped-call]
     "reduced": np.add.reduce,
     "into": lambda t: np.add(1, 1, out=t),
     "matmul into": lambda t: np.matmul(np.ones(2), t, out=np.zeros(t.shape[1])),
@@ -193,7 +194,9 @@ def test_what_numpy_lacks_is_never_taken_for_numbers(
 
 
 def test_the_refusal_says_what_to_do(file: TensorFile) -> None:
-    for take in (np.asarray, np.mean, np.exp, memoryview, np.from_dlpack, np.frombuffer):
+    takers: list[Callable[[Any], object]]
+    takers = [np.asarray, np.mean, np.exp, memoryview, np.from_dlpack, np.frombuffer]
+    for take in takers:
         with pytest.raises(
             NoArrayError, match=r"'blocks' holds Q4_K.* dequantize\(\).* blocks\(\)"
         ):
@@ -244,8 +247,8 @@ def test_long_matrices_multiply_from_the_left_in_pieces(tmp_path: Path) -> None:
     w = np.random.default_rng(0).standard_normal((3 << 12, 600)).astype(np.float16)
     data = (w.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
     tensor = placed(tmp_path, "BF16", w.shape, data, 0)
-    x = np.random.default_rng(1).standard_normal(w.shape[0]).astype(np.float32)
-    expected = x @ tensor.dequantize().astype(np.float64)
+    x = np.random.default_rng(1).standard_normal((w.shape[0],)).astype(np.float32)
+    expected = x @ np.asarray(tensor.dequantize(), np.float64)
     assert (abs(x @ tensor - expected) <= 1e-4 * (abs(x) @ abs(tensor.dequantize()))).all()
 
 
@@ -291,11 +294,11 @@ def test_views_share_the_mapped_pages(file: TensorFile) -> None:
 def test_buffers_of_every_request(file: TensorFile) -> None:
     floats = file["floats"]
     with pytest.raises(TypeError, match="read-only"), memoryview(floats) as view:
-        view[0, 0, 0] = 1.0
+        view[0, 0, 0] = 1
     with pytest.raises((TypeError, BufferError)):
         struct.pack_into("f", floats, 0, 1.0)
     assert bytes(floats) == raw(floats)
-    assert np.frombuffer(floats, np.float32).shape == (24,)
+    assert np.frombuffer(cast(Any, floats), np.float32).shape == (24,)
     assert file.mappings[0].views == 0
 
 
@@ -443,7 +446,7 @@ def test_dequantize_plain_and_brain_floats(file: TensorFile) -> None:
 
 @pytest.mark.parametrize("type", PLAIN)
 def test_dequantize_rounds_plain_types(tmp_path: Path, type: str) -> None:
-    values = np.array([1, 0, 77], PLAIN[type])
+    values: NDArray[Any] = np.array([1, 0, 77], PLAIN[type])
     if type == "F64":
         values[:] = np.pi, 1e300, -np.inf
     elif type[0] in "IU":

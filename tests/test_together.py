@@ -1,6 +1,7 @@
 """Several texts in one step: what each reads and writes is what it would alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_answers_are_those_of_each_alone(path: Path) -> None:
 
 
 def test_draws_are_those_of_each_alone(path: Path) -> None:
-    options = {"max_tokens": 12, "temperature": 1.5, "seed": 3, "ignore_eos": True}
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.5, "seed": 3, "ignore_eos": True}
     options |= {"top_k": 50, "presence_penalty": 0.5}
     with mmrt.Model(path, exact=True, threads=2) as model:
         expected = [model.generate(ids, **options) for ids in TEXTS]

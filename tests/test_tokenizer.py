@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import command
 import pytest
@@ -47,7 +48,7 @@ def tokenizers(metadata: dict[str, Metadata]) -> dict[str, Tokenizer]:
     return {name: Tokenizer.from_metadata(metadata[name], name) for name in MODELS}
 
 
-def differing(tokenizer: Tokenizer, expected: list[list[int]], **options: bool) -> list[str]:
+def differing(tokenizer: Tokenizer, expected: list[list[int]], **options: Any) -> list[str]:
     return [
         text
         for text, ids in zip(TEXTS, expected, strict=True)
@@ -235,7 +236,7 @@ SPECIALS = [
 ]
 
 
-def special_texts(text: str, **options: bool) -> list[bytes]:
+def special_texts(text: str, **options: Any) -> list[bytes]:
     tokenizer = Tokenizer.from_metadata(byte_level([], SPECIALS), "tiny")
     ids = tokenizer.encode(text, **options)
     return [tokenizer.token_bytes(token) for token in ids if token >= 256]

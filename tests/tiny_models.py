@@ -216,7 +216,11 @@ def speaker(*says: bytes, ends: bool = True, context: int = 512) -> TinyModel:
     model.metadata |= vocabulary
     turns = np.zeros((size, size), np.float32)
     turns[following, np.arange(size)] = 1
-    values = {"token_embd": np.eye(size), "output_norm": np.ones(size), "output": turns}
+    values: dict[str, NDArray[Any]] = {
+        "token_embd": np.eye(size),
+        "output_norm": np.ones(size),
+        "output": turns,
+    }
     for role in ("attn_output", "ffn_down"):
         nothing = dequantize(model.tensors[f"blk.0.{role}.weight"]) * 0
         values[f"blk.0.{role}"] = nothing

@@ -1,8 +1,11 @@
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Buffer
+
+_Bytes = Buffer | NDArray[Any]  # type checkers know that arrays are buffers from Python 3.12 on
 
 class Pool:
     def __init__(self, threads: int | None = None) -> None: ...
@@ -12,9 +15,9 @@ class Pool:
 def default_pool() -> Pool: ...
 def float_array(x: ArrayLike) -> NDArray[np.float32]: ...
 def matmul(
-    type: str, blocks: Buffer, shape: tuple[int, int], x: ArrayLike, pool: Pool | None = None
+    type: str, blocks: _Bytes, shape: tuple[int, int], x: ArrayLike, pool: Pool | None = None
 ) -> NDArray[np.float32]: ...
-def roof(kind: str, data: Buffer | None = None, pool: Pool | None = None) -> float: ...
+def roof(kind: str, data: _Bytes | None = None, pool: Pool | None = None) -> float: ...
 
 @dataclass(frozen=True)
 class Variant:

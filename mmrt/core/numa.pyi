@@ -2,7 +2,7 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from typing_extensions import Buffer
 
 from mmrt.core.kernels import Pool
 from mmrt.core.mapping import Mapping
+
+_Bytes = Buffer | NDArray[Any]  # type checkers know that arrays are buffers from Python 3.12 on
 
 _Mode = Literal[
     "default",
@@ -45,9 +47,9 @@ class Policy(NamedTuple):
 def get_policy() -> Policy: ...
 def set_policy(mode: _Mode, nodes: int | Iterable[int] = ()) -> AbstractContextManager[object]: ...
 def bind(
-    memory: Buffer, mode: _Mode, nodes: int | Iterable[int] = (), *, move: bool = False
+    memory: _Bytes, mode: _Mode, nodes: int | Iterable[int] = (), *, move: bool = False
 ) -> None: ...
-def page_nodes(memory: Buffer, offset: int = 0, length: int | None = None) -> NDArray[np.int16]: ...
+def page_nodes(memory: _Bytes, offset: int = 0, length: int | None = None) -> NDArray[np.int16]: ...
 def bind_pool(pool: Pool) -> list[int]: ...
 
 class Placement(NamedTuple):

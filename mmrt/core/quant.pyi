@@ -1,8 +1,10 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
+
+_Bytes = Buffer | NDArray[Any]  # type checkers know that arrays are buffers from Python 3.12 on
 
 class TensorType(NamedTuple):
     name: str
@@ -14,4 +16,4 @@ class TensorType(NamedTuple):
 
 TYPES: dict[str, TensorType]
 
-def dequantize(type: str, blocks: Buffer, n_elements: int) -> NDArray[np.float32]: ...
+def dequantize(type: str, blocks: _Bytes, n_elements: int) -> NDArray[np.float32]: ...

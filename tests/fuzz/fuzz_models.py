@@ -6,6 +6,7 @@ A model writes the same whichever way its weights are read, or is refused.
 
 import random
 from functools import cache
+from typing import Any
 
 import fuzzing
 import numpy as np
@@ -28,9 +29,11 @@ KEYS += ["tokenizer.chat_template", "attention.scale", "rope.dimension_sections"
 @cache
 def base(architecture: str, type: str, tied: bool) -> tuple[tiny_models.TinyModel, bytes, int]:
     """A sound model, its file, and how long that file's header is."""
-    make = tiny_models.gemma3 if architecture == "gemma3" else tiny_models.transformer
-    named = {} if architecture == "gemma3" else {"architecture": architecture}
-    model = make(**named, **SMALL, type=type, separate_output=not tied)
+    shape: dict[str, Any] = {**SMALL, "type": type, "separate_output": not tied}
+    if architecture == "gemma3":
+        model = tiny_models.gemma3(**shape)
+    else:
+        model = tiny_models.transformer(architecture, **shape)
     path = model.write(FOLDER / "base.gguf")
     with mmrt.open(path) as file:
         header = min(tensor.offset for tensor in file.values())
@@ -66,7 +69,7 @@ def changed(c: Choices, given: tiny_models.TinyModel, architecture: str) -> byte
             case 8:
                 room = bytearray(rows.tobytes())
                 n = min(c.below(64), len(room))
-                room[:n] = c.bytes(n)
+                room[:n] = c.take(n)
                 data = np.frombuffer(room, rows.dtype).reshape(rows.shape)
                 model.tensors[tensor] = tiny_models.Blocks(blocks.type, data)
     return model.write(FOLDER / "changed.gguf").read_bytes()

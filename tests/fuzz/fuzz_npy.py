@@ -65,7 +65,7 @@ def array(c: Choices) -> bytes:
     length = len(text) + (c.between(-70, 70) if c.chance(10) else 0)
     length = max(0, min(length, 65535))
     data = b"\x93NUMPY" + bytes(version) + struct.pack(size, length) + text
-    data += c.bytes(c.pick([0, 4, 16, 64, 256]))
+    data += c.take(c.pick([0, 4, 16, 64, 256]))
     return c.mutated(data) if c.chance(6) else data
 
 
@@ -79,9 +79,9 @@ def archive(c: Choices) -> bytes:
                 [f"{i}.npy", f"{i}.npy", f"{i}.npy", "0.npy", "../a.npy", c.text() or "a"]
             )
             info = zipfile.ZipInfo(name)
-            info.extra = c.bytes(c.pick([0, 0, 4, 20]))
+            info.extra = c.take(c.pick([0, 0, 4, 20]))
             packed.writestr(info, array(c), method)
-        packed.comment = c.bytes(c.pick([0, 0, 22]))
+        packed.comment = c.take(c.pick([0, 0, 22]))
     data = room.getvalue()
     return c.mutated(data) if c.chance(2) else data
 

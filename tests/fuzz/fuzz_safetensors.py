@@ -62,7 +62,7 @@ def as_json(c: Choices, value: Any) -> bytes:
         case 0:
             return c.mutated(text)
         case 1:
-            return text + b" " * c.below(20) + c.bytes(c.below(3))
+            return text + b" " * c.below(20) + c.take(c.below(3))
         case 2:
             return text.replace(b"{", b"{" * c.pick([1, 2, 5000]), 1)
         case 3:

@@ -123,8 +123,8 @@ def real_templates() -> list[str]:
     import fetch_models  # found by way of fuzzing
 
     found = []
-    for variable, path in fetch_models.cached().items():
-        path = os.environ.get(variable, path)
+    for variable, cached in fetch_models.cached().items():
+        path = os.environ.get(variable, cached)
         if path:
             with mmrt.open(path) as file:
                 found.append(file.metadata.get("tokenizer.chat_template"))

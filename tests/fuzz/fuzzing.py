@@ -58,13 +58,13 @@ class Choices:
         self._data = data
         self._at = 0
 
-    def bytes(self, n: int) -> bytes:
+    def take(self, n: int) -> bytes:
         taken = self._data[self._at : self._at + n]
         self._at += n
         return taken.ljust(n, b"\0")
 
     def below(self, n: int) -> int:
-        return int.from_bytes(self.bytes(1 + n.bit_length() // 8), "little") % n
+        return int.from_bytes(self.take(1 + n.bit_length() // 8), "little") % n
 
     def between(self, first: int, last: int) -> int:
         return first + self.below(last - first + 1)
@@ -107,9 +107,9 @@ class Choices:
                 case 0 if at < len(room):
                     room[at] ^= 1 << self.below(8)
                 case 1:
-                    room[at : at + n] = self.bytes(n)
+                    room[at : at + n] = self.take(n)
                 case 2:
-                    room[at:at] = self.bytes(n)
+                    room[at:at] = self.take(n)
                 case 3:
                     del room[at : at + n]
                 case 4:
@@ -234,7 +234,9 @@ class Fuzzer:
         taken = time.monotonic() - begun
         if not begun or taken < self.seconds:
             return False
-        return taken > 10 * self.seconds or _cpu_seconds(child) - self.board.cpu > self.seconds
+        return taken > 10 * self.seconds or bool(
+            _cpu_seconds(child) - self.board.cpu > self.seconds
+        )
 
     def _watch(self, child: int, log: Path) -> bool:
         """Waits for the child to end; False if it did not end well."""
@@ -282,7 +284,7 @@ class Fuzzer:
             f"{self.name}: {board.executions} executions in {time.monotonic() - start:.0f} s, "
             f"{board.accepted} of them accepted, {board.findings} findings"
         )
-        return board.findings
+        return int(board.findings)
 
     def main(self) -> None:
         parser = argparse.ArgumentParser(description=f"Fuzzes {self.name}.")
