@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny_models
 from hostile import make_gguf as make
-from machine import needs_eviction
+from machine import evict
 from numpy.typing import NDArray
 
 from mmrt import formats
@@ -563,9 +563,10 @@ def test_it_pickles_as_its_place(file: TensorFile) -> None:
 # ---- in memory ----
 
 
-def test_residency_of_a_tensor(smollm2_path: Path) -> None:
-    needs_eviction(smollm2_path)
-    with formats.open(smollm2_path) as f:
+def test_residency_of_a_tensor(tmp_path: Path) -> None:
+    path = tiny_models.llama(n_embd=512, n_ff=1024, type="F32").write(tmp_path / "model.gguf")
+    evict(path)
+    with formats.open(path) as f:
         tensor = max(f.values(), key=lambda t: t.nbytes)
         tensor.evict()
         fresh = tensor.residency()
