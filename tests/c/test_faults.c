@@ -7,9 +7,8 @@
  * the bit, and nothing is left behind. */
 #define _GNU_SOURCE
 #include "mmrt.h"
+#include "after_faults.h"
 #include "base/pool.h"
-#include "check.h"
-#include "faults.h"
 #include "quant/quant.h"
 #include "state/state.h"
 
@@ -17,49 +16,6 @@
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-
-/* ---- after a failure ---- */
-
-enum mode {
-    GO_ON,     /* the call is made again */
-    GIVE_UP,   /* all is freed */
-    EXHAUSTED, /* all that follows fails too: the call is made again, and then all is freed */
-    MODES
-};
-static const char *const mode_names[MODES] = {"made again", "given up", "all fail"};
-static enum mode mode;
-static mmrt_error error;
-
-static void check_failure(mmrt_status status, const char *call) {
-    const int kinds = atomic_load(&faults.kinds);
-    const bool fits = (status == MMRT_NO_MEMORY && kinds & FAULT_MEMORY) ||
-                      (status == MMRT_IO && kinds & FAULT_FILE) ||
-                      (status == MMRT_UNSUPPORTED && kinds & FAULT_URING);
-    if (fits && error.status == status && error.message[0])
-        return;
-    fprintf(stderr, "%s: status %d, message of %d \"%s\"\n", call, status, error.status,
-            error.message);
-    check_failures++;
-}
-
-/* Makes a call of the core; where it fails and is not to be made again, goes on at `end`. */
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        error = (mmrt_error){0};                                                                   \
-        mmrt_status status_ = (call);                                                              \
-        if (status_) {                                                                             \
-            check_failure(status_, #call);                                                         \
-            if (mode == GIVE_UP)                                                                   \
-                goto end;                                                                          \
-            error = (mmrt_error){0};                                                               \
-            status_ = (call);                                                                      \
-            if (status_) {                                                                         \
-                check_failure(status_, #call);                                                     \
-                CHECK(mode == EXHAUSTED);                                                          \
-                goto end;                                                                          \
-            }                                                                                      \
-        }                                                                                          \
-    } while (0)
 
 /* ---- a small model: a file of its weights, one after another ---- */
 
@@ -89,7 +45,8 @@ static float small_number(void) { /* -1/2 to 1/2 */
 
 static size_t add_weight(int index, uint32_t type, uint64_t rows, uint64_t cols, size_t at) {
     const struct mmrt_format *format = mmrt_format_find(type);
-    weights[index] = (mmrt_weight){file_bytes + at, type, rows, cols, "a weight"};
+    weights[index] = (mmrt_weight){
+        .data = file_bytes + at, .type = type, .rows = rows, .cols = cols, .name = "a weight"};
     float values[HIDDEN];
     for (uint64_t row = 0; row < rows; row++) {
         for (uint64_t i = 0; i < cols; i++)

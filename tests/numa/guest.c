@@ -416,7 +416,11 @@ static void build_program(const mmrt_mapping *mapping) {
     OK(mmrt_program_add_buffer(program, WIDTH + 128, 1, &qkv, &error));
     OK(mmrt_program_add_buffer(program, HIDDEN, 1, &gated, &error));
     for (int i = 0; i < 6; i++) {
-        const mmrt_weight weight = {page_at(mapping, page), F32, weight_rows[i], WIDTH, names[i]};
+        const mmrt_weight weight = {.data = page_at(mapping, page),
+                                    .type = F32,
+                                    .rows = weight_rows[i],
+                                    .cols = WIDTH,
+                                    .name = names[i]};
         OK(mmrt_program_add_weight(program, &weight, &index, &error));
         weight_page[i] = page;
         page += weight_rows[i] / 4;
