@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +380,40 @@ def test_a_closed_model_says_so_whatever_the_budget(
     model.close()
     with pytest.raises(ArgumentError, match="the model is closed"):
         text.extend([1])
+
+
+def test_an_interrupt_leaves_no_lock_held(path: Path) -> None:
+    """Wherever in a budget's work a handler raises: afterwards another thread can have its lock."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    def can_be_had() -> bool:
+        changes, had = budget._changes, threading.Event()
+
+        def take() -> None:
+            if changes.acquire(timeout=10):
+                changes.release()
+                had.set()
+
+        other = threading.Thread(target=take)
+        other.start()
+        other.join()
+        return had.is_set()
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with mmrt.Model(path) as model:
+            budget = model.budget
+            for i in range(300):
+                with suppress(Stop):
+                    signal.setitimer(signal.ITIMER_REAL, 1e-4 + 1e-6 * i)
+                    while True:
+                        budget.leave(model._share)  # type: ignore[arg-type]
+                assert can_be_had(), f"in round {i} the lock was left held"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

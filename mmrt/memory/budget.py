@@ -180,7 +180,7 @@ class Budget:
 
     def __init__(self, size: int | str | None = None) -> None:
         self.size = None if size is None else _checked(size)
-        self._changes = threading.Condition()  # of all that follows; told when a step has ended
+        self._lock_anew()
         _budgets.add(self)
         self._running: set[_Step] = set()  # those that take more than stays taken
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
@@ -188,12 +188,18 @@ class Budget:
         self._base_anon = self._base_files = self._files_then = 0
         self._charged: dict[str, int | None] = {}
 
+    def _lock_anew(self) -> None:
+        # Of all that follows; told when a step has ended. Entered as the lock itself, in C: what a
+        # signal's handler raises amid Condition.__enter__ would leave the lock held for good.
+        self._lock = threading.RLock()
+        self._changes = threading.Condition(self._lock)
+
     def __repr__(self) -> str:
         return f"<Budget of {human(self.size) if self.size else 'what there is'}>"
 
     def begin(self) -> None:
         """To be called before a model is opened: notes what the process takes without any."""
-        with self._changes:
+        with self._lock:
             if not self._shares:
                 self._note_base()
 
@@ -210,23 +216,23 @@ class Budget:
         """
         text = first_text(share.program)
         try:
-            with self._changes:
+            with self._lock:
                 self._shares.add(share)
                 holds_all = self._hold_all(text)
             if not holds_all:
                 share.prepare()
-            with self._changes:
+            with self._lock:
                 if len(self._shares) == 1:  # so nothing of weights has been read yet
                     self._note_base()
                 self._make_room(0, 0, text, f"for a text of {_FIRST_TEXT} tokens")
         except BaseException:
-            with self._changes:
+            with self._lock:
                 self._shares.discard(share)
             raise
 
     def leave(self, share: Share) -> None:
         """What the model had is for the others, from their next step on."""
-        with self._changes:
+        with self._lock:
             self._shares.discard(share)
             self._looked = 0.0
 
@@ -238,7 +244,7 @@ class Budget:
         OutOfMemoryError if the step alone leaves too little for the weights.
         """
         about = _Step(share, parts)
-        with self._changes:
+        with self._lock:
             if about.takes_more or time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._make_room(about.pages, about.scratch, 0, "for this text")
             if about.takes_more:
@@ -249,7 +255,7 @@ class Budget:
             yield
         finally:
             if about.takes_more:
-                with self._changes:
+                with self._lock:
                     self._running.discard(about)
                     self._changes.notify_all()
         if looks and share.stall_seconds - before > _MUCH_STALL * (time.monotonic() - started):
@@ -259,7 +265,7 @@ class Budget:
         """How many of `wanted` tokens one step is to take: what it can without taking too much from
         the weights."""
         most = share.step_tokens
-        with self._changes:
+        with self._lock:
             if share.weights is not None:
                 least = sum(each.least for each in self._shares)
                 free = self.room(0).n_bytes - least
@@ -271,7 +277,7 @@ class Budget:
     def room(self, growth: int) -> Room:
         """What there is for weights, kept and on their way, where it is least, when other things
         take `growth` bytes more."""
-        with self._changes:
+        with self._lock:
             return self._tightest(growth, limited=True)
 
     # ---- what there is ----
@@ -375,7 +381,7 @@ def _unlock() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     for each in _budgets:
-        each._changes = threading.Condition()
+        each._lock_anew()
         each._running = {s for s in each._running if s.thread == threading.get_ident()}
 
 
