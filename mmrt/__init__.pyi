@@ -12,9 +12,11 @@ from mmrt.core.residency import Residency as Residency
 from mmrt.core.sampling import Sampling as Sampling
 from mmrt.core.tensor import Tensor as Tensor
 from mmrt.errors import ArgumentError as ArgumentError
+from mmrt.errors import DeniedFileError as DeniedFileError
 from mmrt.errors import FileError as FileError
 from mmrt.errors import FormatError as FormatError
 from mmrt.errors import InUseError as InUseError
+from mmrt.errors import MissingFileError as MissingFileError
 from mmrt.errors import MmrtError as MmrtError
 from mmrt.errors import NoArrayError as NoArrayError
 from mmrt.errors import NotFoundError as NotFoundError

@@ -1,12 +1,35 @@
 """Every exception that mmrt raises on purpose."""
 
+import errno
+from typing import Any
+
 
 class MmrtError(Exception):
     """The base of all of them: catch this to catch whatever mmrt refuses."""
 
 
 class FileError(MmrtError, OSError):
-    """A file cannot be opened, read or mapped."""
+    """A file cannot be opened, read or mapped. With the system's number of the error, as OSError
+    takes it, it is the one below that is the number's."""
+
+    def __new__(cls, *arguments: Any) -> "FileError":
+        kind = _BY_NUMBER.get(arguments[0], cls) if len(arguments) > 1 else cls
+        return super().__new__(kind if issubclass(kind, cls) else cls, *arguments)
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """There is no such file."""
+
+
+class DeniedFileError(FileError, PermissionError):
+    """This process may not do that with the file."""
+
+
+_BY_NUMBER: dict[Any, type[FileError]] = {
+    errno.ENOENT: MissingFileError,
+    errno.EACCES: DeniedFileError,
+    errno.EPERM: DeniedFileError,
+}
 
 
 class FormatError(MmrtError, ValueError):

@@ -1,5 +1,7 @@
 """What callers may pass: wrong kinds are named, and numbers of NumPy are numbers."""
 
+import errno
+import pickle
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -154,9 +156,100 @@ def test_what_is_no_list_of_ids(model: mmrt.Model, ids: Any) -> None:
         sequence.extend(ids)
 
 
+FLAGS = ["false", "", 0, 1, None, [True]]
+
+
+@pytest.mark.parametrize("value", FLAGS)
+def test_what_is_no_truth_value(path: Path, model: mmrt.Model, value: Any) -> None:
+    calls: dict[str, list[Callable[..., Any]]] = {
+        "exact": [lambda **o: mmrt.Model(path, **o)],
+        "ignore_eos": [
+            lambda **o: model.generate("a", **o), lambda **o: model.chat(HELLO, **o),
+            lambda **o: model.generate_all(["a"], **o),
+        ],
+        "parse_special": [
+            lambda **o: model.generate("a", **o), lambda **o: model.generate([5], **o),
+            lambda **o: model.generate_all(["a"], **o), lambda **o: model.tokenize("a", **o),
+            lambda **o: model.tokenizer.encode("a", **o),
+        ],
+        "add_bos": [lambda **o: model.tokenize("a", **o)],
+        "skip_special": [lambda **o: model.tokenizer.decode([5], **o)],
+        "add_generation_prompt": [
+            lambda **o: model.render_chat(HELLO, **o), lambda **o: model.chat_tokens(HELLO, **o),
+            lambda **o: model.chat(HELLO, chat_template_kwargs=o),
+        ],
+    }  # fmt: skip
+    for name, calling in calls.items():
+        for call in calling:
+            with pytest.raises(ArgumentError, match=f"^{name}: expected True or False, found "):
+                call(**{name: value})
+
+
+def test_truth_values_of_numpy(path: Path, model: mmrt.Model) -> None:
+    true: Any = np.True_
+    assert model.tokenize("a", add_bos=~true) == model.tokenize("a", add_bos=False)
+    text = model.generate("abc", max_tokens=4, ignore_eos=true, parse_special=true)
+    assert text == model.generate("abc", max_tokens=4, ignore_eos=True)
+    with mmrt.Model(path, exact=true) as exact:
+        assert exact.generate("abc", max_tokens=1).tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"tools": "x"}, r"tools: expected a list of dicts, found 'x'"),
+        ({"tools": 5}, r"tools: expected a list of dicts, found 5"),
+        ({"tools": {"type": "function"}}, r"tools: expected a list of dicts, found \{'type'"),
+        ({"tools": [{}, 3]}, r"tools\[1\]: expected a dict, found 3"),
+        ({"chat_template_kwargs": 5}, "chat_template_kwargs: expected a dict of variables, found"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs: expected a dict of variables"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs: expected a dict of variables"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs: expected a dict of variables"),
+        ({"chat_template_kwargs": {5: 3}}, "5 is no variable"),
+        ({"chat_template_kwargs": {"messages": 3}}, "'messages' is no variable"),
+        ({"chat_template_kwargs": {"a": object()}}, "a: expected text, numbers, lists and dicts"),
+    ],
+)
+def test_what_templates_cannot_be_given(
+    model: mmrt.Model, options: dict[str, Any], complaint: str
+) -> None:
+    for call in (model.chat, model.stream_chat):
+        with pytest.raises(ArgumentError, match=complaint):
+            call(HELLO, **options)
+
+
+@pytest.mark.parametrize("messages", [None, 5, "x", {"role": "user"}, iter(HELLO)])
+def test_what_are_no_messages(model: mmrt.Model, messages: Any) -> None:
+    for call in (model.chat, model.stream_chat, model.render_chat, model.chat_tokens):
+        with pytest.raises(ArgumentError, match="messages: expected a list of messages"):
+            call(messages)
+
+
+def test_content_that_is_none(model: mmrt.Model) -> None:
+    with pytest.raises(ArgumentError, match=r"messages\[0\]: 'content' must be .*, found None"):
+        model.chat([{"role": "user", "content": None}])
+    silent: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": None}, *HELLO]
+    with pytest.raises(ArgumentError, match=r"messages\[1\]: 'content' is None, which the chat"):
+        model.chat(silent)  # CHATML puts texts together with +
+
+
+def test_a_misspelt_setting_of_a_sampler() -> None:
+    with pytest.raises(ArgumentError, match="'temprature'; did you mean 'temperature'"):
+        Sampler(temprature=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("token", [1.5, "a", None, True, -1, 300, [1]])
+def test_what_is_no_token(model: mmrt.Model, token: Any) -> None:
+    known = model.tokenizer
+    for call in (known.token_bytes, known.is_special, lambda t: known.decode([t])):
+        with pytest.raises(ArgumentError, match=r"token: .* is not a whole number from 0 to 299"):
+            call(token)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     {
+        "chat_template": [5, b"x", ["x"]],
         "threads": [0, -1, True, "2", 1.5],
         "context": [0, 101, True, "50"],
         "memory": [0, -1, True, 1.5, [1], "much"],
@@ -202,6 +295,44 @@ def test_every_error_is_an_mmrt_error_and_a_builtin_one() -> None:
         if error is not errors.MmrtError:
             builtin = [base for base in error.__mro__ if base.__module__ == "builtins"]
             assert len(builtin) > 3, name  # more than Exception, BaseException, object
+
+
+def test_missing_files_are_missing_to_all(tmp_path: Path) -> None:
+    calls: list[Callable[[Path], Any]]
+    calls = [mmrt.open, mmrt.Model, mmrt.Mapping, mmrt.os_info, mmrt.counters.of_file]
+    calls.append(lambda path: mmrt.quantize(path, tmp_path / "out.gguf", "Q8_0"))
+    for call in calls:
+        for place in ("none.gguf", "no/such/folder"):
+            for kind in (FileNotFoundError, mmrt.MissingFileError, mmrt.FileError):
+                with pytest.raises(kind, match=place) as caught:
+                    call(tmp_path / place)
+            assert caught.value.errno == errno.ENOENT
+            assert type(pickle.loads(pickle.dumps(caught.value))) is mmrt.MissingFileError
+
+
+def test_a_folder_that_is_missing(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="cannot be created: No such file"):
+        mmrt.quantize(path, tmp_path / "none" / "out.gguf", "Q8_0")
+
+
+def test_errors_of_files_are_those_of_their_number() -> None:
+    kinds = {errno.ENOENT: FileNotFoundError, errno.EACCES: PermissionError, errno.EIO: OSError}
+    for number, kind in kinds.items():
+        error = mmrt.FileError(number, "no")
+        assert isinstance(error, kind) and isinstance(error, mmrt.FileError)
+        assert (error.errno, str(error)) == (number, f"[Errno {number}] no")
+        assert isinstance(error, FileNotFoundError) == (number == errno.ENOENT)
+    assert type(mmrt.FileError("no")) is type(mmrt.FileError(errno.EIO, "no")) is mmrt.FileError
+    assert str(mmrt.MissingFileError("none is missing")) == "none is missing"
+
+
+@pytest.mark.parametrize("value", [5, 1.5, ["x"], None])
+def test_what_is_no_path_of_a_file(value: Any) -> None:
+    with pytest.raises(ArgumentError, match="path: expected that of a file"):
+        mmrt.counters.of_file(value)
+    if value is not None:
+        with pytest.raises(ArgumentError, match="path: expected that of a file"):
+            mmrt.os_info(value)
 
 
 def test_missing_tensors_are_key_errors(path: Path) -> None:

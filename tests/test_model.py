@@ -116,6 +116,15 @@ def test_views_keep_a_file_mapped(path: Path) -> None:
     with pytest.raises(BufferError, match="alive"):
         model.close()
     assert view.sum() > 0
+    # It is as it was, also in its budget.
+    assert not model.closed and "closed" not in repr(model)
+    assert model.memory.weights > 0 and model.budget.size is None
+    with mmrt.Model(path) as other:
+        expected = other.generate(PROMPT, max_tokens=5)
+    assert model.generate(PROMPT, max_tokens=5) == expected
+    with pytest.raises(InUseError, match=r"views of its tensors are alive \(1\)"), model:
+        pass
+    assert model.logits(IDS).shape == (len(IDS), model.vocab_size)
     del view
     model.close()
     assert model.file.closed

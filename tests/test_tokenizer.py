@@ -353,7 +353,7 @@ def test_stream_shows_no_control_tokens() -> None:
 
 @pytest.mark.parametrize("token", [-1, 10**6])
 def test_ids_out_of_range_are_refused(token: int) -> None:
-    with pytest.raises(ArgumentError, match=f"token {token}"):
+    with pytest.raises(ArgumentError, match=f"token: {token} is not a whole number from 0 to "):
         BYTE_LEVEL.token_bytes(token)
     with pytest.raises(ArgumentError):
         BYTE_LEVEL.decode([0, token])

@@ -1,13 +1,14 @@
 """What callers may pass: numbers of any library are numbers, truth values are none."""
 
 import operator
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from numbers import Real
 from typing import Any
 
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, FileError
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
@@ -45,12 +46,54 @@ def choice(name: str, value: Any, words: Iterable[str]) -> str:
     return value
 
 
+def known(options: Iterable[str], names: Iterable[str]) -> None:
+    """Raises ArgumentError if one of `options` is none of `names`."""
+    names = list(names)
+    for option in options:
+        if option not in names:
+            import difflib
+
+            near = difflib.get_close_matches(option, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(f"there is no option {option!r}{hint}")
+
+
 def flag(name: str, value: Any) -> bool:
     """`value`, if it is a truth value, of Python or NumPy."""
     numpy = sys.modules.get("numpy")
     if not isinstance(value, bool) and (numpy is None or not isinstance(value, numpy.bool_)):
         raise ArgumentError(f"{name}: expected True or False, found {value!r:.60}")
     return bool(value)
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    """`value`, if it is of this type, or of one of these; an error says that `what` is expected."""
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{name}: expected {what}, found {value!r:.60}")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """`value`, if it is a str."""
+    found: str = instance(name, value, str, "a str")
+    return found
+
+
+def path(name: str, value: Any) -> str:
+    """`value` as a str, if it can be the path of a file."""
+    found = os.fsdecode(instance(name, value, (str, bytes, os.PathLike), "that of a file"))
+    if "\0" in found:
+        raise ArgumentError(f"{name}: a path cannot hold NUL: {found!r:.200}")
+    return found
+
+
+def file_status(name: str, value: Any) -> os.stat_result:
+    """What the system tells of the file at the path `value`. FileError where it tells nothing."""
+    found = path(name, value)
+    try:
+        return os.stat(found)
+    except OSError as error:
+        raise FileError(error.errno, f"{found}: {error.strerror}") from None
 
 
 def function(name: str, value: Any) -> None:

@@ -254,7 +254,9 @@ cdef class Mapping:
             about = os.stat(self.absolute)
         except OSError as error:
             why = "it has been deleted" if self._is_deleted() else error.strerror
-            raise FileError(f"{self.absolute} cannot be opened again: {why}") from None
+            raise FileError(
+                error.errno, f"{self.absolute} cannot be opened again: {why}"
+            ) from None
         finally:
             self.unpin()
         if (about.st_dev, about.st_ino) != (self.device, self.inode):

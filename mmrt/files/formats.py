@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from mmrt.core import arguments
 from mmrt.core.mapping import Mapping
-from mmrt.errors import ArgumentError
 from mmrt.files import gguf, npy, policies, safetensors
 from mmrt.files.header import unlike
 from mmrt.files.tensor_file import TensorFile
@@ -45,9 +45,7 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
     needs more memory than there is.
     """
     apply = policies.policy(policy)
-    if not isinstance(path, str | bytes | os.PathLike):
-        raise ArgumentError(f"path: expected that of a file, found {path!r:.60}")
-    mapping = Mapping(path)
+    mapping = Mapping(arguments.path("path", path))
     try:
         file = from_mapping(mapping)
     except BaseException:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from mmrt.core.gguf import Header, Metadata
 from mmrt.core.mapping import Mapping
 from mmrt.core.tensor import Tensor
-from mmrt.errors import ArgumentError, FileError, FormatError
+from mmrt.errors import ArgumentError, FormatError, MissingFileError
 from mmrt.files.tensor_file import TensorFile
 
 # Types that mmrt does not know, by the numbers that files give them, and whose they are.
@@ -92,7 +92,7 @@ def _open_parts(given: Header, count: int, opened: ExitStack) -> list[Header]:
         else:
             sibling = path.with_name(f"{name['stem']}-{number:05}-of-{count:05}.gguf")
             if not sibling.exists():
-                raise FileError(f"{sibling} is missing: part {number} of {count} of {path}")
+                raise MissingFileError(f"{sibling} is missing: part {number} of {count} of {path}")
             header = Header(opened.enter_context(Mapping(sibling)))
         _check_part(header, number, count)
         headers.append(header)

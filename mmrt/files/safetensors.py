@@ -10,7 +10,7 @@ from typing import Any
 
 from mmrt.core.mapping import Mapping
 from mmrt.core.tensor import Tensor
-from mmrt.errors import FileError, FormatError
+from mmrt.errors import FormatError, MissingFileError
 from mmrt.files.header import declared_tensor, read, unlike
 from mmrt.files.tensor_file import TensorFile
 
@@ -142,7 +142,7 @@ def _open_set(index: Mapping) -> TensorFile:
         for file in sorted(set(places.values())):
             path = os.path.join(os.path.dirname(index.path), file)
             if not os.path.exists(path):
-                raise FileError(f"{path} is missing: {index.path} names it")
+                raise MissingFileError(f"{path} is missing: {index.path} names it")
             shard = shards[file] = opened.enter_context(Mapping(path))
             held, said = _read_file(shard)
             for twin in held.keys() & tensors.keys():

@@ -113,12 +113,16 @@ class TensorFile(Mapping[str, Tensor]):
 
         Raises InUseError, and closes nothing, while views of any tensor are alive.
         """
-        views = sum(mapping.views for mapping in self.mappings)
-        if views:
-            raise InUseError(f"cannot close {self.path}: views of its tensors are alive ({views})")
+        self.require_unviewed()
         with ExitStack() as all_of_them:  # also where one tells that its file was cut short
             for mapping in self.mappings:
                 all_of_them.callback(mapping.close)
+
+    def require_unviewed(self, except_for: int = 0) -> None:
+        """Raises InUseError where there are more views of its tensors than these."""
+        views = sum(mapping.views for mapping in self.mappings) - except_for
+        if views > 0:
+            raise InUseError(f"cannot close {self.path}: views of its tensors are alive ({views})")
 
     def __enter__(self) -> "TensorFile":
         return self

@@ -91,4 +91,5 @@ def _refusals(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileError(f"{path}: {what}: {os.strerror(error.errno or 0)}") from error
+        said = f"{path}: {what}: {os.strerror(error.errno or 0)}"
+        raise FileError(error.errno, said) from error

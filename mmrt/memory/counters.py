@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mmrt.core import _probe
+from mmrt.core.arguments import file_status
 
 _PROC = Path("/proc/self")
 
@@ -128,9 +129,9 @@ def page_tables() -> int | None:
 def of_file(path: str | os.PathLike[str]) -> FileShare:
     """What this process has mapped of the file at `path`; zeros if nothing.
 
-    Raises OSError where the file is gone.
+    Raises FileError where the file is gone.
     """
-    about = os.stat(path)
+    about = file_status("path", path)
     device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
     name = os.path.realpath(path)
     found = {"Size": 0, "Rss": 0, "Pss": 0, "FilePmdMapped": 0}

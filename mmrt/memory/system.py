@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmrt.core import _probe
+from mmrt.core.arguments import file_status
 from mmrt.memory.counters import cgroups, memory_limit, resident
 
 _PROC = Path("/proc")
@@ -85,7 +86,7 @@ class OsInfo:
 def os_info(path: str | os.PathLike[str] | None = None) -> OsInfo:
     """What the kernel offers, asked of it now, and for `path` what its file system and device do.
 
-    Raises OSError where there is no such path.
+    Raises FileError where there is no such path.
     """
     memory = _numbers(_PROC / "meminfo")
     huge_page = memory.get("Hugepagesize:", 0) * 1024
@@ -111,7 +112,7 @@ def os_info(path: str | os.PathLike[str] | None = None) -> OsInfo:
 def read_ahead(path: str | os.PathLike[str]) -> int | None:
     """Bytes that a fault in the file at `path` reads at most, by the setting of its device; None if
     that is not known."""
-    device = os.stat(path).st_dev
+    device = file_status("path", path).st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     kilobytes = _text(_SYS / "class/bdi" / name / "read_ahead_kb").strip()
     return int(kilobytes) * 1024 if kilobytes.isdigit() else None
@@ -198,7 +199,7 @@ def memlock_limit() -> int | None:
 
 def _file_system(path: str | os.PathLike[str]) -> str | None:
     """The type of the mount with the path's device number, as mountinfo lists them."""
-    device = os.stat(path).st_dev
+    device = file_status("path", path).st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     found = None
     for line in _text(_PROC / "self/mountinfo").splitlines():

@@ -47,7 +47,7 @@ class Conversation:
         """system: what the model is told beforehand; a conversation that is cleared keeps it.
         chat_template_kwargs: what else the template reads, as of Model.stream_chat()."""
         self._model = model
-        self._variables = require_variables(chat_template_kwargs or {})
+        self._variables = require_variables(chat_template_kwargs)
         self._beginning = [] if system is None else [_message("system", system)]
         model.render_chat([*self._beginning, _message("user", "")], **self._variables)
         self._sequence = model.sequence()

@@ -1,16 +1,15 @@
 """From logits to text: the loop that samples, decodes and knows when to stop."""
 
-import difflib
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import flag, function, whole
+from mmrt.core.arguments import flag, function, known, whole
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError, InUseError
@@ -67,10 +66,7 @@ class Settings:
         **sampling: Any,
     ) -> None:
         """Raises ArgumentError for one that is unknown or out of its range."""
-        for name in sampling.keys() - {field.name for field in fields(Sampling)}:
-            near = difflib.get_close_matches(name, Options.__annotations__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ArgumentError(f"there is no option {name!r}{hint}")
+        known(sampling, Options.__annotations__)
         function("on_prefill", on_prefill)
         self.max_tokens = None if max_tokens is None else whole("max_tokens", max_tokens, 0)
         self.stop = stop

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmrt import models
 from mmrt.core import quant
-from mmrt.core.arguments import choice, token_ids, whole
+from mmrt.core.arguments import choice, flag, instance, token_ids, whole
 from mmrt.core.elements import KV_TYPES
 from mmrt.core.kernels import Pool, cpu_info, trim_heap
 from mmrt.core.program import Part, Program
@@ -108,6 +108,9 @@ class Model:
         chat_template: str | None = None,
     ) -> None:
         apply = policies.policy(policy)
+        if chat_template is not None:
+            instance("chat_template", chat_template, str, "a str")
+        flag("exact", exact)
         if policy not in ("lazy", "locked") and memory is not None:
             raise ArgumentError(
                 f"memory: a budget decides itself what to read, not policy {policy!r}"
@@ -174,8 +177,10 @@ class Model:
         return whole("context", wanted, 1, trained, why=", on which the model was trained")
 
     def close(self) -> None:
-        """Frees the scratch and unmaps the file; InUseError while a step or a view needs them."""
+        """Frees the scratch and unmaps the file; while a step or a view needs them, an InUseError
+        leaves all as it is."""
         if hasattr(self, "program"):
+            self.file.require_unviewed(except_for=len(self.program.weights))
             self.program.close()
         self.closed = True
         self._last_chat.clear()
@@ -249,14 +254,11 @@ class Model:
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; add_bos: with the tokens that the model wants around a text.
         parse_special: whether control tokens spelled in it become those tokens, or plain text."""
-        if not isinstance(text, str):
-            raise ArgumentError(f"text: expected a str, found {text!r:.60}")
         return self.tokenizer.encode(text, add_bos, parse_special)
 
     def detokenize(self, ids: Iterable[int]) -> str:
         """The text of token ids, special ones spelled out."""
-        known = self.tokenizer.vocab_size - 1
-        return self.tokenizer.decode(whole("ids", i, 0, known) for i in token_ids("ids", ids))
+        return self.tokenizer.decode(ids)
 
     def sequence(self) -> Sequence:
         """A new, empty text."""
@@ -370,6 +372,7 @@ class Model:
         self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
     ) -> list[int]:
         self._check_open()
+        flag("parse_special", parse_special)
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
         else:
@@ -381,8 +384,7 @@ class Model:
     def _check_owner(self, sequence: Sequence | None) -> None:
         if sequence is None:
             return
-        if not isinstance(sequence, Sequence):
-            raise ArgumentError(f"sequence: expected a Sequence, found {sequence!r:.60}")
+        instance("sequence", sequence, Sequence, "a Sequence")
         if not sequence.belongs_to(self):
             raise ArgumentError("the sequence belongs to another model")
 
@@ -486,7 +488,7 @@ class Model:
         """
         settings = Settings(**options)
         self._check_owner(sequence)
-        ids = self._chat_ids(messages, tools, chat_template_kwargs or {})
+        ids = self._chat_ids(messages, tools, chat.require_variables(chat_template_kwargs))
         self.require_room(len(ids))
         reading = Reading(len(ids))
         if sequence is None:

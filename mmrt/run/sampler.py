@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import whole
+from mmrt.core.arguments import known, whole
 from mmrt.core.draw import Drawn, distribution, draw
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
@@ -28,6 +28,7 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 0.0, **filters: "Unpack[Filters]") -> None:
+        known(filters, Sampling.__annotations__)
         self._begin(Sampling(temperature, **filters))
 
     @classmethod

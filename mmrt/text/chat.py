@@ -13,6 +13,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
 
+from mmrt.core.arguments import flag, instance
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.text.allowance import Allowance, LimitError
 from mmrt.text.standins import StandIns
@@ -50,20 +51,25 @@ def choose_template(metadata: Mapping[str, Any], source: str, *, with_tools: boo
 
 def require_text(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raises UnsupportedError for messages with pictures or sounds: a template may put tokens in
-    their place, but nothing here would see them."""
-    for index, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, Mapping) else None
+    their place, but nothing here would see them. ArgumentError for what are no messages."""
+    for index, message in enumerate(_messages(messages)):
+        content = message.get("content")
         for part in content if isinstance(content, list | tuple) else ():
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(kind, str) and _SEEN_OR_HEARD.search(kind):
                 raise UnsupportedError(f"messages[{index}]: a part of type {kind!r:.40}, not text")
 
 
-def require_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+def require_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
     """`variables`, for templates to read. Raises ArgumentError for names that are mmrt's to set."""
+    if variables is None:
+        return {}
+    instance("chat_template_kwargs", variables, Mapping, "a dict of variables")
     for name in variables:
         if not isinstance(name, str) or name in _OURS:
             raise ArgumentError(f"{name!r:.60} is no variable that a chat template can be given")
+    if "add_generation_prompt" in variables:
+        flag("add_generation_prompt", variables["add_generation_prompt"])
     return dict(variables)
 
 
@@ -93,10 +99,10 @@ def prompt(
     """The prompt that `template` (tokenizer.chat_template) makes of `messages`.
 
     Each message has a `role`, a string, and a `content`: a string, a list of parts such as
-    {"type": "text", "text": "Hello"}, or None (beside `tool_calls`, it may be missing); what else
-    it has is passed on. So are `tools`, descriptions of functions that the model may call, and
-    `variables`, which templates read by their names (enable_thinking, documents). Parts are joined,
-    and text made a part, for templates that know one of both only.
+    {"type": "text", "text": "Hello"}, or None where an assistant said nothing (beside `tool_calls`
+    it may be missing); what else it has is passed on. So are `tools`, descriptions of functions
+    that the model may call, and `variables`, which templates read by their names (enable_thinking,
+    documents). Parts are joined, and text made a part, for templates that know one of both only.
 
     The prompt spells its special tokens out, often the BOS token too: it is to be encoded without
     a second BOS. It ends where the answer begins, unless the variable add_generation_prompt is
@@ -109,8 +115,8 @@ def prompt(
     memory or depth than a conversation needs.
     """
     defaults = {"documents": None, "add_generation_prompt": True}
-    given = defaults | require_variables(variables or {}) | {"messages": _messages(messages)}
-    given = {name: _plain(value, name) for name, value in {**given, "tools": tools}.items()}
+    given = defaults | require_variables(variables) | {"messages": _messages(messages)}
+    given = {name: _plain(value, name) for name, value in {**given, "tools": _tools(tools)}.items()}
     if template is None:
         raise UnsupportedError(
             f"{source}: the model has no chat template ({_FIELD}); it is probably "
@@ -180,6 +186,12 @@ def _rendered(
     except MemoryError:
         raise
     except Exception as error:  # a template can raise whatever its expressions can
+        for index, message in enumerate(given["messages"]):
+            if message.get("content", "") is None:
+                raise ArgumentError(
+                    f"messages[{index}]: 'content' is None, which the chat template of {source} "
+                    f"does not take: {said(error)}"
+                ) from None
         raise FormatError(f"{field} failed: {type(error).__name__}: {said(error)}") from None
 
 
@@ -230,7 +242,8 @@ def _messages(messages: Any) -> Any:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise ArgumentError(f"{where}: 'role' must be a string, found {role!r:.60}")
-        if content is None and ("content" in message or "tool_calls" in message):
+        may_lack = "tool_calls" in message or (role == "assistant" and "content" in message)
+        if content is None and may_lack:
             continue
         if isinstance(content, list | tuple):
             for place, part in enumerate(content):
@@ -240,6 +253,15 @@ def _messages(messages: Any) -> Any:
                 f"{where}: 'content' must be a string or a list of parts, found {content!r:.60}"
             )
     return messages
+
+
+def _tools(tools: Any) -> Any:
+    """`tools`, if they can be descriptions of functions; else raises ArgumentError."""
+    if tools is None:
+        return None
+    for index, tool in enumerate(instance("tools", tools, (list, tuple), "a list of dicts")):
+        instance(f"tools[{index}]", tool, Mapping, "a dict")
+    return tools
 
 
 def _check_part(part: Any, where: str) -> None:

@@ -15,6 +15,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
+from mmrt.core.arguments import flag, instance, token_ids, whole
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.text.bpe import (
     LETTER_BYTES,
@@ -233,6 +234,8 @@ class Tokenizer:
         long, with other characters wherever no control token is to be found in it.
         Raises ArgumentError when `text` holds a lone surrogate, which UTF-8 cannot spell.
         """
+        flag("add_bos", add_bos)
+        flag("parse_special", parse_special)
         require_utf8(text)
         tokens: list[int] = []
         if add_bos and self.add_bos and self.bos_id is not None:
@@ -293,8 +296,8 @@ class Tokenizer:
 
         Raises ArgumentError when there is no such token.
         """
-        if not 0 <= token < self.vocab_size:
-            raise ArgumentError(f"token {token}: the vocabulary ends at {self.vocab_size - 1}")
+        if type(token) is not int or not 0 <= token < self.vocab_size:
+            token = whole("token", token, 0, self.vocab_size - 1)
         return self._kinds[token] in _STEERING
 
     def token_bytes(self, token: int) -> bytes:
@@ -323,9 +326,10 @@ class Tokenizer:
         The space that a SentencePiece model puts before every text is taken off again. With
         `skip_special`, control tokens leave no text. Raises ArgumentError for an id out of range.
         """
+        flag("skip_special", skip_special)
         text = bytearray()
         at_start = self._space_prefix
-        for token in ids:
+        for token in token_ids("ids", ids):
             piece = self.token_bytes(token)
             special = self.is_special(token)
             if at_start and not special:
@@ -340,7 +344,7 @@ def require_utf8(text: str, what: str = "the text") -> str:
     """`text`, unless it holds a lone surrogate: a byte that was not UTF-8, as Python reads files
     and arguments, or half of a character. Then raises ArgumentError, which says `what` it is."""
     try:
-        text.encode()
+        instance(what, text, str, "a str").encode()
     except UnicodeEncodeError as error:
         character = text[error.start]
         byte = ord(character) - 0xDC00
