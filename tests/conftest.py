@@ -21,9 +21,18 @@ sys.path.append(str(ROOT))
 
 import fetch_models  # noqa: E402  as these import mmrt
 from instruction_sets import ISAS  # noqa: E402
+from skips import pytest_addoption, pytest_configure  # noqa: E402, F401
+
+REAL_MODELS = {"smollm2_path", "gemma3_path", "real_path"}
 
 # Asked for at once: tests set caches of their own.
 CACHED = fetch_models.cached()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not REAL_MODELS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("real_model")
 
 
 @pytest.fixture(scope="session", autouse=True)
