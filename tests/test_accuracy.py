@@ -37,9 +37,11 @@ class Reference(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
-def reference(request: pytest.FixtureRequest) -> Iterator[Reference]:
+def reference(
+    request: pytest.FixtureRequest, smollm2_path: Path, gemma3_path: Path
+) -> Iterator[Reference]:
     """The oracle's logits for the whole golden passage: they take ten to twenty seconds."""
-    path: Path = request.getfixturevalue(f"{request.param}_path")
+    path = smollm2_path if request.param == "smollm2" else gemma3_path
     golden = GOLDEN[oracle.Model(path).architecture]
     assert len(golden["ids"]) >= 560
     yield Reference(path, golden, oracle.logits(path, golden["ids"]))

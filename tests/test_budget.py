@@ -350,6 +350,7 @@ def test_the_process_stays_within_its_budget(path: Path) -> None:
     assert budget - 16 * MIB < used <= budget
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("policy", ["lazy", "locked"])
 def test_a_cgroup_is_never_filled(path: Path, policy: str) -> None:
     """A limit that the model does not fit into: no kill, and no reclaim by the kernel."""

@@ -82,6 +82,7 @@ def test_the_same_as_json(model_path: Path) -> None:
     assert tables["bytes"] == (tables["leaf"] + tables["middle"]) * PAGE
 
 
+@pytest.mark.root
 def test_a_stranger_is_told_what_the_figures_are(model_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make a file that another user may not write")

@@ -117,6 +117,7 @@ def test_what_is_not_told_stays_untold() -> None:
     assert (known - unknown).read_bytes is None
 
 
+@pytest.mark.root
 def test_limit_and_charge_are_those_of_the_group() -> None:
     code = (
         "from mmrt import counters; import sys; open(sys.argv[1], 'w').write('0'); "
@@ -195,6 +196,7 @@ def test_a_container_that_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
     assert _probe.cpu_quota(tmp_path / "none", tmp_path / "none") is None
 
 
+@pytest.mark.root
 def test_a_quota_of_a_real_group_bounds_the_threads() -> None:
     code = "from mmrt.core.kernels import Pool; print(Pool(None).threads)"
     with cgroup("cpu", "cpu.cfs_quota_us", "cpu.max") as limit:

@@ -18,12 +18,6 @@ from mmrt.errors import ArgumentError, FileError, FormatError, UnsupportedError
 HOSTILE = [case for case in make.CASES if case.refusal is not None]
 
 
-@pytest.fixture(params=["smollm2_path", "gemma3_path"])
-def model_path(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
-
-
 def write(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
     path.write_bytes(data)
@@ -33,9 +27,9 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 # ---- real models ----
 
 
-def test_a_model_reads_as_gguf_py_reads_it(model_path: Path) -> None:
-    reference = pytest.importorskip("gguf").GGUFReader(model_path)
-    with formats.open(model_path) as f:
+def test_a_model_reads_as_gguf_py_reads_it(real_path: Path) -> None:
+    reference = pytest.importorskip("gguf").GGUFReader(real_path)
+    with formats.open(real_path) as f:
         fields = {k: v for k, v in reference.fields.items() if not k.startswith("GGUF.")}
         assert list(f.metadata) == list(fields)
         for key, field in fields.items():
@@ -50,14 +44,14 @@ def test_a_model_reads_as_gguf_py_reads_it(model_path: Path) -> None:
             assert np.array_equal(ours.blocks(), tensor.data.view(np.uint8))
 
 
-def test_metadata_is_decoded_anew_and_not_kept(model_path: Path) -> None:
-    with formats.open(model_path) as f:
+def test_metadata_is_decoded_anew_and_not_kept(real_path: Path) -> None:
+    with formats.open(real_path) as f:
         tokens = f.metadata["tokenizer.ggml.tokens"]
         assert sys.getrefcount(tokens) == 2
         assert f.metadata["tokenizer.ggml.tokens"] is not tokens
         assert "tokenizer.ggml.tokens" in f.metadata and "no.such.key" not in f.metadata
         assert f.metadata.get("no.such.key", 7) == 7
-        assert repr(f.metadata) == f"<Metadata of {str(model_path)!r}, {len(f.metadata)} keys>"
+        assert repr(f.metadata) == f"<Metadata of {str(real_path)!r}, {len(f.metadata)} keys>"
 
 
 # ---- every value type, and every tensor type that a view has its own way with ----

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny_models
 from command import HOME
 from machine import memory_cgroup, needs_reader
@@ -60,6 +61,7 @@ def test_a_sweep_has_a_row_for_each_limit() -> None:
     assert limits.picture(sys.executable, runs, FREE).items
 
 
+@pytest.mark.root
 def test_a_small_model_under_a_limit(tmp_path: Path) -> None:
     with memory_cgroup():
         pass  # one can be made

@@ -227,6 +227,7 @@ def test_the_sdist_holds_files_of_the_tree_and_nothing_else(sdist: list[tarfile.
 def test_the_sdist_holds_all_that_is_needed(sdist: list[tarfile.TarInfo]) -> None:
     held = {member.name for member in sdist}
     expected = {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"}
+    expected |= {"CONTRIBUTING.md", "SECURITY.md", ".pre-commit-config.yaml"}
     expected |= {".ci/run", ".clang-format", "mmrt/py.typed"}
     for folder, suffixes in SUFFIXES.items():
         files = [path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]

@@ -190,6 +190,7 @@ with mmrt.Model(sys.argv[1], threads=2) as model, model.sequence() as sequence:
 """
 
 
+@pytest.mark.root
 def test_a_limit_lowered_while_running(path: Path) -> None:
     """By the administrator: the model lets weights go, and is not killed."""
     enter = 'echo $$ > "$0" && exec "$@"'

@@ -38,9 +38,9 @@ def read_metadata(path: Path) -> Metadata:
 
 
 @pytest.fixture(scope="module")
-def metadata(request: pytest.FixtureRequest) -> dict[str, Metadata]:
-    """The metadata of each model at hand, read once."""
-    return {name: read_metadata(request.getfixturevalue(f"{name}_path")) for name in MODELS}
+def metadata(smollm2_path: Path, gemma3_path: Path) -> dict[str, Metadata]:
+    """The metadata of each model, read once."""
+    return {"smollm2": read_metadata(smollm2_path), "gemma3": read_metadata(gemma3_path)}
 
 
 @pytest.fixture(scope="module")
