@@ -198,12 +198,12 @@ typedef struct mmrt_op {
     int32_t out;    /* buffer written; ROPE: heads with room, which may be `in` */
     int32_t stream; /* NORM: the residual buffer, in place of `in` */
     int32_t weights[3];
-    int32_t biases[3];  /* LINEAR, GLU, LOGITS: added to each weight's product */
+    int32_t biases[3];  /* LINEAR, UNIT, GLU, LOGITS: added to each weight's product */
     float scales[3];    /* likewise: what the product is multiplied with before, 1 for nothing */
     int32_t rope;       /* ROPE: rotation table */
-    int32_t layer;      /* ROPE, ATTEND, JOIN: whose keys and values they are */
+    int32_t layer;      /* WIDE_NORM, ROPE, ATTEND, JOIN: whose keys and values they are */
     int32_t n_heads;    /* likewise: query heads */
-    int32_t activation; /* GLU: 0 SiLU, 1 GELU (tanh) */
+    int32_t activation; /* UNIT, GLU, EXPERT_GLU: 0 SiLU, 1 GELU (tanh), 2 squared ReLU */
     int32_t choices;  /* DISPATCH, EXPERT_GLU, EXPERT_DOWN, COMBINE: the buffer that ROUTE wrote */
     int32_t n_used;   /* ROUTE and those after it: experts of each token */
     int32_t n_groups; /* ROUTE: experts are chosen from the best n_groups_used of so many groups */
@@ -213,9 +213,12 @@ typedef struct mmrt_op {
     bool alike;         /* LINEAR: rounded alike however many tokens a step has */
     bool outputs_only;  /* work on the tokens whose logits are wanted, not on all; LOGITS: true */
     bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */
-    float eps;          /* NORM, ROPE: of the RMS norms */
-    float scale;        /* EMBED, ROUTE: factor; ATTEND: of the scores */
-    float softcap;      /* ATTEND, LOGITS: 0 for none */
+    bool centred;       /* NORM: what is normed for `out` has its mean taken off (LayerNorm) */
+    float eps;          /* NORM, WIDE_NORM, ROPE: of the norms */
+    float scale;   /* EMBED, ROUTE, LOGITS: factor; NORM: of what is added; ATTEND: of the scores */
+    float softcap; /* ATTEND, LOGITS: 0 for none */
+    float temperature; /* ROPE: queries grow by 1 + temperature * ln(1 + position / period), in */
+    uint32_t period;   /* whole numbers; temperature 0: they do not */
 } mmrt_op;
 
 /* For sequences of this store. max_tokens: the most that one step takes; scratch grows with it.

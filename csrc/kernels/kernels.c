@@ -43,7 +43,9 @@ static void fill_tables(void) {
 #include "quant/formats.def"
     table.quantize = mmrt_quantize_ref;
     table.rms_norm = mmrt_rms_norm_ref;
+    table.centre = mmrt_centre_ref;
     table.add = mmrt_add_ref;
+    table.activate = mmrt_activate_ref;
     table.glu = mmrt_glu_ref;
     table.largest = mmrt_largest_ref;
     table.exponentials = mmrt_exponentials_ref;

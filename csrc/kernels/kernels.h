@@ -114,13 +114,20 @@ enum { MMRT_MATMUL_SCRATCH = 160 << 10 };
  * arXiv:1910.07467). out may be x. */
 typedef void mmrt_rms_norm_fn(const float *x, const float *w, float eps, float *out, size_t n);
 
+/* out[i] = x[i] - mean(x), n elements. */
+typedef void mmrt_centre_fn(const float *x, float *out, size_t n);
+
 /* y[i] += x[i]. */
 typedef void mmrt_add_fn(float *y, const float *x, size_t n);
 
 enum mmrt_activation {
-    MMRT_SILU, /* x / (1 + exp(-x)) */
-    MMRT_GELU, /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
+    MMRT_SILU,  /* x / (1 + exp(-x)) */
+    MMRT_GELU,  /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
+    MMRT_RELU2, /* x^2 where x > 0, else 0 (So et al. 2021, arXiv:2109.08668) */
 };
+
+/* x[i] = activation(x[i]). */
+typedef void mmrt_activate_fn(enum mmrt_activation activation, float *x, size_t n);
 
 /* out[i] = activation(gate[i]) * up[i] (Shazeer 2020, arXiv:2002.05202). */
 typedef void mmrt_glu_fn(enum mmrt_activation activation, const float *gate, const float *up,
@@ -193,7 +200,9 @@ struct mmrt_kernels {
     mmrt_isa matrix_isa[MMRT_TYPE_LIMIT]; /* where those three come from */
     mmrt_quantize_fn *quantize;
     mmrt_rms_norm_fn *rms_norm;
+    mmrt_centre_fn *centre;
     mmrt_add_fn *add;
+    mmrt_activate_fn *activate;
     mmrt_glu_fn *glu;
     mmrt_largest_fn *largest;
     mmrt_exponentials_fn *exponentials;

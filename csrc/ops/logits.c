@@ -29,7 +29,7 @@ static void run(struct worker *w) {
     const mmrt_weight *weight = weight_at(step, w->op->weights[0]);
     const struct pieces pieces = mmrt_pieces_of(step->program, w->op);
     const size_t n = step->n - step->first_output;
-    const float cap = w->op->softcap;
+    const float cap = w->op->softcap, scale = w->op->scale;
     uint64_t piece;
     pieces_begin(w, pieces.total);
     while (pieces_next(w, &piece)) {
@@ -44,6 +44,8 @@ static void run(struct worker *w) {
         float zero = 0; /* stays so unless a logit is NaN or infinite */
         for (size_t t = 0; t < n; t++) {
             float *logits = step->logits + t * weight->rows;
+            for (uint64_t r = first; scale != 1 && r < end; r++)
+                logits[r] *= scale;
             for (uint64_t r = first; r < end; r++) {
                 zero += logits[r] * 0.0f;
                 if (cap > 0)

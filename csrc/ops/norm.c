@@ -1,5 +1,6 @@
 /* Adding to the stream, and norming it for what reads it next. They are one operation, as both pass
- * over the same row while it is in the cache. */
+ * over the same row while it is in the cache. Without a norm the stream
+ * itself is read next, and quantised for that. */
 #include "base/status.h"
 #include "graph/check.h"
 #include "step/step.h"
@@ -32,17 +33,18 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_read(program, op, op->in, false, err);
     if (status)
         return status;
-    if (adds && op->weights[1] >= 0) /* it is normed in its place */
+    if (adds && (op->weights[1] >= 0 || op->scale != 1)) /* it changes in its place */
         mmrt_note_write(program, op, op->in, false);
-    if (adds)
-        mmrt_note_write(program, op, op->stream, false);
+    if (adds || !norms)
+        mmrt_note_write(program, op, op->stream, !norms);
     if (norms)
         mmrt_note_write(program, op, op->out, true);
     return MMRT_OK;
 }
 
-/* stream += in, or stream += norm(in) * weights[1] where there is that weight (norms after a
- * sub-layer); out = norm(stream) * weights[0]. */
+/* stream += in * scale, or stream += norm(in) * weights[1] * scale where there is that weight
+ * (norms after a sub-layer); out = norm(stream) * weights[0], of the stream less its mean if
+ * centred. */
 static void run(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
@@ -58,13 +60,20 @@ static void run(struct worker *w) {
             if (op->weights[1] >= 0)
                 kernels->rms_norm(in, weight_at(step, op->weights[1])->data, op->eps, in,
                                   stream->k);
+            for (size_t i = 0; op->scale != 1 && i < stream->k; i++)
+                in[i] *= op->scale;
             kernels->add(sum, in, stream->k);
         }
         if (out) {
-            kernels->rms_norm(sum, weight_at(step, op->weights[0])->data, op->eps, row_at(out, t),
-                              out->k);
-            quantize_row(step, out, t);
+            const float *normed = sum;
+            if (op->centred) {
+                kernels->centre(sum, row_at(out, t), out->k);
+                normed = row_at(out, t);
+            }
+            kernels->rms_norm(normed, weight_at(step, op->weights[0])->data, op->eps,
+                              row_at(out, t), out->k);
         }
+        quantize_row(step, out ? out : stream, t);
     }
 }
 

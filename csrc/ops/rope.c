@@ -6,6 +6,7 @@
 #include "state/page.h"
 #include "step/step.h"
 
+#include <math.h>
 #include <string.h>
 
 static mmrt_status check_parameters(const mmrt_program *program, const mmrt_op *op,
@@ -21,6 +22,9 @@ static mmrt_status check_parameters(const mmrt_program *program, const mmrt_op *
         (op->rope >= 0 && 2 * program->ropes[op->rope].n_pairs > dim))
         return mmrt_fail(err, MMRT_FORMAT,
                          "layer %d: more dimensions rotated than the %u of a head", op->layer, dim);
+    if (op->temperature != 0 && !op->period)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: a temperature without a period",
+                         program->n_ops);
     return MMRT_OK;
 }
 
@@ -58,6 +62,14 @@ static void rotate(float *head, const float *table, size_t n_pairs, bool interle
         head[i * step] = a * cosine - b * sine;
         head[i * step + apart] = a * sine + b * cosine;
     }
+}
+
+/* Scores keep their spread over many keys if queries grow with their position (Nakanishi 2025,
+ * arXiv:2501.19399, in steps). */
+static void grow(float *query, size_t n, const mmrt_op *op, uint64_t position) {
+    const float growth = 1 + op->temperature * logf((float)(1 + position / op->period));
+    for (size_t i = 0; i < n; i++)
+        query[i] *= growth;
 }
 
 /* `apart` is how far elements of one token lie from one another in the page. */
@@ -123,13 +135,15 @@ static void run(struct worker *w) {
             program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
         if (!is_value && rope)
             rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
+        part = part_from(part, token);
+        const uint64_t position = position_of(part, token);
+        if (is_query && op->temperature != 0)
+            grow(x, dim, op, position);
         const uint32_t type = is_value ? layer->spec.v_type : layer->spec.k_type;
         if (type == MMRT_TYPE_Q8_0) /* queries as keys */
             program->kernels->quantize(heads, token, head * room, room);
         if (is_query)
             continue;
-        part = part_from(part, token);
-        const uint64_t position = position_of(part, token);
         const size_t slot = position % MMRT_PAGE_KEYS;
         uint8_t *page = mmrt_state_pages(part->state, layer->table)[position / MMRT_PAGE_KEYS];
         const uint32_t among = (uint32_t)(is_value ? head - n_q - n_kv : head - n_q);

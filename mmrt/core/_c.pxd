@@ -315,7 +315,9 @@ cdef extern from "mmrt.h" nogil:
         MMRT_OP_EMBED
         MMRT_OP_NORM
         MMRT_OP_LINEAR
+        MMRT_OP_UNIT
         MMRT_OP_GLU
+        MMRT_OP_WIDE_NORM
         MMRT_OP_ROPE
         MMRT_OP_ATTEND
         MMRT_OP_JOIN
@@ -353,9 +355,12 @@ cdef extern from "mmrt.h" nogil:
         bool_t alike
         bool_t outputs_only
         bool_t interleaved
+        bool_t centred
         float eps
         float scale
         float softcap
+        float temperature
+        uint32_t period
 
     mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_state_store *store,
                                     bool_t exact, mmrt_program **out, mmrt_error *err)

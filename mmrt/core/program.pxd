@@ -29,6 +29,8 @@ cdef class Program:
     cdef int _with_room(self, int buffer, int n_heads, const mmrt_layer_state *layer) except -2
     cdef int _heads_with_room(self, int qkv, int layer, int n_heads) except -2
     cdef list _multiply(self, mmrt_op *op, matrices)
+    cdef _norm(self, int stream, Tensor weight, int out, float eps, int add, Tensor post,
+               float scale, bint centred, bint outputs_only)
     cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
               float[:, ::1] logits, int64_t[:, ::1] marks)
     cdef int _add(self, mmrt_op *op, weights, str note) except -1

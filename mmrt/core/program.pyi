@@ -47,6 +47,17 @@ class Program:
         eps: float,
         add: int = -1,
         post: Tensor | None = None,
+        scale: float = 1.0,
+        centred: bool = False,
+        outputs_only: bool = False,
+    ) -> None: ...
+    def add(
+        self,
+        stream: int,
+        add: int = -1,
+        eps: float = 0.0,
+        post: Tensor | None = None,
+        scale: float = 1.0,
         outputs_only: bool = False,
     ) -> None: ...
     def linear(
@@ -56,6 +67,14 @@ class Program:
         out: int,
         outputs_only: bool = False,
         alike: bool = False,
+    ) -> None: ...
+    def unit(
+        self,
+        in_: int,
+        matrix: Tensor | Matrix,
+        out: int,
+        activation: str,
+        outputs_only: bool = False,
     ) -> None: ...
     def glu(
         self,
@@ -92,6 +111,9 @@ class Program:
         down_scales: Tensor | None = None,
         outputs_only: bool = False,
     ) -> None: ...
+    def wide_norm(
+        self, qkv: int, layer: int, n_heads: int, q_norm: Tensor, k_norm: Tensor, eps: float
+    ) -> None: ...
     def rope(
         self,
         qkv: int,
@@ -102,6 +124,8 @@ class Program:
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         eps: float = 0.0,
+        temperature: float = 0.0,
+        period: int = 0,
     ) -> None: ...
     def attend(
         self,
@@ -113,7 +137,9 @@ class Program:
         softcap: float = 0.0,
         outputs_only: bool = False,
     ) -> None: ...
-    def logits(self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0) -> None: ...
+    def logits(
+        self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0, scale: float = 1.0
+    ) -> None: ...
     def finish(self) -> None: ...
     def stream(self) -> None: ...
     def set_reader(self, reader: str) -> None: ...

@@ -7,7 +7,8 @@ from libc.string cimport memset
 from mmrt.core._c cimport (
     MMRT_OP_ATTEND, MMRT_OP_COMBINE, MMRT_OP_DISPATCH, MMRT_OP_EMBED, MMRT_OP_EXPERT_DOWN,
     MMRT_OP_EXPERT_GLU, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS, MMRT_OP_NORM,
-    MMRT_OP_ROPE, MMRT_OP_ROUTE, mmrt_error, mmrt_gating, mmrt_key_room, mmrt_layer_state,
+    MMRT_OP_ROPE, MMRT_OP_ROUTE, MMRT_OP_UNIT, MMRT_OP_WIDE_NORM,
+    mmrt_error, mmrt_gating, mmrt_key_room, mmrt_layer_state,
     mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
     mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
     mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
@@ -32,7 +33,7 @@ from typing import NamedTuple
 from mmrt.errors import ArgumentError, FormatError, InUseError, UnsupportedError
 from mmrt.core.streaming import Plan, Streaming
 
-_ACTIVATIONS = {"silu": 0, "gelu": 1}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2}  # relu2: x^2 where x > 0, else 0
 _GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
 
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
@@ -205,9 +206,20 @@ cdef class Program:
         op.scale = scale
         self._add(&op, [weight], "embed")
 
-    def norm(self, int stream, Tensor weight, int out, float eps, int add=-1, Tensor post=None,
-             bint outputs_only=False):
-        """stream += add, or its RMS norm * post (width,); out = RMS norm of stream * weight."""
+    def norm(self, int stream, Tensor weight not None, int out, float eps, int add=-1,
+             Tensor post=None, float scale=1.0, bint centred=False, bint outputs_only=False):
+        """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream less
+        its mean if `centred`, which makes it a LayerNorm."""
+        self._norm(stream, weight, out, eps, add, post, scale, centred, outputs_only)
+
+    def add(self, int stream, int add=-1, float eps=0.0, Tensor post=None, float scale=1.0,
+            bint outputs_only=False):
+        """stream += add * scale, or its RMS norm times `post` (width,) * scale, if there is `add`;
+        quantised matrices can read the stream then."""
+        self._norm(stream, None, -1, eps, add, post, scale, False, outputs_only)
+
+    cdef _norm(self, int stream, Tensor weight, int out, float eps, int add, Tensor post,
+               float scale, bint centred, bint outputs_only):
         cdef mmrt_op op = _op(MMRT_OP_NORM)
         op.stream = stream
         op.in_ = add
@@ -215,8 +227,11 @@ cdef class Program:
         op.weights[0] = self._weight(weight)
         op.weights[1] = self._weight(post)
         op.eps = eps
+        op.scale = scale
+        op.centred = centred
         op.outputs_only = outputs_only
-        self._add(&op, [post, weight], "norm" if add < 0 else "add, norm")
+        notes = ["add"] * (add >= 0) + ["norm"] * (out >= 0)
+        self._add(&op, [post, weight], ", ".join(notes) or "round")
 
     def linear(self, int in_, matrices, int out, bint outputs_only=False, bint alike=False):
         """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side.
@@ -232,17 +247,22 @@ cdef class Program:
         op.alike = alike
         self._add(&op, self._multiply(&op, matrices), "multiply")
 
+    def unit(self, int in_, matrix, int out, str activation, bint outputs_only=False):
+        """out = activation(matrix @ in_), of a Tensor or Matrix; activation: as glu()'s."""
+        cdef mmrt_op op = _op(MMRT_OP_UNIT)
+        op.in_ = in_
+        op.out = out
+        op.activation = _activation(activation)
+        op.outputs_only = outputs_only
+        self._add(&op, self._multiply(&op, (matrix,)), f"multiply, {activation}")
+
     def glu(self, int in_, gate, up, int out, str activation, bint outputs_only=False):
-        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu"
-        or "gelu"."""
-        if activation not in _ACTIVATIONS:
-            raise ArgumentError(
-                f"activation {activation!r:.60}: there are {', '.join(_ACTIVATIONS)}"
-            )
+        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu",
+        "gelu" or "relu2"."""
         cdef mmrt_op op = _op(MMRT_OP_GLU)
         op.in_ = in_
         op.out = out
-        op.activation = _ACTIVATIONS[activation]
+        op.activation = _activation(activation)
         op.outputs_only = outputs_only
         self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated multiply")
 
@@ -280,10 +300,6 @@ cdef class Program:
         Matrices of shape (experts, rows, width), their biases (experts, rows). down_scales
         (experts,): factors of the experts' results.
         """
-        if activation not in _ACTIVATIONS:
-            raise ArgumentError(
-                f"activation {activation!r:.60}: there are {', '.join(_ACTIVATIONS)}"
-            )
         cdef mmrt_op op = _op(MMRT_OP_DISPATCH)
         op.choices = choices
         op.n_used = n_used
@@ -300,7 +316,7 @@ cdef class Program:
         self._add(&op, [], "sort by expert")
         op.kind = MMRT_OP_EXPERT_GLU
         op.in_, op.stream, op.out = in_, sorted_in, hidden
-        op.activation = _ACTIVATIONS[activation]
+        op.activation = _activation(activation)
         self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated experts")
         op.kind = MMRT_OP_EXPERT_DOWN
         op.in_, op.out = hidden, results
@@ -319,12 +335,26 @@ cdef class Program:
             self.roomy[key] = self.buffer(width, n_used)
         return self.roomy[key]
 
+    def wide_norm(self, int qkv, int layer, int n_heads, Tensor q_norm not None,
+                  Tensor k_norm not None, float eps):
+        """Norms all queries of a token together (n_heads * head_dim,), and all its keys; in place."""
+        cdef mmrt_op op = _op(MMRT_OP_WIDE_NORM)
+        op.in_ = op.out = qkv
+        op.layer = layer
+        op.n_heads = n_heads
+        op.weights[0] = self._weight(q_norm)
+        op.weights[1] = self._weight(k_norm)
+        op.eps = eps
+        self._add(&op, [q_norm, k_norm], "norm queries and keys")
+
     def rope(self, int qkv, int table, int layer, int n_heads, bint interleaved,
-             Tensor q_norm=None, Tensor k_norm=None, float eps=0.0):
+             Tensor q_norm=None, Tensor k_norm=None, float eps=0.0, float temperature=0.0,
+             uint32_t period=0):
         """Norms (head_dim,) and rotates the queries and keys of qkv; stores keys, values.
 
         qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
         neighbours; otherwise the first half of a head with its second. table -1: no rotation.
+        temperature: if not 0, queries are multiplied by 1 + temperature * ln(1 + position // period).
         """
         cdef mmrt_op op = _op(MMRT_OP_ROPE)
         op.in_ = qkv
@@ -336,7 +366,9 @@ cdef class Program:
         op.weights[0] = self._weight(q_norm)
         op.weights[1] = self._weight(k_norm)
         op.eps = eps
-        self._add(&op, [q_norm, k_norm], "rotate, store keys and values")
+        op.temperature, op.period = temperature, period
+        rotates = "rotate, " if table >= 0 else ""
+        self._add(&op, [q_norm, k_norm], f"{rotates}store keys and values")
 
     def attend(self, int qkv, int out, int layer, int n_heads, float scale, float softcap=0.0,
                bint outputs_only=False):
@@ -356,10 +388,12 @@ cdef class Program:
             op.in_, op.out = op.out, out
             self._add(&op, [], "join heads")
 
-    def logits(self, int in_, matrix, float softcap=0.0):
-        """The step's result: matrix (vocabulary, width) @ in_, capped softly where softcap > 0."""
+    def logits(self, int in_, matrix, float softcap=0.0, float scale=1.0):
+        """The step's result: matrix (vocabulary, width) @ in_ * scale, capped softly where
+        softcap > 0."""
         cdef mmrt_op op = _op(MMRT_OP_LOGITS)
         op.in_ = in_
+        op.scale = scale
         op.softcap = softcap
         op.outputs_only = True
         tensors = self._multiply(&op, (matrix,))
@@ -614,4 +648,11 @@ cdef mmrt_op _op(mmrt_op_kind kind) noexcept:
     for i in range(3):
         op.weights[i] = op.biases[i] = -1
         op.scales[i] = 1
+    op.scale = 1
     return op
+
+
+cdef int _activation(str name) except -1:
+    if name not in _ACTIVATIONS:
+        raise ArgumentError(f"activation {name!r:.60}: there are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]

@@ -110,7 +110,7 @@ static void test_quantize(struct kernel *kernel) {
     guarded_free(room[1]);
 }
 
-/* ---- rms_norm, add, glu -------------------------------------------------------------------- */
+/* ---- norms, sums, activations --------------------------------------------------------------- */
 
 /* The sum of squares has n / 8 additions one after another and 5 across lanes, the square root
  * halves what they are off (which grows as the square root of their number); four more roundings
@@ -144,6 +144,33 @@ static void test_rms_norm(struct kernel *kernel) {
         guarded_free(room[i]);
 }
 
+/* The mean and the difference have a rounding each, but for ref's sum, which is in double. */
+static void test_centre(struct kernel *kernel) {
+    const struct guarded x_room = guarded_pages(MAX_LENGTH * sizeof(float));
+    const struct guarded out_room = guarded_pages(MAX_LENGTH * sizeof(float));
+    for (size_t l = 0; l < LENGTHS; l++)
+        for (int kind = 0; kind < 3; kind++) { /* 1: far from zero; 2: with NaN */
+            const size_t n = lengths[l];
+            float *x = floats_in(x_room, n), *out = floats_in(out_room, n);
+            double sum = 0;
+            for (size_t i = 0; i < n; i++)
+                x[i] = random_unit() + (kind == 1 ? 1000 : 0);
+            if (kind == 2)
+                x[random_below(n)] = NAN;
+            for (size_t i = 0; i < n; i++)
+                sum += (double)x[i];
+            kernel->with.centre(x, out, n);
+            kernel->cases++;
+            for (size_t i = 0; i < n; i++) {
+                const double expected = x[i] - sum / (double)n;
+                check_near(kernel, "", n, i, (float)expected, out[i],
+                           2 * ROUNDING * (fabs((double)x[i]) + fabs(expected)));
+            }
+        }
+    guarded_free(x_room);
+    guarded_free(out_room);
+}
+
 static void test_add(struct kernel *kernel) {
     const struct guarded y_room = guarded_pages(MAX_LENGTH * sizeof(float));
     const struct guarded x_room = guarded_pages(MAX_LENGTH * sizeof(float));
@@ -165,14 +192,52 @@ static void test_add(struct kernel *kernel) {
     guarded_free(x_room);
 }
 
-/* e^-z, the sum, the quotient and the product have 6 roundings at most. For GELU z itself is off by
- * up to 4, which e^-z makes |z| times as many. Below z = -88, where e^-z is taken to grow no
- * further, both results are about x e^-88 or less. */
-static void test_glu_of(struct kernel *kernel, enum mmrt_activation activation) {
+static const char *const activation_names[] = {" SiLU", " GELU", " squared ReLU"};
+
+static float any_argument(void) {
     static const float odd[] = {0,    -0.0f, 1e-40f, -1e-40f, 1e-6f,    -1e-6f,    87,  -87,  88.5f,
                                 -89,  1000,  -1000,  1e10f,   -1e10f,   3e38f,     NAN, -NAN, 0.5f,
                                 -0.5, 9,     -9,     20,      INFINITY, -INFINITY, 1e5, -1e5, 1};
     enum { ODD = sizeof odd / sizeof *odd };
+    const size_t kind = random_below(2 * ODD);
+    return kind < ODD ? odd[kind] : (kind % 2 ? 100.0f : 5.0f) * random_unit();
+}
+
+/* e^-z, the sum, the quotient and the product have 6 roundings at most. For GELU z itself is off by
+ * up to 4, which e^-z makes |z| times as many. Below z = -88, where e^-z is taken to grow no
+ * further, both results are about x e^-88 or less. */
+static double most_off(enum mmrt_activation activation, float argument, float factor,
+                       float expected) {
+    const double x = argument, z = 1.5957691216057308 * (x + 0.044715 * x * x * x);
+    const double roundings = 6 + (activation == MMRT_GELU ? 4 * fmin(fabs(z), 88) : 0);
+    return ROUNDING * roundings * fabs((double)expected) + fabs(x * factor) * exp(-87.9) + 0x1p-149;
+}
+
+static void test_activate_of(struct kernel *kernel, enum mmrt_activation activation) {
+    const struct guarded room = guarded_pages(MAX_LENGTH * sizeof(float));
+    for (size_t l = 0; l < LENGTHS; l++) {
+        const size_t n = lengths[l];
+        float *x = floats_in(room, n);
+        static float given[MAX_LENGTH], expected[MAX_LENGTH];
+        for (size_t i = 0; i < n; i++)
+            given[i] = expected[i] = x[i] = any_argument();
+        ref->activate(activation, expected, n);
+        kernel->with.activate(activation, x, n);
+        kernel->cases++;
+        for (size_t i = 0; i < n; i++)
+            check_near(kernel, activation_names[activation], n, i, expected[i], x[i],
+                       most_off(activation, given[i], 1, expected[i]));
+    }
+    guarded_free(room);
+}
+
+static void test_activate(struct kernel *kernel) {
+    for (int round = 0; round < 10; round++)
+        for (int activation = MMRT_SILU; activation <= MMRT_RELU2; activation++)
+            test_activate_of(kernel, (enum mmrt_activation)activation);
+}
+
+static void test_glu_of(struct kernel *kernel, enum mmrt_activation activation) {
     struct guarded room[3];
     for (int i = 0; i < 3; i++)
         room[i] = guarded_pages(MAX_LENGTH * sizeof(float));
@@ -182,32 +247,24 @@ static void test_glu_of(struct kernel *kernel, enum mmrt_activation activation) 
         float *out = floats_in(room[2], n);
         static float expected[MAX_LENGTH];
         for (size_t i = 0; i < n; i++) {
-            const size_t kind = random_below(2 * ODD);
-            gate[i] = kind < ODD ? odd[kind] : (kind % 2 ? 100.0f : 5.0f) * random_unit();
+            gate[i] = any_argument();
             up[i] = random_unit();
         }
         ref->glu(activation, gate, up, expected, n);
         kernel->with.glu(activation, gate, up, out, n);
         kernel->cases++;
-        for (size_t i = 0; i < n; i++) {
-            const double x = gate[i];
-            const double z = 1.5957691216057308 * (x + 0.044715 * x * x * x);
-            const double roundings = 6 + (activation == MMRT_GELU ? 4 * fmin(fabs(z), 88) : 0);
-            check_near(kernel, activation == MMRT_SILU ? " SiLU" : " GELU", n, i, expected[i],
-                       out[i],
-                       ROUNDING * roundings * fabs((double)expected[i]) +
-                           fabs(x * up[i]) * exp(-87.9) + 0x1p-149);
-        }
+        for (size_t i = 0; i < n; i++)
+            check_near(kernel, activation_names[activation], n, i, expected[i], out[i],
+                       most_off(activation, gate[i], up[i], expected[i]));
     }
     for (int i = 0; i < 3; i++)
         guarded_free(room[i]);
 }
 
 static void test_glu(struct kernel *kernel) {
-    for (int round = 0; round < 10; round++) {
-        test_glu_of(kernel, MMRT_SILU);
-        test_glu_of(kernel, MMRT_GELU);
-    }
+    for (int round = 0; round < 10; round++)
+        for (int activation = MMRT_SILU; activation <= MMRT_RELU2; activation++)
+            test_glu_of(kernel, (enum mmrt_activation)activation);
 }
 
 static void test_largest(struct kernel *kernel) {
@@ -290,6 +347,8 @@ static struct kernel kernels[] = {
     MMRT_VECTOR_KERNEL(REF, ref, quantize) /* ref itself, for all that is no comparison with it */
     MMRT_VECTOR_KERNEL(REF, ref, rms_norm)
     MMRT_VECTOR_KERNEL(REF, ref, add)
+    MMRT_VECTOR_KERNEL(REF, ref, centre)
+    MMRT_VECTOR_KERNEL(REF, ref, activate)
     MMRT_VECTOR_KERNEL(REF, ref, glu)
     MMRT_VECTOR_KERNEL(REF, ref, largest)
     MMRT_VECTOR_KERNEL(REF, ref, exponentials)

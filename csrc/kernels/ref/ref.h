@@ -13,7 +13,9 @@
 
 mmrt_quantize_fn mmrt_quantize_ref;
 mmrt_rms_norm_fn mmrt_rms_norm_ref;
+mmrt_centre_fn mmrt_centre_ref;
 mmrt_add_fn mmrt_add_ref;
+mmrt_activate_fn mmrt_activate_ref;
 mmrt_glu_fn mmrt_glu_ref;
 mmrt_largest_fn mmrt_largest_ref;
 mmrt_exponentials_fn mmrt_exponentials_ref;

@@ -44,6 +44,15 @@ void mmrt_rms_norm_ref(const float *x, const float *w, float eps, float *out, si
         out[i] = x[i] * scale * w[i];
 }
 
+void mmrt_centre_ref(const float *x, float *out, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += x[i];
+    const double mean = sum / (double)n;
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)(x[i] - mean);
+}
+
 void mmrt_add_ref(float *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++)
         y[i] += x[i];
@@ -51,10 +60,17 @@ void mmrt_add_ref(float *y, const float *x, size_t n) {
 
 /* 1 + tanh u = 2 / (1 + e^-2u): the left side loses its digits where tanh u is near -1. */
 static double activate(enum mmrt_activation activation, double x) {
+    if (activation == MMRT_RELU2)
+        return x < 0 ? 0 : x * x; /* NaN stays NaN */
     double z = x;
     if (activation == MMRT_GELU)
         z = 2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
     return x / (1 + exp(-z));
+}
+
+void mmrt_activate_ref(enum mmrt_activation activation, float *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)activate(activation, x[i]);
 }
 
 void mmrt_glu_ref(enum mmrt_activation activation, const float *gate, const float *up, float *out,
