@@ -1,4 +1,4 @@
-"""Reference logits: two architectures in plain float32 numpy, to be read and compared with.
+"""Reference logits: every architecture in plain float32 numpy, to be read and compared with.
 
 Weights come through the `gguf` package, dequantised to float32 one matrix at a time, so nothing
 here shares code with what it judges. Positions start at 0, every position attends to those before
@@ -29,13 +29,15 @@ class Model:
     """Metadata and dequantised tensors of one file.
 
     rounding: keys and values to float16, and to int8 what is multiplied with a quantised matrix.
+    context: the most tokens of a text, if not as many as the file says.
     """
 
-    def __init__(self, path: str | Path, rounding: bool = False) -> None:
+    def __init__(self, path: str | Path, rounding: bool = False, context: int = 0) -> None:
         self.reader = GGUFReader(path)
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         self.architecture = str(self.reader.fields["general.architecture"].contents())
         self.rounding = rounding
+        self.context = context or self.get("context_length")
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the architecture's own metadata; a key without default must be there. An array
@@ -123,6 +125,11 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     return np.asarray(x / np.sqrt(mean_square + epsilon), np.float32) * weight
 
 
+def layer_norm(x: Array, weight: Array, epsilon: float) -> Array:
+    mean = np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+    return rms_norm(np.asarray(x - mean, np.float32), weight, epsilon)
+
+
 def silu(x: Array) -> Array:
     with np.errstate(over="ignore"):
         return np.asarray(x / (1 + np.exp(-x)))
@@ -133,6 +140,10 @@ def gelu(x: Array) -> Array:
     return np.asarray(
         x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi, dtype=x.dtype) * (x + 0.044715 * x**3)))
     )
+
+
+def relu2(x: Array) -> Array:
+    return np.maximum(x, 0) ** 2
 
 
 def split_heads(x: Array, head_dim: int) -> Array:
@@ -383,13 +394,193 @@ def gemma3(model: Model, ids: NDArray[np.int64]) -> Array:
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
+def gated(weight: Layer, h: Array) -> Array:
+    return silu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
+
+
+def gelu_gated(weight: Layer, h: Array) -> Array:
+    return gelu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
+
+
+def gated_in_one(weight: Layer, h: Array) -> Array:
+    gate, up = np.split(weight.product(h, "ffn_up"), 2, axis=-1)
+    return silu(gate) * up
+
+
+def squared(weight: Layer, h: Array) -> Array:
+    return relu2(weight.product(h, "ffn_up"))
+
+
+@dataclass(frozen=True)
+class Family:
+    """What an architecture has otherwise than Qwen 2, which has norms before both halves of a
+    block, NEOX RoPE in all layers, and SwiGLU."""
+
+    neox: bool = True
+    hidden: Callable[[Layer, Array], Array] = gated
+    norms_before: tuple[str, ...] = ("attn_norm", "ffn_norm")  # none: of neither half
+    norms_after: bool = False
+    head_norms: bool = False  # of each query and key
+    wide_norms: bool = False  # of a position's queries together, and of its keys
+    layer_norm: bool = False
+    parallel: bool = False  # both halves read the same, and both are added
+    pattern: int = 0  # of so many layers all but the last have a window
+    window: int = 0  # where the file has none
+    scaled: bool = False  # by the fields of Granite
+    rope_where: Callable[[int, bool], bool] = lambda layer, slides: True
+    caps: tuple[float, float] = (0.0, 0.0)  # of scores and logits, where the file has none
+    plain_rope_in_window: bool = False
+
+
+FAMILIES = {
+    "qwen2": Family(),
+    "qwen2vl": Family(),
+    "qwen3": Family(head_norms=True),
+    "qwen3vl": Family(head_norms=True),
+    "seed_oss": Family(norms_before=("attn_norm", "post_attention_norm")),
+    "phi3": Family(hidden=gated_in_one),
+    "mistral3": Family(neox=False),
+    "arcee": Family(neox=False, hidden=squared),
+    "granite": Family(neox=False, scaled=True),
+    "smollm3": Family(neox=False, rope_where=lambda layer, _: layer % 4 != 3),
+    "glm4": Family(neox=False, hidden=gated_in_one, norms_after=True),
+    "gemma2": Family(
+        hidden=gelu_gated, norms_after=True, pattern=2, window=4096, caps=(50.0, 30.0)
+    ),
+    "olmo2": Family(
+        norms_before=(), norms_after=True, wide_norms=True, pattern=4, plain_rope_in_window=True
+    ),
+    "exaone4": Family(norms_before=(), norms_after=True, head_norms=True),
+    "exaone4 of 64 layers": Family(
+        norms_before=(),
+        norms_after=True,
+        head_norms=True,
+        pattern=4,
+        window=4096,
+        rope_where=lambda _, slides: slides,
+    ),
+    "cohere2": Family(
+        neox=False,
+        norms_before=("attn_norm",),
+        layer_norm=True,
+        parallel=True,
+        pattern=4,
+        rope_where=lambda _, slides: slides,
+    ),
+}
+
+
+def family_of(model: Model) -> Family | None:
+    if model.architecture == "exaone4" and model.get("block_count") == 64:
+        return FAMILIES["exaone4 of 64 layers"]
+    return FAMILIES.get(model.architecture)
+
+
+def score_scale(model: Model, head_dim: int) -> float:
+    scale = model.get("attention.scale", 0.0)
+    if not scale and (model.architecture, model.get("block_count")) == ("gemma2", 46):
+        return float(np.sqrt(model.get("attention.head_count") / model.get("embedding_length")))
+    return float(scale or 1 / np.sqrt(head_dim))
+
+
+def divisors(model: Model) -> Array | None:
+    """Of the pairs of a head: in one table, or in two, for short and for long contexts."""
+    if "rope_freqs.weight" in model.tensors:
+        return model.tensor("rope_freqs.weight")
+    if "rope_factors_long.weight" not in model.tensors:
+        return None
+    before = model.get("rope.scaling.original_context_length", model.get("context_length"))
+    return model.tensor(f"rope_factors_{'long' if model.context > before else 'short'}.weight")
+
+
+def growth_of_queries(model: Model, n: int) -> Array:
+    """By their positions, in Ministral 3."""
+    if model.architecture != "mistral3":
+        return np.ones((n, 1, 1), np.float32)
+    period = model.get("rope.scaling.original_context_length", model.get("context_length"))
+    factor = model.get("attention.temperature_scale", 0.0)
+    grown = 1 + factor * np.log(1 + np.arange(n) // period)
+    return grown.astype(np.float32)[:, None, None]
+
+
+def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
+    """All that differ from Qwen 2 as Family says."""
+    family = family_of(model)
+    assert family is not None
+    n_embd, heads = (model.get(name) for name in ("embedding_length", "attention.head_count"))
+    head_dim = model.get("attention.key_length", n_embd // heads)
+    norm = layer_norm if family.layer_norm else rms_norm
+    epsilon = model.get(f"attention.layer_norm_{'' if family.layer_norm else 'rms_'}epsilon")
+    dims, base = model.get("rope.dimension_count", head_dim), model.get("rope.freq_base", 10000.0)
+    everywhere = Rope(base, dims, family.neox, divisors(model))
+    if model.get("rope.scaling.type", "") != "longrope":
+        everywhere = stretched(everywhere, model)
+    else:
+        everywhere.magnitude = model.get("rope.scaling.attn_factor", 1.0)
+    nearby = Rope(base, dims, family.neox) if family.plain_rope_in_window else everywhere
+    if base_nearby := model.get("rope.freq_base_swa", 0.0):
+        nearby = replace(nearby, base=base_nearby)
+    finetuned = not family.scaled or model.get("rope.scaling.finetuned", True)
+    size = model.get("attention.sliding_window", family.window)
+    pattern = model.get("attention.sliding_window_pattern", family.pattern)
+    softcap = model.get("attn_logit_softcapping", family.caps[0])
+    embedded, added = (
+        np.float32((family.scaled and model.get(f"{name}_scale", 1.0)) or 1.0)
+        for name in ("embedding", "residual")
+    )
+    if model.architecture == "gemma2":
+        embedded = np.float32(np.sqrt(n_embd))
+
+    x = model.tensor("token_embd.weight", ids) * embedded
+    for index in range(model.get("block_count")):
+        weight = model.layer(index)
+        slides = (
+            pattern[index]
+            if isinstance(pattern, list)
+            else pattern and index % pattern < pattern - 1
+        )
+        window = (size or None) if slides else None
+        rope = nearby if window else everywhere
+
+        h = norm(x, weight("attn_norm"), epsilon) if family.norms_before else x
+        q, k, v = weight.queries_keys_values(h, head_dim)
+        if family.wide_norms:
+            q, k = (
+                split_heads(rms_norm(part.reshape(len(x), -1), weight(name), epsilon), head_dim)
+                for part, name in ((q, "attn_q_norm"), (k, "attn_k_norm"))
+            )
+        if family.head_norms:
+            q = rms_norm(q, weight("attn_q_norm"), epsilon)
+            k = rms_norm(k, weight("attn_k_norm"), epsilon)
+        if finetuned and family.rope_where(index, bool(slides)):
+            q, k = rope(q), rope(k)
+        q = q * growth_of_queries(model, len(x))
+        k, v = model.stored(k), model.stored(v)
+        change = attention(q, k, v, window, softcap, score_scale(model, head_dim))
+        change = weight.product(change, "attn_output")
+        if family.norms_after:
+            change = rms_norm(change, weight("post_attention_norm"), epsilon)
+        x = x + added * change
+
+        if len(family.norms_before) == 2:
+            h = norm(x, weight(family.norms_before[1]), epsilon)
+        elif not family.parallel:
+            h = x
+        change = weight.product(family.hidden(weight, h), "ffn_down")
+        if family.norms_after:
+            change = rms_norm(change, weight("post_ffw_norm"), epsilon)
+        x = x + added * change
+    return norm(x, model.tensor("output_norm.weight"), epsilon)
+
+
 FORWARD = {"llama": llama, "gemma3": gemma3, "qwen3moe": qwen3moe}
 
 
-def logits(path: str | Path, ids: Sequence[int], rounding: bool = False) -> Array:
+def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context: int = 0) -> Array:
     """One row a position: the scores of every token to come after ids[: position + 1]."""
-    model = Model(path, rounding)
-    x = FORWARD[model.architecture](model, np.asarray(ids, np.int64))
+    model = Model(path, rounding, context)
+    family = family_of(model)
+    x = FORWARD.get(model.architecture, transformer)(model, np.asarray(ids, np.int64))
 
     head = "output" if "output.weight" in model.tensors else "token_embd"
     vocabulary = len(model.tensors[f"{head}.weight"].data)
@@ -397,5 +588,9 @@ def logits(path: str | Path, ids: Sequence[int], rounding: bool = False) -> Arra
     for start in range(0, vocabulary, HEAD_ROWS):
         rows = slice(start, start + HEAD_ROWS)
         out[:, rows] = model.product(x, head, rows, beside="output")
-    softcap = np.float32(model.get("final_logit_softcapping", 0.0))
+    if model.architecture == "granite":
+        out /= np.float32(model.get("logit_scale", 1.0))
+    if model.architecture == "cohere2":
+        out *= np.float32(model.get("logit_scale"))
+    softcap = np.float32(model.get("final_logit_softcapping", family.caps[1] if family else 0.0))
     return softcap * np.tanh(out / softcap) if softcap else out

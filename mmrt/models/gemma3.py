@@ -7,7 +7,6 @@ from dataclasses import replace
 from mmrt.core.program import Program
 from mmrt.models.parts.config import Config, transformer_config
 from mmrt.models.parts.fields import Fields
-from mmrt.models.parts.rope import Rope, base_from, dims_from
 from mmrt.models.parts.transformer import Transformer
 from mmrt.models.parts.weights import Weights
 
@@ -18,17 +17,9 @@ _LAYERS_OF_27B = 62
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
-    c = transformer_config("gemma3", fields, window_pattern=_PATTERN)
-    if c.experts is not None:
-        raise fields.unsupported("expert_count", "mmrt knows no experts of this architecture")
-    # Layers with a window rotate by a base of their own, and are not stretched.
-    base = fields.spelling("rope.freq_base_swa", "rope.local.freq_base")
-    nearby = Rope(
-        n_dims=dims_from(fields, "rope.dimension_count_swa", c.rope.n_dims, c.head_dim),
-        base=base_from(fields, base, _LOCAL_ROPE_BASE),
-        magnitude_factor=c.rope.magnitude_factor,
-    )
-    c = replace(c, rope_in_window=nearby)
+    c = transformer_config(fields, window_pattern=_PATTERN, window_base=_LOCAL_ROPE_BASE)
+    # Layers with a window are not stretched.
+    c = replace(c, rope_in_window=c.rope_in_window.unstretched())
     if c.n_layers == _LAYERS_OF_27B and not fields.number("attention.scale", 0.0, or_zero=True):
         # This size alone scales scores by the width of a head's share of the stream.
         c = replace(c, attention_scale=(c.n_embd / c.n_heads) ** -0.5)
@@ -43,7 +34,6 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.norm(layer["attn_norm"])
         model.attention(
             layer,
-            config.rope_in_window if config.window.of(layer.index) else config.rope,
             interleaved=False,
             q_norm=layer["attn_q_norm"],
             k_norm=layer["attn_k_norm"],

@@ -10,23 +10,16 @@ from mmrt.models.parts.weights import Weights
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
-    return transformer_config("llama", fields)
+    return transformer_config(fields, experts=True)
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:
     """Lists the operations of the forward pass. FormatError names a tensor that is unfit."""
     model = Transformer(program, config, weights)
-    shared = weights.get("rope_freqs.weight")
     model.embed()
     for layer in model.layers():
-        own = layer.get("rope_freqs")
         model.norm(layer["attn_norm"])
-        model.attention(
-            layer,
-            config.rope,
-            interleaved=True,
-            divisors=shared if own is None else own,
-        )
+        model.attention(layer, interleaved=True, divisors=model.divisors(layer))
         model.norm(layer["ffn_norm"])
         model.gated_unit_or_experts(layer, "silu")
     model.norm(weights["output_norm.weight"])

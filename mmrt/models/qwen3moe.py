@@ -10,7 +10,7 @@ from mmrt.models.parts.weights import Weights
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
-    return transformer_config("qwen3moe", fields)
+    return transformer_config(fields, experts=True)
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:
@@ -20,11 +20,7 @@ def build(program: Program, config: Config, weights: Weights) -> None:
     for layer in model.layers():
         model.norm(layer["attn_norm"])
         model.attention(
-            layer,
-            config.rope,
-            interleaved=False,
-            q_norm=layer["attn_q_norm"],
-            k_norm=layer["attn_k_norm"],
+            layer, interleaved=False, q_norm=layer["attn_q_norm"], k_norm=layer["attn_k_norm"]
         )
         model.norm(layer["ffn_norm"])
         model.gated_unit_or_experts(layer, "silu")

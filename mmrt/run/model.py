@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import os
 import weakref
@@ -142,6 +143,7 @@ class Model:
             self.config = architecture.config(fields)
             refuse_unread_fields(fields)
             self.context = self._context(context)
+            self.config = dataclasses.replace(self.config, context=self.context)
             try:
                 store = StateStore(self.config.kept, kv_k, kv_v)
                 self.program = Program(self._pool, MOST_STEP_TOKENS, store, exact)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mmrt.core.state import KeyValues
 from mmrt.models.parts.experts import Experts, experts_from
 from mmrt.models.parts.fields import Fields, PerLayer
-from mmrt.models.parts.rope import Rope, rope_from
+from mmrt.models.parts.rope import Rope, rope_from, rope_in_window_from
 
 
 @dataclass(frozen=True)
@@ -17,24 +17,27 @@ class SlidingWindow:
 
     def of(self, layer: int) -> int:
         """Keys that the layer sees, counted from 0; 0 for all."""
+        return self.size if self.slides(layer) else 0
+
+    def slides(self, layer: int) -> bool:
+        """Whether the layer has a window, if any has."""
         if isinstance(self.pattern, tuple):
-            slides = self.pattern[layer]
-        else:
-            slides = not self.pattern or layer % self.pattern < self.pattern - 1
-        return self.size if slides else 0
+            return self.pattern[layer]
+        return not self.pattern or layer % self.pattern < self.pattern - 1
 
 
 @dataclass(frozen=True)
 class Config:
     architecture: str
     context_length: int  # tokens, as trained
+    context: int  # tokens, the most of a sequence
     n_layers: int
     n_embd: int  # width of the residual stream
     n_ff: PerLayer  # width of the feed-forward layers
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    rms_eps: float
+    norm_eps: float
     rope: Rope
     rope_in_window: Rope  # of layers with a sliding window
     attention_scale: float  # of the scores
@@ -42,6 +45,12 @@ class Config:
     logit_softcap: float  # 0: none
     window: SlidingWindow
     experts: Experts | None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what each part adds to the stream
+    logit_scale: float = 1.0
+    rotates: bool = True  # queries and keys, by their positions
+    temperature: float = 0.0  # by which queries grow with their position; 0: they do not
+    temperature_period: int = 0  # tokens
 
     @property
     def kept(self) -> list[KeyValues]:
@@ -49,11 +58,25 @@ class Config:
         windows = (self.window.of(layer) for layer in range(self.n_layers))
         return [KeyValues(self.n_kv_heads, self.head_dim, window) for window in windows]
 
+    def rope_of(self, layer: int) -> Rope:
+        """The rotation of the layer, counted from 0."""
+        return self.rope_in_window if self.window.of(layer) else self.rope
 
-def transformer_config(architecture: str, fields: Fields, *, window_pattern: int = 0) -> Config:
+
+def transformer_config(
+    fields: Fields,
+    *,
+    epsilon: str = "attention.layer_norm_rms_epsilon",
+    window_pattern: int = 0,
+    window_base: float | None = None,
+    longrope: bool = False,
+    experts: bool = False,
+) -> Config:
     """The fields that all transformers share; architectures replace what they do otherwise.
 
-    window_pattern: which layers have a sliding window if the file has one and does not say.
+    epsilon: the field of the norms' epsilon. window_pattern: which layers have a sliding window if
+    the file has one and does not say; window_base: of their rotation, likewise (None: that of the
+    others). longrope: the architecture has rotations by context. experts: it may have experts.
     """
     n_layers = fields.integer("block_count")
     n_embd = fields.integer("embedding_length")
@@ -71,25 +94,30 @@ def transformer_config(architecture: str, fields: Fields, *, window_pattern: int
         raise fields.unsupported(
             "attention.causal", "false, but mmrt runs models whose tokens see only earlier ones"
         )
-    rope = rope_from(fields, head_dim)
+    rope = rope_from(fields, head_dim, longrope)
     scale = fields.number("attention.scale", 0.0, or_zero=True)
+    context = fields.integer("context_length")
+    chosen = experts_from(fields)
+    if chosen is not None and not experts:
+        raise fields.unsupported("expert_count", "mmrt knows no experts of this architecture")
     return Config(
-        architecture=architecture,
-        context_length=fields.integer("context_length"),
+        architecture=fields.prefix,
+        context_length=context,
+        context=context,
         n_layers=n_layers,
         n_embd=n_embd,
         n_ff=fields.integers("feed_forward_length", n_layers),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        rms_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        norm_eps=fields.number(epsilon),
         rope=rope,
-        rope_in_window=rope,
+        rope_in_window=rope_in_window_from(fields, rope, head_dim, window_base),
         attention_scale=scale or head_dim**-0.5,
         attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
         logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
         window=_window(fields, n_layers, window_pattern),
-        experts=experts_from(fields),
+        experts=chosen,
     )
 
 

@@ -30,29 +30,29 @@ class Fields:
     def __init__(self, metadata: Mapping[str, Any], source: str, prefix: str) -> None:
         self._metadata = metadata
         self._source = source
-        self._prefix = prefix
+        self.prefix = prefix
         self._read: set[str] = set()
 
     def error(self, name: str, what: str) -> FormatError:
-        return FormatError(f"{self._source}: {self._prefix}.{name}: {what}")
+        return FormatError(f"{self._source}: {self.prefix}.{name}: {what}")
 
     def unsupported(self, name: str, what: str) -> UnsupportedError:
-        return UnsupportedError(f"{self._source}: {self._prefix}.{name}: {what}")
+        return UnsupportedError(f"{self._source}: {self.prefix}.{name}: {what}")
 
     def unread(self) -> dict[str, Any]:
         """The fields that the file has and nobody has asked for."""
-        start = f"{self._prefix}."
+        start = f"{self.prefix}."
         names = (key[len(start) :] for key in self._metadata if key.startswith(start))
         return {n: self._metadata[start + n] for n in names if n not in self._read}
 
     def spelling(self, *names: str) -> str:
         """The first of these names that the file has: they are spellings of one field."""
         self._read.update(names)
-        return next((n for n in names if f"{self._prefix}.{n}" in self._metadata), names[0])
+        return next((n for n in names if f"{self.prefix}.{n}" in self._metadata), names[0])
 
     def _value(self, name: str, default: Any) -> Any:
         self._read.add(name)
-        value = self._metadata.get(f"{self._prefix}.{name}", default)
+        value = self._metadata.get(f"{self.prefix}.{name}", default)
         if value is None:
             raise self.error(name, "missing")
         return value
@@ -90,7 +90,7 @@ class Fields:
         return value
 
     def is_array(self, name: str) -> bool:
-        return isinstance(self._metadata.get(f"{self._prefix}.{name}"), list)
+        return isinstance(self._metadata.get(f"{self.prefix}.{name}"), list)
 
     def number(self, name: str, default: float | None = None, *, or_zero: bool = False) -> float:
         """A number above zero, or zero where that is allowed, that float32 can hold."""
@@ -100,6 +100,10 @@ class Fields:
             expected = f"a number above zero{', or zero' if or_zero else ''}"
             raise self.error(name, f"expected {expected}, found {value!r:.60}")
         return float(value)
+
+    def factor(self, name: str) -> float:
+        """A number to multiply or divide by; missing or zero: 1."""
+        return self.number(name, 0.0, or_zero=True) or 1.0
 
     def flag(self, name: str, default: bool | None = None) -> bool:
         return self._truth(name, self._value(name, default))

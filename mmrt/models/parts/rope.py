@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmrt.core.tensor import Tensor
 from mmrt.errors import FormatError
@@ -16,7 +16,7 @@ class Rope:
 
     n_dims: int
     base: float
-    scaling: str = "none"  # or "linear", "yarn"
+    scaling: str = "none"  # or "linear", "yarn", "longrope"
     factor: float = 1.0  # by which the context was stretched
     original_context: int = 0  # yarn: the context before that
     beta_fast: float = 32.0  # yarn: turns within that context above which a pair is left alone
@@ -29,11 +29,15 @@ class Rope:
         plain = [self.base ** (-2 * i / self.n_dims) for i in range(self.n_dims // 2)]
         if divisors is not None:
             plain = [f / d for f, d in zip(plain, divisors, strict=True)]
-        if self.scaling == "linear":
+        if self.scaling in ("linear", "longrope"):
             return [f / self.factor for f in plain]
         if self.scaling == "yarn":
             return [f * self._yarn_share(i) for i, f in enumerate(plain)]
         return plain
+
+    def unstretched(self) -> "Rope":
+        """The same within the context of before."""
+        return replace(self, scaling="none", factor=1.0)
 
     @property
     def magnitude(self) -> float:
@@ -57,15 +61,18 @@ class Rope:
         return (1 - stretched) + stretched / self.factor
 
 
-def rope_from(fields: Fields, head_dim: int) -> Rope:
-    """What the metadata says; UnsupportedError for a scaling that is not known."""
+def rope_from(fields: Fields, head_dim: int, longrope: bool = False) -> Rope:
+    """What the metadata says; UnsupportedError for a scaling that is not known. longrope: whether
+    the architecture has divisors by context."""
     scaling = fields.text("rope.scaling.type", "linear")
-    if scaling not in ("none", "linear", "yarn"):
+    if scaling not in ("none", "linear", "yarn", *(["longrope"] if longrope else [])):
         raise fields.unsupported("rope.scaling.type", f"{scaling!r:.40}: unknown")
     factor = fields.spelling("rope.scaling.factor", "rope.scale_linear")
     return Rope(
-        n_dims=dims_from(fields, "rope.dimension_count", head_dim, head_dim),
-        base=base_from(fields, fields.spelling("rope.freq_base", "rope.global.freq_base"), 10000.0),
+        n_dims=_dims_from(fields, "rope.dimension_count", head_dim, head_dim),
+        base=_base_from(
+            fields, fields.spelling("rope.freq_base", "rope.global.freq_base"), 10000.0
+        ),
         scaling=scaling,
         factor=fields.number(factor, 1.0, or_zero=True) or 1.0,
         original_context=fields.integer(
@@ -78,7 +85,20 @@ def rope_from(fields: Fields, head_dim: int) -> Rope:
     )
 
 
-def dims_from(fields: Fields, name: str, default: int, head_dim: int) -> int:
+def rope_in_window_from(
+    fields: Fields, rope: Rope, head_dim: int, base: float | None = None
+) -> Rope:
+    """That of layers with a sliding window: as `rope`, but for its own width and base, if the
+    metadata gives them; base: its base otherwise."""
+    name = fields.spelling("rope.freq_base_swa", "rope.local.freq_base")
+    return replace(
+        rope,
+        n_dims=_dims_from(fields, "rope.dimension_count_swa", rope.n_dims, head_dim),
+        base=_base_from(fields, name, rope.base if base is None else base),
+    )
+
+
+def _dims_from(fields: Fields, name: str, default: int, head_dim: int) -> int:
     """How many elements of a head turn."""
     n_dims = fields.integer(name, default)
     if n_dims % 2 or n_dims > head_dim:
@@ -86,7 +106,7 @@ def dims_from(fields: Fields, name: str, default: int, head_dim: int) -> int:
     return n_dims
 
 
-def base_from(fields: Fields, name: str, default: float) -> float:
+def _base_from(fields: Fields, name: str, default: float) -> float:
     base = fields.number(name, default)
     if base <= 1:
         raise fields.error(name, f"expected a number above 1, found {base!r}")

@@ -13,9 +13,9 @@ from mmrt.models.parts.weights import Layer, Weights
 class Transformer:
     """A forward pass in the making: each method appends operations to `program`.
 
-    A stream runs through all layers. norm() makes of it what the next part reads; attention() and
-    gated_unit() leave a change that the norm after them adds to the stream. FormatError names a
-    tensor that is missing or unfit.
+    A stream runs through all layers. Parts read it, or what the latest norm() made of it:
+    attention(), gated_unit() and plain_unit() leave a change, which norm() or add() after them adds
+    to the stream. FormatError names a tensor that is missing or unfit.
     """
 
     def __init__(self, program: Program, config: Config, weights: Weights) -> None:
@@ -25,6 +25,7 @@ class Transformer:
         c = config
         self._stream, self._change = program.buffer(c.n_embd), program.buffer(c.n_embd)
         self._normed = program.buffer(c.n_embd)
+        self._input = self._stream  # of the next part
         self._qkv = program.buffer((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
         self._heads = program.buffer(c.n_heads * c.head_dim)
         self._hidden: dict[int, int] = {}  # width -> buffer
@@ -37,39 +38,79 @@ class Transformer:
     def layers(self) -> Iterator[Layer]:
         return (self._weights.layer(i) for i in range(self._config.n_layers))
 
-    def embed(self, scale: float = 1.0) -> None:
-        """The stream begins with the tokens' embeddings times `scale`."""
+    def embed(self, scale: float = 1.0, *, normed: bool = True) -> None:
+        """The stream begins with the tokens' embeddings times `scale`. normed: a norm comes before
+        the first part reads it."""
         self._embedding = self._weights["token_embd.weight"]
         self._program.embed(self._embedding, self._stream, scale)
+        if not normed:
+            self._program.add(self._stream)
 
-    def norm(self, weight: Tensor) -> None:
-        """Adds the latest change to the stream, which is then normed for the next part."""
+    def norm(self, weight: Tensor, *, centred: bool = False) -> None:
+        """Adds the latest change, if there is one, to the stream, which is then normed for the
+        next part. centred: by a LayerNorm, not an RMS norm."""
         self._program.norm(
             self._stream,
             weight,
             self._normed,
-            self._config.rms_eps,
+            self._config.norm_eps,
             add=self._change if self._changed else -1,
             post=self._post,
+            scale=self._config.residual_scale,
+            centred=centred,
             outputs_only=self._outputs_only,
         )
+        self._input = self._normed
+        self._changed, self._post = False, None
+
+    def add(self) -> None:
+        """Adds the latest change to the stream. The next part reads what this one has read: the
+        stream, where there was no norm yet."""
+        self._program.add(
+            self._stream,
+            self._change,
+            self._config.norm_eps,
+            post=self._post,
+            scale=self._config.residual_scale,
+            outputs_only=self._outputs_only,
+        )
+        self._changed, self._post = False, None
+
+    def divisors(self, layer: Layer) -> Tensor | None:
+        """The model's own divisors of rotations: the layer's, or else those of all layers."""
+        shared, own = self._weights.get("rope_freqs.weight"), layer.get("rope_freqs")
+        return shared if own is None else own
+
+    def divisors_by_context(self) -> Tensor | None:
+        """Of the model's two tables of divisors (LongRoPE, Ding et al. 2024, arXiv:2402.13753) the
+        one for the context that sequences may have. None if it has none, which only the field
+        rope.scaling.type may forbid."""
+        rope, names = self._config.rope, ("rope_factors_short.weight", "rope_factors_long.weight")
+        if rope.scaling != "longrope" and not any(self._weights.has(name) for name in names):
+            return None
+        short, long = (self._weights[name] for name in names)
+        divisors_from(short, rope.n_dims)  # both are sound, whichever is used
+        return long if self._config.context > rope.original_context else short
 
     def attention(
         self,
         layer: Layer,
-        rope: Rope,
         *,
         interleaved: bool,
+        rotates: bool = True,
         divisors: Tensor | None = None,
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
+        wide_norms: bool = False,
         post: Tensor | None = None,
     ) -> None:
-        """Attention over the keys that the layer sees, with rotated queries and keys.
+        """Attention within the layer's window, with queries and keys that its Rope turns, if
+        `rotates`.
 
         interleaved: pairs are neighbours, not elements of the two halves of a head. divisors: the
-        model's own, of the rotations. q_norm, k_norm (head_dim,): norms of each query and key.
-        post (n_embd,): the norm of what is added to the stream.
+        model's own, of the rotations. q_norm, k_norm: norms of each query and key (head_dim,), or
+        if wide_norms of all of a token's together (heads * head_dim,). post (n_embd,): the norm of
+        what is added to the stream.
         """
         c, program = self._config, self._program
         q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -78,9 +119,12 @@ class Transformer:
         else:
             rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
             matrices = [layer.matrix(name, n) for name, n in rows.items()]
-        program.linear(self._normed, matrices, self._qkv)
+        program.linear(self._input, matrices, self._qkv)
+        if wide_norms and q_norm is not None and k_norm is not None:
+            program.wide_norm(self._qkv, layer.index, c.n_heads, q_norm, k_norm, c.norm_eps)
+            q_norm = k_norm = None
         # Only now is there a table for the width of a head: matrices of such rows are in the file.
-        table = self._table(rope, divisors)
+        table = self._table(c.rope_of(layer.index), divisors) if rotates else -1
         program.rope(
             self._qkv,
             table,
@@ -89,7 +133,9 @@ class Transformer:
             interleaved=interleaved,
             q_norm=q_norm,
             k_norm=k_norm,
-            eps=c.rms_eps,
+            eps=c.norm_eps,
+            temperature=c.temperature,
+            period=c.temperature_period,
         )
         if layer.index == c.n_layers - 1:  # no later layer reads keys of the other tokens
             self._outputs_only = True
@@ -113,16 +159,34 @@ class Transformer:
             self._tables[key] = self._program.rope_table(rope.frequencies(own), rope.magnitude)
         return self._tables[key]
 
-    def gated_unit(self, layer: Layer, activation: str, post: Tensor | None = None) -> None:
-        """down @ (activation(gate @ x) * (up @ x)); activation is "silu" or "gelu". post: the norm
-        of what is added to the stream."""
+    def gated_unit(
+        self, layer: Layer, activation: str, *, fused: bool = False, post: Tensor | None = None
+    ) -> None:
+        """down @ (activation(gate @ x) * (up @ x)); activation is "silu" or "gelu". fused: gate and
+        up are one matrix, gate first. post: the norm of what is added to the stream."""
         width, only = self._config.n_ff[layer.index], self._outputs_only
+        if fused:
+            gate, up = layer.split("ffn_up", width, width)
+        else:
+            gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
+        hidden = self._hidden_of(width)
+        self._program.glu(self._input, gate, up, hidden, activation, outputs_only=only)
+        self._down(layer, hidden, post)
+
+    def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
+        """down @ activation(up @ x); activation is "relu2". post: as gated_unit()'s."""
+        hidden = self._hidden_of(self._config.n_ff[layer.index])
+        up, only = layer.matrix("ffn_up"), self._outputs_only
+        self._program.unit(self._input, up, hidden, activation, outputs_only=only)
+        self._down(layer, hidden, post)
+
+    def _hidden_of(self, width: int) -> int:
         if width not in self._hidden:
             self._hidden[width] = self._program.buffer(width)
-        hidden = self._hidden[width]
-        gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
-        self._program.glu(self._normed, gate, up, hidden, activation, outputs_only=only)
-        down = layer.matrix("ffn_down")
+        return self._hidden[width]
+
+    def _down(self, layer: Layer, hidden: int, post: Tensor | None) -> None:
+        down, only = layer.matrix("ffn_down"), self._outputs_only
         self._program.linear(hidden, [down], self._change, outputs_only=only)
         self._changed, self._post = True, post
 
@@ -144,7 +208,7 @@ class Transformer:
             self._router = program.buffer(experts.count), program.buffer(2 * experts.used)
         logits, choices = self._router
         router = layer.matrix("ffn_gate_inp", experts.count)
-        program.linear(self._normed, [router], logits, outputs_only=only, alike=True)
+        program.linear(self._input, [router], logits, outputs_only=only, alike=True)
         program.route(
             logits,
             choices,
@@ -158,7 +222,7 @@ class Transformer:
             outputs_only=only,
         )
         program.experts(
-            self._normed,
+            self._input,
             choices,
             self._change,
             experts.used,
@@ -174,4 +238,5 @@ class Transformer:
     def logits(self) -> None:
         """The output's matrix, or else the embedding's, makes logits of what was normed."""
         output = self._weights.matrix("output", otherwise=self._embedding)
-        self._program.logits(self._normed, output, self._config.logit_softcap)
+        c = self._config
+        self._program.logits(self._normed, output, c.logit_softcap, c.logit_scale)

@@ -23,6 +23,9 @@ class Weights:
             self._used.add(name)
         return tensor
 
+    def has(self, name: str) -> bool:
+        return name in self._file
+
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)
         if tensor is None:
@@ -91,3 +94,19 @@ class Layer:
                 f"tensor {matrix.weight.name}: shape {found} where {shape} is expected"
             )
         return matrix
+
+    def split(self, name: str, *rows: int) -> list[Matrix]:
+        """The matrices, of so many rows each, that the file has as one, one below the other."""
+        weight, bias, scale = self.matrix(name)
+        for tensor, n_dims in ((weight, 2), (bias, 1)):
+            if tensor is not None and (len(tensor.shape) != n_dims or len(tensor) != sum(rows)):
+                expected = f"{sum(rows)} rows" if n_dims == 2 else f"({sum(rows)},)"
+                raise FormatError(
+                    f"tensor {tensor.name}: shape {tensor.shape} where {expected} is expected"
+                )
+        matrices, first = [], 0
+        for n in rows:
+            part = slice(first, first + n)
+            matrices.append(Matrix(weight[part], bias if bias is None else bias[part], scale))
+            first += n
+        return matrices

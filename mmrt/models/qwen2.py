@@ -1,0 +1,25 @@
+"""Qwen 2 and 2.5 (Yang et al. 2024, arXiv:2407.10671): queries, keys and values have biases."""
+
+from mmrt.core.program import Program
+from mmrt.models.parts.config import Config, transformer_config
+from mmrt.models.parts.fields import Fields
+from mmrt.models.parts.transformer import Transformer
+from mmrt.models.parts.weights import Weights
+
+
+def config(fields: Fields) -> Config:
+    """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
+    return transformer_config(fields)
+
+
+def build(program: Program, config: Config, weights: Weights) -> None:
+    """Lists the operations of the forward pass. FormatError names a tensor that is unfit."""
+    model = Transformer(program, config, weights)
+    model.embed()
+    for layer in model.layers():
+        model.norm(layer["attn_norm"])
+        model.attention(layer, interleaved=False)
+        model.norm(layer["ffn_norm"])
+        model.gated_unit(layer, "silu")
+    model.norm(weights["output_norm.weight"])
+    model.logits()

@@ -1,0 +1,226 @@
+"""Every architecture against the reference of oracle.py: its rich and its bare tiny model, in one
+step and token by token."""
+
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import tiny_architectures
+from measures import FLIPS, ROUNDING, Bound
+from tiny_architectures import CHANGES, tiny
+from tiny_models import TinyModel
+
+import mmrt
+from mmrt import models
+from mmrt.errors import FormatError, MmrtError, UnsupportedError
+
+IDS = np.random.default_rng(8).integers(0, 300, 70).tolist()
+DEEP = Bound(mean_kl=2e-6, distance=1e-2)  # rounding of keys, through 64 layers
+
+HAVE_EXPERTS = ("llama", "qwen3moe")
+
+each_architecture = pytest.mark.parametrize("architecture", sorted(CHANGES))
+each_model = pytest.mark.parametrize("rich", [True, False], ids=["rich", "bare"])
+
+
+def in_one_step(path: Path, exact: bool = False, context: int | None = None) -> oracle.Array:
+    with mmrt.Model(path, exact=exact, context=context) as model:
+        return model.logits(IDS)
+
+
+def token_by_token(path: Path, exact: bool = False) -> oracle.Array:
+    with mmrt.Model(path, exact=exact) as model, model.sequence() as sequence:
+        return np.stack([sequence.extend([token]) for token in IDS])
+
+
+def test_all_have_tiny_models() -> None:
+    assert models.architectures() == sorted(CHANGES)
+
+
+@pytest.mark.parametrize("architecture", ["arcee", "cohere2", "olmo2", "mistral3"])
+def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> None:
+    """Of what needs operations that others do not."""
+    path = tiny(architecture, True).write(tmp_path / "model.gguf")
+    ROUNDING.assert_holds(oracle.logits(path, IDS, rounding=True), in_one_step(path))
+
+
+@each_model
+@each_architecture
+def test_floats(architecture: str, rich: bool, tmp_path: Path) -> None:
+    path = tiny(architecture, rich).write(tmp_path / "model.gguf")
+    expected = oracle.logits(path, IDS, rounding=True)
+    bound = DEEP if (architecture, rich) == ("exaone4", True) else ROUNDING
+    bound.assert_holds(expected, in_one_step(path))
+    bound.assert_holds(expected, token_by_token(path))
+    assert np.array_equal(in_one_step(path, exact=True), token_by_token(path, exact=True))
+
+
+@each_model
+@each_architecture
+def test_quantised(architecture: str, rich: bool, tmp_path: Path) -> None:
+    shape = {"n_embd": 64} if (architecture, rich) == ("exaone4", True) else {}
+    path = tiny(architecture, rich, type="Q8_0", **shape).write(tmp_path / "model.gguf")
+    expected = oracle.logits(path, IDS, rounding=True)
+    FLIPS.assert_holds(expected, in_one_step(path))
+    FLIPS.assert_holds(expected, token_by_token(path))
+    assert np.array_equal(in_one_step(path, exact=True), token_by_token(path, exact=True))
+
+
+@each_architecture
+def test_streamed_weights(architecture: str, tmp_path: Path) -> None:
+    path = tiny(architecture, True, type="Q8_0", n_embd=64).write(tmp_path / "model.gguf")
+    expected = in_one_step(path)
+    with mmrt.Model(path) as model:
+        model.program.set_budget(model.program.plan(0).least)
+        assert model.program.plan(0).total > model.program.streaming.kept  # type: ignore[union-attr]
+        assert np.array_equal(expected, model.logits(IDS))
+
+
+# ---- what files say and do not say ----
+
+
+@each_model
+@each_architecture
+def test_every_tensor_is_needed_or_optional(architecture: str, rich: bool, tmp_path: Path) -> None:
+    """A bare model cannot be without any tensor of its; what a rich one has beside is read."""
+    model = tiny(architecture, rich, **({"n_layers": 4} if architecture == "exaone4" else {}))
+    needed = set(tiny(architecture, False).tensors)
+    path = model.write(tmp_path / "whole.gguf")
+    before = in_one_step(path)
+    for name, blocks in list(model.tensors.items()):
+        if name.startswith("blk.") and not name.startswith("blk.1."):
+            continue
+        del model.tensors[name]
+        path = model.write(tmp_path / "missing.gguf")
+        is_needed = name in needed and not name.endswith(".bias")
+        if is_needed or name.startswith("rope_factors"):
+            expected = name.replace("attn_qkv", "attn_q")  # which would do as well
+            assert_refused(path, FormatError, f"tensor {expected} is missing")
+        else:
+            assert not np.array_equal(before, in_one_step(path)), name
+        model.tensors[name] = blocks
+
+
+@each_architecture
+def test_what_is_unknown_is_refused(architecture: str, tmp_path: Path) -> None:
+    model = tiny(architecture, False)
+    tiny_architectures.with_fields(model, **{"attention.something_new": 3})
+    path = model.write(tmp_path / "field.gguf")
+    assert_refused(path, UnsupportedError, f"{architecture}.attention.something_new")
+    for name in ("blk.1.attn_sinks.weight", "blk.1.attn_norm.bias", "something_new.weight"):
+        model = tiny(architecture, False)
+        model.tensors[name] = model.tensors["output_norm.weight"]
+        assert_refused(model.write(tmp_path / "tensor.gguf"), UnsupportedError, f"tensor {name}")
+    for field, value in (("expert_count", 4), ("nextn_predict_layers", 1)):
+        model = tiny(architecture, False)
+        tiny_architectures.with_fields(model, **{field: value, "expert_used_count": 2})
+        if field == "nextn_predict_layers" or architecture not in HAVE_EXPERTS:
+            path = model.write(tmp_path / "experts.gguf")
+            assert_refused(path, UnsupportedError, f"{architecture}.{field}")
+
+
+@each_architecture
+def test_shapes_must_fit(architecture: str, tmp_path: Path) -> None:
+    for name in tiny(architecture, True, n_layers=2).tensors:
+        model = tiny(architecture, True, n_layers=2)
+        type, data = model.tensors[name]
+        model.tensors[name] = type, data[:-1]  # type: ignore[assignment]
+        if name.startswith("blk.0.") or len(model.tensors[name][1]) == 0:
+            continue
+        if data.ndim == 1:  # bytes of a vector
+            model.tensors[name] = type, data[:-4]  # type: ignore[assignment]
+        assert_refused(model.write(tmp_path / "shape.gguf"), FormatError, "tensor ")
+
+
+def assert_refused(path: Path, kind: type[MmrtError], *words: str) -> None:
+    with pytest.raises(kind) as refused:
+        mmrt.Model(path)
+    message = str(refused.value)
+    assert path.name in message and "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def varied(model: TinyModel, tmp_path: Path, **fields: object) -> tuple[oracle.Array, Path]:
+    """The logits of a model with these fields, which are checked, and its file."""
+    tiny_architectures.with_fields(model, **fields)
+    path = model.write(tmp_path / "varied.gguf")
+    found = in_one_step(path)
+    DEEP.assert_holds(oracle.logits(path, IDS, rounding=True), found)
+    return found, path
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "olmo2", "cohere2"])
+def test_windows_and_their_pattern(architecture: str, tmp_path: Path) -> None:
+    """The file's own, as a number or an array; and a base of rotations in windows."""
+    seen = []
+    patterns = ([True, False, False, True], [False, True, True, True])
+    for fields in (
+        {},
+        {"attention.sliding_window": 12},
+        {"attention.sliding_window_pattern": 3},
+        *({"attention.sliding_window_pattern": pattern} for pattern in patterns),
+        {"rope.freq_base_swa": 300.0},
+    ):
+        model = tiny(architecture, True, n_layers=4)
+        seen.append(varied(model, tmp_path, **fields)[0].tobytes())
+    assert len(set(seen)) == len(seen)
+
+
+def test_rotations_by_context(tmp_path: Path) -> None:
+    """Phi 3: the long table where sequences may be longer than the original context."""
+    for type in (None, "longrope"):
+        model = tiny("phi3", True)
+        if type:
+            tiny_architectures.with_fields(model, **{"rope.scaling.type": type})
+        path = model.write(tmp_path / "model.gguf")
+        long = in_one_step(path)
+        for context, is_long in ((512, True), (129, True), (128, False), (70, False)):
+            found = in_one_step(path, context=context)
+            ROUNDING.assert_holds(oracle.logits(path, IDS, rounding=True, context=context), found)
+            assert np.array_equal(found, long) == is_long
+
+
+def test_tables_of_rotations_come_in_pairs(tmp_path: Path) -> None:
+    model = tiny("granite", False)
+    tiny_architectures.with_fields(model, **{"rope.scaling.type": "longrope"})
+    path = model.write(tmp_path / "model.gguf")
+    assert_refused(path, FormatError, "tensor rope_factors_short.weight is missing")
+
+
+def test_granite_rotates_unless_told_not_to(tmp_path: Path) -> None:
+    seen = {
+        varied(tiny("granite", True), tmp_path, **{"rope.scaling.finetuned": value})[0].tobytes()
+        for value in (True, False)
+    }
+    assert len(seen) == 2
+    path = tiny("granite", True).write(tmp_path / "model.gguf")
+    assert in_one_step(path).tobytes() in seen
+
+
+def test_factors_of_granite_may_be_missing(tmp_path: Path) -> None:
+    for name in ("embedding_scale", "residual_scale", "logit_scale", "attention.scale"):
+        model = tiny("granite", True)
+        before, _ = varied(model, tmp_path)
+        del model.metadata[f"granite.{name}"]
+        after, _ = varied(model, tmp_path)
+        assert not np.array_equal(before, after)
+
+
+def test_the_largest_gemma2_scales_scores_by_its_stream(tmp_path: Path) -> None:
+    model = tiny("gemma2", True, n_layers=46, n_embd=32, n_ff=32)
+    path = model.write(tmp_path / "model.gguf")
+    expected = oracle.logits(path, IDS, rounding=True)
+    DEEP.assert_holds(expected, in_one_step(path))
+    tiny_architectures.with_fields(model, **{"attention.scale": 32**-0.5})
+    own = model.write(tmp_path / "own.gguf")
+    assert np.abs(expected - in_one_step(own)).max() > 0.05
+
+
+def test_queries_of_mistral3_grow(tmp_path: Path) -> None:
+    model = tiny("mistral3", True)
+    grown, _ = varied(model, tmp_path)
+    plain, _ = varied(model, tmp_path, **{"attention.temperature_scale": 0.0})
+    changed = np.abs(grown - plain).max(axis=1) > 1e-3
+    assert not changed[:32].any() and changed[32:].all()

@@ -1,0 +1,242 @@
+"""Two tiny models of every architecture: one with all that its files may have, one with no more
+than they must, in other shapes. Windows are shorter than the texts of tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tiny_models
+from tiny_models import Blocks, TinyModel, floats
+
+RICH: dict[str, Any] = {
+    **{"n_layers": 5, "n_embd": 96, "n_ff": 160, "n_heads": 6, "n_kv_heads": 2},
+    **{"head_dim": 32, "separate_output": True, "seed": 3},
+}
+BARE: dict[str, Any] = {
+    **{"n_layers": 4, "n_embd": 64, "n_ff": 224, "n_heads": 4, "n_kv_heads": 4, "head_dim": 16},
+    **{"seed": 4},
+}
+
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 8.0,
+    "rope.scaling.original_context_length": 32,
+}
+
+Change = Callable[[TinyModel, bool], None]
+
+
+def with_fields(model: TinyModel, **fields: Any) -> None:
+    """Fields of the architecture, with _ for the dots that separate groups as they are written."""
+    architecture = model.metadata["general.architecture"]
+    model.metadata |= {f"{architecture}.{name}": value for name, value in fields.items()}
+
+
+def field(model: TinyModel, name: str) -> Any:
+    return model.metadata[f"{model.metadata['general.architecture']}.{name}"]
+
+
+def each_layer(model: TinyModel, sizes: dict[str, int], mean: float = 0.0) -> None:
+    """Adds vectors of float32 to every layer, by their names."""
+    random = np.random.default_rng(11)
+    for i in range(field(model, "block_count")):
+        for name, size in sizes.items():
+            model.tensors[f"blk.{i}.{name}"] = floats(random, size, mean=mean, spread=0.3)
+
+
+def widths(model: TinyModel) -> tuple[int, int]:
+    """Of a token's queries, and of its keys."""
+    dim = field(model, "attention.key_length")
+    return field(model, "attention.head_count") * dim, field(model, "attention.head_count_kv") * dim
+
+
+def biases(model: TinyModel) -> None:
+    q, kv = widths(model)
+    each_layer(model, {"attn_q.bias": q, "attn_k.bias": kv, "attn_v.bias": kv})
+
+
+def head_norms(model: TinyModel) -> None:
+    dim = field(model, "attention.key_length")
+    each_layer(model, {"attn_q_norm.weight": dim, "attn_k_norm.weight": dim}, mean=1.0)
+
+
+def norms_after(model: TinyModel) -> None:
+    n_embd = field(model, "embedding_length")
+    names = ("post_attention_norm.weight", "post_ffw_norm.weight")
+    each_layer(model, dict.fromkeys(names, n_embd), mean=1.0)
+
+
+def without(model: TinyModel, *roles: str) -> None:
+    for i in range(field(model, "block_count")):
+        for role in roles:
+            del model.tensors[f"blk.{i}.{role}.weight"]
+
+
+def fuse_units(model: TinyModel) -> None:
+    for i in range(field(model, "block_count")):
+        parts = [model.tensors.pop(f"blk.{i}.ffn_{which}.weight") for which in ("gate", "up")]
+        fused = Blocks(parts[0].type, np.concatenate([part.data for part in parts]))
+        model.tensors[f"blk.{i}.ffn_up.weight"] = fused
+
+
+def table(model: TinyModel, name: str, most: float) -> None:
+    """Divisors of rotations that grow from 1 to `most`."""
+    n = field(model, "rope.dimension_count") // 2
+    values = np.geomspace(1, most, n).astype(np.float32)
+    model.tensors[f"{name}.weight"] = tiny_models.blocks_of("F32", values)
+
+
+def windows(model: TinyModel, rich: bool) -> None:
+    with_fields(model, **{"attention.sliding_window": 9 if rich else 33})
+
+
+def as_it_is(model: TinyModel, rich: bool) -> None:
+    pass
+
+
+def qwen2(model: TinyModel, rich: bool) -> None:
+    biases(model)
+    if rich:
+        model.tensors["output.bias"] = floats(np.random.default_rng(12), 300)
+        with_fields(model, **{"rope.freq_base": 1e6})
+
+
+def qwen2vl(model: TinyModel, rich: bool) -> None:
+    biases(model)
+    pairs = field(model, "rope.dimension_count") // 2
+    with_fields(model, **{"rope.dimension_sections": [pairs // 4, pairs // 4, pairs // 2, 0]})
+
+
+def qwen3(model: TinyModel, rich: bool) -> None:
+    head_norms(model)
+    if rich:
+        with_fields(model, **{"rope.freq_base": 1e6}, **YARN)
+
+
+def qwen3moe(model: TinyModel, rich: bool) -> None:
+    head_norms(model)
+    tiny_models.with_experts(model, count=6, used=3 if rich else 1)
+
+
+def qwen3vl(model: TinyModel, rich: bool) -> None:
+    qwen3(model, rich=False)
+    pairs = field(model, "rope.dimension_count") // 2
+    with_fields(model, **{"rope.dimension_sections": [pairs // 2, pairs // 4, pairs // 4, 0]})
+    with_fields(model, n_deepstack_layers=3 if rich else 0)
+
+
+def seed_oss(model: TinyModel, rich: bool) -> None:
+    for i in range(field(model, "block_count")):
+        norm = model.tensors.pop(f"blk.{i}.ffn_norm.weight")
+        model.tensors[f"blk.{i}.post_attention_norm.weight"] = norm
+    if rich:
+        biases(model)
+
+
+def phi3(model: TinyModel, rich: bool) -> None:
+    tiny_models.fuse_qkv(model)
+    fuse_units(model)
+    if rich:
+        with_fields(model, **{"rope.dimension_count": 24, "attention.sliding_window": 9})
+        with_fields(model, **{"rope.scaling.original_context_length": 128})
+        with_fields(model, **{"rope.scaling.attn_factor": 1.2})
+        table(model, "rope_factors_short", 4.0)
+        table(model, "rope_factors_long", 30.0)
+
+
+def mistral3(model: TinyModel, rich: bool) -> None:
+    if rich:
+        with_fields(model, **YARN, **{"attention.temperature_scale": 0.4})
+        with_fields(model, **{"rope.scaling.yarn_log_multiplier": 1.0})
+        with_fields(model, **{"rope.scaling.yarn_beta_fast": 16.0})
+        with_fields(model, **{"rope.scaling.yarn_beta_slow": 0.5})
+
+
+def granite(model: TinyModel, rich: bool) -> None:
+    with_fields(model, **{"attention.scale": 0.3 if rich else 0.1, "logit_scale": 0.7})
+    with_fields(model, embedding_scale=1.5, residual_scale=0.4)
+    if not rich:
+        with_fields(model, **{"rope.scaling.finetuned": False})
+
+
+def gemma2(model: TinyModel, rich: bool) -> None:
+    norms_after(model)
+    windows(model, rich)
+    if rich:
+        with_fields(model, attn_logit_softcapping=2.0, final_logit_softcapping=5.0)
+
+
+def olmo2(model: TinyModel, rich: bool) -> None:
+    q, kv = widths(model)
+    each_layer(model, {"attn_q_norm.weight": q, "attn_k_norm.weight": kv}, mean=1.0)
+    norms_after(model)
+    without(model, "attn_norm", "ffn_norm")
+    if rich:
+        windows(model, rich)
+        with_fields(model, **YARN, **{"rope.scaling.attn_factor": 1.3})
+
+
+def glm4(model: TinyModel, rich: bool) -> None:
+    norms_after(model)
+    fuse_units(model)
+    with_fields(model, **{"rope.dimension_count": field(model, "attention.key_length") // 2})
+    if rich:
+        biases(model)
+
+
+def exaone4(model: TinyModel, rich: bool) -> None:
+    head_norms(model)
+    norms_after(model)
+    without(model, "attn_norm", "ffn_norm")
+    windows(model, rich)
+    if rich:
+        table(model, "rope_freqs", 8.0)
+
+
+def cohere2(model: TinyModel, rich: bool) -> None:
+    without(model, "ffn_norm")
+    windows(model, rich)
+    del model.metadata["cohere2.attention.layer_norm_rms_epsilon"]
+    with_fields(model, logit_scale=0.25 if rich else 2.0)
+    with_fields(model, **{"attention.layer_norm_epsilon": 1e-4})
+
+
+def arcee(model: TinyModel, rich: bool) -> None:
+    without(model, "ffn_gate")
+    if rich:
+        table(model, "rope_freqs", 8.0)
+
+
+def gemma3(model: TinyModel, rich: bool) -> None:
+    head_norms(model)
+    norms_after(model)
+    windows(model, rich)
+
+
+def llama(model: TinyModel, rich: bool) -> None:
+    if rich:
+        table(model, "rope_freqs", 8.0)
+
+
+CHANGES: dict[str, Change] = {
+    change.__name__: change
+    for change in (
+        *(arcee, cohere2, exaone4, gemma2, gemma3, glm4, granite, llama, mistral3, olmo2, phi3),
+        *(qwen2, qwen2vl, qwen3, qwen3moe, qwen3vl, seed_oss),
+    )
+} | {"smollm3": as_it_is}
+
+SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
+    ("exaone4", True): {"n_layers": 64, "n_embd": 32, "n_ff": 32, "n_heads": 2, "n_kv_heads": 1},
+    ("gemma3", True): {"n_layers": 7},
+    ("phi3", True): {"n_kv_heads": 6},
+}
+
+
+def tiny(architecture: str, rich: bool, **shape: Any) -> TinyModel:
+    """rich: with every field and tensor that the architecture may have. shape: as transformer()'s,
+    beside its own."""
+    own = (RICH if rich else BARE) | SHAPES.get((architecture, rich), {}) | shape
+    model = tiny_models.transformer(architecture, **own)
+    CHANGES[architecture](model, rich)
+    return model
