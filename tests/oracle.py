@@ -500,7 +500,7 @@ def growth_of_queries(model: Model, n: int) -> Array:
     period = model.get("rope.scaling.original_context_length", model.get("context_length"))
     factor = model.get("attention.temperature_scale", 0.0)
     grown = 1 + factor * np.log(1 + np.arange(n) // period)
-    return grown.astype(np.float32)[:, None, None]
+    return np.asarray(grown, np.float32)[:, None, None]
 
 
 def transformer(model: Model, ids: NDArray[np.int64]) -> Array:

@@ -121,7 +121,8 @@ def qwen3moe(model: TinyModel, rich: bool) -> None:
 def qwen3vl(model: TinyModel, rich: bool) -> None:
     qwen3(model, rich=False)
     pairs = field(model, "rope.dimension_count") // 2
-    with_fields(model, **{"rope.dimension_sections": [pairs // 2, pairs // 4, pairs // 4, 0]})
+    each_third = [(pairs + 2 - i) // 3 for i in range(3)]
+    with_fields(model, **{"rope.dimension_sections": [*each_third, 0]})
     with_fields(model, n_deepstack_layers=3 if rich else 0)
 
 
@@ -219,17 +220,35 @@ def llama(model: TinyModel, rich: bool) -> None:
 
 
 CHANGES: dict[str, Change] = {
-    change.__name__: change
-    for change in (
-        *(arcee, cohere2, exaone4, gemma2, gemma3, glm4, granite, llama, mistral3, olmo2, phi3),
-        *(qwen2, qwen2vl, qwen3, qwen3moe, qwen3vl, seed_oss),
-    )
-} | {"smollm3": as_it_is}
+    "arcee": arcee,
+    "cohere2": cohere2,
+    "exaone4": exaone4,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "glm4": glm4,
+    "granite": granite,
+    "llama": llama,
+    "mistral3": mistral3,
+    "olmo2": olmo2,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen2vl": qwen2vl,
+    "qwen3": qwen3,
+    "qwen3moe": qwen3moe,
+    "qwen3vl": qwen3vl,
+    "seed_oss": seed_oss,
+    "smollm3": as_it_is,
+}
 
 SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
-    ("exaone4", True): {"n_layers": 64, "n_embd": 32, "n_ff": 32, "n_heads": 2, "n_kv_heads": 1},
+    ("exaone4", True): {"n_layers": 64, "n_embd": 64, "n_ff": 32, "n_heads": 2, "n_kv_heads": 1},
+    ("cohere2", True): {"separate_output": False, "n_embd": 192},
+    ("gemma2", True): {"separate_output": False},
     ("gemma3", True): {"n_layers": 7},
-    ("phi3", True): {"n_kv_heads": 6},
+    ("olmo2", False): {"separate_output": True},
+    ("phi3", True): {"n_kv_heads": 6, "n_embd": 192},
+    # Other runtimes take their heads to be as wide as the stream together.
+    **{(name, True): {"n_embd": 192} for name in ("olmo2", "qwen2", "qwen2vl")},
 }
 
 
