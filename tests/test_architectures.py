@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tiny_architectures
-from measures import FLIPS, ROUNDING, Bound
+from measures import FLIPS, Bound
 from tiny_architectures import CHANGES, tiny
 from tiny_models import TinyModel
 
@@ -17,7 +17,9 @@ from mmrt import models
 from mmrt.errors import FormatError, MmrtError, UnsupportedError
 
 IDS = np.random.default_rng(8).integers(0, 300, 70).tolist()
-DEEP = Bound(mean_kl=2e-6, distance=1e-2)  # rounding of keys, through 64 layers
+# Rounding of keys and values: up to 9e-8 and 8e-4 were seen; and through 64 layers.
+ROUNDING = Bound(mean_kl=2e-7, distance=2e-3)
+DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
 HAVE_EXPERTS = ("llama", "qwen3moe")
 
@@ -94,7 +96,7 @@ def test_streamed_weights(architecture: str, tmp_path: Path) -> None:
 def test_every_tensor_is_needed_or_optional(architecture: str, rich: bool, tmp_path: Path) -> None:
     """A bare model cannot be without any tensor of its; what a rich one has beside is read."""
     model = tiny(architecture, rich, **({"n_layers": 4} if architecture == "exaone4" else {}))
-    needed = set(tiny(architecture, False).tensors)
+    needed = set(tiny(architecture, False).tensors) - {"output.weight"}
     path = model.write(tmp_path / "whole.gguf")
     before = in_one_step(path)
     for name, blocks in list(model.tensors.items()):
@@ -135,7 +137,8 @@ def test_shapes_must_fit(architecture: str, tmp_path: Path) -> None:
         model = tiny(architecture, True, n_layers=2)
         type, data = model.tensors[name]
         model.tensors[name] = type, data[:-1]  # type: ignore[assignment]
-        if name.startswith("blk.0.") or len(model.tensors[name][1]) == 0:
+        any_rows = name == "token_embd.weight" and "output.weight" not in model.tensors
+        if any_rows or name.startswith("blk.0.") or len(model.tensors[name][1]) == 0:
             continue
         if data.ndim == 1:  # bytes of a vector
             model.tensors[name] = type, data[:-4]  # type: ignore[assignment]
@@ -156,7 +159,7 @@ def varied(model: TinyModel, tmp_path: Path, **fields: object) -> tuple[oracle.A
     tiny_architectures.with_fields(model, **fields)
     path = model.write(tmp_path / "varied.gguf")
     found = in_one_step(path)
-    DEEP.assert_holds(oracle.logits(path, IDS, rounding=True), found)
+    ROUNDING.assert_holds(oracle.logits(path, IDS, rounding=True), found)
     return found, path
 
 
