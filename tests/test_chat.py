@@ -10,7 +10,7 @@ import command
 import pytest
 
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
-from mmrt.text.chat import choose_template, prompt
+from mmrt.text.chat import choose_template, render
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -28,7 +28,7 @@ CHATML = (
 def rendered(template: str | None, messages: Any = HELLO, tools: Any = None, **given: Any) -> str:
     """The prompt; given: variables."""
     options = {"bos_token": "<s>", "eos_token": "</s>", "source": "some.gguf"}
-    return prompt(template, messages, tools=tools, variables=given, **options).text
+    return render(template, messages, tools=tools, **options, **given)
 
 
 def test_a_conversation() -> None:

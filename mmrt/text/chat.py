@@ -84,6 +84,21 @@ class Prompt(NamedTuple):
     guarded: str
 
 
+def render(
+    template: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos_token: str,
+    eos_token: str,
+    source: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+) -> str:
+    """The text of prompt(): what `template` makes of `messages`, as it is."""
+    names = {"bos_token": bos_token, "eos_token": eos_token, "source": source}
+    return prompt(template, messages, **names, tools=tools, variables=variables).text
+
+
 def prompt(
     template: str | None,
     messages: Sequence[Mapping[str, Any]],
