@@ -284,6 +284,133 @@ def test_without_a_path_it_is_the_default_model(
         assert model.path == str(path)
 
 
+# ---- files, mappings and the compiled core ----
+
+
+def test_what_files_are_not_asked_for(path: Path) -> None:
+    odd: Any
+    with mmrt.open(path) as file:
+        for odd in (5, None, [], {}):
+            assert odd not in file and file.get(odd, 3) == 3
+            with pytest.raises(mmrt.NotFoundError, match="has no tensor"):
+                file[odd]
+        calls: dict[str, list[Callable[[], Any]]] = {
+            "layers: expected a str, found 5": [lambda: file.select(odd)],
+            "tensors: expected a list of texts": [
+                lambda: file.select(tensors=odd), lambda: file.select(tensors="*"),
+            ],
+            "names: expected a list of texts": [
+                lambda: file.warm(odd), lambda: file.evict(odd), lambda: file.warm("a"),
+            ],
+            "names: expected a str, found 5": [lambda: file.warm([odd])],
+            "progress: 5 cannot be called": [lambda: file.warm(None, odd)],
+            "type: expected a str, found 5": [lambda: mmrt.quantize(path, path, odd)],
+            "repository: expected a str, found 5": [lambda: mmrt.hub.path(odd)],
+        }  # fmt: skip
+        odd = 5
+        for complaint, calling in calls.items():
+            for call in calling:
+                with pytest.raises(ArgumentError, match=f"^{complaint}"):
+                    call()
+
+
+PLACES: list[Any] = ["a", 1.5, True, [1], b"1"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, None])
+def test_ranges_of_mappings_are_whole_numbers(path: Path, place: Any) -> None:
+    with mmrt.Mapping(path) as mapping:
+        calls: list[Callable[..., Any]] = [
+            mapping.verify, mapping.lock, mapping.unlock, mapping.flush, mapping.residency,
+            mapping.mapped, lambda *a: mapping.advise("normal", *a),
+            lambda *a: mapping.advise_file("normal", *a),
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(ArgumentError, match=r"^offset: .* is not a whole number"):
+                call(place)
+            if place is not None:
+                with pytest.raises(ArgumentError, match=r"^length: .* is not a whole number"):
+                    call(0, place)
+        assert mapping.views == 0
+        offset: Any = np.int64(0)
+        assert mapping.residency(offset, offset + 10).total == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        *(({"offset": place}, "offset: .* is not a whole number") for place in PLACES),
+        *(({"length": place}, "length: .* is not a whole number") for place in PLACES),
+        *(({"address": place}, "address: .* is not a whole number") for place in PLACES),
+        ({"flags": 5}, "flags: expected words, found 5"),
+        ({"flags": [5]}, "flags: expected a str, found 5"),
+        ({"protection": []}, "protection is 'r' or 'rw'"),
+        ({"file": 1.5}, "file: expected that of a file, found 1.5"),
+        ({"file": [1]}, "file: expected that of a file"),
+    ],
+)
+def test_what_mappings_are_not_made_of(
+    path: Path, arguments: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ArgumentError, match=complaint):
+        mmrt.Mapping(**{"file": path, **arguments})
+
+
+def test_what_tensors_are_not_made_of(path: Path) -> None:
+    right: dict[str, Any]
+    with mmrt.Mapping(path) as mapping:
+        right = {"mapping": mapping, "name": "t", "type": "F32", "shape": (2,), "offset": 0}
+        wrong: dict[str, list[Any]]
+        wrong = {"mapping": [None, 5], "name": [None, 5], "type": [None, 5, []]}
+        wrong |= {"shape": [5, None, ("a",), (1.5,), "ab"], "offset": PLACES}
+        for name, values in wrong.items():
+            for value in values:
+                with pytest.raises(ArgumentError, match=f"^{name}: "):
+                    mmrt.Tensor(**{**right, name: value})
+        tensor = mmrt.Tensor(**{**right, "shape": [np.int64(2)], "offset": np.uint8(4)})
+        assert (tensor.shape, tensor.offset) == ((2,), 4)
+        for rows in (slice("a", None), slice(1.5), 1.5, "a"):
+            with pytest.raises(ArgumentError, match="tensor 't': "):
+                tensor[rows]  # type: ignore[index]
+
+
+def test_what_the_core_cannot_be_given(path: Path) -> None:
+    numbers = np.ones(2)
+    odd: Any = 5
+    text: Any = "x"
+    with mmrt.Model(path) as model, mmrt.Mapping(path) as mapping:
+        program, weight = model.program, model.file["blk.0.attn_q.weight"]
+        calls: list[Callable[[], Any]] = [
+            lambda: mmrt.kernels.matmul(odd, bytes(8), (1, 2), numbers),
+            lambda: mmrt.kernels.matmul("F32", odd, (1, 2), numbers),
+            lambda: mmrt.kernels.matmul("F32", bytes(8), odd, numbers),
+            lambda: mmrt.kernels.matmul("F32", bytes(8), (text, 2), numbers),
+            lambda: mmrt.kernels.matmul("F32", bytes(8), (1, 2), numbers, odd),
+            lambda: mmrt.kernels.roof(odd), lambda: mmrt.kernels.roof("read", odd),
+            lambda: mmrt.kernels.roof("int8", None, odd),
+            lambda: mmrt.quant.dequantize(odd, bytes(8), 1),
+            lambda: mmrt.quant.dequantize("F32", odd, 1),
+            lambda: mmrt.quant.dequantize("F32", bytes(8), text),
+            lambda: mmrt.quant.dequantize("F32", bytes(8), 10**30),
+            lambda: weight.quantize(odd), lambda: weight.quantize("Q8_0", text),
+            lambda: weight.quantize("Q8_0", 0, text),
+            lambda: weight.quantize("Q8_0", 0, None, odd),
+            lambda: mmrt.numa.page_nodes(odd), lambda: mmrt.numa.page_nodes(bytes(8), text),
+            lambda: mmrt.numa.bind_pool(odd), lambda: mmrt.numa.bind_pool(None),  # type: ignore
+            lambda: mmrt.numa.place(odd, []), lambda: mmrt.numa.place(mapping, odd),
+            lambda: mmrt.numa.place(mapping, [odd]), lambda: mmrt.numa.set_policy(odd),
+            lambda: mmrt.numa.place(mapping, [(0, text, 0)]),
+            lambda: mmrt.numa.set_policy("bind", text), lambda: mmrt.numa.bind(odd, "default"),
+            lambda: program.shares(odd), lambda: program.set_reader(odd),
+            lambda: program.plan(text), lambda: program.plan(-1),
+            lambda: program.set_budget(10**30), lambda: program.step_bytes(text),
+        ]  # fmt: skip
+        for number, call in enumerate(calls):
+            with pytest.raises(ArgumentError) as caught:
+                call()
+            assert str(caught.value), number
+
+
 # ---- errors ----
 
 

@@ -259,6 +259,19 @@ def test_every_shape_must_fit(model: TinyModel, tmp_path: Path) -> None:
         model.tensors[name] = blocks
 
 
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((3,), "(3,)"), ((63,), "(63,)"), ((2, 32), "(2, 32)"), ((64, 1), "(64, 1)")],
+)
+def test_a_bias_that_does_not_fit_is_named(
+    shape: tuple[int, ...], found: str, tmp_path: Path
+) -> None:
+    model = tiny_models.llama(n_layers=1)
+    model.tensors["blk.0.attn_q.bias"] = ones(*shape)
+    complaint = f"tensor blk.0.attn_q.bias: shape {found} where (64,) is expected"
+    assert_refused(model.write(tmp_path / "m.gguf"), FormatError, complaint)
+
+
 @pytest.mark.parametrize("dims", [(64, 0), (0, 300)])
 @pytest.mark.parametrize(
     "name", ["output", "blk.0.attn_q", "blk.0.attn_qkv", "rope_freqs", "blk.0.rope_freqs"]

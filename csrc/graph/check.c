@@ -64,6 +64,13 @@ mmrt_status mmrt_check_weight(const mmrt_program *program, int32_t weight, uint6
     if (!rows)
         return mmrt_fail(err, MMRT_FORMAT, "tensor %s: rows of %llu where %llu are expected",
                          w->name, (unsigned long long)w->cols, (unsigned long long)cols);
+    if (rows == 1 && w->rows == 1)
+        return mmrt_fail(err, MMRT_FORMAT, "tensor %s: shape (%llu,) where (%llu,) is expected",
+                         w->name, (unsigned long long)w->cols, (unsigned long long)cols);
+    if (rows == 1)
+        return mmrt_fail(
+            err, MMRT_FORMAT, "tensor %s: shape (%llu, %llu) where (%llu,) is expected", w->name,
+            (unsigned long long)w->rows, (unsigned long long)w->cols, (unsigned long long)cols);
     return mmrt_fail(err, MMRT_FORMAT,
                      "tensor %s: shape (%llu, %llu) where (%llu, %llu) is expected", w->name,
                      (unsigned long long)w->rows, (unsigned long long)w->cols,

@@ -3,12 +3,42 @@
 import operator
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from mmrt.errors import ArgumentError, FileError
+from mmrt.errors import ArgumentError, FileError, MmrtError
+
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+
+def checked(function: Called) -> Called:
+    """For compiled functions: what Cython and others raise about arguments is an ArgumentError."""
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except MmrtError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ArgumentError(f"{function.__name__}: {error}") from error
+
+    return cast(Called, call)
+
+
+def index(name: str, value: Any) -> int:
+    """`value`, if it is a whole number."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentError(f"{name}: {value!r:.60} is not a whole number")
+    return operator.index(value)
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """`value` as a tuple, if it is one of whole numbers, or a list of them."""
+    return tuple([index(name, n) for n in instance(name, value, Iterable, "a tuple of numbers")])
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
@@ -66,8 +96,8 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
-    """`value`, if it is of this type, or of one of these; an error says that `what` is expected."""
+def instance(name: str, value: Any, kind: Any, what: str) -> Any:
+    """`value`, if it is of this type, or of one of these in a tuple; an error expects `what`."""
     if not isinstance(value, kind):
         raise ArgumentError(f"{name}: expected {what}, found {value!r:.60}")
     return value
@@ -77,6 +107,13 @@ def text(name: str, value: Any) -> str:
     """`value`, if it is a str."""
     found: str = instance(name, value, str, "a str")
     return found
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """`value` as a list, if it holds texts; one text is no list of its characters."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ArgumentError(f"{name}: expected a list of texts, found {value!r:.60}")
+    return [text(name, one) for one in value]
 
 
 def path(name: str, value: Any) -> str:

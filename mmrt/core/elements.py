@@ -51,6 +51,7 @@ class Element(NamedTuple):
     dlpack: int  # a code from above
     letter: str | None  # how buffers spell it (PEP 3118); None: NumPy lacks it and sees bytes
     value: Callable[[int], float] | None = None  # of an 8-bit float
+    ml_dtype: str | None = None  # what the package ml_dtypes calls it, if NumPy lacks it
 
 
 # Called as GGUF and safetensors call them.
@@ -58,12 +59,16 @@ ELEMENTS = {
     "F64": Element(8, FLOAT, "d"),
     "F32": Element(4, FLOAT, "f"),
     "F16": Element(2, FLOAT, "e"),
-    "BF16": Element(2, BFLOAT, None),
-    "F8_E4M3": Element(1, E4M3FN, None, _e4m3),
-    "F8_E5M2": Element(1, E5M2, None, _e5m2),
-    "F8_E4M3FNUZ": Element(1, E4M3FNUZ, None, partial(_fnuz, exponent_bits=4, bias=8)),
-    "F8_E5M2FNUZ": Element(1, E5M2FNUZ, None, partial(_fnuz, exponent_bits=5, bias=16)),
-    "F8_E8M0": Element(1, E8M0FNU, None, _e8m0),
+    "BF16": Element(2, BFLOAT, None, None, "bfloat16"),
+    "F8_E4M3": Element(1, E4M3FN, None, _e4m3, "float8_e4m3fn"),
+    "F8_E5M2": Element(1, E5M2, None, _e5m2, "float8_e5m2"),
+    "F8_E4M3FNUZ": Element(
+        1, E4M3FNUZ, None, partial(_fnuz, exponent_bits=4, bias=8), "float8_e4m3fnuz"
+    ),
+    "F8_E5M2FNUZ": Element(
+        1, E5M2FNUZ, None, partial(_fnuz, exponent_bits=5, bias=16), "float8_e5m2fnuz"
+    ),
+    "F8_E8M0": Element(1, E8M0FNU, None, _e8m0, "float8_e8m0fnu"),
     "I64": Element(8, INT, "q"),
     "I32": Element(4, INT, "i"),
     "I16": Element(2, INT, "h"),

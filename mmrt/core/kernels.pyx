@@ -13,7 +13,7 @@ from mmrt.core._status cimport check
 
 from dataclasses import dataclass
 
-from mmrt.core.arguments import whole
+from mmrt.core.arguments import checked, shape as shape_of, whole
 from mmrt.errors import ArgumentError
 from mmrt.core.quant import TYPES
 
@@ -77,6 +77,37 @@ def float_array(x):
     raise ArgumentError(f"an array of {given.dtype} holds no real numbers")
 
 
+# Columns whose largest element is within 2^-88 to 2^88 in size multiply as they are. Sums of others
+# may overflow, or lose bits, on the way to a product that float32 holds.
+_RANGE = 88
+
+
+def within_range(rows):
+    """(`rows` of float32, each times a power of 2 where it is out of range; the exponents of these,
+    or None if there are none)."""
+    import numpy
+
+    if not rows.size:
+        return rows, None
+    largest = numpy.maximum(rows.max(axis=-1), -rows.min(axis=-1))
+    exponents = numpy.frexp(numpy.where(numpy.isfinite(largest), largest, 0))[1]
+    exponents = numpy.clip(exponents, -_RANGE, _RANGE) - exponents
+    if not exponents.any():
+        return rows, None
+    return numpy.ldexp(rows, exponents[..., None]), exponents
+
+
+def out_of_range(products, exponents):
+    """The products of rows that within_range() gave, with their powers of 2 taken back."""
+    import numpy
+
+    if exponents is None:
+        return products
+    with numpy.errstate(over="ignore", under="ignore"):
+        return numpy.ldexp(products, -exponents[..., None])
+
+
+@checked
 def matmul(str type not None, blocks, shape, x, Pool pool=None):
     """W @ x for a matrix W of `shape` (rows, cols), float32.
 
@@ -103,6 +134,7 @@ cdef object multiply(str type, const unsigned char *blocks, Py_ssize_t n_bytes, 
     if type not in TYPES:
         raise ArgumentError(f"there is no tensor type {type!r}")
     kind = TYPES[type]
+    shape = shape_of("shape", shape)
     if len(shape) != 2 or min(shape) < 0 or shape[1] % kind.elements:
         raise ArgumentError(f"{shape} is not the shape of a matrix of {type}")
     if shape[0] * (shape[1] // kind.elements * kind.bytes) != n_bytes:
@@ -112,6 +144,7 @@ cdef object multiply(str type, const unsigned char *blocks, Py_ssize_t n_bytes, 
         raise ArgumentError(f"a matrix of {shape} cannot multiply an array of {given.shape}")
     n_columns = 1 if given.ndim == 1 else given.shape[1]
     columns = numpy.ascontiguousarray(given.T).reshape(n_columns, shape[1])
+    columns, exponents = within_range(columns)
     out = numpy.zeros((n_columns, shape[0]), numpy.float32)
     if out.size == 0 or columns.size == 0:
         return out[0] if given.ndim == 1 else out.T
@@ -127,9 +160,11 @@ cdef object multiply(str type, const unsigned char *blocks, Py_ssize_t n_bytes, 
     with nogil:
         status = mmrt_matmul(pool.handle, isa, &weight, &from_[0, 0], n, &to[0, 0], &error)
     check(status, &error)
+    out = out_of_range(out, exponents)
     return out[0] if given.ndim == 1 else out.T
 
 
+@checked
 def roof(str kind not None, data=None, Pool pool=None):
     """The most that this machine can do, measured once: take the best or the median of several.
 

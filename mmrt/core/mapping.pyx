@@ -19,10 +19,11 @@ from mmrt.core._c cimport (
 from mmrt.core._calls cimport calls_begin, calls_end, calls_now, pid_t
 from mmrt.core._status cimport check
 
-import operator
 import os
 import weakref
+from collections.abc import Iterable
 
+from mmrt.core.arguments import index, instance, path, text
 from mmrt.errors import (
     ArgumentError, FileError, FormatError, InUseError, UnsupportedError, ViewError,
 )
@@ -85,8 +86,6 @@ cdef class Mapping:
         self.absolute = os.path.abspath(self.path)
         if file is not None:
             name = os.fsencode(self.path)
-            if b"\0" in name:
-                raise ArgumentError(f"a path cannot hold NUL: {self.path!r}")
             request.path = name
         else:
             request.path = NULL
@@ -313,7 +312,7 @@ cdef class Mapping:
         Raises ArgumentError for other words, a range outside the mapping, and advice that it cannot
         take, such as to let go of locked pages; UnsupportedError where the kernel does not know it.
         """
-        if advice not in _ADVICE:
+        if not isinstance(advice, str) or advice not in _ADVICE:
             raise ArgumentError(f"advice is one of {', '.join(_ADVICE)}; not {advice!r:.60}")
         cdef mmrt_advice kind = _ADVICE[advice]
         cdef uint64_t start, size
@@ -335,7 +334,7 @@ cdef class Mapping:
 
         Raises ArgumentError for other words, a range outside the mapping, or memory without a file.
         """
-        if advice not in _FILE_ADVICE:
+        if not isinstance(advice, str) or advice not in _FILE_ADVICE:
             raise ArgumentError(
                 f"advice on files is one of {', '.join(_FILE_ADVICE)}; not {advice!r:.60}"
             )
@@ -447,7 +446,7 @@ cdef str _path(file, int descriptor):
     if file is None:
         return "[anonymous]"
     if descriptor < 0:
-        return os.fsdecode(file)
+        return path("file", file)
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
@@ -457,6 +456,7 @@ cdef str _path(file, int descriptor):
 cdef tuple _words(flags):
     """The flags as words, each once, sorted."""
     given = flags.split("|") if isinstance(flags, str) else flags
+    given = [text("flags", word) for word in instance("flags", given, Iterable, "words")]
     words = sorted({word.strip() for word in given} - {""})
     for word in words:
         if word not in _FLAGS:
@@ -465,7 +465,7 @@ cdef tuple _words(flags):
 
 
 cdef uint64_t _number(str name, value) except? 0:
-    number = operator.index(value)
+    number = index(name, value)
     if not 0 <= number < 1 << 63:
         raise ArgumentError(f"{name}: {number} is not from 0 to 2^63 - 1")
     return number
@@ -473,8 +473,8 @@ cdef uint64_t _number(str name, value) except? 0:
 
 cdef tuple _checked(Mapping mapping, offset, length):
     """The range as two numbers that fit uint64; a length of None ends with the mapping."""
-    if length is None:
-        length = mapping.size - offset
+    offset = index("offset", offset)
+    length = mapping.size - offset if length is None else index("length", length)
     if offset < 0 or length < 0 or offset + length > mapping.size:
         raise ArgumentError(
             f"{length} bytes from {offset} lie outside {mapping.path}, of {mapping.size} bytes"

@@ -25,8 +25,10 @@ import operator
 import os
 import threading
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
+from mmrt.core.arguments import checked, instance
 from mmrt.errors import ArgumentError, OutOfMemoryError
 
 MODES = tuple(
@@ -66,6 +68,7 @@ class Topology:
         )
 
 
+@checked
 def topology(root=None):
     """The machine's nodes. Without NUMA there is one, 0.
 
@@ -109,7 +112,7 @@ cdef mmrt_numa_policy _policy(mode, nodes) except *:
     if mode not in MODES:
         raise ArgumentError(f"a memory policy is one of {', '.join(MODES)}; not {mode!r:.60}")
     policy.mode = <mmrt_numa_mode> <int> MODES.index(mode)
-    for node in [nodes] if isinstance(nodes, int) else nodes:
+    for node in [nodes] if isinstance(nodes, Integral) else nodes:
         mmrt_set_add(&policy.nodes, _node(node))
     return policy
 
@@ -145,6 +148,7 @@ cdef class _Restored:
         check(mmrt_numa_set_policy(&self.former, &error), &error)
 
 
+@checked
 def set_policy(mode, nodes=()):
     """Says from where memory comes that the calling thread is the first to touch: from now on, or
     in a `with` statement until the end of its block.
@@ -168,6 +172,7 @@ def set_policy(mode, nodes=()):
     return restored
 
 
+@checked
 def bind(memory, mode, nodes=(), *, move=False):
     """Sets the policy of the whole pages inside `memory`, a writable buffer (mbind).
 
@@ -190,6 +195,7 @@ def bind(memory, mode, nodes=(), *, move=False):
 
 # ---- where pages lie ----
 
+@checked
 def page_nodes(memory, offset=0, length=None):
     """The node of each page that `length` bytes from `offset` of `memory` touch: an int16 array.
 
@@ -228,6 +234,7 @@ def page_nodes(memory, offset=0, length=None):
 
 # ---- bringing threads and files to nodes ----
 
+@checked
 def bind_pool(Pool pool not None):
     """Spreads the threads of `pool` over the nodes, in runs and in proportion to the CPUs that this
     process may use there, binds each to its node's CPUs, and returns the node of each thread.
@@ -258,7 +265,7 @@ class Placement(NamedTuple):
     elsewhere: int
 
 
-def place(Mapping mapping not None, ranges):
+def place(mapping, ranges):
     """Brings byte ranges of a mapping into the memory of their nodes and maps them.
 
     ranges: (offset, length, node) each; a page that two touch goes to either. A thread for each
@@ -279,7 +286,8 @@ def place(Mapping mapping not None, ranges):
     cdef size_t i, n
     cdef pid_t begun
     cdef list raised = []
-    wanted = [_range(mapping, *one) for one in ranges]
+    cdef Mapping file = instance("mapping", mapping, Mapping, "a Mapping")
+    wanted = _ranges(file, ranges)
     n = len(wanted)
     places = <mmrt_numa_range *> PyMem_Malloc((n or 1) * sizeof(mmrt_numa_range))
     if places is NULL:
@@ -287,10 +295,10 @@ def place(Mapping mapping not None, ranges):
     try:
         for i in range(n):
             places[i].offset, places[i].length, places[i].node = wanted[i]
-        begun = mapping.begin()
+        begun = file.begin()
         with nogil:
-            status = mmrt_numa_place(mapping.handle, places, n, poll, <void *> raised, &error)
-        mapping.end(begun)
+            status = mmrt_numa_place(file.handle, places, n, poll, <void *> raised, &error)
+        file.end(begun)
         check_polled(status, &error, raised)
         return Placement(
             sum(places[i].n_pages for i in range(n)),
@@ -299,6 +307,11 @@ def place(Mapping mapping not None, ranges):
         )
     finally:
         PyMem_Free(places)
+
+
+@checked
+def _ranges(mapping, ranges):
+    return [_range(mapping, *one) for one in ranges]
 
 
 def _range(mapping, offset, length, node):

@@ -30,6 +30,7 @@ from mmrt.core.tensor cimport Tensor
 from array import array
 from typing import NamedTuple
 
+from mmrt.core.arguments import checked
 from mmrt.errors import ArgumentError, FormatError, InUseError, UnsupportedError
 from mmrt.core.streaming import Plan, Streaming
 
@@ -423,6 +424,7 @@ cdef class Program:
         check(status, &error)
         self.streams = True
 
+    @checked
     def set_reader(self, str reader not None):
         """Has streamed weights read in one of the ways in mmrt.streaming.READERS; at first,
         "mapped".
@@ -439,6 +441,7 @@ cdef class Program:
         calls_end(&self.running, begun)
         check(status, &error)
 
+    @checked
     def set_budget(self, uint64_t budget):
         """Keeps as much of the matrices in memory as fits into `budget` bytes, with the ring that
         the others are streamed through.
@@ -467,6 +470,7 @@ cdef class Program:
         calls_end(&self.running, begun)
         check(status, &error)
 
+    @checked
     def plan(self, uint64_t budget):
         """What set_budget() would do: a Plan. Too small a budget keeps nothing, and is told by the
         plan's `least`."""
@@ -504,6 +508,7 @@ cdef class Program:
 
     # ---- use ----
 
+    @checked
     def step_bytes(self, uint32_t n):
         """Bytes of scratch that steps of `n` tokens take."""
         return 0 if self.handle is NULL else mmrt_program_scratch_bytes(self.handle, n)
@@ -518,6 +523,7 @@ cdef class Program:
         """(what it does, the tensors it reads) of each operation, in order."""
         return [(note, list(tensors)) for note, tensors in self.lines]
 
+    @checked
     def shares(self, Tensor tensor not None):
         """Which rows of a weight each thread multiplies with: rows shares[t] to shares[t + 1] - 1
         are thread t's, but for those that a thread which is done early takes over at the end.

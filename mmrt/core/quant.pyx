@@ -10,6 +10,7 @@ from mmrt.core._status cimport check
 
 from collections import namedtuple
 
+from mmrt.core.arguments import checked
 from mmrt.errors import ArgumentError
 
 TensorType = namedtuple("TensorType", "name id elements bytes has_unpack has_pack")
@@ -32,6 +33,7 @@ cdef dict _all_types():
 TYPES = _all_types()
 
 
+@checked
 def dequantize(str type not None, blocks, Py_ssize_t n_elements):
     """The first n_elements of `blocks` (bytes-like, C-contiguous) as a float32 array.
 

@@ -24,11 +24,12 @@ import operator
 import sys
 from contextlib import contextmanager
 
+from mmrt.core.arguments import checked, index, instance, shape as shape_of, text, whole
 from mmrt.core.elements import COMPLEX, E4M3FN, ELEMENTS
 from mmrt.errors import (
-    ArgumentError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError, ViewError,
+    ArgumentError, MmrtError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError, ViewError,
 )
-from mmrt.core.kernels import float_array
+from mmrt.core.kernels import float_array, out_of_range, within_range
 from mmrt.core.mapping import reopen_shared
 from mmrt.core.quant import TYPES
 
@@ -62,8 +63,8 @@ cdef class Tensor:
     the file.
     """
 
-    def __cinit__(self, Mapping mapping not None, str name not None, str type not None, shape,
-                  offset, *, nbytes=None, str unreadable not None=""):
+    def __cinit__(self, mapping, name, type, shape, offset, *, nbytes=None, unreadable=""):
+        text("name", name), text("type", type), text("unreadable", unreadable)
         kind = None if unreadable else TYPES.get(type)
         element = None if unreadable else ELEMENTS.get(type)
         if kind is None and element is None and not unreadable:
@@ -71,12 +72,13 @@ cdef class Tensor:
         self.unreadable = unreadable
         if kind is not None:
             self.format = mmrt_format_find(kind.id)
-        self.mapping = mapping
+        self.mapping = instance("mapping", mapping, Mapping, "a Mapping")
         self.name = name
         self.type = type
-        self.shape = tuple(operator.index(n) for n in shape)
+        self.shape = shape_of("shape", shape)
+        offset = index("offset", offset)
         if unreadable:
-            self._place(operator.index(offset), operator.index(nbytes))
+            self._place(offset, index("nbytes", nbytes))
             return
 
         block_elements, block_bytes = (1, element.bytes) if element else (kind.elements, kind.bytes)
@@ -89,7 +91,7 @@ cdef class Tensor:
                 f"{block_elements}, as {type} needs"
             )
         nbytes = math.prod(self.shape) // block_elements * block_bytes
-        self._place(operator.index(offset), nbytes)
+        self._place(offset, nbytes)
 
         self.block_elements, self.item_size = block_elements, block_bytes
         self.letter = element.letter.encode() if element and element.letter else None
@@ -164,7 +166,8 @@ cdef class Tensor:
         self.check_readable()
         n = len(self)
         if isinstance(rows, slice):
-            first, end, step = rows.indices(n)
+            with self._named():
+                first, end, step = rows.indices(n)
             if step != 1:
                 raise ArgumentError(f"tensor {self.name!r}: rows have to be in order, step 1")
             end = max(first, end)
@@ -237,22 +240,31 @@ cdef class Tensor:
     def __array__(self, dtype=None, copy=None):
         """The tensor as a NumPy array: a read-only view unless `copy` or `dtype` ask for more.
 
-        Types that NumPy lacks are dequantised if `dtype` is a floating one; otherwise a
-        NoArrayError.
+        Types that NumPy lacks are dequantised if `dtype` is a floating one, of NumPy or of the
+        package ml_dtypes, whose types of the same name are views too; otherwise a NoArrayError.
         """
         import numpy
 
         self.check_readable()
-        if copy is False and (self.letter is None or dtype not in (None, self.dtype)):
+        with self._named():
+            dtype = None if dtype is None else numpy.dtype(dtype)
+        element = ELEMENTS.get(self.type)
+        if self.letter is not None:
+            view = numpy.asarray(memoryview(self))
+        elif dtype is None or not dtype.name.startswith(("float", "bfloat")):
+            raise self._no_array()
+        elif element is not None and dtype.name == element.ml_dtype:
+            view = self.blocks().view(dtype).reshape(self.shape)
+        else:
+            view = None
+        as_it_is = view is not None and (dtype is None or dtype == view.dtype)
+        if copy is False and not as_it_is:
             raise ArgumentError(
                 f"tensor {self.name!r}: {self.type} cannot become {dtype} without a copy"
             )
-        if self.letter is None:
-            if dtype is None or not numpy.issubdtype(dtype, numpy.floating):
-                raise self._no_array()
+        if view is None:
             return self.dequantize().astype(dtype, copy=False)
-        view = numpy.asarray(memoryview(self))
-        if dtype is not None and numpy.dtype(dtype) != view.dtype:
+        if not as_it_is:
             return self.whole(view.astype(dtype))
         return self.whole(view.copy()) if copy else view
 
@@ -262,16 +274,25 @@ cdef class Tensor:
 
         if any(isinstance(array, Tensor) for array in out):
             raise ViewError("tensors of files are read-only")
-        if ufunc is numpy.matmul and method == "__call__" and not out and not options:
-            left, right = inputs
-            if isinstance(left, Tensor) and (<Tensor> left).letter is None:
-                return left @ right
-            if isinstance(right, Tensor) and (<Tensor> right).letter is None:
-                return (<Tensor> right).__rmatmul__(left)
+        if ufunc is numpy.matmul and method == "__call__" and not options:
+            if any(isinstance(x, Tensor) and (<Tensor> x).letter is None for x in inputs):
+                left, right = inputs
+                product = left @ right if isinstance(left, Tensor) else right.__rmatmul__(left)
+                return self._into(out[0], product) if out else product
         if out:
             options["out"] = out
         arrays = [numpy.asarray(x) if isinstance(x, Tensor) else x for x in inputs]
-        return getattr(ufunc, method)(*arrays, **options)
+        with self._named():
+            return getattr(ufunc, method)(*arrays, **options)
+
+    def _into(self, out, product):
+        import numpy
+
+        with self._named():
+            if numpy.shape(out) != product.shape:
+                raise ArgumentError(f"out: a product of {product.shape} is no {numpy.shape(out)}")
+            numpy.copyto(out, product, casting="same_kind")
+        return out
 
     cdef object whole(self, object copy):
         self.mapping.check_read(self.offset, self.nbytes)
@@ -309,11 +330,12 @@ cdef class Tensor:
         """The matrix times x, float32: (cols,) -> (rows,), or (cols, n) -> (rows, n).
 
         The blocks are multiplied where they lie in the file, on all CPUs of this process: see
-        mmrt.kernels.matmul, also for what is raised.
+        mmrt.kernels.matmul, also for what is raised. 8-bit floats are dequantised, some rows at a
+        time; integers, float64 and complex numbers multiply as NumPy has it.
         """
         self.check_readable()
         if self.format is NULL or self.format.unpack is NULL:
-            raise UnsupportedError(f"tensor {self.name!r}: no kernel multiplies {self.type}")
+            return self._product(x)
         cdef pid_t begun = self.mapping.begin()
         try:
             with self._named():
@@ -321,25 +343,54 @@ cdef class Tensor:
         finally:
             self.mapping.end(begun)
 
-    def __rmatmul__(self, x):
-        """x times the matrix, float32: (rows,) -> (cols,), or (n, rows) -> (n, cols).
-
-        Its rows are dequantised some at a time. Raises as `@` from the other side does.
-        """
+    def _product(self, x):
+        # Of a type that no kernel multiplies.
         import numpy
 
         with self._named():
+            if self.letter is not None:
+                return numpy.asarray(self) @ _array(x)
+            if self.type not in ELEMENTS:
+                raise UnsupportedError(f"no kernel multiplies {self.type}")
+            given = _floats(x)
+            if len(self.shape) != 2 or given.ndim not in (1, 2) or len(given) != self.shape[1]:
+                raise ArgumentError(
+                    f"a matrix of {self.shape} cannot multiply an array of {given.shape}"
+                )
+            given, exponents = within_range(given.T)
+        product = numpy.empty((len(self), *given.shape[:-1]), numpy.float32)
+        for first, rows in self._rows():
+            product[first:first + len(rows)] = rows @ given.T
+        return out_of_range(product.T, exponents).T
+
+    def __rmatmul__(self, x):
+        """x times the matrix, float32: (rows,) -> (cols,), or (n, rows) -> (n, cols).
+
+        Its rows are dequantised some at a time, but where `@` from the other side leaves it to
+        NumPy. Raises as that does.
+        """
+        import numpy
+
+        self.check_readable()
+        with self._named():
+            if self.letter is not None and (self.format is NULL or self.format.unpack is NULL):
+                return _array(x) @ numpy.asarray(self)
             given = _floats(x)
             if len(self.shape) != 2 or given.ndim not in (1, 2) or given.shape[-1] != len(self):
                 raise ArgumentError(
                     f"an array of {given.shape} cannot multiply a tensor of {self.shape}"
                 )
+            given, exponents = within_range(given)
         product = numpy.zeros((*given.shape[:-1], self.shape[1]), numpy.float32)
+        for first, rows in self._rows():
+            product += given[..., first:first + len(rows)] @ rows
+        return out_of_range(product, exponents)
+
+    def _rows(self):
+        """(the first of them, a part of the matrix's rows as float32), one part after another."""
         step = max(_PIECE // max(self.shape[1], 1), 1)
         for first in range(0, len(self), step):
-            rows = self[first:first + step].dequantize()
-            product += given[..., first:first + step] @ rows
-        return product
+            yield first, self[first:first + step].dequantize()
 
     @contextmanager
     def _named(self):
@@ -347,7 +398,12 @@ cdef class Tensor:
             yield
         except (ArgumentError, UnsupportedError) as error:
             raise type(error)(f"tensor {self.name!r}: {error}") from None
+        except MmrtError:
+            raise
+        except (TypeError, ValueError) as error:  # of NumPy
+            raise ArgumentError(f"tensor {self.name!r}: {error}") from None
 
+    @checked
     def quantize(self, str type not None, Py_ssize_t first=0, rows=None, Pool pool=None):
         """Rows first to first + rows (None: to the last) as blocks of another type.
 
@@ -377,9 +433,8 @@ cdef class Tensor:
         weight.rows = math.prod(self.shape[:-1])
         weight.cols = self.shape[-1]
         weight.name = name
-        if rows is None:
-            rows = max(weight.rows - first, 0)
-        if first < 0 or rows < 0:
+        rows = whole("rows", max(weight.rows - first, 0) if rows is None else rows, 0)
+        if first < 0:
             raise ArgumentError(f"tensor {self.name!r}: {rows} rows from {first} make no sense")
         begin, count, number = first, rows, kind.id
         blocks = numpy.empty((rows, weight.cols // kind.elements * kind.bytes), numpy.uint8)
@@ -472,6 +527,13 @@ cdef class Tensor:
     def residency(self):
         """Which of the tensor's pages are in memory now: a Residency. Reads nothing in."""
         return self.mapping.residency(self.offset, self.nbytes)
+
+
+def _array(x):
+    import numpy
+
+    is_lacked = isinstance(x, Tensor) and (<Tensor> x).letter is None
+    return x.dequantize() if is_lacked else numpy.asarray(x)
 
 
 def _floats(x):

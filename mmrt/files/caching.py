@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
+from mmrt.core.arguments import function, texts
 from mmrt.core.mapping import Mapping
 from mmrt.core.residency import Residency
 from mmrt.core.tensor import Tensor
@@ -40,7 +41,8 @@ def move(
     progress: Progress | None,
 ) -> Moved:
     """See TensorFile.warm and TensorFile.evict."""
-    chosen = None if names is None else set(names)
+    chosen = None if names is None else set(texts("names", names))
+    function("progress", progress)
     ranges = list(_ranges(mappings, tensors, chosen))
     before = _residency(mappings, tensors, chosen)
     if direction == "out":

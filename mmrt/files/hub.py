@@ -11,6 +11,7 @@ from fnmatch import filter as matching
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmrt.core.arguments import text
 from mmrt.errors import ArgumentError, FileError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def path(repository: str, quant: str | None = None, file: str | None = None) -> 
     Raises UnsupportedError without the package, FileError where huggingface-hub cannot fetch it,
     ArgumentError where there is no such file.
     """
+    text("repository", repository)
     try:
         import huggingface_hub as hub
     except ImportError:

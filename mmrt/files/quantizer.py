@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from mmrt.core.arguments import text
 from mmrt.core.gguf import Metadata
 from mmrt.core.kernels import Pool
 from mmrt.core.quant import TYPES
@@ -105,6 +106,7 @@ def quantize(
     matrices of other types, or a file that is not GGUF; FileError where the system refuses.
     """
     pool = Pool(threads)
+    text("type", type)
     with formats.open(source) as file:
         choices = choose(file, type)
         if os.path.exists(target) and any(os.path.samefile(target, path) for path in file.paths):

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from mmrt.core import mapping as mapped
+from mmrt.core.arguments import text, texts
 from mmrt.core.tensor import Tensor
 from mmrt.errors import InUseError, NotFoundError
 from mmrt.files import caching, selection
@@ -43,7 +44,7 @@ class TensorFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         try:
             return self._tensors[name]
-        except KeyError:
+        except (KeyError, TypeError):  # which is for what no dict can hold
             import difflib
 
             near = difflib.get_close_matches(str(name), self._tensors, n=3)
@@ -52,10 +53,10 @@ class TensorFile(Mapping[str, Tensor]):
 
     # Mapping's own go through __getitem__, whose search for near names is slow.
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return isinstance(name, str) and name in self._tensors
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._tensors.get(name, default)
+        return self._tensors[name] if name in self else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -80,8 +81,8 @@ class TensorFile(Mapping[str, Tensor]):
         """Names of the tensors in `layers` ("0-3,7"; None: in all, and in none) that match one of
         the shell patterns `tensors` (none: all). ArgumentError where a part of it finds nothing.
         """
-        numbers = None if layers is None else selection.layer_numbers(layers)
-        return selection.select(self, numbers, tensors)
+        numbers = None if layers is None else selection.layer_numbers(text("layers", layers))
+        return selection.select(self, numbers, texts("tensors", tensors))
 
     def warm(
         self, names: Iterable[str] | None = None, progress: caching.Progress | None = None

@@ -1,12 +1,12 @@
 """Choosing the next tokens of texts, each by its own settings and draws."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import known, whole
+from mmrt.core.arguments import instance, known, whole
 from mmrt.core.draw import Drawn, distribution, draw
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
@@ -87,6 +87,7 @@ class Sampler:
 
     def _recent(self, history: Sequence[int], vocabulary: int) -> NDArray[np.int32]:
         """The tokens that penalties apply to."""
+        instance("history", history, Sized, "token ids")
         if not self.sampling.penalises or not len(history):
             return np.empty(0, np.int32)
         last = self.sampling.repeat_last_n

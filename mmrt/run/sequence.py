@@ -182,6 +182,7 @@ class Sequence:
         follow are then the same, to the bit, as when all are read at once, if the others were read
         in steps as long, or the model is exact.
         """
+        ids = token_ids("ids", ids)
         pairs = enumerate(zip(self.history, ids, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
         return self.truncate(max(min(shared, len(ids) - ALIKE_TOKENS), 0))
