@@ -18,41 +18,57 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]+[", r"[^\s\p{L}\p{M}\p{N}]+["
+)
+_SEED = _QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+
+# Words in which capitals come first, or that are all capitals; marks are of both kinds.
+_CAPITALS, _SMALLS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALLS}+{_SUFFIX}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALLS}*{_SUFFIX}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = _CASED.replace(_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}")
 _CJK = "[一-龥ࠀ-一가-퟿]+"
 
 _single_digits = WordRule((r"\p{N}", _GPT2))
 _llama3 = WordRule((_LLAMA3,), whole_words_first=True, add_bos=True)
+_dbrx = WordRule((_LLAMA3,))
 _qwen2 = WordRule((_QWEN2,))
+_gpt2 = WordRule((_GPT2,))
+_gpt4o = WordRule((_CASED,))
+_deepseek_v3 = WordRule(
+    (
+        r"\p{N}{1,3}",
+        "[一-龥\u3040-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+        r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
 
-# To add a way of cutting words: a line here, and a line in tests/golden/make_tokens.py.
+# To add a way of cutting words: a line here; then run tests/golden/make_tokens.py.
 WORD_RULES = {
     "default": WordRule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2": WordRule((_GPT2,)),
-    "phi-2": WordRule((_GPT2,)),
-    "olmo": WordRule((_GPT2,)),
-    "smollm": _single_digits,
-    "starcoder": _single_digits,
-    "refact": _single_digits,
-    "command-r": _single_digits,
-    "exaone": _single_digits,
-    "falcon": WordRule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "llama-bpe": _llama3,
-    "llama3": _llama3,
-    "llama-v3": _llama3,
-    "falcon3": _llama3,
-    "dbrx": WordRule((_LLAMA3,)),
-    "smaug-bpe": WordRule((_LLAMA3,)),
-    "qwen2": _qwen2,
-    "stablelm2": _qwen2,
-    "deepseek-r1-qwen": _qwen2,
-    "deepseek-coder": WordRule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
-    "deepseek-v3": WordRule(
-        (
-            r"\p{N}{1,3}",
-            "[一-龥\u3040-ゟ゠-ヿ]+",
-            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
-            r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-        )
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling"), _gpt2
     ),
+    **dict.fromkeys(("gigachat", "a.x-4.0", "mellum", "exaone4"), _gpt2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "exaone"), _single_digits),
+    **dict.fromkeys(("codeshell", "minerva-7b"), _single_digits),
+    "falcon": WordRule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1"), _llama3),
+    **dict.fromkeys(("pixtral", "midm-2.0", "lfm2"), _llama3),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _dbrx),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), _qwen2),
+    **dict.fromkeys(("solar-open", "grok-2"), _qwen2),
+    "qwen35": WordRule((_QWEN35,)),
+    "seed-coder": WordRule((_SEED,)),
+    "tekken": WordRule((_TEKKEN,), whole_words_first=True, add_bos=True),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), _gpt4o),
+    "deepseek-coder": WordRule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), _deepseek_v3),
 }

@@ -15,6 +15,8 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from llama_cpp import Llama
 
+from mmrt.text.words import WORD_RULES
+
 TEXTS = [
     "",
     " ",
@@ -77,29 +79,7 @@ SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 
 # name -> (model, changed metadata)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"pre {pre}": ("smollm2", {PRE: pre})
-    for pre in (
-        "default",
-        "gpt-2",
-        "phi-2",
-        "olmo",
-        "starcoder",
-        "refact",
-        "command-r",
-        "exaone",
-        "falcon",
-        "llama-bpe",
-        "llama3",
-        "llama-v3",
-        "falcon3",
-        "dbrx",
-        "smaug-bpe",
-        "qwen2",
-        "stablelm2",
-        "deepseek-r1-qwen",
-        "deepseek-coder",
-        "deepseek-v3",
-    )
+    f"pre {pre}": ("smollm2", {PRE: pre}) for pre in WORD_RULES if pre != "smollm"
 } | {"space prefix": ("gemma3", {SPACE_PREFIX: True})}
 
 
@@ -136,10 +116,13 @@ def main() -> None:
         for name, (model, changes) in VARIANTS.items():
             path = Path(folder) / "vocabulary.gguf"
             write_vocabulary(models[model], changes, path)
+            ids = tokenize(path, special=True)
+            before = golden["variants"].items()
+            same = next((other for other, v in before if v["special"] == ids), None)
             golden["variants"][name] = {
                 "model": model,
                 "changes": changes,
-                "special": tokenize(path, special=True),
+                "special": same or ids,  # a name: as that variant's
             }
     target = Path(__file__).with_name("tokens.json")
     target.write_text(json.dumps(golden, separators=(",", ":")) + "\n")
