@@ -500,17 +500,17 @@ def _pieces(Mapping mapping, offset, length):
         mapping.end(begun)
 
 
-def _reopen(path, inode, modified_ns, size, protection, flags, offset):
+def _reopen(name, inode, modified_ns, size, protection, flags, offset):
     """The Mapping that was pickled. Raises FileError if the file has changed since, or is gone."""
     cdef Mapping mapping
     try:
-        mapping = Mapping(path, size, protection, flags, offset)
+        mapping = Mapping(name, size, protection, flags, offset)
     except (ArgumentError, FormatError):  # shorter than it was, or empty
-        raise FileError(f"{path} has changed since it was pickled") from None
+        raise FileError(f"{name} has changed since it was pickled") from None
     if mapping.inode != inode:
-        raise FileError(f"{path} has been replaced since it was pickled")
+        raise FileError(f"{name} has been replaced since it was pickled")
     if modified_ns not in (None, mapping.modified_ns):
-        raise FileError(f"{path} has changed since it was pickled")
+        raise FileError(f"{name} has changed since it was pickled")
     return mapping
 
 

@@ -209,8 +209,8 @@ cdef class Program:
 
     def norm(self, int stream, Tensor weight not None, int out, float eps, int add=-1,
              Tensor post=None, float scale=1.0, bint centred=False, bint outputs_only=False):
-        """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream less
-        its mean if `centred`, which makes it a LayerNorm."""
+        """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream
+        less its mean if `centred`, which makes it a LayerNorm."""
         self._norm(stream, weight, out, eps, add, post, scale, centred, outputs_only)
 
     def add(self, int stream, int add=-1, float eps=0.0, Tensor post=None, float scale=1.0,
@@ -338,7 +338,8 @@ cdef class Program:
 
     def wide_norm(self, int qkv, int layer, int n_heads, Tensor q_norm not None,
                   Tensor k_norm not None, float eps):
-        """Norms all queries of a token together (n_heads * head_dim,), and all its keys; in place."""
+        """Norms all queries of a token together (n_heads * head_dim,), and all its keys, in
+        place."""
         cdef mmrt_op op = _op(MMRT_OP_WIDE_NORM)
         op.in_ = op.out = qkv
         op.layer = layer
@@ -355,7 +356,8 @@ cdef class Program:
 
         qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
         neighbours; otherwise the first half of a head with its second. table -1: no rotation.
-        temperature: if not 0, queries are multiplied by 1 + temperature * ln(1 + position // period).
+        temperature: if not 0, queries are multiplied by
+        1 + temperature * ln(1 + position // period).
         """
         cdef mmrt_op op = _op(MMRT_OP_ROPE)
         op.in_ = qkv

@@ -35,4 +35,4 @@ cdef class Tensor:
     cdef _no_array(self)
 
     # The copy, if all of the tensor was there to be copied; else raises FileError.
-    cdef object whole(self, object copy)
+    cdef object checked_whole(self, object copy)

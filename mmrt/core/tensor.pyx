@@ -27,7 +27,8 @@ from contextlib import contextmanager
 from mmrt.core.arguments import checked, index, instance, shape as shape_of, text, whole
 from mmrt.core.elements import COMPLEX, E4M3FN, ELEMENTS
 from mmrt.errors import (
-    ArgumentError, MmrtError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError, ViewError,
+    ArgumentError, MmrtError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError,
+    ViewError,
 )
 from mmrt.core.kernels import float_array, out_of_range, within_range
 from mmrt.core.mapping import reopen_shared
@@ -265,8 +266,8 @@ cdef class Tensor:
         if view is None:
             return self.dequantize().astype(dtype, copy=False)
         if not as_it_is:
-            return self.whole(view.astype(dtype))
-        return self.whole(view.copy()) if copy else view
+            return self.checked_whole(view.astype(dtype))
+        return self.checked_whole(view.copy()) if copy else view
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
         """NumPy's operators and functions of elements, `x @ t` among them."""
@@ -294,7 +295,7 @@ cdef class Tensor:
             numpy.copyto(out, product, casting="same_kind")
         return out
 
-    cdef object whole(self, object copy):
+    cdef object checked_whole(self, object copy):
         self.mapping.check_read(self.offset, self.nbytes)
         return copy
 
@@ -322,7 +323,8 @@ cdef class Tensor:
             raise UnsupportedError(f"tensor {self.name!r}: {self.type} cannot become float32")
         if element.value is not None:
             values = [element.value(code) for code in range(256)]
-            return self.whole(numpy.array(values, numpy.float32)[self.blocks()]).reshape(self.shape)
+            found = numpy.array(values, numpy.float32)[self.blocks()]
+            return self.checked_whole(found).reshape(self.shape)
         with numpy.errstate(over="ignore"):
             return self.__array__("float32")
 
@@ -449,7 +451,7 @@ cdef class Tensor:
         finally:
             self.mapping.end(begun)
         check(status, &error)
-        return self.whole(blocks)
+        return self.checked_whole(blocks)
 
     def __dlpack_device__(self):
         """(kDLCPU, 0)."""
@@ -488,7 +490,7 @@ cdef class Tensor:
         capsule = PyCapsule_New(managed, "dltensor_versioned", _drop_capsule)
         if copy:
             self.mapping.unpin()
-            self.whole(capsule)
+            self.checked_whole(capsule)
         return capsule
 
     def verify(self):
