@@ -17,6 +17,8 @@ from tiny_models import TinyModel
 
 import mmrt
 
+pytestmark = pytest.mark.slow
+
 _DOCUMENT = Path(__file__).with_name("golden") / "logits.json"
 GOLDEN = {golden["architecture"]: golden for golden in json.loads(_DOCUMENT.read_text())["models"]}
 Logits = NDArray[np.float32]

@@ -16,6 +16,7 @@ BYTE_LEVEL = Tokenizer.from_metadata(byte_level(MERGES), "tiny")
 SENTENCE_PIECE = Tokenizer.from_metadata(sentence_piece(PIECES), "tiny")
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=3)), st.text(max_size=3))
 def test_vocabulary_finds_what_a_dict_finds(texts: list[str], other: str) -> None:
     vocabulary = Vocabulary(texts)
@@ -77,6 +78,7 @@ def test_byte_level_merges_like_the_naive_way(letters: str) -> None:
     assert [BYTE_LEVEL.token_bytes(token) for token in ids] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["gpt-2", "llama-bpe"])
 def test_a_text_that_is_all_but_blank(rule: str) -> None:
     tokenizer = Tokenizer.from_metadata(byte_level(MERGES, pre=rule), "tiny")

@@ -128,12 +128,14 @@ def in_a_new_process(path: Path, size: str, reader: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_the_least_is_enough(path: Path, reader: str) -> None:
     least = in_a_new_process(path, "1MiB", "")
     assert in_a_new_process(path, least, reader) == "read"
 
 
+@pytest.mark.slow
 def test_the_least_is_enough_for_real_models(real_path: Path) -> None:
     assert in_a_new_process(real_path, in_a_new_process(real_path, "1MiB", ""), "") == "read"
 
@@ -342,6 +344,7 @@ def run(*arguments: object) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_the_process_stays_within_its_budget(path: Path) -> None:
     _, needed = run(path, 0, "lazy")
     budget = needed - 16 * MIB
@@ -350,6 +353,7 @@ def test_the_process_stays_within_its_budget(path: Path) -> None:
     assert budget - 16 * MIB < used <= budget
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.parametrize("policy", ["lazy", "locked"])
 def test_a_cgroup_is_never_filled(path: Path, policy: str) -> None:

@@ -60,6 +60,7 @@ def test_loop_controls() -> None:
     assert rendered(template) == "01"
 
 
+@pytest.mark.slow
 def test_smollm2_template(smollm2_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     template = gguf.GGUFReader(smollm2_path).fields["tokenizer.chat_template"].contents()

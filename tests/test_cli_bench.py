@@ -43,6 +43,7 @@ def test_bench_leaves_out_what_is_zero(smollm2_path: Path) -> None:
     assert "| tg2 |" in lines[2]
 
 
+@pytest.mark.slow
 def test_bench_of_several_numbers(smollm2_path: Path) -> None:
     ended = call(
         "bench", smollm2_path, "-p", "5,3", "-n", "2,0", "-d", "0,4", "-r", 1, "-o", "json"

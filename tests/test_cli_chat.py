@@ -27,6 +27,7 @@ PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assis
 # ---- piped ----
 
 
+@pytest.mark.slow
 def test_chat_takes_piped_lines_as_turns(smollm2_path: Path) -> None:
     lines = "My name is Zork.\n\nWhat is my name?\n/clear\nWhat is my name?\n/exit\nHello?\n"
     ended = call("chat", smollm2_path, "-n", 8, *GREEDY, stdin=lines)
@@ -36,6 +37,7 @@ def test_chat_takes_piped_lines_as_turns(smollm2_path: Path) -> None:
     assert "Zork" not in third
 
 
+@pytest.mark.slow
 def test_chat_answers_as_the_model_does(smollm2_path: Path) -> None:
     told = [{"role": "system", "content": "Speak French."}, {"role": "user", "content": "Hello!"}]
     options: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
@@ -84,6 +86,7 @@ def test_what_is_a_message(
     assert ended.out == "Yes.\n" * len(said)
 
 
+@pytest.mark.slow
 def test_the_oldest_turns_leave_a_full_context(smollm2_path: Path) -> None:
     numbers = [f"Day {n} has the number {n * 111}. Now the next one, please." for n in (1, 2, 3, 4)]
     ended = call(
@@ -111,6 +114,7 @@ def test_a_message_larger_than_the_context_is_refused(smollm2_path: Path) -> Non
     call("chat", smollm2_path, "-c", 64, stdin="word " * 100).assert_refused(1, "context of 64")
 
 
+@pytest.mark.slow
 def test_a_message_that_is_refused_leaves_the_conversation_as_it_was(smollm2_path: Path) -> None:
     options = ("chat", smollm2_path, "-c", 120, "-n", 8, *GREEDY)
     name, question = "My name is Zork.\n", "What is my name?\n"
@@ -147,6 +151,7 @@ def test_a_template_that_gives_nothing_is_said_to(tmp_path: Path, command: str) 
     )
 
 
+@pytest.mark.slow
 def test_the_seed_is_of_a_whole_chat(smollm2_path: Path) -> None:
     options = ("chat", smollm2_path, "-n", 12, "--temp", 3, "--min-p", 0, "--top-k", 0)
     first = call(*options, "-s", 5, stdin="Hello!").out

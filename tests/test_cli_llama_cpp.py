@@ -16,6 +16,7 @@ def plain(smollm2_path: Path) -> Ended:
     return call(*BASE, "-m", smollm2_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -30,6 +31,7 @@ def test_what_means_the_same_or_is_so_anyway(
     assert call(*BASE, "-m", smollm2_path, *options.split()) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -230,6 +230,7 @@ def test_the_page_in_a_browser(model_path: Path, tmp_path: Path) -> None:
     assert tip and tip[1].startswith(name) and "pages resident (100 %)" in tip[1]
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_is_there(model_path: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     picture, page = tmp_path / "map.png", tmp_path / "map.html"

@@ -19,6 +19,7 @@ GREEDY = ("--temp", 0)
 RAW = ("--raw", *GREEDY)
 
 
+@pytest.mark.slow
 def test_run_answers_by_the_chat_template(smollm2_path: Path) -> None:
     messages = [{"role": "user", "content": QUESTION}]
     with mmrt.Model(smollm2_path) as model:
@@ -31,6 +32,7 @@ def test_run_answers_by_the_chat_template(smollm2_path: Path) -> None:
     assert ended.out == pirate + "\n"
 
 
+@pytest.mark.slow
 def test_another_template(smollm2_path: Path, gemma3_path: Path, tmp_path: Path) -> None:
     template = "{% for message in messages %}Q: {{ message.content }} A:{% endfor %}"
     with mmrt.Model(smollm2_path) as model:
@@ -55,6 +57,7 @@ def test_another_template(smollm2_path: Path, gemma3_path: Path, tmp_path: Path)
     assert call("chat", gemma3_path, *options, "--chat-template", template, stdin="Hi").status == 0
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_cut_says_so(smollm2_path: Path) -> None:
     ended = call("run", smollm2_path, QUESTION, "-n", 5, *GREEDY)
     assert ended.err == "mmrt: cut at 5 tokens: -n 10 allows more, -n -1 any number\n"
@@ -76,6 +79,7 @@ def test_a_text_that_ends_at_once_says_so(smollm2_path: Path) -> None:
     assert call("run", smollm2_path, QUESTION, "--ignore-eos", "-n", 4, *RAW).out.strip()
 
 
+@pytest.mark.slow
 def test_answers_are_drawn_unless_told_otherwise(smollm2_path: Path) -> None:
     answer: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
     with mmrt.Model(smollm2_path) as model:
@@ -83,6 +87,7 @@ def test_answers_are_drawn_unless_told_otherwise(smollm2_path: Path) -> None:
     assert call("run", smollm2_path, STORY, "--raw", "-n", 12, "-s", 3).out == expected
 
 
+@pytest.mark.slow
 def test_penalties_of_presence_and_frequency(smollm2_path: Path) -> None:
     penalties: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": 0.5}
     with mmrt.Model(smollm2_path) as model:
@@ -110,6 +115,7 @@ def test_what_the_file_recommends_goes_before_our_own(capsys: pytest.CaptureFixt
     ]
 
 
+@pytest.mark.slow
 def test_run_writes_text(smollm2_path: Path) -> None:
     ended = call("run", smollm2_path, STORY, *RAW, "-n", 8)
     assert (ended.status, ended.err) == (0, "")
@@ -152,6 +158,7 @@ def test_run_of_no_tokens_prints_nothing(smollm2_path: Path) -> None:
     assert call("run", smollm2_path, STORY, *RAW, "-n", 0) == Ended(0, "", "")
 
 
+@pytest.mark.slow
 def test_the_seed_decides(smollm2_path: Path) -> None:
     def drawn(seed: int) -> str:
         return call("run", smollm2_path, STORY, "--raw", "-n", 12, "--temp", 1.5, "-s", seed).out
@@ -159,6 +166,7 @@ def test_the_seed_decides(smollm2_path: Path) -> None:
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+@pytest.mark.slow
 def test_run_reads_the_prompt_from_stdin(smollm2_path: Path) -> None:
     expected = call("run", smollm2_path, STORY, *RAW, "-n", 6)
     assert call("run", smollm2_path, "-", *RAW, "-n", 6, stdin=STORY + "\n") == expected
@@ -175,6 +183,7 @@ def test_run_does_not_wait_for_a_prompt_from_a_terminal(terminal: tuple[int, int
     assert process.returncode == 2 and "no prompt given" in err
 
 
+@pytest.mark.slow
 def test_run_ends_before_a_stop_text(smollm2_path: Path) -> None:
     whole = call("run", smollm2_path, STORY, *RAW, "-n", 24).out
     word = whole.split()[6]
@@ -212,6 +221,7 @@ def test_budgets_that_are_none(size: str) -> None:
     assert ended.status == 2 and "--memory" in ended.err
 
 
+@pytest.mark.slow
 def test_output_is_utf8_whatever_the_locale(smollm2_path: Path) -> None:
     process = start(
         "run", smollm2_path, "--raw", "--temp", "0", "😀 😃 😄 😀 😃 😄 😀 😃 😄 😀", "-n", 24,

@@ -107,6 +107,7 @@ def test_what_cannot_be_traced_is_one_line(model_path: Path, tmp_path: Path) -> 
     ended.assert_refused(1, str(nowhere))
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_the_trace_so_far(smollm2_path: Path, tmp_path: Path) -> None:
     trace = tmp_path / "t.json"
     command = ("trace", smollm2_path, PROMPT, "-n", "2000", "-o", trace)

@@ -149,6 +149,7 @@ def test_what_is_kept_goes_with_the_model(path: Path) -> None:
         gc.enable()
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_given_back_to_a_budget(tmp_path: Path) -> None:
     # 512 KiB of keys and values a token, so that they count.
     wide = chatting(n_kv_heads=256, n_heads=256, head_dim=256, context=600)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from c_builds import ROOT, Builder, run
 
+pytestmark = pytest.mark.slow
+
 CC = os.environ.get("CC", "cc").split()
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZE_THREADS = ["-fsanitize=thread", "-DWITHOUT_FORKS"]

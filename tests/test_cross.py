@@ -14,6 +14,7 @@ QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 PROCESSORS = {"max": "neon_i8mm", "neoverse-n1": "neon", "cortex-a72": "ref"}
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not COMPILER, reason="no aarch64-linux-gnu-gcc here"),
     pytest.mark.skipif(not QEMU, reason="no qemu-aarch64 here"),
 ]

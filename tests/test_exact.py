@@ -83,11 +83,13 @@ def assert_steps_change_nothing(path: Path, sizes: Iterable[int], **options: Any
 # ---- steps ----
 
 
+@pytest.mark.slow
 def test_steps_of_any_size(tiny: Path, isa: str) -> None:
     sizes = (2, 8, 41) if isa == "ref" else (2, 3, 4, 5, 6, 7, 8, 9, 11, 14, 15, 22, 41)
     assert_steps_change_nothing(tiny, sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", [("q8_0", "f16"), ("f16", "q8_0"), ("q8_0", "q8_0")])
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_every_size_with_keys_and_values_in_int8(
@@ -97,6 +99,7 @@ def test_every_size_with_keys_and_values_in_int8(
     assert_steps_change_nothing(path, range(2, 42), kv_k=kv[0], kv_v=kv[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_steps_of_any_size_of_real_models(real_path: Path, isa: str) -> None:
     with mmrt.Model(real_path) as model:
@@ -115,6 +118,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("threads", [1, 3])
@@ -157,6 +161,7 @@ def streamed(folder: Path) -> Path:
     return model.write(folder / "streamed.gguf")
 
 
+@pytest.mark.slow
 def test_other_texts_in_a_step(tiny: Path) -> None:
     texts = [IDS[7 * i : 7 * i + n] for i, n in enumerate([1, 40, 33, 7, 260, 2, 1, 12])]
     with mmrt.Model(tiny, exact=True) as model:
@@ -167,6 +172,7 @@ def test_other_texts_in_a_step(tiny: Path) -> None:
         assert np.array_equal(np.stack([together, after], axis=1), np.stack(alone))
 
 
+@pytest.mark.slow
 def test_generate_all_writes_what_generate_does(smollm2_path: Path) -> None:
     subjects = ["cats sat on", "reasons to learn", "kings of old", "bridges over", "ways to cook"]
     prompts = [f"{i} {subject}" for i in range(4) for subject in subjects]
@@ -175,6 +181,7 @@ def test_generate_all_writes_what_generate_does(smollm2_path: Path) -> None:
         assert model.generate_all(prompts, max_tokens=8) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_budgets_and_readers(reader: str, streamed: Path) -> None:
     ids = [5 + 3 * i % 3000 for i in range(300)]

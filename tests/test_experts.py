@@ -45,6 +45,7 @@ def assert_near(found: NDArray[np.float32], expected: NDArray[np.float32], bound
     assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_logits_beside_the_oracle(case: str, tmp_path: Path, isa: str) -> None:
     tiny = tiny_models.with_experts(tiny_models.llama(n_layers=3), **CASES[case])
@@ -55,6 +56,7 @@ def test_logits_beside_the_oracle(case: str, tmp_path: Path, isa: str) -> None:
         assert_near(steps(model, [1] * 20 + [3, 7, 8, 32]), expected, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", ["F16", "Q8_0", "Q4_K", "MXFP4"])
 def test_quantised_experts(type: str, tmp_path: Path) -> None:
     shape = {"n_embd": 256, "n_ff": 256, "head_dim": 64}
@@ -79,6 +81,7 @@ def test_a_bias_chooses_and_does_not_weigh(tmp_path: Path) -> None:
         assert_near(model.logits(IDS), oracle.logits(path, IDS, rounding=True), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", ["F32", "Q8_0"])
 def test_exact_steps_of_any_length(type: str, tmp_path: Path, isa: str) -> None:
     tiny = tiny_models.qwen3moe(type=type, experts={"type": type})

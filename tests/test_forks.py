@@ -80,6 +80,7 @@ def decode(sequence: Sequence) -> None:
     sequence.truncate(length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [None, *READERS])
 @pytest.mark.parametrize("length", [40, 1500])
 def test_a_child_of_a_fork_amid_a_step_computes_the_same(
@@ -102,6 +103,7 @@ def test_a_child_of_a_fork_amid_a_step_computes_the_same(
             fork_often(60 if reader is None else 25, work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [None, *READERS])
 def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None) -> None:
     """Its child comes back from the handler into the step, without the step's other threads."""
@@ -148,6 +150,7 @@ def test_a_signal_handler_that_forks_amid_a_step(path: Path, reader: str | None)
         assert amid == 3
 
 
+@pytest.mark.slow
 def test_a_child_of_a_fork_amid_a_step_closes_the_model(path: Path) -> None:
     """Steps and other calls that go on in the parent do not count in the child."""
     model = mmrt.Model(path, threads=2)
@@ -175,6 +178,7 @@ def test_a_child_of_a_fork_amid_a_step_closes_the_model(path: Path) -> None:
     model.close()
 
 
+@pytest.mark.slow
 def test_a_child_of_a_fork_amid_forks_of_a_sequence(path: Path) -> None:
     """What sequences hold together is whole in a child, whichever of them was changing."""
     with mmrt.Model(path, threads=2) as model:

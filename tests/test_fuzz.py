@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parent / "fuzz"
 FUZZERS = sorted(path.stem for path in FOLDER.glob("fuzz_*.py"))
 

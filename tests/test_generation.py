@@ -133,6 +133,7 @@ def test_pieces_are_whole_characters(
 SPELLED_IN_PARTS = {"llama": "🦖🦕🐙 🦖🦕🐙 🦖🦕🐙 🦖🦕", "gemma3": "𓀀𓀁𓀂 𓀀𓀁𓀂 𓀀𓀁𓀂 𓀀𓀁"}
 
 
+@pytest.mark.slow
 def test_pieces_of_a_real_model_are_whole_characters(real_path: Path) -> None:
     with mmrt.Model(real_path) as model:
         pieces = list(model.stream(SPELLED_IN_PARTS[model.config.architecture], max_tokens=30))
@@ -263,6 +264,7 @@ def test_greedy_text_is_always_the_same(random: mmrt.Model, random_path: Path) -
             assert text == other.generate(PROMPT, max_tokens=60)
 
 
+@pytest.mark.slow
 def test_the_seed_decides(random: mmrt.Model) -> None:
     def drawn(seed: int | None, **settings: Any) -> str:
         return random.generate(PROMPT, max_tokens=40, temperature=1.5, seed=seed, **settings)
@@ -273,6 +275,7 @@ def test_the_seed_decides(random: mmrt.Model) -> None:
     assert drawn(1, repeat_penalty=5.0) != drawn(1)
 
 
+@pytest.mark.slow
 def test_a_penalty_sees_the_prompt_too(random: mmrt.Model) -> None:
     sampler = Sampler(repeat_penalty=1.5)
     changed = 0
@@ -374,6 +377,7 @@ def in_threads(*work: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_threads_may_share_a_model(random_path: Path, n_threads: int) -> None:
     prompts = [[i, 97, i + 1, 98] * 9 for i in range(6)]
@@ -430,6 +434,7 @@ def test_a_stream_knows_it_so_far(speaks: Callable[..., Any]) -> None:
     assert list(stream) == []
 
 
+@pytest.mark.slow
 def test_a_text_ends_though_nobody_says_when(speaks: Callable[..., Any]) -> None:
     model = speaks(b"la", ends=False, context=600)
     text = model.generate([97])

@@ -27,6 +27,7 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 # ---- real models ----
 
 
+@pytest.mark.slow
 def test_a_model_reads_as_gguf_py_reads_it(real_path: Path) -> None:
     reference = pytest.importorskip("gguf").GGUFReader(real_path)
     with formats.open(real_path) as f:

@@ -129,6 +129,7 @@ def test_run_fetches_a_model_once_and_finds_it_offline(here: Here) -> None:
     assert len(Hub.asked) == n_asked
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_asked_once(here: Here) -> None:
     command = ("run", "-hf", ONE, "--raw", "-p", "a", "-n", "2", "--temp", "0")
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}

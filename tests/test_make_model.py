@@ -19,6 +19,7 @@ NAMES = [kind.name for kind in TYPES.values() if kind.has_unpack]
 TEXT = "the abc of it, naïve"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", NAMES)
 def test_every_type_runs(type: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"

@@ -84,6 +84,7 @@ def pages(extents: list[tuple[int, int]], unit: int) -> int:
     return len(touched) * unit
 
 
+@pytest.mark.slow
 def test_a_real_model_copies_none_of_its_weights(real_path: Path) -> None:
     found = generated(real_path, 72)
     assert found["tokens"] >= 64 and found["read"] > 64

@@ -225,6 +225,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["idle", "threads", "busy"])
 def test_a_fork_works_on_its_own(path: Path, how: str) -> None:
     done = subprocess.run(
@@ -254,6 +255,7 @@ def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_prompt(
     real_path: Path, interrupted: Callable[[Callable[[], object]], None]
 ) -> None:

@@ -88,6 +88,7 @@ FIELDS: list[tuple[str, tuple[Any, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [(field, value) for field, values in FIELDS for value in values],
@@ -385,6 +386,7 @@ SPOILT = [*FLOATS, *(type for type in TYPES if type in HALVES)]
 CHEAP = ["F32", "Q4_1"]  # for `ref`, which does the same for all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("type", "isa"),
     [(type, isa) for isa in ISAS for type in (CHEAP if isa == "ref" else SPOILT)],

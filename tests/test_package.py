@@ -138,6 +138,7 @@ def test_every_binding_has_a_stub() -> None:
     assert (PACKAGE / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_stubs_tell_the_truth(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="needs mypy, of the extra 'dev'")
     allowed = tmp_path / "allowed"
@@ -171,6 +172,7 @@ def test_importing_source_without_its_compiled_parts_says_what_to_do(unbuilt: Pa
     assert last.startswith("ImportError:") and str(unbuilt) in last and "pip install -e ." in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["bench.peers", "--help"], ["pytest", "bench", "--co", "-q"]])
 def test_benchmarks_run_from_a_clone_with_the_mmrt_that_is_installed(
     unbuilt: Path, command: list[str]

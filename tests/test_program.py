@@ -98,11 +98,13 @@ def assert_threads_change_nothing(path: Path, n_threads: list[int], n_prompt: in
         assert np.array_equal(found[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_threads_change_nothing_on_real_models(real_path: Path, isa: str) -> None:
     assert_threads_change_nothing(real_path, [1, 2, 3], 300)
 
 
+@pytest.mark.slow
 def test_threads_change_nothing(tiny: tuple[Path, Bound], isa: str) -> None:
     assert_threads_change_nothing(tiny[0], [1, 2, 3], 90)
 
@@ -114,6 +116,7 @@ def test_more_threads_than_there_is_work(tiny: tuple[Path, Bound]) -> None:
 # ---- steps ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_one_token_steps_of_real_models(real_path: Path, isa: str) -> None:
     with mmrt.Model(real_path) as model:
@@ -121,6 +124,7 @@ def test_one_token_steps_of_real_models(real_path: Path, isa: str) -> None:
         FLIPS.assert_holds(model.logits(ids), in_steps(model, ids, [1]))
 
 
+@pytest.mark.slow
 def test_one_token_steps(tiny: tuple[Path, Bound], isa: str) -> None:
     path, bound = tiny
     with mmrt.Model(path) as model:
@@ -173,6 +177,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 @pytest.mark.parametrize("name", LONG)
 def test_one_token_steps_of_long_texts(name: str, isa: str, tmp_path: Path) -> None:
@@ -193,6 +198,7 @@ def test_one_token_steps_of_long_texts(name: str, isa: str, tmp_path: Path) -> N
         assert np.array_equal(found[i % 3], found[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: str) -> None:
     found = []
@@ -206,6 +212,7 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 @pytest.mark.parametrize(
     "sizes", [[10], [14, 11], [31, 33, 33, 203], [32], [255, 45], [8, 292]], ids=str
@@ -217,6 +224,7 @@ def test_larger_steps_may_be_cut_anywhere(
         assert np.array_equal(model.logits(IDS), in_steps(model, IDS, sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", FAST, indirect=True)
 def test_steps_of_few_tokens_may_be_cut_anywhere(tiny: tuple[Path, Bound], isa: str) -> None:
     path, bound = tiny
@@ -244,6 +252,7 @@ def logits_and_steps(path: Path, ids: list[int], n_prompt: int) -> Logits:
         return in_steps(model, ids, [n_prompt, 1])
 
 
+@pytest.mark.slow
 def test_instruction_sets_agree_on_real_models(
     real_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +265,7 @@ def test_instruction_sets_agree_on_real_models(
         FLIPS.assert_holds(expected, logits_and_steps(real_path, ids, 14))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", VARIANTS, indirect=True)
 def test_instruction_sets_agree(
     tiny: tuple[Path, Bound], isa: str, monkeypatch: pytest.MonkeyPatch

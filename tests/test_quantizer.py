@@ -81,6 +81,7 @@ def test_no_worse_than_the_reference(type: str, tmp_path: Path) -> None:
     assert_no_worse_than_reference(distributions(), tmp_path, type)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", QUANTIZABLE)
 def test_no_worse_on_real_weights(type: str, real_path: Path, tmp_path: Path) -> None:
     """On a few rows of each kind of matrix, cut to whole blocks of 256."""

@@ -85,6 +85,7 @@ def test_json_as_transformers_makes_it() -> None:
     assert rendered("{{ [1]|tojson(indent=2) }}") == "[\n  1\n]"
 
 
+@pytest.mark.slow
 def test_long_conversations_are_no_bombs() -> None:
     template = (
         "{% set ns = namespace(text='') %}{% for m in messages %}"
@@ -191,6 +192,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "template"), [(limit, bomb) for limit, bombs in BOMBS.items() for bomb in bombs]
 )

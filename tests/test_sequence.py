@@ -334,6 +334,7 @@ def test_one_thread_at_a_time(path: Path) -> None:
 # ---- interruptions ----
 
 
+@pytest.mark.slow
 def test_tokens_and_keys_stay_in_step_through_interruptions(model: mmrt.Model) -> None:
     """A signal may come at any moment: in a step, and between steps."""
 

@@ -327,6 +327,7 @@ def rows(work: tuple[Tensor, int, int]) -> NDArray[np.float32]:
     return (np.asarray(tensor)[first:end].astype(np.float64) @ activations()).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pool_of_processes_is_given_tensors(path: Path, method: str) -> None:
     with formats.open(path) as f:

@@ -229,6 +229,7 @@ def settle(model: mmrt.Model) -> int:
             return now.locked
 
 
+@pytest.mark.slow
 def test_kept_weights_are_locked_where_that_is_wanted(
     path: Path, open_small: Callable[..., mmrt.Model]
 ) -> None:
