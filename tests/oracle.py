@@ -512,7 +512,8 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
     norm = layer_norm if family.layer_norm else rms_norm
     epsilon = model.get(f"attention.layer_norm_{'' if family.layer_norm else 'rms_'}epsilon")
     dims, base = model.get("rope.dimension_count", head_dim), model.get("rope.freq_base", 10000.0)
-    everywhere = Rope(base, dims, family.neox, divisors(model))
+    seeing = model.architecture == "glm4" and model.get("rope.dimension_sections", False)
+    everywhere = Rope(base, dims, family.neox or bool(seeing), divisors(model))
     if model.get("rope.scaling.type", "") != "longrope":
         everywhere = stretched(everywhere, model)
     else:

@@ -231,6 +231,12 @@ def test_the_largest_gemma2_scales_scores_by_its_stream(tmp_path: Path) -> None:
     assert np.abs(expected - in_one_step(own)).max() > 0.05
 
 
+def test_glm4_that_sees_images_rotates_halves(tmp_path: Path) -> None:
+    plain, _ = varied(tiny("glm4", True), tmp_path)
+    seeing, _ = varied(tiny("glm4", True), tmp_path, **{"rope.dimension_sections": [2, 3, 3, 0]})
+    assert np.abs(plain - seeing).max() > 0.05
+
+
 def test_queries_of_mistral3_grow(tmp_path: Path) -> None:
     model = tiny("mistral3", True)
     grown, _ = varied(model, tmp_path)

@@ -49,6 +49,7 @@ class Config:
     residual_scale: float = 1.0  # of what each part adds to the stream
     logit_scale: float = 1.0
     rotates: bool = True  # queries and keys, by their positions
+    has_axes: bool = False  # positions have several, in images
     temperature: float = 0.0  # by which queries grow with their position; 0: they do not
     temperature_period: int = 0  # tokens
 
