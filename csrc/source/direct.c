@@ -94,12 +94,19 @@ struct mmrt_span mmrt_direct_span(const struct mmrt_source_file *file, uint64_t 
 mmrt_status mmrt_direct_fail(const struct mmrt_source_file *file, uint64_t offset, int os_errno,
                              mmrt_error *err) {
     char name[256];
-    name_of(file->fd >= 0 ? file->fd : mmrt_mapping_fd(file->mapping), name);
+    const int fd = file->fd >= 0 ? file->fd : mmrt_mapping_fd(file->mapping);
+    const unsigned long long byte = offset;
+    struct stat now;
+    name_of(fd, name);
+    if (!os_errno && fstat(fd, &now) == 0 && (unsigned long long)now.st_size <= byte)
+        return mmrt_fail(
+            err, MMRT_IO,
+            "%s: byte %llu is gone: the file was cut to %llu bytes while it was mapped", name, byte,
+            (unsigned long long)now.st_size);
     if (!os_errno)
-        return mmrt_fail(err, MMRT_IO, "%s: the file has shrunk: it ends at byte %llu", name,
-                         (unsigned long long)offset);
+        return mmrt_fail(err, MMRT_IO, "%s: a read ended early, at byte %llu", name, byte);
     errno = os_errno;
-    return mmrt_fail_errno(err, "%s: cannot read at byte %llu", name, (unsigned long long)offset);
+    return mmrt_fail_errno(err, "%s: cannot read at byte %llu", name, byte);
 }
 
 mmrt_status mmrt_direct_read(const struct mmrt_source_file *file, struct mmrt_span span, void *to,

@@ -32,7 +32,7 @@ struct mmrt_span mmrt_direct_span(const struct mmrt_source_file *file, uint64_t 
 mmrt_status mmrt_direct_read(const struct mmrt_source_file *file, struct mmrt_span span, void *to,
                              mmrt_error *err);
 
-/* What a failed read says: os_errno, or 0 for a file that ended at `offset`. */
+/* What a failed read says: os_errno, or 0 for a file that has no byte at `offset`. */
 mmrt_status mmrt_direct_fail(const struct mmrt_source_file *file, uint64_t offset, int os_errno,
                              mmrt_error *err);
 
