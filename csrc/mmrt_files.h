@@ -398,11 +398,11 @@ typedef struct mmrt_gguf_entry {
 typedef struct mmrt_gguf_tensor {
     const char *name; /* UTF-8 without NUL, not terminated */
     uint64_t name_length;
-    uint32_t type;    /* an mmrt_type (quant/quant.h), or a number unknown to this version */
-    uint32_t n_dims;  /* 0 to 4 */
-    uint64_t dims[4]; /* file order: dims[0] is the row length; unused ones are 1 */
-    uint64_t offset;  /* from the start of the file, bytes */
-    uint64_t size;    /* bytes; of an unknown type: up to the next tensor, or the file's end */
+    uint32_t type;   /* an mmrt_type (quant/quant.h), or a number unknown to this version */
+    uint32_t n_dims; /* 0 to 64 */
+    const unsigned char *dims; /* in the file: see mmrt_gguf_dim() */
+    uint64_t offset;           /* from the start of the file, bytes */
+    uint64_t size; /* bytes; of an unknown type: up to the next tensor, or the file's end */
 } mmrt_gguf_tensor;
 
 /* Parses the header of the GGUF file whose bytes are [bytes, bytes + size), touching nothing but
@@ -424,5 +424,8 @@ uint64_t mmrt_gguf_n_entries(const mmrt_gguf *gguf);
 uint64_t mmrt_gguf_n_tensors(const mmrt_gguf *gguf);
 const mmrt_gguf_entry *mmrt_gguf_entry_at(const mmrt_gguf *gguf, uint64_t index);
 const mmrt_gguf_tensor *mmrt_gguf_tensor_at(const mmrt_gguf *gguf, uint64_t index);
+/* Elements along a dimension, in the file's order: of 0 it is the length of a row. Of those that
+ * the tensor does not have it is 1. */
+uint64_t mmrt_gguf_dim(const mmrt_gguf_tensor *tensor, uint32_t dimension);
 
 #endif

@@ -158,6 +158,30 @@ def test_a_type_that_is_unknown_is_said_by_its_tensor(
             assert whose in str(caught.value)
 
 
+def test_tensors_of_many_dimensions(tmp_path: Path) -> None:
+    tensors = (
+        make.tensor("six", (4, 1, 2, 1, 1, 3)),
+        make.tensor("none", (4, 1, 2, 1, 1, 1, 0), offset=2**40),
+        make.tensor("nine", (*[1] * 8, 8), offset=96),
+        make.tensor("strange", (8, *[1] * 63), 99, offset=128),
+        make.tensor("last", (8,), offset=160),
+    )
+    data = np.arange(48, dtype=np.float32).tobytes()
+    with formats.open(write(tmp_path, "odd.gguf", make.gguf((), tensors, data))) as f:
+        assert (f["six"].shape, f["six"].nbytes) == ((3, 1, 1, 2, 1, 4), 96)
+        expected = np.arange(24).reshape(3, 1, 1, 2, 1, 4)
+        assert np.array_equal(np.asarray(f["six"]), expected)
+        assert np.array_equal(f["six"][1].dequantize(), expected[1])
+        assert (f["none"].shape, f["none"].nbytes) == ((0, 1, 1, 1, 2, 1, 4), 0)
+        assert (f["nine"].type, f["nine"].shape, f["nine"].nbytes) == ("F32", (8, *[1] * 8), 32)
+        assert (f["strange"].type, f["strange"].shape) == ("type 99", (*[1] * 63, 8))
+        assert np.array_equal(np.asarray(f["last"]), np.arange(40, 48))
+        for name, n in (("nine", 9), ("strange", 64)):
+            for use in (np.asarray, Tensor.dequantize, lambda t: t @ np.ones(8), Tensor.blocks):
+                with pytest.raises(UnsupportedError, match=f"'{name}': it has {n} dimensions"):
+                    use(f[name])
+
+
 def test_arrays_of_arrays(tmp_path: Path) -> None:
     words = make.array(make.STRING, 2, make.string("a") + make.string("naïve"))
     none = make.array(make.ARRAY, 0, b"")

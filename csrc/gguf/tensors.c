@@ -5,23 +5,29 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+enum { MOST_DIMS = 64 }; /* as many as arrays have anywhere */
+
+uint64_t mmrt_gguf_dim(const mmrt_gguf_tensor *tensor, uint32_t dimension) {
+    return dimension < tensor->n_dims ? mmrt_load_u64(tensor->dims + 8 * (size_t)dimension) : 1;
+}
+
 /* Sets the tensor's size in bytes from its type and dimensions; 0 for a type that is unknown. */
 static mmrt_status measure_tensor(const mmrt_parser *p, mmrt_gguf_tensor *tensor,
                                   uint64_t dims_at) {
     const struct mmrt_format *format = mmrt_format_find(tensor->type);
     if (!format)
         return MMRT_OK;
-    if (tensor->dims[0] % format->elements != 0)
+    const uint64_t row = mmrt_gguf_dim(tensor, 0);
+    if (row % format->elements != 0)
         return mmrt_parser_fail(p, MMRT_FORMAT, dims_at, "dimension 0",
                                 "found rows of %" PRIu64
                                 " elements, expected a multiple of the block of %u",
-                                tensor->dims[0], (unsigned)format->elements);
+                                row, (unsigned)format->elements);
 
     uint64_t size;
-    bool overflow =
-        __builtin_mul_overflow(tensor->dims[0] / format->elements, (uint64_t)format->bytes, &size);
-    for (uint32_t d = 1; d < 4; d++)
-        overflow |= __builtin_mul_overflow(size, tensor->dims[d], &size);
+    bool overflow = __builtin_mul_overflow(row / format->elements, (uint64_t)format->bytes, &size);
+    for (uint32_t d = 1; d < tensor->n_dims; d++)
+        overflow |= __builtin_mul_overflow(size, mmrt_gguf_dim(tensor, d), &size);
     if (overflow)
         return mmrt_parser_fail(p, MMRT_FORMAT, dims_at, "dimensions",
                                 "their product passes 2^64 bytes");
@@ -39,15 +45,16 @@ static mmrt_status read_tensor(mmrt_parser *p, mmrt_gguf_tensor *tensor) {
     status = mmrt_parse_u32(p, "dimension count", &tensor->n_dims);
     if (status != MMRT_OK)
         return status;
-    if (tensor->n_dims > 4)
+    if (tensor->n_dims > MOST_DIMS)
         return mmrt_parser_fail(p, MMRT_FORMAT, n_dims_at, "dimension count",
-                                "found %" PRIu32 ", expected 4 at most", tensor->n_dims);
+                                "found %" PRIu32 ", expected %d at most", tensor->n_dims,
+                                MOST_DIMS);
 
     uint64_t dims_at = p->cursor.position;
-    for (uint32_t d = 0; d < 4; d++)
-        tensor->dims[d] = 1;
+    tensor->dims = p->cursor.bytes + dims_at;
     for (uint32_t d = 0; d < tensor->n_dims; d++) {
-        status = mmrt_parse_u64(p, "dimension", &tensor->dims[d]);
+        uint64_t passed;
+        status = mmrt_parse_u64(p, "dimension", &passed);
         if (status != MMRT_OK)
             return status;
     }
@@ -74,7 +81,10 @@ static uint64_t offset_field(const mmrt_parser *p, const mmrt_gguf_tensor *tenso
 }
 
 static bool is_empty(const mmrt_gguf_tensor *tensor) {
-    return !tensor->dims[0] || !tensor->dims[1] || !tensor->dims[2] || !tensor->dims[3];
+    for (uint32_t d = 0; d < tensor->n_dims; d++)
+        if (!mmrt_gguf_dim(tensor, d))
+            return true;
+    return false;
 }
 
 /* Ends the header at the cursor: makes offsets absolute, and checks that the data is there. What

@@ -174,7 +174,7 @@ cdef extern from "mmrt.h" nogil:
         uint64_t name_length
         uint32_t type
         uint32_t n_dims
-        uint64_t dims[4]
+        const unsigned char *dims
         uint64_t offset
         uint64_t size
 
@@ -188,6 +188,7 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_gguf_n_tensors(const mmrt_gguf *gguf)
     const mmrt_gguf_entry *mmrt_gguf_entry_at(const mmrt_gguf *gguf, uint64_t index)
     const mmrt_gguf_tensor *mmrt_gguf_tensor_at(const mmrt_gguf *gguf, uint64_t index)
+    uint64_t mmrt_gguf_dim(const mmrt_gguf_tensor *tensor, uint32_t dimension)
 
     # ---- processor and threads ----
     ctypedef enum mmrt_isa:

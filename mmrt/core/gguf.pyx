@@ -9,7 +9,8 @@ from libc.string cimport memcpy
 from mmrt.core._c cimport (
     MMRT_ADVICE_WILLNEED, MMRT_GGUF_ARRAY, MMRT_GGUF_STRING, MMRT_OK, mmrt_error, mmrt_format,
     mmrt_format_find,
-    mmrt_gguf, mmrt_gguf_entry, mmrt_gguf_entry_at, mmrt_gguf_free, mmrt_gguf_header_size,
+    mmrt_gguf, mmrt_gguf_dim,
+    mmrt_gguf_entry, mmrt_gguf_entry_at, mmrt_gguf_free, mmrt_gguf_header_size,
     mmrt_gguf_n_entries, mmrt_gguf_n_tensors, mmrt_gguf_parse, mmrt_gguf_tensor,
     mmrt_gguf_tensor_at, mmrt_gguf_version, mmrt_mapping, mmrt_mapping_advise, mmrt_mapping_data,
     mmrt_mapping_size, mmrt_status,
@@ -218,7 +219,7 @@ cdef class Header:
                     tensor.name, <Py_ssize_t> tensor.name_length, "replace"
                 )
                 n_dims = <Py_ssize_t> tensor.n_dims
-                shape = tuple([tensor.dims[d] for d in range(n_dims - 1, -1, -1)])
+                shape = tuple([mmrt_gguf_dim(tensor, d) for d in range(n_dims - 1, -1, -1)])
                 format = mmrt_format_find(tensor.type)
                 type = tensor.type if format is NULL else format.name.decode()
                 found.append((name, type, shape, tensor.offset, tensor.size))

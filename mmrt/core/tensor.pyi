@@ -8,6 +8,8 @@ from mmrt.core.kernels import Pool
 from mmrt.core.mapping import Mapping, _Advice, _FileAdvice
 from mmrt.core.residency import Residency
 
+MOST_DIMENSIONS: int
+
 @final
 class Tensor:
     def __new__(

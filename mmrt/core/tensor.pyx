@@ -34,6 +34,8 @@ from mmrt.core.kernels import float_array, out_of_range, within_range
 from mmrt.core.mapping import reopen_shared
 from mmrt.core.quant import TYPES
 
+MOST_DIMENSIONS = MAX_DIMENSIONS
+
 _PIECE = 1 << 20  # elements that are dequantised at a time
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from mmrt.core.gguf import Header, Metadata
 from mmrt.core.mapping import Mapping
-from mmrt.core.tensor import Tensor
+from mmrt.core.tensor import MOST_DIMENSIONS, Tensor
 from mmrt.errors import ArgumentError, FormatError, MissingFileError
 from mmrt.files.tensor_file import TensorFile
 
@@ -64,6 +64,10 @@ def _tensors(header: Header) -> dict[str, Tensor]:
 def _tensor(
     mapping: Mapping, name: str, type: str | int, shape: tuple[int, ...], offset: int, nbytes: int
 ) -> Tensor:
+    if len(shape) > MOST_DIMENSIONS:
+        why = f"it has {len(shape)} dimensions, where mmrt reads {MOST_DIMENSIONS} at most"
+        kind = f"type {type}" if isinstance(type, int) else type
+        return Tensor(mapping, name, kind, shape, offset, nbytes=nbytes, unreadable=why)
     if isinstance(type, int):
         whose = next((f", {words}" for numbers, words in _FOREIGN if type in numbers), "")
         why = f"mmrt does not know its type, {type}{whose}"

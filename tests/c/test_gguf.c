@@ -81,8 +81,8 @@ static void test_directory(void) {
 
     const mmrt_gguf_tensor *second = mmrt_gguf_tensor_at(gguf, 1);
     CHECK(second->name_length == 6 && memcmp(second->name, "second", 6) == 0);
-    CHECK(second->type == 8 && second->n_dims == 2 && second->dims[0] == 32);
-    CHECK(second->dims[1] == 1 && second->dims[3] == 1 && second->size == 34);
+    CHECK(second->type == 8 && second->n_dims == 2 && mmrt_gguf_dim(second, 0) == 32);
+    CHECK(mmrt_gguf_dim(second, 1) == 1 && mmrt_gguf_dim(second, 3) == 1 && second->size == 34);
     CHECK(second->offset == mmrt_gguf_header_size(gguf) + 32);
     mmrt_gguf_free(gguf);
     mmrt_gguf_free(NULL);
