@@ -4,7 +4,8 @@ What may differ between two ways of computing the same logits (threads, steps, i
 
 - The number of threads changes nothing: each sum is one thread's, in an order that does not depend
   on who else works. So are steps of eight tokens or more, and steps of two to four: they may be cut
-  anywhere. Equal bits. (From five to seven it depends on the type of weights: `few` of its kernel.)
+  anywhere. Equal bits. (From five to seven it depends on the type of weights: `few` of its kernel;
+  with experts, what counts is how many tokens each gets, which changes with a step's length.)
 - One-token steps, and other instruction sets, add the same float32 numbers in another order: sums
   differ by about 1e-6 of their size. Models with float weights show that much, and what it does to
   keys and values near a rounding boundary of float16: ROUNDING bounds it.

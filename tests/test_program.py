@@ -209,7 +209,8 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
                 for part in parts(ids[:290], sizes):
                     sequence.extend(part)
                 found.append(sequence.extend(ids[290:], outputs="all"))
-    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    for other in found[1:]:
+        assert_cuts_change_nothing(tiny, found[0], other)
 
 
 @pytest.mark.slow
@@ -221,7 +222,16 @@ def test_larger_steps_may_be_cut_anywhere(
     tiny: tuple[Path, Bound], sizes: list[int], isa: str
 ) -> None:
     with mmrt.Model(tiny[0]) as model:
-        assert np.array_equal(model.logits(IDS), in_steps(model, IDS, sizes))
+        assert_cuts_change_nothing(tiny, model.logits(IDS), in_steps(model, IDS, sizes))
+
+
+def assert_cuts_change_nothing(tiny: tuple[Path, Bound], one: Logits, other: Logits) -> None:
+    """To the bit; but with experts, of which a step's length says how many tokens each gets."""
+    path, bound = tiny
+    if "moe" in path.name:
+        bound.assert_holds(one, other)
+    else:
+        assert np.array_equal(one, other)
 
 
 @pytest.mark.slow
@@ -231,7 +241,8 @@ def test_steps_of_few_tokens_may_be_cut_anywhere(tiny: tuple[Path, Bound], isa: 
     with mmrt.Model(path) as model:
         found = [in_steps(model, IDS[:96], sizes) for sizes in ([2], [3], [4, 2])]
         bound.assert_holds(model.logits(IDS[:96]), found[0])
-    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    for other in found[1:]:
+        assert_cuts_change_nothing(tiny, found[0], other)
 
 
 @pytest.mark.parametrize("isa", FAST, indirect=True)
