@@ -209,8 +209,7 @@ def test_larger_steps_of_real_models_may_be_cut_anywhere(real_path: Path, isa: s
                 for part in parts(ids[:290], sizes):
                     sequence.extend(part)
                 found.append(sequence.extend(ids[290:], outputs="all"))
-    for other in found[1:]:
-        assert_cuts_change_nothing(tiny, found[0], other)
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
 @pytest.mark.slow
