@@ -50,6 +50,7 @@ def test_the_document_lists_them_all() -> None:
         assert about == " ".join((module.__doc__ or "").split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["arcee", "cohere2", "olmo2", "mistral3"])
 def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> None:
     """Of what needs operations that others do not."""
@@ -57,6 +58,7 @@ def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> N
     ROUNDING.assert_holds(oracle.logits(path, IDS, rounding=True), in_one_step(path))
 
 
+@pytest.mark.slow
 @each_model
 @each_architecture
 def test_floats(architecture: str, rich: bool, tmp_path: Path) -> None:
@@ -68,6 +70,7 @@ def test_floats(architecture: str, rich: bool, tmp_path: Path) -> None:
     assert np.array_equal(in_one_step(path, exact=True), token_by_token(path, exact=True))
 
 
+@pytest.mark.slow
 @each_model
 @each_architecture
 def test_quantised(architecture: str, rich: bool, tmp_path: Path) -> None:
@@ -163,6 +166,7 @@ def varied(model: TinyModel, tmp_path: Path, **fields: object) -> tuple[oracle.A
     return found, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gemma2", "olmo2", "cohere2"])
 def test_windows_and_their_pattern(architecture: str, tmp_path: Path) -> None:
     """The file's own, as a number or an array; and a base of rotations in windows."""
