@@ -47,6 +47,6 @@ def test_the_choice_of_an_instruction_set(core: Builder) -> None:
 def test_all_but_kernels(core: Builder, tmp_path: Path) -> None:
     emulate("cortex-a72", core.program("test_gguf"), ROOT / "tests/hostile/gguf/valid.gguf")
     emulate("cortex-a72", core.program("test_mapping"), tmp_path / "file")
-    emulate("cortex-a72", core.program("test_plan"))
-    emulate("cortex-a72", core.program("test_stream"), tmp_path / "streamed")
+    emulate("cortex-a72", core.program("test_order"))
+    emulate("cortex-a72", core.program("test_source"), tmp_path / "streamed")
     emulate("cortex-a72", core.program("test_pack"))
