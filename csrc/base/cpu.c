@@ -37,7 +37,8 @@ static bool processor_has(mmrt_isa isa) {
     if (!__get_cpuid(1, &a, &b, &leaf1_c, &d) || !has(leaf1_c, LEAF1_ECX_OSXSAVE))
         return false;
     uint32_t xcr0, high;
-    __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+    /* volatile: it must not be moved before the check, where it would be an invalid opcode */
+    __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return false;
     bool avx2 = has(leaf1_c, LEAF1_ECX_FMA | LEAF1_ECX_F16C) && has(b, LEAF7_EBX_AVX2) &&
