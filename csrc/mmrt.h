@@ -317,11 +317,11 @@ mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, m
 
 /* Matrices are kept on mapped pages as far as `budget` bytes allow, together with the ring of
  * buffers through which the others are streamed, spread evenly over a step. Vectors (norms, biases)
- * are kept besides. The first step after this loads what is to be kept; what is kept no longer is
- * dropped at once. From the first budget on that does not hold everything, faults on the files read
- * single pages, and long steps give their scratch back. May be called at any time between two
- * steps, also while one runs, whose end it waits for. NO_MEMORY, naming the least that would do,
- * changes nothing. */
+ * are always kept in addition. The first step after this loads what is to be kept; what is no
+ * longer kept is dropped at once. From the first budget that does not hold everything, faults on
+ * the files read single pages, and long steps give their scratch back. May be called at any time;
+ * if a step is running, it waits for the step to end. NO_MEMORY, naming the smallest budget that is
+ * enough, changes nothing. */
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err);
 
 /* From now on what is kept is locked in memory when it has been loaded, as far as RLIMIT_MEMLOCK

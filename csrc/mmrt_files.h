@@ -169,9 +169,9 @@ typedef struct mmrt_map_request {
  * lock as much.
  *
  * Where a file is cut short later, or its disk fails, its missing bytes read as zeros: no signal
- * ends the process. Who has read asks mmrt_mapping_check() whether all of it was there. For this a
- * handler for SIGBUS is put in place; signals that are not about mapped files go to the handler
- * that was there before. */
+ * ends the process. After reading, call mmrt_mapping_check() to learn whether every byte was there.
+ * This needs a handler for SIGBUS, which is installed here; signals that are not about mapped files
+ * go to the handler that was there before. */
 mmrt_status mmrt_mapping_create(const mmrt_map_request *request, mmrt_mapping **out,
                                 mmrt_error *err);
 
@@ -268,7 +268,8 @@ uint64_t mmrt_mapping_pages(const mmrt_mapping *mapping, uint64_t offset, uint64
 mmrt_status mmrt_mapping_residency(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                    unsigned char *pages, bool *trusted, mmrt_error *err);
 
-/* The same for what this process has mapped (/proc/self/pagemap), whoever may know more. */
+/* The same for what this process has mapped (/proc/self/pagemap), even where mincore()
+ * could tell more. */
 mmrt_status mmrt_mapping_mapped(const mmrt_mapping *mapping, uint64_t offset, uint64_t length,
                                 unsigned char *pages, mmrt_error *err);
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mmrt.cli import live
-from mmrt.cli.live import said_of
+from mmrt.cli.live import status_line
 from mmrt.core.streaming import Streaming
 
 GIB = 1 << 30
@@ -24,13 +24,13 @@ class Terminal(io.StringIO):
 
 
 def test_what_it_says() -> None:
-    assert said_of(2.2, None, None) == "[2 s]"
+    assert status_line(2.2, None, None) == "[2 s]"
     half = replace(START, read=START.read + 3 * GIB // 2)
-    assert said_of(1.0, START, half) == "[1 s: 1.50 GiB of 3.00 GiB read, 1.61 GB/s]"
+    assert status_line(1.0, START, half) == "[1 s: 1.50 GiB of 3.00 GiB read, 1.61 GB/s]"
     more = replace(START, read=START.read + 4 * GIB)  # and some of the next token's
-    assert "3.00 GiB of 3.00 GiB read" in said_of(2.0, START, more)
+    assert "3.00 GiB of 3.00 GiB read" in status_line(2.0, START, more)
     begun = replace(START, read=0, loaded=0)
-    assert said_of(1.0, begun, replace(begun, loaded=GIB)) == "[1 s: 1.00 GiB of 2.00 GiB kept]"
+    assert status_line(1.0, begun, replace(begun, loaded=GIB)) == "[1 s: 1.00 GiB of 2.00 GiB kept]"
 
 
 def test_it_comes_late_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,8 @@
  * The kernel raises SIGBUS where a mapped page cannot be had: the file was cut short, its disk
  * failed, or there is no room for what is written. On a guarded mapping the handler puts pages of
  * zeros in the place of what is gone and notes the loss in the mapping, and the thread goes on: it
- * may hold a barrier or another's lock, so that nothing can be unwound. Who has read checks the
- * mapping afterwards (mmrt_mapping_check). Any other SIGBUS goes to the handler that was there
- * before.
+ * may hold a barrier or another's lock, so nothing can be unwound. Readers check the mapping
+ * afterwards (mmrt_mapping_check). Any other SIGBUS goes to the handler that was there before.
  *
  * The handler is put in place when the first mapping is made. Others may replace it later, as
  * Python's faulthandler.enable() does: each further mapping, step and buffer puts it in front

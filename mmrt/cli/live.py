@@ -46,7 +46,7 @@ class Live:
             with self._lock:
                 seconds = time.monotonic() - self._began
                 if seconds > _PATIENCE:
-                    said = said_of(seconds, self._before, self._model.streaming)
+                    said = status_line(seconds, self._before, self._model.streaming)
                     print(_FRAME.format(said), end="", file=sys.stderr, flush=True)
                     self._shown = True
 
@@ -54,8 +54,8 @@ class Live:
         self._ended.set()
 
 
-def said_of(seconds: float, before: Streaming | None, now: Streaming | None) -> str:
-    """What the line says after so many seconds of a step."""
+def status_line(seconds: float, before: Streaming | None, now: Streaming | None) -> str:
+    """The text of the line, `seconds` into a step."""
     said = f"{seconds:.0f} s"
     if before is None or now is None:
         return f"[{said}]"

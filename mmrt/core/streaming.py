@@ -23,7 +23,7 @@ class Plan:
     """Of the buffers that the others pass through; 0 if all are kept."""
 
     rest: int
-    """What is kept besides: norms, biases."""
+    """Always kept in addition: norms and biases."""
 
     least: int
     """The smallest budget."""

@@ -27,7 +27,7 @@ FORMATS = [
     Format("safetensors", safetensors.matches, safetensors.open_safetensors),
 ]
 
-# Enough to tell the format, and little enough to read for nothing.
+# Enough to tell the format, and little enough to cost nothing to read.
 _HEAD = 4096
 
 
@@ -60,8 +60,8 @@ def open(path: str | os.PathLike[str], *, policy: str = "lazy") -> TensorFile:
 
 
 def _reopen(mappings: Sequence[Mapping]) -> TensorFile:
-    """The TensorFile that was pickled. That its files are still the same, its mappings have seen to
-    when they were unpickled."""
+    """The TensorFile that was pickled. Unpickling the mappings has already verified that the files
+    are still the same."""
     try:
         return from_mapping(mappings[0])
     except BaseException:

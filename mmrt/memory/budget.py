@@ -175,7 +175,7 @@ class Budget:
     size: bytes, or text such as "6.8GiB", that the process is to stay within. None: as much as the
     cgroups around it and the machine leave, watched while it runs. These bound a stated size too.
 
-    Raises ArgumentError for a size that is no number of bytes, 0, or more than the machine has.
+    Raises ArgumentError for text that is not a size, for 0, and for more than the machine has.
     """
 
     def __init__(self, size: int | str | None = None) -> None:
@@ -283,7 +283,18 @@ class Budget:
     # ---- what there is ----
 
     def _tightest(self, growth: int, limited: bool) -> Room:
-        """Where least is left for weights when other things take `growth` bytes more.
+        """The bound that leaves the least room for weights when other things take `growth` bytes
+        more, and that room. Each bound leaves
+
+            room = L - M - U - F - C - G + R
+
+        L: the bound's limit
+        M: its margin, which stays free
+        U: what counts as used against it now
+        F: pages of files that the process needs beside weights
+        C: memory that models and steps are yet to touch
+        G: growth
+        R: rings, which U and C include, but which hold weights
 
         limited: whether weights are, so that long steps give their scratch back.
         """
@@ -292,7 +303,7 @@ class Budget:
         ours = rings + sum(share.program.store.nbytes + share.scratch(limited) for share in shares)
         ours += sum(step.coming + (step.scratch if limited else 0) for step in self._running)
         used = counters.resident()
-        # Of ours, what is not touched yet: it is sure to come.
+        # The part of ours that has not been touched yet, but will be.
         coming = max(self._base_anon + ours - used.anon, 0)
         # Libraries loaded after the first model.
         limited_files = used.files - sum(share.kept for share in shares)
@@ -326,7 +337,7 @@ class Budget:
             try:
                 return self._look(pages, scratch, reserve, purpose)
             except OutOfMemoryError:
-                # Who runs a step already, and is in a signal handler, would wait for itself.
+                # A signal handler whose thread is already in a step would wait for itself.
                 here = threading.get_ident()
                 if not self._running or any(step.thread == here for step in self._running):
                     raise
@@ -354,7 +365,7 @@ class Budget:
             )
         part = min((room - least) / (most - least), 1.0) if most > least else 1.0
         wanted = {s: s.least + int((s.most - s.least) * part) for s in shares}
-        # Who gives goes before who takes.
+        # Shrink shares before growing others, so that the sum never exceeds the room.
         for share in sorted(shares, key=lambda s: wanted[s] - (s.weights or 0)):
             had, n_bytes = share.weights, wanted[share]
             if had is None or n_bytes < had or n_bytes >= min(had + _WORTH_LOADING, share.most):
@@ -377,7 +388,7 @@ _default_lock = threading.Lock()
 
 
 def _unlock() -> None:
-    """In a forked child: who held a lock, or is in a step, is not there."""
+    """In a forked child, threads that held a lock or were in a step no longer exist."""
     global _default_lock
     _default_lock = threading.Lock()
     for each in _budgets:

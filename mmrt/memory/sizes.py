@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise ArgumentError(f"{text!r} is no number of bytes, such as 2GiB")
+        raise ArgumentError(f"{text!r} is not a size; write, for example, 2GiB")
     power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
     n_bytes = int(float(match[1]) * 1024**power) if "." in match[1] else int(match[1]) << 10 * power
     if not 0 < n_bytes < 1 << 63:

@@ -3,7 +3,7 @@
 A policy is a module here with `apply(tensors, program)`, and a line in POLICIES. It is given the
 tensors of a file that was just mapped: all of them in file order; or, for a model, those that its
 program reads, in the order in which it first does, and the program. Where it raises, the file is
-closed again. What a user should know who chose it, it says with warnings.warn().
+closed again. A policy warns the user with warnings.warn().
 """
 
 from collections.abc import Callable, Sequence

@@ -90,7 +90,9 @@ def transformer_config(
         if fields.integer(f"attention.{name}", head_dim) != head_dim:
             raise fields.error(f"attention.{name}", f"differs from the key length, {head_dim}")
     if (n_heads + 2 * n_kv_heads) * head_dim >= 1 << 31:
-        raise fields.error("attention.head_count", f"{n_heads} heads of {head_dim} are absurd")
+        raise fields.error(
+            "attention.head_count", f"{n_heads} heads of {head_dim} exceed the supported maximum"
+        )
     if not fields.flag("attention.causal", True):
         raise fields.unsupported(
             "attention.causal", "false, but mmrt runs models whose tokens see only earlier ones"
