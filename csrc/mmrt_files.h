@@ -21,8 +21,8 @@ typedef struct mmrt_error {
     char message[480];
 } mmrt_error;
 
-/* Called now and then by the thread that called a function which takes long; anything but 0 ends
- * that with INTERRUPTED. */
+/* A long-running function calls this now and then, on its caller's thread; a result other than 0
+ * ends the function with INTERRUPTED. */
 typedef int mmrt_poll_fn(void *context);
 
 /* ---- processor (base/) --------------------------------------------------------------------- */
@@ -184,7 +184,7 @@ void mmrt_mapping_close(mmrt_mapping *mapping);
  * that does not lead to the file any more. */
 int mmrt_mapping_fd(mmrt_mapping *mapping);
 
-/* What tells the file from others; false: there is none. */
+/* What identifies the file; false: there is none. */
 bool mmrt_mapping_file(const mmrt_mapping *mapping, uint64_t *device, uint64_t *inode);
 void *mmrt_mapping_data(const mmrt_mapping *mapping);
 uint64_t mmrt_mapping_size(const mmrt_mapping *mapping);       /* bytes */
@@ -203,7 +203,7 @@ mmrt_status mmrt_mapping_check(mmrt_mapping *mapping, uint64_t offset, uint64_t 
                                uint64_t *gone, mmrt_error *err);
 
 /* The same for bytes at an address: OK if these are in no mapping. The mapping that they are in
- * must not be closed meanwhile. */
+ * must not be closed during the call. */
 mmrt_status mmrt_bytes_check(const void *bytes, uint64_t length, mmrt_error *err);
 
 /* Whether a byte was found missing, and no check has said so yet. */
@@ -323,13 +323,13 @@ mmrt_status mmrt_numa_set_policy(const mmrt_numa_policy *policy, mmrt_error *err
 mmrt_status mmrt_numa_get_policy(mmrt_numa_policy *out, mmrt_error *err);
 
 /* The policy of the whole pages inside a range of memory (mbind), for pages to come; `move`: those
- * that are there are moved to suit it, but for what other processes map too. It holds for anonymous
+ * that are there are moved to suit it, unless other processes map them too. It holds for anonymous
  * memory and tmpfs. Mappings of other files take it too, and the page cache ignores it. */
 mmrt_status mmrt_numa_bind(void *start, uint64_t length, const mmrt_numa_policy *policy, bool move,
                            mmrt_error *err);
 
 /* The number of pages that `length` bytes from `start` touch, and the node of each: -1 for a page
- * that this process has not mapped, be it in the page cache or not. UNSUPPORTED where the kernel
+ * that this process has not mapped, even if it is in the page cache. UNSUPPORTED where the kernel
  * has no NUMA or a container forbids the call. */
 uint64_t mmrt_numa_n_pages(const void *start, uint64_t length);
 mmrt_status mmrt_numa_pages(const void *start, uint64_t length, int16_t *nodes, mmrt_error *err);
@@ -347,13 +347,13 @@ typedef struct mmrt_numa_range {
     uint64_t n_elsewhere;    /* ... and on another node; the rest: the system did not say */
 } mmrt_numa_range;
 
-/* Brings the ranges of a mapped file into the memory of their nodes and maps them, a thread for
- * each node, for the page cache takes memory where the thread that reads a page in runs and as its
- * policy says. Pages that lie elsewhere are moved, but for those that other processes map too; a
- * page that two ranges touch goes to either. On machines of several nodes this turns read-ahead off
- * for the whole mapping, for good: a fault would read past the ranges' ends. ARGUMENT for ranges
- * outside the mapping and nodes that are not there, UNSUPPORTED before Linux 5.14, or where a
- * container forbids memory policies and no CPU of a node may be used. */
+/* Brings the ranges of a mapped file into the memory of their nodes and maps them. Each node has a
+ * thread of its own, because where that thread runs, and its policy, decide from which node the
+ * page cache takes memory. Pages that lie elsewhere are moved, unless other processes map them too;
+ * a page that two ranges touch goes to either. On machines of several nodes this turns read-ahead
+ * off for the whole mapping, for good: a fault would read past the ranges' ends. ARGUMENT for
+ * ranges outside the mapping and nodes that are not there, UNSUPPORTED before Linux 5.14, or where
+ * a container forbids memory policies and no CPU of a node may be used. */
 mmrt_status mmrt_numa_place(mmrt_mapping *mapping, mmrt_numa_range *ranges, size_t n,
                             mmrt_poll_fn *poll, void *poll_context, mmrt_error *err);
 

@@ -7,7 +7,7 @@
 
 enum { LINE = 8192 };
 
-/* Whether `word` is one of those that commas separate. */
+/* Whether `word` is in a list separated by commas. */
 static bool has_word(const char *list, const char *word) {
     const size_t length = strlen(word);
     for (const char *at = list; at; at = strchr(at, ',')) {
@@ -52,7 +52,7 @@ static void unescape(char *text) {
     *to = '\0';
 }
 
-/* What follows `root` in `path`; NULL if it is not below. */
+/* The rest of `path` after `root`; NULL if it is not below `root`. */
 static const char *below(const char *path, const char *root) {
     const size_t length = strcmp(root, "/") == 0 ? 0 : strlen(root);
     if (strncmp(path, root, length) != 0 || (path[length] && path[length] != '/'))

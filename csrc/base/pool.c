@@ -61,7 +61,7 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* What a waiter does now and then. */
+/* Called now and then by a thread that waits. */
 struct poll {
     struct timespec interval;
     bool (*function)(void *); /* false: it waits no more */

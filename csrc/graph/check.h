@@ -17,7 +17,8 @@ mmrt_status mmrt_check_buffer(const mmrt_program *program, int32_t buffer, mmrt_
 /* Whether `out` is not `in`, which every thread reads while others write. */
 mmrt_status mmrt_check_apart(const mmrt_program *program, const mmrt_op *op, mmrt_error *err);
 
-/* The operation reads the buffer so. To be called, as the next, when nothing can fail any more. */
+/* Notes that the operation reads the buffer in this way. Call this and mmrt_note_write only when
+ * nothing can fail any more. */
 void mmrt_note_read(mmrt_program *program, int32_t buffer, bool quantised);
 
 /* The buffer holds new values, and quantised ones too, for the tokens that the operation works on.
@@ -36,7 +37,7 @@ mmrt_status mmrt_check_vector(const mmrt_program *program, int32_t weight, uint6
 mmrt_status mmrt_check_matrix(const mmrt_program *program, const mmrt_op *op, int i, uint64_t rows,
                               mmrt_error *err);
 
-/* Whether the matrices read their columns quantised. They are at least one. */
+/* Whether the matrices read their columns quantised. There is at least one. */
 bool mmrt_reads_quantised(const mmrt_program *program, const mmrt_op *op);
 
 #endif

@@ -10,7 +10,7 @@ static size_t rounded(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
-/* Of a step's last columns, how many matvec is to read. */
+/* How many of a step's last columns matvec is to read. */
 static size_t few_columns(const mmrt_program *program) {
     return program->exact || program->max_tokens < MMRT_FEW ? program->max_tokens : MMRT_FEW;
 }
@@ -41,7 +41,7 @@ static void raise_to(size_t *most, need_fn *need, const mmrt_program *program, c
     *most = needed > *most ? needed : *most;
 }
 
-/* What operations need at most, as they run one after another. */
+/* The most that any one operation needs, since they run one after another. */
 struct needs {
     size_t thread_scratch, shared_scratch, counters;
 };

@@ -1,5 +1,5 @@
-/* What there is to know of a kind of operation. Each kind is described once, in its own file in
- * csrc/ops; whatever else handles operations asks these descriptions, and knows no kind. */
+/* The description of a kind of operation. Each kind is described once, in its own file in csrc/ops;
+ * other code that handles operations reads these descriptions and does not know the kinds. */
 #ifndef MMRT_GRAPH_OP_H
 #define MMRT_GRAPH_OP_H
 
@@ -7,13 +7,13 @@
 
 struct worker; /* one thread in one step: step/step.h */
 
-/* What one of its weights is to an operation. */
+/* How an operation uses one of its weights. */
 enum weight_role {
     NO_WEIGHT,
     VECTOR, /* float32, used where it lies */
     MATRIX, /* multiplied with, its rows shared out among threads */
     TABLE,  /* read by single rows */
-    STACK,  /* matrices of which those that are chosen are multiplied with */
+    STACK,  /* matrices; only the chosen ones are multiplied with */
 };
 
 struct op_info {
@@ -38,7 +38,6 @@ struct op_info {
 
 #define MMRT_OP(NAME, name, meaning) extern const struct op_info mmrt_op_##name;
 #include "graph/ops.def"
-#undef MMRT_OP
 
 /* NULL for a kind that is unknown. */
 const struct op_info *mmrt_op_info(mmrt_op_kind kind);

@@ -20,10 +20,10 @@ struct pieces {
     uint64_t total;
 };
 
-/* Of an operation whose weights are matrices. */
+/* The pieces of an operation whose weights are matrices. */
 struct pieces mmrt_pieces_of(const mmrt_program *program, const mmrt_op *op);
 
-/* Whether weight `i` of the operation, if it has one, is that to it. */
+/* Whether the operation has a weight `i`, and it has this role. */
 static inline bool has_role(const mmrt_op *op, int i, enum weight_role role) {
     return op->weights[i] >= 0 && mmrt_op_info(op->kind)->roles[i] == role;
 }

@@ -1,4 +1,4 @@
-/* A program: its weights, buffers and operations, as whoever builds or runs it sees them. */
+/* A program: its weights, buffers and operations, as the code that builds or runs it sees them. */
 #ifndef MMRT_GRAPH_PROGRAM_H
 #define MMRT_GRAPH_PROGRAM_H
 
@@ -15,7 +15,7 @@ struct buffer {
     struct mmrt_columns columns; /* of max_tokens * per_token; q is NULL unless quantised */
     uint32_t per_token;          /* columns */
     bool quantised;              /* a quantised weight reads it */
-    /* What the operations so far have left in it: */
+    /* State after the operations added so far: */
     enum extent written, written_quantised;
     int32_t heads_of;   /* layer whose ROPE has rotated these heads, plus 1; 0: none */
     int32_t choices_of; /* so many of these experts has ROUTE chosen for each token; 0: none */

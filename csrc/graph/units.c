@@ -9,8 +9,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* Of a unit: large enough to bring a disk to its speed, small enough that few in flight do so. Two
- * pages less than a huge one, for reads are aligned. */
+/* Size of a unit: large enough that a few in flight bring a disk to its full speed. Two pages less
+ * than a huge page, because reads are aligned. */
 enum { UNIT_BYTES = (2 << 20) - 8192 };
 
 /* ---- which units there are ---- */

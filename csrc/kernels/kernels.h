@@ -3,7 +3,7 @@
  * Kernels know blocks, rows and columns; they know no files, tensors by name or threads: the caller
  * gives each thread its own rows, columns or heads. Weights may lie at any address and are never
  * read past their last byte. A row's result does not depend on which other rows are computed with
- * it, nor on the thread; nor on the other columns, but for whether they are few.
+ * it, nor on the thread, nor on the other columns, except for whether they are few.
  */
 #ifndef MMRT_KERNELS_H
 #define MMRT_KERNELS_H
@@ -27,11 +27,11 @@ enum { MMRT_FEW = 7 };
  *     sum16, sum32       d * (sum of q) for each 16, each 32
  *     start16, start32   -128 * (sum of q), likewise
  *
- * Of the last `few` columns, `last` first, matvec reads the bytes in other orders:
+ * matvec reads the bytes of the last `few` columns, `last` first, in other orders:
  *
  *     planes             32 bytes for each j of 0 to 3: the first halves of groups j and j + 4 of
  *                        256 elements; then 32 more: their second halves
- *     strided            of 256 elements every fourth: 0 4 8 ..., 1 5 9 ..., 2 6 10 ..., 3 7 11 ...
+ *     strided            every fourth of 256 elements: 0 4 8 ..., 1 5 9 ..., 2 6 10 ..., 3 7 11 ...
  *
  * All weight types share this one form, so that a column is quantised once whatever reads it. A
  * finer scale than the 256-element blocks that K types have elsewhere costs them two instructions
@@ -61,8 +61,8 @@ struct mmrt_columns {
     float *few_sum;     /* [few][stride / 32], sum32 */
     int32_t *few_start; /* [few][stride / 32], start32 */
 
-    /* And for types with grids, where they are looked up in vectors: of 256 elements every fourth
-     * from the first on, then from the second, the third and the fourth. */
+    /* For types with grids that are looked up in vectors: every fourth of 256 elements from the
+     * first on, then from the second, the third and the fourth. */
     int8_t *strided; /* [few][stride] */
 };
 
@@ -96,7 +96,7 @@ typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column,
                               size_t count);
 
 /* y[c * y_stride + r] = row r of w times the last n columns, 1 to MMRT_FEW of them, for n_rows rows
- * that lie row_bytes apart. Of quantised types the results are, to the bit, those of n = 1.
+ * that lie row_bytes apart. For quantised types the results equal those of n = 1 to the bit.
  * Quantised types read a column's q, float types its x. `next` is what will be multiplied after
  * these rows, and may be fetched ahead. */
 typedef void mmrt_matvec_fn(const void *w, size_t row_bytes, size_t n_rows, const void *next,
@@ -174,7 +174,7 @@ struct mmrt_attention {
 };
 typedef void mmrt_attend_fn(const struct mmrt_attention *a);
 
-/* The page's first key where the keys begin that tokens from `position` on see. */
+/* The first key of the page that holds the first key visible to tokens from `position` on. */
 static inline uint64_t mmrt_attend_begin(uint64_t position, uint64_t window) {
     const uint64_t first = window && position + 1 > window ? position + 1 - window : 0;
     return first - first % MMRT_PAGE_KEYS;

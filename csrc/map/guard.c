@@ -44,8 +44,8 @@ static void guard(struct mmrt_guard *slot, mmrt_mapping *mapping, uintptr_t star
     atomic_fetch_add(&slot->version, 1);
 }
 
-/* Whether the file of any guarded mapping has lost pages that nothing has replaced yet. Of mappings
- * that others may just be closing nothing is touched. */
+/* Whether the file of any guarded mapping has lost pages that nothing has replaced yet. Touches no
+ * mapping, since another thread may be closing it. */
 static bool a_file_is_cut(void) {
     for (struct mmrt_guard *slot = atomic_load(&guards); slot; slot = slot->next) {
         const int fd = atomic_load(&slot->fd);
@@ -62,7 +62,7 @@ mmrt_mapping *mmrt_guard_find(const void *address) {
         const unsigned version = atomic_load(&slot->version);
         const uintptr_t start = atomic_load(&slot->start), length = atomic_load(&slot->length);
         mmrt_mapping *mapping = atomic_load(&slot->mapping);
-        /* A slot that changes meanwhile is not that of a mapping in use. */
+        /* A slot that changes during this look-up does not belong to a mapping in use. */
         if ((uintptr_t)address - start < length && version % 2 == 0 &&
             atomic_load(&slot->version) == version)
             return mapping;

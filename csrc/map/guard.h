@@ -1,6 +1,6 @@
 /* Guarding mapped files against SIGBUS.
  *
- * The kernel raises SIGBUS where a mapped page cannot be had: the file was cut short, its disk
+ * The kernel raises SIGBUS where it cannot provide a mapped page: the file was cut short, its disk
  * failed, or there is no room for what is written. On a guarded mapping the handler puts pages of
  * zeros in the place of what is gone and notes the loss in the mapping, and the thread goes on: it
  * may hold a barrier or another's lock, so nothing can be unwound. Readers check the mapping
@@ -8,8 +8,8 @@
  *
  * The handler is put in place when the first mapping is made. Others may replace it later, as
  * Python's faulthandler.enable() does: each further mapping, step and buffer puts it in front
- * again. Where a view taken before is read meanwhile, faulthandler writes its report, and then the
- * read goes on all the same, if the file was cut short. */
+ * again. If a view taken earlier is read before that, faulthandler writes its report; if the file
+ * was cut short, the read then goes on nevertheless. */
 #ifndef MMRT_MAP_GUARD_H
 #define MMRT_MAP_GUARD_H
 
@@ -24,12 +24,12 @@ struct mmrt_loss {
     atomic_bool reported;       /* to some caller */
 };
 
-/* Begins and ends to guard a mapping, which lies at its place for as long. */
+/* Begin and end guarding a mapping, which must not move in between. */
 mmrt_status mmrt_guard_begin(mmrt_mapping *mapping, mmrt_error *err);
 void mmrt_guard_end(mmrt_mapping *mapping);
 
 /* The guarded mapping that holds the address, or NULL. Safe in a signal handler. The answer is
- * certain if that mapping is neither opened nor closed meanwhile. */
+ * certain if that mapping is neither opened nor closed during the call. */
 mmrt_mapping *mmrt_guard_find(const void *address);
 
 #endif

@@ -1,10 +1,10 @@
 /* Bringing parts of a file into the memory of chosen nodes.
  *
- * A page of the page cache comes from where the policy of the thread says that reads it in, be it
- * by a fault or by read-ahead in a fault's wake; the policy of the mapping (mbind) does not matter
- * to it. So a thread for each node, which runs there and takes memory there, reads that node's
- * ranges. Faults read nothing ahead meanwhile, for that would pass a range's ends; announcing a
- * range (WILLNEED) reads all of it in large requests all the same. */
+ * The policy of the thread that reads a page in decides from which node the page cache takes it,
+ * whether a fault reads the page or the read-ahead that a fault starts; the policy of the mapping
+ * (mbind) has no effect. So each node has a thread, which runs there, takes memory there and reads
+ * that node's ranges. Read-ahead by faults is off during this, because it would read past a range's
+ * ends; announcing a range (WILLNEED) still reads all of it in large requests. */
 #define _GNU_SOURCE
 #include "map/mapping.h"
 #include "map/numa.h"
@@ -20,7 +20,7 @@
 #include <string.h>
 #include <time.h>
 
-/* What is mapped and checked at once; the disk is a chunk ahead. */
+/* Bytes that are mapped and checked at once; the disk is a chunk ahead. */
 enum { CHUNK_BYTES = 16 << 20 };
 
 struct placing {

@@ -93,7 +93,7 @@ void mmrt_ring_complete(mmrt_source *source, const struct mmrt_job *job, const m
     mmrt_count_read(source, job, error);
     if (source->reader == MMRT_READER_MAPPED)
         slot->behind = job->unit;
-    if (slot->unit < 0) { /* detached meanwhile */
+    if (slot->unit < 0) { /* detached during the read */
         free_slot(source, job->slot);
         return;
     }

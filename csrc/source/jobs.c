@@ -1,4 +1,4 @@
-/* What readers do next, and what becomes of it. */
+/* Which job a reader takes next, and what follows when it is done. */
 #include "source/inside.h"
 
 static bool next_load(mmrt_source *source, struct mmrt_job *job) {
@@ -18,7 +18,7 @@ static bool next_load(mmrt_source *source, struct mmrt_job *job) {
     return false;
 }
 
-/* What a user waits for comes before what is read ahead. */
+/* Units that a user is waiting for come before those that are read ahead. */
 static bool next_read(mmrt_source *source, struct mmrt_job *job) {
     return !source->failed && (mmrt_cache_next(source, job) || mmrt_ring_next(source, job));
 }

@@ -35,7 +35,7 @@ static uint64_t least_budget(const mmrt_source *source) {
     return (uint64_t)MMRT_LEAST_SLOTS * source->slot_bytes + least_cache(source);
 }
 
-/* What every pass uses comes first; the rest is for units on demand. */
+/* Units that every pass uses come first; the rest of the budget is for units on demand. */
 static mmrt_status choose(const mmrt_source *source, uint64_t budget, struct choice *out,
                           mmrt_error *err) {
     const size_t n = (size_t)source->cache.first;

@@ -180,7 +180,7 @@ void *mmrt_reader_uring(void *context) {
         const long taken =
             syscall(SYS_io_uring_enter, u.fd, n_new, 1, IORING_ENTER_GETEVENTS, NULL, 0);
         if (taken < 0 && errno != EINTR && errno != EAGAIN && errno != EBUSY) {
-            /* What is in flight still writes to its slots: it has to be waited for. */
+            /* Reads in flight still write to their slots, so wait for them. */
             mmrt_error error;
             mmrt_fail_errno(&error, "io_uring");
             mmrt_source_break_off(source, &error);

@@ -91,10 +91,10 @@ mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
     return MMRT_OK;
 }
 
-/* In a forked child neither the parent's threads nor the ring nor what was read into it are there,
- * and all else is as the fork found it, amid whatever others did. Only the plan is believed, which
- * units are streamed; the rest is as if it had been set just now. What the ring's tables took is
- * left: they may be freed already. */
+/* A forked child has neither the parent's threads nor the ring nor its contents, and finds all else
+ * as the fork left it, possibly in the middle of another thread's change. It trusts only the plan,
+ * that is, which units are streamed, and starts over with the rest as if the plan had just been
+ * set. The ring's tables are not freed: that may have happened already. */
 static void reset_after_fork(mmrt_source *source) {
     start_locks(source);
     source->ring = NULL;
@@ -196,8 +196,8 @@ static int64_t major_faults(void) {
     return usage.ru_majflt;
 }
 
-/* Units of which the system has taken pages back are to be loaded again: together and ahead of use,
- * not page by page by faults. */
+/* Marks the units whose pages the system has taken back, so that they are loaded again together and
+ * ahead of use, not page by page by faults. */
 static void mark_evicted_units(mmrt_source *source) {
     for (int32_t i = 0; i < source->n_units; i++) {
         struct unit *unit = &source->units[i];

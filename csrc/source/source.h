@@ -36,8 +36,8 @@ void mmrt_source_free(mmrt_source *source);
 mmrt_status mmrt_source_set_reader(mmrt_source *source, mmrt_reader reader, mmrt_error *err);
 
 /* Keeps as much as fits into `budget` bytes together with ring and cache, and drops from memory
- * what is no longer kept. Waits for a pass to end. NO_MEMORY, naming the least that would do,
- * changes nothing. */
+ * what is no longer kept. Waits for a pass to end. NO_MEMORY, naming the smallest budget
+ * that is enough, changes nothing. */
 mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_error *err);
 
 /* From now on locks what is kept when it has been loaded, as far as the process may. */
@@ -55,16 +55,16 @@ void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats);
 mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err);
 void mmrt_source_end(mmrt_source *source, bool complete);
 
-/* Whether a budget was set that does not hold all units: since then what is kept is loaded as a
+/* Whether a budget was set that does not hold all units: since then kept units are loaded
  * whole, and faults bring in single pages. */
 bool mmrt_source_is_limited(const mmrt_source *source);
 
-/* Whether these units are kept and there, so that nobody need ask for them in this pass. */
+/* Whether these units are kept and there, so that this pass need not acquire them. */
 bool mmrt_source_is_kept(const mmrt_source *source, int32_t first, int32_t end);
 
-/* The address of a unit of this pass. Waits until it is there, if need be for `seconds` (below 0:
- * for as long as it takes). NULL: it is not, or the pass has ended: a read has failed, or it was
- * interrupted. Each of its rows is given back once, by whichever thread. */
+/* The address of a unit of this pass. Waits up to `seconds` for it (below 0: for as long as it
+ * takes). NULL: it is not there yet, or the pass has ended because a read failed or it was
+ * interrupted. Each of its rows is given back once, by any thread. */
 const uint8_t *mmrt_source_acquire(mmrt_source *source, int32_t unit, double seconds, bool *ended);
 void mmrt_source_release(mmrt_source *source, int32_t unit, uint32_t rows);
 
@@ -75,7 +75,7 @@ void mmrt_source_want(mmrt_source *source, const int32_t *units, size_t n);
 /* This pass does without these units: what has not been read yet is not read. */
 void mmrt_source_skip(mmrt_source *source, int32_t first, int32_t end);
 
-/* Ends the waiting of all threads, and to the end of the pass they wait no more. */
+/* Wakes all waiting threads; none waits again in this pass. */
 void mmrt_source_interrupt(mmrt_source *source);
 
 /* Why acquire gave NULL. */

@@ -15,12 +15,12 @@ struct parts {
 };
 
 /* Finds where in its text each part begins, and reserves what its tokens will leave there.
- * ARGUMENT: ids that are none, texts of another model, more tokens than a step takes. After a
- * failure too, mmrt_parts_end is to be called. */
+ * ARGUMENT: invalid ids, texts of another model, more tokens than a step takes. Call
+ * mmrt_parts_end after a failure too. */
 mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given, int32_t n_given,
                              const int32_t *tokens, struct parts *parts, mmrt_error *err);
 
-/* The tokens are there, or the texts are as before. Frees what begin has taken. */
+/* done: the texts now include the tokens; else they are as before. Frees what begin allocated. */
 void mmrt_parts_end(struct parts *parts, bool done);
 
 #endif

@@ -41,7 +41,7 @@ const uint8_t *mmrt_row_at(struct worker *w, int32_t weight, uint64_t row);
 /* Begins a pass over the program's stream, and finds which operations are in order. */
 mmrt_status mmrt_rows_begin(const mmrt_program *program, mmrt_error *err);
 
-/* Nobody will ask for the weights of this operation in this step. */
+/* No thread will read this operation's weights in this step. */
 void mmrt_rows_skip(const struct worker *w);
 
 #endif

@@ -50,7 +50,7 @@ static void take(mmrt_mark *mark) {
     mark->read_bytes = (int64_t)usage.ru_inblock * 512;
 }
 
-/* Others may have left this operation meanwhile, but not the next one. */
+/* By now other threads may have left this operation, but not the next one. */
 static bool poll_from_barrier(void *worker) {
     mmrt_poll_caller(worker, number_of(worker) + 1);
     return !((struct worker *)worker)->step->forked;
@@ -132,7 +132,7 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
     return status;
 }
 
-/* What threads count in a step. */
+/* The counters that threads share in a step. */
 static mmrt_status make_counters(struct step *step, mmrt_error *err) {
     const size_t n_runs = 2 * (size_t)mmrt_pool_threads(step->pool);
     const size_t bytes =
