@@ -43,7 +43,7 @@ mmrt_status mmrt_matmul(mmrt_pool *pool, mmrt_isa isa, const mmrt_weight *w, con
 typedef enum mmrt_roof_kind { MMRT_ROOF_READ, MMRT_ROOF_INT8, MMRT_ROOF_FLOAT32 } mmrt_roof_kind;
 
 /* Reads n bytes at data, or makes n multiply-adds, shared out among the pool's threads; *done is
- * how many it were. To be timed by the caller. */
+ * how many were done. The caller times it. */
 mmrt_status mmrt_roof(mmrt_pool *pool, mmrt_isa isa, mmrt_roof_kind kind, const void *data,
                       uint64_t n, uint64_t *done, mmrt_error *err);
 
@@ -132,6 +132,10 @@ typedef struct mmrt_layer_state {
 uint32_t mmrt_key_room(const mmrt_layer_state *layer);
 uint32_t mmrt_value_room(const mmrt_layer_state *layer);
 
+/* Whether attention leaves heads that a JOIN has to put together: they are no whole groups of 32
+ * elements, in which vectors are quantised. */
+bool mmrt_heads_are_apart(const mmrt_layer_state *layer);
+
 /* The memory of all sequences of one model, and how it is laid out. A page holds what all layers
  * keep of 32 tokens; several sequences may hold the same page. Calls from several threads queue. A
  * child that is forked finds it, and every sequence, whole. */
@@ -147,8 +151,8 @@ void mmrt_state_store_free(mmrt_state_store *store);
 uint64_t mmrt_state_store_bytes(mmrt_state_store *store);      /* held by all sequences together */
 uint64_t mmrt_state_page_bytes(const mmrt_state_store *store); /* of 32 tokens, in all layers */
 
-/* What a model keeps of one sequence. One call at a time may change it; meanwhile other threads may
- * ask for its length and bytes. */
+/* What a model keeps of one sequence. One call at a time may change it; other threads may ask for
+ * its length and bytes during that call. */
 typedef struct mmrt_state mmrt_state;
 
 mmrt_status mmrt_state_create(mmrt_state_store *store, mmrt_state **out, mmrt_error *err);
@@ -181,7 +185,6 @@ typedef struct mmrt_program mmrt_program;
 typedef enum mmrt_op_kind {
 #define MMRT_OP(NAME, name, meaning) MMRT_OP_##NAME,
 #include "graph/ops.def"
-#undef MMRT_OP
 } mmrt_op_kind;
 
 /* How the logits of a router become the weights of experts. */
@@ -192,34 +195,22 @@ typedef enum mmrt_gating {
     MMRT_GATING_SQRT_SOFTPLUS, /* sqrt(log(1 + e^x)) of each */
 } mmrt_gating;
 
+/* graph/ops.def says what the fields mean, and to which operations. */
 typedef struct mmrt_op {
     mmrt_op_kind kind;
-    int32_t in;     /* buffer read */
-    int32_t out;    /* buffer written; ROPE: heads with room, which may be `in` */
-    int32_t stream; /* NORM: the residual buffer, in place of `in` */
     int32_t weights[3];
-    int32_t biases[3];  /* LINEAR, UNIT, GLU, LOGITS: added to each weight's product */
-    float scales[3];    /* likewise: what the product is multiplied with before, 1 for nothing */
-    int32_t rope;       /* ROPE: rotation table */
-    int32_t layer;      /* WIDE_NORM, ROPE, ATTEND, JOIN: whose keys and values they are */
-    int32_t n_heads;    /* likewise: query heads */
-    int32_t activation; /* UNIT, GLU, EXPERT_GLU: 0 SiLU, 1 GELU (tanh), 2 squared ReLU */
-    int32_t choices;  /* DISPATCH, EXPERT_GLU, EXPERT_DOWN, COMBINE: the buffer that ROUTE wrote */
-    int32_t n_used;   /* ROUTE and those after it: experts of each token */
-    int32_t n_groups; /* ROUTE: experts are chosen from the best n_groups_used of so many groups */
-    int32_t n_groups_used;
-    mmrt_gating gating; /* ROUTE: how logits become weights */
-    bool normalised;    /* ROUTE: the weights of a token add up to 1, before `scale` */
-    bool alike;         /* LINEAR: rounded alike however many tokens a step has */
-    bool outputs_only;  /* work on the tokens whose logits are wanted, not on all; LOGITS: true */
-    bool interleaved;   /* ROPE: pairs are neighbours, else halves of the head */
-    bool centred;       /* NORM: what is normed for `out` has its mean taken off (LayerNorm) */
-    float eps;          /* NORM, WIDE_NORM, ROPE: of the norms */
-    float scale;   /* EMBED, ROUTE, LOGITS: factor; NORM: of what is added; ATTEND: of the scores */
-    float softcap; /* ATTEND, LOGITS: 0 for none */
-    float temperature; /* ROPE: queries grow by 1 + temperature * ln(1 + position / period), in */
-    uint32_t period;   /* whole numbers; temperature 0: they do not */
+    int32_t biases[3]; /* LINEAR, UNIT, GLU, experts, LOGITS: added to each weight's product */
+    float scales[3];   /* likewise: what the product is multiplied with before, 1 for nothing */
+#define MMRT_OP_FIELD(type, name, none, meaning) type name;
+#include "graph/ops.def"
 } mmrt_op;
+
+/* An operation of the kind of this name, with all fields at their defaults. ARGUMENT: there is no
+ * such kind. */
+mmrt_status mmrt_op_init(const char *kind, mmrt_op *op, mmrt_error *err);
+
+/* Sets the field of this name. ARGUMENT: there is none, or it cannot hold the value. */
+mmrt_status mmrt_op_set(mmrt_op *op, const char *field, double value, mmrt_error *err);
 
 /* For sequences of this store. max_tokens: the most that one step takes; scratch grows with it.
  * exact: what is computed for a token depends on the tokens before it in its text alone, to the
@@ -340,7 +331,7 @@ typedef struct mmrt_plan {
 } mmrt_plan;
 
 /* What set_budget would do. kept: NULL, or room for the kept bytes of each weight. With NO_MEMORY
- * the plan keeps nothing, and says the least that would do. */
+ * the plan keeps nothing, and gives the smallest budget that is enough. */
 mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt_plan *plan,
                               uint64_t *kept, mmrt_error *err);
 

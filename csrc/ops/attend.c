@@ -14,7 +14,8 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_buffer(program, op->out, err);
     if (status)
         return status;
-    const uint32_t room = mmrt_head_room(mmrt_layer_of(program, op));
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
+    const uint32_t room = mmrt_head_room(layer);
     status = mmrt_check_heads(program, op, room, (uint64_t)op->n_heads, err);
     if (!status)
         status = mmrt_check_apart(program, op, err);
@@ -27,7 +28,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
                            program->n_ops, op->layer, op->in);
     if (status)
         return status;
-    mmrt_note_write(program, op, op->out, room % MMRT_GROUP == 0); /* else a JOIN quantises */
+    mmrt_note_write(program, op, op->out, !mmrt_heads_are_apart(&layer->spec));
     return MMRT_OK;
 }
 
@@ -143,8 +144,9 @@ static struct tasks tasks_of(const struct worker *w) {
 static void quantize_heads(const struct worker *w, size_t token, size_t n_tokens, size_t head,
                            size_t n_heads) {
     const struct mmrt_columns *out = columns_at(w->step, w->op->out);
-    const size_t dim = mmrt_head_room(mmrt_layer_of(w->step->program, w->op));
-    if (out->q && dim % MMRT_GROUP == 0) /* else a JOIN follows */
+    const struct mmrt_state_layer *layer = mmrt_layer_of(w->step->program, w->op);
+    const size_t dim = mmrt_head_room(layer);
+    if (out->q && !mmrt_heads_are_apart(&layer->spec))
         for (size_t t = 0; t < n_tokens; t++)
             w->step->program->kernels->quantize(out, token + t, head * dim, n_heads * dim);
 }

@@ -22,7 +22,7 @@ static mmrt_status check_parameters(const mmrt_program *program, const mmrt_op *
         (op->rope >= 0 && 2 * program->ropes[op->rope].n_pairs > dim))
         return mmrt_fail(err, MMRT_FORMAT,
                          "layer %d: more dimensions rotated than the %u of a head", op->layer, dim);
-    if (op->temperature != 0 && !op->period)
+    if (op->temperature != 0 && op->period < 1)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: a temperature without a period",
                          program->n_ops);
     return MMRT_OK;
@@ -67,7 +67,7 @@ static void rotate(float *head, const float *table, size_t n_pairs, bool interle
 /* Scores keep their spread over many keys if queries grow with their position (Nakanishi 2025,
  * arXiv:2501.19399, in steps). */
 static void grow(float *query, size_t n, const mmrt_op *op, uint64_t position) {
-    const float growth = 1 + op->temperature * logf((float)(1 + position / op->period));
+    const float growth = 1 + op->temperature * logf((float)(1 + position / (uint64_t)op->period));
     for (size_t i = 0; i < n; i++)
         query[i] *= growth;
 }

@@ -101,7 +101,7 @@ static void choose(const mmrt_op *op, const float *logits, const float *bias, si
     const size_t n_used = (size_t)op->n_used;
     float *scores = scratch, *selection = scratch + n_experts, *weights = out + n_used;
     float fault = 0; /* NaN if a logit is not finite: then all weights are, and the logits tell */
-    weigh(op->gating, logits, scores, n_experts);
+    weigh((mmrt_gating)op->gating, logits, scores, n_experts);
     for (size_t i = 0; i < n_experts; i++) {
         const float score = scores[i] + (bias ? bias[i] : 0);
         selection[i] = score == score ? score : -INFINITY;

@@ -26,6 +26,10 @@ uint32_t mmrt_value_room(const mmrt_layer_state *layer) {
     return room_for(layer, layer->v_dim);
 }
 
+bool mmrt_heads_are_apart(const mmrt_layer_state *layer) {
+    return layer->k_dim % 32 != 0;
+}
+
 static mmrt_status check_type(uint32_t layer, uint32_t type, mmrt_error *err) {
     const struct mmrt_format *format = mmrt_format_find(type);
     if (type == MMRT_TYPE_F16 || type == MMRT_TYPE_Q8_0)

@@ -286,6 +286,7 @@ cdef extern from "mmrt.h" nogil:
         uint32_t window
 
     uint32_t mmrt_key_room(const mmrt_layer_state *layer)
+    bool_t mmrt_heads_are_apart(const mmrt_layer_state *layer)
 
     ctypedef struct mmrt_state_store:
         pass
@@ -312,57 +313,13 @@ cdef extern from "mmrt.h" nogil:
     ctypedef struct mmrt_program:
         pass
 
-    ctypedef enum mmrt_op_kind:
-        MMRT_OP_EMBED
-        MMRT_OP_NORM
-        MMRT_OP_LINEAR
-        MMRT_OP_UNIT
-        MMRT_OP_GLU
-        MMRT_OP_WIDE_NORM
-        MMRT_OP_ROPE
-        MMRT_OP_ATTEND
-        MMRT_OP_JOIN
-        MMRT_OP_ROUTE
-        MMRT_OP_DISPATCH
-        MMRT_OP_EXPERT_GLU
-        MMRT_OP_EXPERT_DOWN
-        MMRT_OP_COMBINE
-        MMRT_OP_LOGITS
-
-    ctypedef enum mmrt_gating:
-        MMRT_GATING_SOFTMAX
-        MMRT_GATING_SIGMOID
-        MMRT_GATING_CHOSEN
-        MMRT_GATING_SQRT_SOFTPLUS
-
     ctypedef struct mmrt_op:
-        mmrt_op_kind kind
-        int32_t in_ "in"
-        int32_t out
-        int32_t stream
         int32_t weights[3]
         int32_t biases[3]
         float scales[3]
-        int32_t rope
-        int32_t layer
-        int32_t n_heads
-        int32_t activation
-        int32_t choices
-        int32_t n_used
-        int32_t n_groups
-        int32_t n_groups_used
-        mmrt_gating gating
-        bool_t normalised
-        bool_t alike
-        bool_t outputs_only
-        bool_t interleaved
-        bool_t centred
-        float eps
-        float scale
-        float softcap
-        float temperature
-        uint32_t period
 
+    mmrt_status mmrt_op_init(const char *kind, mmrt_op *op, mmrt_error *err)
+    mmrt_status mmrt_op_set(mmrt_op *op, const char *field, double value, mmrt_error *err)
     mmrt_status mmrt_program_create(mmrt_isa isa, uint32_t max_tokens, mmrt_state_store *store,
                                     bool_t exact, mmrt_program **out, mmrt_error *err)
     void mmrt_program_free(mmrt_program *program)

@@ -9,8 +9,6 @@ cdef class StateStore:
     cdef readonly tuple layers  # what each keeps: KeyValues
     cdef mmrt_layer_state *specs  # the same for the core
 
-    cdef const mmrt_layer_state *spec(self, int layer) noexcept
-
 
 cdef class Cache:
     cdef mmrt_state *handle

@@ -4,7 +4,8 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    MMRT_STATE_PAGES, mmrt_error, mmrt_layer_state, mmrt_state_bytes, mmrt_state_create,
+    MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room, mmrt_layer_state,
+    mmrt_state_bytes, mmrt_state_create,
     mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length, mmrt_state_page_bytes,
     mmrt_state_rewind, mmrt_state_shared_bytes, mmrt_state_store_bytes, mmrt_state_store_create,
     mmrt_state_store_free,
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from mmrt.core.elements import KV_TYPES
 from mmrt.core.quant import TYPES
-from mmrt.errors import ArgumentError, InUseError
+from mmrt.errors import ArgumentError, FormatError, InUseError
 
 PAGE_TOKENS = 32
 
@@ -66,9 +67,21 @@ cdef class StateStore:
     def __repr__(self):
         return f"<StateStore of {len(self.layers)} layers, {self.nbytes} bytes>"
 
-    cdef const mmrt_layer_state *spec(self, int layer) noexcept:
-        """NULL: there is no such layer."""
-        return &self.specs[layer] if 0 <= layer < len(self.layers) else NULL
+    def layer(self, int index):
+        """What this layer keeps. FormatError: there is no such layer."""
+        if not 0 <= index < len(self.layers):
+            raise FormatError(f"layer {index}: there are {len(self.layers)} layers")
+        return self.layers[index]
+
+    def head_room(self, int layer):
+        """Elements that a head of the layer takes in buffers of attention."""
+        self.layer(layer)
+        return mmrt_key_room(&self.specs[layer])
+
+    def heads_are_apart(self, int layer):
+        """Whether attention leaves heads that a `join` has to put together."""
+        self.layer(layer)
+        return mmrt_heads_are_apart(&self.specs[layer])
 
     @property
     def nbytes(self):

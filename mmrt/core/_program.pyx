@@ -1,18 +1,13 @@
-"""A forward pass as a list of operations."""
+"""Programs, as the core knows them: weights, buffers, operations, steps."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from mmrt.core._c cimport (
-    MMRT_OP_ATTEND, MMRT_OP_COMBINE, MMRT_OP_DISPATCH, MMRT_OP_EMBED, MMRT_OP_EXPERT_DOWN,
-    MMRT_OP_EXPERT_GLU, MMRT_OP_GLU, MMRT_OP_JOIN, MMRT_OP_LINEAR, MMRT_OP_LOGITS, MMRT_OP_NORM,
-    MMRT_OP_ROPE, MMRT_OP_ROUTE, MMRT_OP_UNIT, MMRT_OP_WIDE_NORM,
-    mmrt_error, mmrt_gating, mmrt_key_room, mmrt_layer_state,
-    mmrt_mark, mmrt_op, mmrt_op_kind, mmrt_program_add_buffer, mmrt_program_add_op,
-    mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create, mmrt_program_finish,
-    mmrt_part, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes, mmrt_program_shares,
-    mmrt_state_length, mmrt_status, mmrt_weight,
+    mmrt_error, mmrt_mark, mmrt_op, mmrt_op_init, mmrt_op_set, mmrt_part, mmrt_program_add_buffer,
+    mmrt_program_add_op, mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create,
+    mmrt_program_finish, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes,
+    mmrt_program_shares, mmrt_state_length, mmrt_status, mmrt_weight,
 )
 from mmrt.core._c cimport (  # streaming
     MMRT_NO_MEMORY, mmrt_mapping, mmrt_plan, mmrt_program_plan, mmrt_program_lock_kept,
@@ -31,14 +26,8 @@ from array import array
 from typing import NamedTuple
 
 from mmrt.core.arguments import checked
-from mmrt.errors import ArgumentError, FormatError, InUseError, UnsupportedError
+from mmrt.errors import ArgumentError, InUseError, UnsupportedError
 from mmrt.core.streaming import Plan, Streaming
-
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2}  # relu2: x^2 where x > 0, else 0
-_GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
-
-# Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
-ALIKE_TOKENS = 8
 
 
 class Matrix(NamedTuple):
@@ -58,13 +47,10 @@ class Part(NamedTuple):
     outputs: int = 0
 
 
-cdef class Program:
+cdef class CoreProgram:
     """Operations on numbered buffers, built once and run for each step of texts in `store`.
 
-    A buffer holds `width` float32 values for each token of a step; the operations' methods take
-    the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
-    read in place. A model's file in mmrt/models makes these calls in the order of its forward
-    pass. exact: what is computed for a token does not depend on the other tokens of its step. str()
+    exact: what is computed for a token does not depend on the other tokens of its step. str()
     lists the operations with the tensors and bytes that each reads.
     """
 
@@ -76,8 +62,6 @@ cdef class Program:
         self.tensors = []
         self.names = []
         self.indices = {}
-        self.roomy = {}
-        self.widths = []
         self.lines = []
         self.store = store
         check(
@@ -141,45 +125,11 @@ cdef class Program:
         self.indices[tensor.name] = index
         return index
 
-    cdef list _multiply(self, mmrt_op *op, matrices):
-        """Sets what the operation multiplies with; returns the tensors that it reads."""
-        cdef list read = []
-        for i, matrix in enumerate(matrices):
-            weight, bias, scale = matrix if isinstance(matrix, Matrix) else Matrix(matrix)
-            op.weights[i] = self._weight(weight)
-            op.biases[i] = self._weight(bias)
-            op.scales[i] = scale
-            read += [weight, bias]
-        return read
-
-    cdef int _with_room(self, int buffer, int n_heads, const mmrt_layer_state *layer) except -2:
-        """The buffer for these heads as attention wants them: another if groups are not whole."""
-        if layer is NULL or n_heads < 1:
-            return buffer
-        cdef uint32_t room = mmrt_key_room(layer)
-        if room == layer.k_dim:
-            return buffer
-        if (buffer, n_heads, room) not in self.roomy:
-            self.roomy[buffer, n_heads, room] = self.buffer(n_heads * <uint64_t> room)
-        return self.roomy[buffer, n_heads, room]
-
-    cdef int _heads_with_room(self, int qkv, int layer, int n_heads) except -2:
-        """The same for `n_heads` query heads with the layer's heads of keys and of values."""
-        cdef const mmrt_layer_state *spec = self.store.spec(layer)
-        return qkv if spec is NULL else self._with_room(qkv, n_heads + 2 * spec.n_heads, spec)
-
-    cdef int _add(self, mmrt_op *op, weights, str note) except -1:
-        cdef mmrt_error error
-        check(mmrt_program_add_op(self._open(), op, &error), &error)
-        self.lines.append((note, [weight for weight in weights if weight is not None]))
-        return 0
-
     def buffer(self, width, per_token=1):
         """A new buffer, of per_token columns of `width` values a token; returns its number."""
         cdef mmrt_error error
         cdef int32_t index
         check(mmrt_program_add_buffer(self._open(), width, per_token, &index, &error), &error)
-        self.widths.append(width)
         return index
 
     def rope_table(self, frequencies, float magnitude=1.0):
@@ -199,210 +149,25 @@ cdef class Program:
         )
         return index
 
-    def embed(self, Tensor weight not None, int out, float scale=1.0):
-        """out = rows of `weight` (vocabulary, width) for the step's tokens, times `scale`."""
-        cdef mmrt_op op = _op(MMRT_OP_EMBED)
-        op.weights[0] = self._weight(weight)
-        op.out = out
-        op.scale = scale
-        self._add(&op, [weight], "embed")
-
-    def norm(self, int stream, Tensor weight not None, int out, float eps, int add=-1,
-             Tensor post=None, float scale=1.0, bint centred=False, bint outputs_only=False):
-        """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream
-        less its mean if `centred`, which makes it a LayerNorm."""
-        self._norm(stream, weight, out, eps, add, post, scale, centred, outputs_only)
-
-    def add(self, int stream, int add=-1, float eps=0.0, Tensor post=None, float scale=1.0,
-            bint outputs_only=False):
-        """stream += add * scale, or its RMS norm times `post` (width,) * scale, if there is `add`;
-        quantised matrices can read the stream then."""
-        self._norm(stream, None, -1, eps, add, post, scale, False, outputs_only)
-
-    cdef _norm(self, int stream, Tensor weight, int out, float eps, int add, Tensor post,
-               float scale, bint centred, bint outputs_only):
-        cdef mmrt_op op = _op(MMRT_OP_NORM)
-        op.stream = stream
-        op.in_ = add
-        op.out = out
-        op.weights[0] = self._weight(weight)
-        op.weights[1] = self._weight(post)
-        op.eps = eps
-        op.scale = scale
-        op.centred = centred
-        op.outputs_only = outputs_only
-        notes = ["add"] * (add >= 0) + ["norm"] * (out >= 0)
-        self._add(&op, [post, weight], ", ".join(notes) or "round")
-
-    def linear(self, int in_, matrices, int out, bint outputs_only=False, bint alike=False):
-        """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side.
-
-        alike: they are rounded alike however many tokens a step has, as a router's must be.
-        """
-        if not 1 <= len(matrices) <= 3:
-            raise ArgumentError(f"linear: takes 1 to 3 matrices, not {len(matrices)}")
-        cdef mmrt_op op = _op(MMRT_OP_LINEAR)
-        op.in_ = in_
-        op.out = out
-        op.outputs_only = outputs_only
-        op.alike = alike
-        self._add(&op, self._multiply(&op, matrices), "multiply")
-
-    def unit(self, int in_, matrix, int out, str activation, bint outputs_only=False):
-        """out = activation(matrix @ in_), of a Tensor or Matrix; activation: as glu()'s."""
-        cdef mmrt_op op = _op(MMRT_OP_UNIT)
-        op.in_ = in_
-        op.out = out
-        op.activation = _activation(activation)
-        op.outputs_only = outputs_only
-        self._add(&op, self._multiply(&op, (matrix,)), f"multiply, {activation}")
-
-    def glu(self, int in_, gate, up, int out, str activation, bint outputs_only=False):
-        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu",
-        "gelu" or "relu2"."""
-        cdef mmrt_op op = _op(MMRT_OP_GLU)
-        op.in_ = in_
-        op.out = out
-        op.activation = _activation(activation)
-        op.outputs_only = outputs_only
-        self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated multiply")
-
-    def route(self, int logits, int choices, int n_used, str gating="softmax", Tensor bias=None,
-              bint normalised=True, float scale=1.0, int n_groups=1, int n_groups_used=1,
-              bint outputs_only=False):
-        """choices = for each token its n_used best experts by `logits`, and their weights.
-
-        choices is a buffer of 2 * n_used values: the experts' numbers, the best first, then their
-        weights. gating: "softmax" over all experts, "sigmoid" or "sqrt_softplus" of each logit, or
-        softmax over the "chosen" ones. bias (experts,) is added for choosing alone. normalised: the
-        weights add up to 1, and then are multiplied by `scale`. Experts are chosen from the best
-        n_groups_used of n_groups groups, by the sums of the two best of each.
-        """
-        if gating not in _GATINGS:
-            raise ArgumentError(f"gating {gating!r:.60}: there are {', '.join(_GATINGS)}")
-        cdef mmrt_op op = _op(MMRT_OP_ROUTE)
-        op.in_ = logits
-        op.out = choices
-        op.n_used = n_used
-        op.gating = <mmrt_gating> <int> _GATINGS[gating]
-        op.normalised = normalised
-        op.scale = scale
-        op.n_groups = n_groups
-        op.n_groups_used = n_groups_used
-        op.weights[0] = self._weight(bias)
-        op.outputs_only = outputs_only
-        self._add(&op, [bias], f"choose {n_used} experts")
-
-    def experts(self, int in_, int choices, int out, int n_used, gate, up, down, str activation,
-                Tensor down_scales=None, bint outputs_only=False):
-        """out = the sum of what the chosen experts give for in_, times their weights.
-
-        Each is down @ (activation(gate @ x) * (up @ x)); gate, up and down are stacks, Tensors or
-        Matrices of shape (experts, rows, width), their biases (experts, rows). down_scales
-        (experts,): factors of the experts' results.
-        """
-        cdef mmrt_op op = _op(MMRT_OP_DISPATCH)
-        op.choices = choices
-        op.n_used = n_used
-        op.outputs_only = outputs_only
-        up_stack, down_stack = (m.weight if isinstance(m, Matrix) else m for m in (up, down))
-        for stack in (up_stack, down_stack):
-            if len(stack.shape) < 3:
-                raise FormatError(f"tensor {stack.name}: shape {stack.shape} is no stack"
-                                  " of matrices")
-        sorted_in = self._of_experts("in", self.widths[in_], n_used)
-        hidden = self._of_experts("hidden", up_stack.shape[1], n_used)
-        results = self._of_experts("out", self.widths[out], n_used)
-        op.in_, op.out = in_, sorted_in
-        self._add(&op, [], "sort by expert")
-        op.kind = MMRT_OP_EXPERT_GLU
-        op.in_, op.stream, op.out = in_, sorted_in, hidden
-        op.activation = _activation(activation)
-        self._add(&op, self._multiply(&op, (gate, up)), f"{activation}-gated experts")
-        op.kind = MMRT_OP_EXPERT_DOWN
-        op.in_, op.out = hidden, results
-        op.weights[1] = op.biases[1] = -1
-        self._add(&op, self._multiply(&op, (down,)), "experts")
-        op.kind = MMRT_OP_COMBINE
-        op.in_, op.out = results, out
-        op.weights[0] = self._weight(down_scales)
-        op.biases[0] = -1
-        self._add(&op, [down_scales], "add experts")
-
-    cdef int _of_experts(self, str role, width, int n_used) except -2:
-        """A buffer of so many columns a token, shared by all layers."""
-        key = role, width, n_used
-        if key not in self.roomy:
-            self.roomy[key] = self.buffer(width, n_used)
-        return self.roomy[key]
-
-    def wide_norm(self, int qkv, int layer, int n_heads, Tensor q_norm not None,
-                  Tensor k_norm not None, float eps):
-        """Norms all queries of a token together (n_heads * head_dim,), and all its keys, in
-        place."""
-        cdef mmrt_op op = _op(MMRT_OP_WIDE_NORM)
-        op.in_ = op.out = qkv
-        op.layer = layer
-        op.n_heads = n_heads
-        op.weights[0] = self._weight(q_norm)
-        op.weights[1] = self._weight(k_norm)
-        op.eps = eps
-        self._add(&op, [q_norm, k_norm], "norm queries and keys")
-
-    def rope(self, int qkv, int table, int layer, int n_heads, bint interleaved,
-             Tensor q_norm=None, Tensor k_norm=None, float eps=0.0, float temperature=0.0,
-             uint32_t period=0):
-        """Norms (head_dim,) and rotates the queries and keys of qkv; stores keys, values.
-
-        qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
-        neighbours; otherwise the first half of a head with its second. table -1: no rotation.
-        temperature: if not 0, queries are multiplied by
-        1 + temperature * ln(1 + position // period).
-        """
-        cdef mmrt_op op = _op(MMRT_OP_ROPE)
-        op.in_ = qkv
-        op.out = self._heads_with_room(qkv, layer, n_heads)
-        op.rope = table
-        op.layer = layer
-        op.n_heads = n_heads
-        op.interleaved = interleaved
-        op.weights[0] = self._weight(q_norm)
-        op.weights[1] = self._weight(k_norm)
-        op.eps = eps
-        op.temperature, op.period = temperature, period
-        rotates = "rotate, " if table >= 0 else ""
-        self._add(&op, [q_norm, k_norm], f"{rotates}store keys and values")
-
-    def attend(self, int qkv, int out, int layer, int n_heads, float scale, float softcap=0.0,
-               bint outputs_only=False):
-        """out = softmax(scale * q k) v over the keys that the layer sees."""
-        cdef mmrt_op op = _op(MMRT_OP_ATTEND)
-        cdef const mmrt_layer_state *spec = self.store.spec(layer)
-        op.in_ = self._heads_with_room(qkv, layer, n_heads)
-        op.out = self._with_room(out, n_heads, spec)
-        op.layer = layer
-        op.n_heads = n_heads
-        op.scale = scale
-        op.softcap = softcap
-        op.outputs_only = outputs_only
-        self._add(&op, [], f"attend, window {spec.window}" if spec and spec.window else "attend")
-        if spec.k_dim % 32:  # heads are no whole groups: they are quantised together
-            op.kind = MMRT_OP_JOIN
-            op.in_, op.out = op.out, out
-            self._add(&op, [], "join heads")
-
-    def logits(self, int in_, matrix, float softcap=0.0, float scale=1.0):
-        """The step's result: matrix (vocabulary, width) @ in_ * scale, capped softly where
-        softcap > 0."""
-        cdef mmrt_op op = _op(MMRT_OP_LOGITS)
-        op.in_ = in_
-        op.scale = scale
-        op.softcap = softcap
-        op.outputs_only = True
-        tensors = self._multiply(&op, (matrix,))
-        weight = tensors[0]
-        self._add(&op, tensors, "logits")
-        self.vocab_size = weight.shape[0] if len(weight.shape) == 2 else 1
+    def append(self, str kind not None, str note not None, weights=(), /, **fields):
+        """Appends an operation of this kind (csrc/graph/ops.def): its weights, each a Tensor, a
+        Matrix or None, and its fields; in_ stands for `in`. note: what str() calls it."""
+        cdef mmrt_op op
+        cdef mmrt_error error
+        cdef list read = []
+        if len(weights) > 3:
+            raise ArgumentError(f"{kind}: takes at most 3 weights, not {len(weights)}")
+        check(mmrt_op_init(kind.encode(), &op, &error), &error)
+        for name, value in fields.items():
+            check(mmrt_op_set(&op, name.rstrip("_").encode(), value, &error), &error)
+        for i, matrix in enumerate(weights):
+            weight, bias, scale = matrix if isinstance(matrix, Matrix) else Matrix(matrix)
+            op.weights[i] = self._weight(weight)
+            op.biases[i] = self._weight(bias)
+            op.scales[i] = scale
+            read += [tensor for tensor in (weight, bias) if tensor is not None]
+        check(mmrt_program_add_op(self._open(), &op, &error), &error)
+        self.lines.append((note, read))
 
     def finish(self):
         """Allocates scratch; the program can run from now on."""
@@ -645,22 +410,3 @@ cdef int _check_marks(int64_t[:, ::1] marks, int64_t n_operations) except -1:
             raise ArgumentError(f"marks: operations from -1 to {n_operations - 1} that rise")
         before = marks[i, 0]
     return 0
-
-
-cdef mmrt_op _op(mmrt_op_kind kind) noexcept:
-    """An operation with every index none and every number zero."""
-    cdef mmrt_op op
-    memset(&op, 0, sizeof(op))
-    op.kind = kind
-    op.in_ = op.out = op.stream = op.rope = op.choices = -1
-    for i in range(3):
-        op.weights[i] = op.biases[i] = -1
-        op.scales[i] = 1
-    op.scale = 1
-    return op
-
-
-cdef int _activation(str name) except -1:
-    if name not in _ACTIVATIONS:
-        raise ArgumentError(f"activation {name!r:.60}: there are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]

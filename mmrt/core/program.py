@@ -1,0 +1,296 @@
+"""A forward pass as a list of operations: one method for each that a model can ask for."""
+
+from collections.abc import Sequence
+
+from mmrt.core._program import CoreProgram, Matrix, Part
+from mmrt.core.arguments import choice
+from mmrt.core.kernels import Pool
+from mmrt.core.state import StateStore
+from mmrt.core.tensor import Tensor
+from mmrt.errors import ArgumentError, FormatError
+
+__all__ = ["ALIKE_TOKENS", "Matrix", "Part", "Program"]
+
+# Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
+ALIKE_TOKENS = 8
+
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2}  # relu2: x^2 where x > 0, else 0
+_GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
+
+
+class Program(CoreProgram):
+    """Operations on numbered buffers, built once and run for each step of texts in `store`.
+
+    A buffer holds `width` float32 values for each token of a step; the operations' methods take
+    the numbers that buffer() and rope_table() returned, and weights as Tensors, whose pages are
+    read in place. A model's file in mmrt/models makes these calls in the order of its forward
+    pass. exact: what is computed for a token does not depend on the other tokens of its step. str()
+    lists the operations with the tensors and bytes that each reads.
+    """
+
+    def __init__(self, pool: Pool, max_tokens: int, store: StateStore, exact: bool = False) -> None:
+        self._widths: dict[int, int] = {}  # of buffers
+        self._shared: dict[tuple[object, ...], int] = {}  # what a buffer is for -> its number
+
+    def buffer(self, width: int, per_token: int = 1) -> int:
+        """A new buffer, of per_token columns of `width` values a token; returns its number."""
+        number = super().buffer(width, per_token)
+        self._widths[number] = width
+        return number
+
+    def _shared_buffer(self, purpose: str, width: int, per_token: int = 1) -> int:
+        """A buffer that all layers use for this, one after another."""
+        key = purpose, width, per_token
+        if key not in self._shared:
+            self._shared[key] = self.buffer(width, per_token)
+        return self._shared[key]
+
+    def embed(self, weight: Tensor, out: int, scale: float = 1.0) -> None:
+        """out = rows of `weight` (vocabulary, width) for the step's tokens, times `scale`."""
+        self.append("embed", "embed", [weight], out=out, scale=scale)
+
+    def norm(
+        self,
+        stream: int,
+        weight: Tensor,
+        out: int,
+        eps: float,
+        add: int = -1,
+        post: Tensor | None = None,
+        scale: float = 1.0,
+        centred: bool = False,
+        outputs_only: bool = False,
+    ) -> None:
+        """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream
+        less its mean if `centred`, which makes it a LayerNorm."""
+        fields = {"stream": stream, "in_": add, "out": out, "eps": eps, "scale": scale}
+        note = "norm" if add < 0 else "add, norm"
+        only = outputs_only
+        self.append("norm", note, [weight, post], centred=centred, outputs_only=only, **fields)
+
+    def add(
+        self,
+        stream: int,
+        add: int = -1,
+        eps: float = 0.0,
+        post: Tensor | None = None,
+        scale: float = 1.0,
+        outputs_only: bool = False,
+    ) -> None:
+        """stream += add * scale, or its RMS norm times `post` (width,) * scale, if there is `add`;
+        quantised matrices can read the stream then."""
+        fields = {"stream": stream, "in_": add, "eps": eps, "scale": scale}
+        note = "round" if add < 0 else "add"
+        self.append("norm", note, [None, post], outputs_only=outputs_only, **fields)
+
+    def linear(
+        self,
+        in_: int,
+        matrices: Sequence[Tensor | Matrix],
+        out: int,
+        outputs_only: bool = False,
+        alike: bool = False,
+    ) -> None:
+        """out = the products of one to three matrices (Tensor or Matrix) with in_, side by side.
+
+        alike: they are rounded alike however many tokens a step has, as a router's must be.
+        """
+        if not 1 <= len(matrices) <= 3:
+            raise ArgumentError(f"linear: takes 1 to 3 matrices, not {len(matrices)}")
+        fields = {"in_": in_, "out": out, "outputs_only": outputs_only, "alike": alike}
+        self.append("linear", "multiply", matrices, **fields)
+
+    def unit(
+        self,
+        in_: int,
+        matrix: Tensor | Matrix,
+        out: int,
+        activation: str,
+        outputs_only: bool = False,
+    ) -> None:
+        """out = activation(matrix @ in_), of a Tensor or Matrix; activation: as glu()'s."""
+        fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
+        fields["activation"] = _activation(activation)
+        self.append("unit", f"multiply, {activation}", [matrix], **fields)
+
+    def glu(
+        self,
+        in_: int,
+        gate: Tensor | Matrix,
+        up: Tensor | Matrix,
+        out: int,
+        activation: str,
+        outputs_only: bool = False,
+    ) -> None:
+        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu",
+        "gelu" or "relu2"."""
+        fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
+        fields["activation"] = _activation(activation)
+        self.append("glu", f"{activation}-gated multiply", [gate, up], **fields)
+
+    def route(
+        self,
+        logits: int,
+        choices: int,
+        n_used: int,
+        gating: str = "softmax",
+        bias: Tensor | None = None,
+        normalised: bool = True,
+        scale: float = 1.0,
+        n_groups: int = 1,
+        n_groups_used: int = 1,
+        outputs_only: bool = False,
+    ) -> None:
+        """choices = for each token its n_used best experts by `logits`, and their weights.
+
+        choices is a buffer of 2 * n_used values: the experts' numbers, the best first, then their
+        weights. gating: "softmax" over all experts, "sigmoid" or "sqrt_softplus" of each logit, or
+        softmax over the "chosen" ones. bias (experts,) is added for choosing alone. normalised: the
+        weights add up to 1, and then are multiplied by `scale`. Experts are chosen from the best
+        n_groups_used of n_groups groups, by the sums of the two best of each.
+        """
+        self.append(
+            "route",
+            f"choose {n_used} experts",
+            [bias],
+            in_=logits,
+            out=choices,
+            n_used=n_used,
+            gating=_GATINGS[choice("gating", gating, _GATINGS)],
+            normalised=normalised,
+            scale=scale,
+            n_groups=n_groups,
+            n_groups_used=n_groups_used,
+            outputs_only=outputs_only,
+        )
+
+    def experts(
+        self,
+        in_: int,
+        choices: int,
+        out: int,
+        n_used: int,
+        gate: Tensor | Matrix,
+        up: Tensor | Matrix,
+        down: Tensor | Matrix,
+        activation: str,
+        down_scales: Tensor | None = None,
+        outputs_only: bool = False,
+    ) -> None:
+        """out = the sum of what the chosen experts give for in_, times their weights.
+
+        Each is down @ (activation(gate @ x) * (up @ x)); gate, up and down are stacks, Tensors or
+        Matrices of shape (experts, rows, width), their biases (experts, rows). down_scales
+        (experts,): factors of the experts' results.
+        """
+        up_stack, down_stack = (m.weight if isinstance(m, Matrix) else m for m in (up, down))
+        for stack in (up_stack, down_stack):
+            if len(stack.shape) < 3:
+                raise FormatError(
+                    f"tensor {stack.name}: shape {stack.shape} is no stack of matrices"
+                )
+        sorted_in = self._shared_buffer("experts' input", self._widths[in_], n_used)
+        hidden = self._shared_buffer("experts' units", up_stack.shape[1], n_used)
+        results = self._shared_buffer("experts' results", self._widths[out], n_used)
+        of = {"choices": choices, "n_used": n_used, "outputs_only": outputs_only}
+        self.append("dispatch", "sort by expert", in_=in_, out=sorted_in, **of)
+        units = {"in_": in_, "stream": sorted_in, "out": hidden}
+        units["activation"] = _activation(activation)
+        self.append("expert_glu", f"{activation}-gated experts", [gate, up], **units, **of)
+        self.append("expert_down", "experts", [down], in_=hidden, out=results, **of)
+        self.append("combine", "add experts", [down_scales], in_=results, out=out, **of)
+
+    def wide_norm(
+        self, qkv: int, layer: int, n_heads: int, q_norm: Tensor, k_norm: Tensor, eps: float
+    ) -> None:
+        """Norms all queries of a token together (n_heads * head_dim,), and all its keys, in
+        place."""
+        fields = {"in_": qkv, "out": qkv, "layer": layer, "n_heads": n_heads, "eps": eps}
+        self.append("wide_norm", "norm queries and keys", [q_norm, k_norm], **fields)
+
+    def _with_room(self, buffer: int, layer: int, n_heads: int) -> int:
+        """The buffer for these heads as attention wants them: another if groups are not whole."""
+        head_dim, room = self.store.layer(layer).head_dim, self.store.head_room(layer)
+        if room == head_dim or n_heads < 1:  # which is refused
+            return buffer
+        return self._shared_buffer(f"heads of {buffer}", n_heads * room)
+
+    def _heads_with_room(self, qkv: int, layer: int, n_heads: int) -> int:
+        """The same for `n_heads` query heads with the layer's heads of keys and of values."""
+        n_kv = self.store.layer(layer).n_heads
+        return self._with_room(qkv, layer, n_heads + 2 * n_kv)
+
+    def rope(
+        self,
+        qkv: int,
+        table: int,
+        layer: int,
+        n_heads: int,
+        interleaved: bool,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+        temperature: float = 0.0,
+        period: int = 0,
+    ) -> None:
+        """Norms (head_dim,) and rotates the queries and keys of qkv; stores keys, values.
+
+        qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
+        neighbours; otherwise the first half of a head with its second. table -1: no rotation.
+        temperature: if not 0, queries are multiplied by
+        1 + temperature * ln(1 + position // period).
+        """
+        self.append(
+            "rope",
+            f"{'rotate, ' if table >= 0 else ''}store keys and values",
+            [q_norm, k_norm],
+            in_=qkv,
+            out=self._heads_with_room(qkv, layer, n_heads),
+            rope=table,
+            layer=layer,
+            n_heads=n_heads,
+            interleaved=interleaved,
+            eps=eps,
+            temperature=temperature,
+            period=period,
+        )
+
+    def attend(
+        self,
+        qkv: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        scale: float,
+        softcap: float = 0.0,
+        outputs_only: bool = False,
+    ) -> None:
+        """out = softmax(scale * q k) v over the keys that the layer sees."""
+        window = self.store.layer(layer).window
+        heads = self._with_room(out, layer, n_heads)
+        of = {"layer": layer, "n_heads": n_heads, "outputs_only": outputs_only}
+        self.append(
+            "attend",
+            f"attend, window {window}" if window else "attend",
+            in_=self._heads_with_room(qkv, layer, n_heads),
+            out=heads,
+            scale=scale,
+            softcap=softcap,
+            **of,
+        )
+        if self.store.heads_are_apart(layer):
+            self.append("join", "join heads", in_=heads, out=out, **of)
+
+    def logits(
+        self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0, scale: float = 1.0
+    ) -> None:
+        """The step's result: matrix (vocabulary, width) @ in_ * scale, capped softly where
+        softcap > 0."""
+        fields = {"in_": in_, "softcap": softcap, "scale": scale, "outputs_only": True}
+        self.append("logits", "logits", [matrix], **fields)
+        weight = matrix.weight if isinstance(matrix, Matrix) else matrix
+        self.vocab_size = weight.shape[0] if len(weight.shape) == 2 else 1
+
+
+def _activation(name: str) -> int:
+    return _ACTIVATIONS[choice("activation", name, _ACTIVATIONS)]
