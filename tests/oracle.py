@@ -85,15 +85,28 @@ class Layer:
     def product(self, x: Array, name: str) -> Array:
         return self.model.product(x, f"{self.prefix}{name}")
 
+    def has(self, name: str) -> bool:
+        return f"{self.prefix}{name}" in self.model.tensors
+
     def of_expert(self, expert: int, x: Array, name: str) -> Array:
-        """The matrix of one expert times x, with its bias, if any."""
+        """The matrix of one expert times x, then its scale and its bias, if any."""
         stack = self.model.tensors[f"{self.prefix}{name}.weight"]
         if self.model.rounding and stack.tensor_type not in FLOATS:
             x = round_to_int8(x)
         matrix = np.asarray(dequantize(stack.data[expert], stack.tensor_type), np.float32)
         y = x @ matrix.T
-        bias = f"{self.prefix}{name}.bias"
-        return np.asarray(y + self.model.tensor(bias)[expert] if bias in self.model.tensors else y)
+        if self.has(f"{name}.scale"):
+            scales = self.model.tensor(f"{self.prefix}{name}.scale")
+            y = y * scales[expert if len(scales) > 1 else 0]
+        if self.has(f"{name}.bias"):
+            y = y + self.model.tensor(f"{self.prefix}{name}.bias")[expert]
+        return np.asarray(y)
+
+    def gate_and_up(self, expert: int, x: Array) -> list[Array]:
+        """Of two matrices of one expert, or of one that has them one below the other."""
+        if self.has("ffn_gate_up_exps.weight"):
+            return np.split(self.of_expert(expert, x, "ffn_gate_up_exps"), 2, axis=-1)
+        return [self.of_expert(expert, x, f"ffn_{which}_exps") for which in ("gate", "up")]
 
     def queries_keys_values(self, x: Array, head_dim: int) -> list[Array]:
         """Of three matrices, or of one that has them one below the other."""
@@ -144,6 +157,20 @@ def gelu(x: Array) -> Array:
 
 def relu2(x: Array) -> Array:
     return np.maximum(x, 0) ** 2
+
+
+def sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    return silu(gate) * up
+
+
+def clamped_swiglu(gate: Array, up: Array) -> Array:
+    """That of gpt-oss."""
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+    return np.asarray(gate * sigmoid(np.float32(1.702) * gate) * (up + 1))
 
 
 def split_heads(x: Array, head_dim: int) -> Array:
@@ -223,11 +250,12 @@ def attention(
     window: int | None = None,
     softcap: float = 0.0,
     scale: float = 0.0,
+    sinks: Array | None = None,
 ) -> Array:
     """Causal softmax attention; q, k, v are (positions, heads, head_dim), the result has its heads
     joined. Consecutive query heads share a head of k and v. With a window, a position sees itself
     and the window - 1 before it. With a softcap, scores stay below it. scale: of the scores, if not
-    1 / sqrt(head_dim)."""
+    1 / sqrt(head_dim). sinks: for each head a score more, of no key."""
     n, heads, head_dim = q.shape
     distance = np.arange(n)[:, None] - np.arange(n)
     visible = distance >= 0
@@ -241,9 +269,11 @@ def attention(
         if softcap:
             scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
         scores = np.where(visible, scores, np.float32(-np.inf))
+        if sinks is not None:
+            scores = np.column_stack([scores, np.full(n, sinks[head])])
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-        out[:, head] = weights @ v[:, shared]
+        out[:, head] = weights[:, :n] @ v[:, shared]
     return out.reshape(n, -1)
 
 
@@ -252,21 +282,21 @@ def softmax(x: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def experts(weight: "Layer", x: Array) -> Array:
+def experts(weight: "Layer", x: Array, family: "Family") -> Array:
     """Each row of x through the experts that its router's scores choose, weighted and added up."""
     model = weight.model
     count, used = model.get("expert_count"), model.get("expert_used_count")
     logits = weight.product(x, "ffn_gate_inp")
-    gating = model.get("expert_gating_func", 1)
+    gating = model.get("expert_gating_func", family.gating)
     gates: dict[int, Callable[[Any], Any]] = {
         1: softmax,
-        2: lambda x: 1 / (1 + np.exp(-x)),
+        2: sigmoid,
         3: lambda x: x,
         4: lambda x: np.sqrt(np.log1p(np.exp(x))),
     }
     scores = gates[gating](logits)
     chosen_by = scores.copy()
-    if f"{weight.prefix}exp_probs_b.bias" in model.tensors:
+    if weight.has("exp_probs_b.bias"):
         chosen_by += model.tensor(f"{weight.prefix}exp_probs_b.bias")
     groups = model.get("expert_group_count", 1)
     if groups > 1:
@@ -281,25 +311,34 @@ def experts(weight: "Layer", x: Array) -> Array:
         weights = scores[row, chosen]
         if gating == 3:
             weights = softmax(weights)
-        if model.get("expert_weights_norm", True):
+        if model.get("expert_weights_norm", family.normalised):
             weights = weights / max(weights.sum(), 2.0**-14)
         for expert, share in zip(chosen, weights, strict=True):
-            h = weight.of_expert(expert, x[row : row + 1], "ffn_gate_exps")
-            h = silu(h) * weight.of_expert(expert, x[row : row + 1], "ffn_up_exps")
+            h = family.unit(*weight.gate_and_up(expert, x[row : row + 1]))
             h = weight.of_expert(expert, h, "ffn_down_exps")
-            if f"{weight.prefix}ffn_down_exps.scale" in model.tensors:
-                h = h * model.tensor(f"{weight.prefix}ffn_down_exps.scale")[expert]
             y[row] += h[0] * np.float32(share * (model.get("expert_weights_scale", 1.0) or 1.0))
     return y
 
 
-def unit_or_experts(weight: "Layer", index: int, h: Array) -> Array:
+def shared_expert(weight: "Layer", h: Array) -> Array:
+    """The one that all rows go through, as much as a gate lets through, if it has one."""
+    y = swiglu(weight.product(h, "ffn_gate_shexp"), weight.product(h, "ffn_up_shexp"))
+    y = weight.product(y, "ffn_down_shexp")
+    if weight.has("ffn_gate_inp_shexp.weight"):
+        y = y * sigmoid(h @ weight("ffn_gate_inp_shexp"))[:, None]
+    return y
+
+
+def unit_or_experts(weight: "Layer", index: int, h: Array, family: "Family") -> Array:
     """What the layer has after its attention."""
     model = weight.model
-    if model.get("expert_count", 0) and index >= model.get("leading_dense_block_count", 0):
-        return experts(weight, h)
-    h = silu(weight.product(h, "ffn_gate")) * weight.product(h, "ffn_up")
-    return weight.product(h, "ffn_down")
+    dense = index < model.get("leading_dense_block_count", 0)
+    if dense or (index + 1) % model.get("interleave_moe_layer_step", 1):
+        return weight.product(family.hidden(weight, h), "ffn_down")
+    if not model.get("expert_count", 0):
+        return weight.product(family.hidden(weight, h), "ffn_down")
+    y = experts(weight, h, family)
+    return y + shared_expert(weight, h) if weight.has("ffn_up_shexp.weight") else y
 
 
 def llama(model: Model, ids: NDArray[np.int64]) -> Array:
@@ -332,25 +371,8 @@ def llama(model: Model, ids: NDArray[np.int64]) -> Array:
         q, k, v = rope(q), model.stored(rope(k)), model.stored(v)
         x = x + weight.product(attention(q, k, v, window, softcap, scale), "attn_output")
 
-        x = x + unit_or_experts(weight, index, rms_norm(x, weight("ffn_norm"), epsilon))
-    return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
-
-
-def qwen3moe(model: Model, ids: NDArray[np.int64]) -> Array:
-    """Pre-norm blocks with experts; q and k are normed; NEOX RoPE."""
-    epsilon = model.get("attention.layer_norm_rms_epsilon")
-    head_dim = model.get("attention.key_length")
-    rope = Rope(model.get("rope.freq_base", 10000.0), head_dim, neox=True)
-    rope = stretched(rope, model)
-    x = model.tensor("token_embd.weight", ids)
-    for index in range(model.get("block_count")):
-        weight = model.layer(index)
-        h = rms_norm(x, weight("attn_norm"), epsilon)
-        q, k, v = weight.queries_keys_values(h, head_dim)
-        q = rope(rms_norm(q, weight("attn_q_norm"), epsilon))
-        k = model.stored(rope(rms_norm(k, weight("attn_k_norm"), epsilon)))
-        x = x + weight.product(attention(q, k, model.stored(v)), "attn_output")
-        x = x + unit_or_experts(weight, index, rms_norm(x, weight("ffn_norm"), epsilon))
+        h = rms_norm(x, weight("ffn_norm"), epsilon)
+        x = x + unit_or_experts(weight, index, h, Family())
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
@@ -430,6 +452,9 @@ class Family:
     rope_where: Callable[[int, bool], bool] = lambda layer, slides: True
     caps: tuple[float, float] = (0.0, 0.0)  # of scores and logits, where the file has none
     plain_rope_in_window: bool = False
+    unit: Callable[[Array, Array], Array] = swiglu  # of experts
+    gating: int = 1  # of experts, where the file does not say
+    normalised: bool = True  # likewise
 
 
 FAMILIES = {
@@ -437,6 +462,26 @@ FAMILIES = {
     "qwen2vl": Family(),
     "qwen3": Family(head_norms=True),
     "qwen3vl": Family(head_norms=True),
+    "qwen3moe": Family(head_norms=True),
+    "qwen2moe": Family(normalised=False),
+    "olmoe": Family(wide_norms=True, normalised=False),
+    "minimax-m2": Family(wide_norms=True, gating=2),
+    "glm4moe": Family(
+        norms_before=("attn_norm", "post_attention_norm"),
+        head_norms=True,
+        gating=2,
+        normalised=False,
+    ),
+    "gpt-oss": Family(
+        norms_before=("attn_norm", "post_attention_norm"),
+        pattern=2,
+        unit=clamped_swiglu,
+        gating=3,
+        normalised=False,
+    ),
+    "ernie4_5": Family(neox=False),
+    "ernie4_5-moe": Family(neox=False),
+    "granitemoe": Family(neox=False, scaled=True),
     "seed_oss": Family(norms_before=("attn_norm", "post_attention_norm")),
     "phi3": Family(hidden=gated_in_one),
     "mistral3": Family(neox=False),
@@ -521,7 +566,7 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
     nearby = Rope(base, dims, family.neox) if family.plain_rope_in_window else everywhere
     if base_nearby := model.get("rope.freq_base_swa", 0.0):
         nearby = replace(nearby, base=base_nearby)
-    finetuned = not family.scaled or model.get("rope.scaling.finetuned", True)
+    finetuned = model.architecture != "granite" or model.get("rope.scaling.finetuned", True)
     size = model.get("attention.sliding_window", family.window)
     pattern = model.get("attention.sliding_window_pattern", family.pattern)
     softcap = model.get("attn_logit_softcapping", family.caps[0])
@@ -533,7 +578,7 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
         embedded = np.float32(np.sqrt(n_embd))
 
     x = model.tensor("token_embd.weight", ids) * embedded
-    for index in range(model.get("block_count")):
+    for index in range(model.get("block_count") - model.get("nextn_predict_layers", 0)):
         weight = model.layer(index)
         slides = (
             pattern[index]
@@ -550,14 +595,15 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
                 split_heads(rms_norm(part.reshape(len(x), -1), weight(name), epsilon), head_dim)
                 for part, name in ((q, "attn_q_norm"), (k, "attn_k_norm"))
             )
-        if family.head_norms:
+        if family.head_norms and weight.has("attn_q_norm.weight"):
             q = rms_norm(q, weight("attn_q_norm"), epsilon)
             k = rms_norm(k, weight("attn_k_norm"), epsilon)
         if finetuned and family.rope_where(index, bool(slides)):
             q, k = rope(q), rope(k)
         q = q * growth_of_queries(model, len(x))
         k, v = model.stored(k), model.stored(v)
-        change = attention(q, k, v, window, softcap, score_scale(model, head_dim))
+        sinks = weight("attn_sinks") if weight.has("attn_sinks.weight") else None
+        change = attention(q, k, v, window, softcap, score_scale(model, head_dim), sinks)
         change = weight.product(change, "attn_output")
         if family.norms_after:
             change = rms_norm(change, weight("post_attention_norm"), epsilon)
@@ -567,14 +613,14 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
             h = norm(x, weight(family.norms_before[1]), epsilon)
         elif not family.parallel:
             h = x
-        change = weight.product(family.hidden(weight, h), "ffn_down")
+        change = unit_or_experts(weight, index, h, family)
         if family.norms_after:
             change = rms_norm(change, weight("post_ffw_norm"), epsilon)
         x = x + added * change
     return norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
-FORWARD = {"llama": llama, "gemma3": gemma3, "qwen3moe": qwen3moe}
+FORWARD = {"llama": llama, "gemma3": gemma3}
 
 
 def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context: int = 0) -> Array:
@@ -589,7 +635,7 @@ def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context
     for start in range(0, vocabulary, HEAD_ROWS):
         rows = slice(start, start + HEAD_ROWS)
         out[:, rows] = model.product(x, head, rows, beside="output")
-    if model.architecture == "granite":
+    if model.architecture in ("granite", "granitemoe"):
         out /= np.float32(model.get("logit_scale", 1.0))
     if model.architecture == "cohere2":
         out *= np.float32(model.get("logit_scale"))

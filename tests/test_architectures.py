@@ -21,7 +21,7 @@ IDS = np.random.default_rng(8).integers(0, 300, 70).tolist()
 ROUNDING = Bound(mean_kl=2e-7, distance=2e-3)
 DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
-HAVE_EXPERTS = ("llama", "qwen3moe")
+HAVE_EXPERTS = ("gpt-oss", "llama", "qwen3moe")
 
 each_architecture = pytest.mark.parametrize("architecture", sorted(CHANGES))
 each_model = pytest.mark.parametrize("rich", [True, False], ids=["rich", "bare"])
@@ -51,7 +51,7 @@ def test_the_document_lists_them_all() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["arcee", "cohere2", "olmo2", "mistral3"])
+@pytest.mark.parametrize("architecture", ["arcee", "cohere2", "gpt-oss", "olmo2", "mistral3"])
 def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> None:
     """Of what needs operations that others do not."""
     path = tiny(architecture, True).write(tmp_path / "model.gguf")
@@ -122,7 +122,7 @@ def test_what_is_unknown_is_refused(architecture: str, tmp_path: Path) -> None:
     tiny_architectures.with_fields(model, **{"attention.something_new": 3})
     path = model.write(tmp_path / "field.gguf")
     assert_refused(path, UnsupportedError, f"{architecture}.attention.something_new")
-    for name in ("blk.1.attn_sinks.weight", "blk.1.attn_norm.bias", "something_new.weight"):
+    for name in ("blk.1.attn_other.weight", "blk.1.attn_norm.bias", "something_new.weight"):
         model = tiny(architecture, False)
         model.tensors[name] = model.tensors["output_norm.weight"]
         assert_refused(model.write(tmp_path / "tensor.gguf"), UnsupportedError, f"tensor {name}")

@@ -72,6 +72,11 @@ def without(model: TinyModel, *roles: str) -> None:
             del model.tensors[f"blk.{i}.{role}.weight"]
 
 
+def rename(model: TinyModel, before: str, after: str) -> None:
+    for i in range(field(model, "block_count")):
+        model.tensors[f"blk.{i}.{after}.weight"] = model.tensors.pop(f"blk.{i}.{before}.weight")
+
+
 def fuse_units(model: TinyModel) -> None:
     for i in range(field(model, "block_count")):
         parts = [model.tensors.pop(f"blk.{i}.ffn_{which}.weight") for which in ("gate", "up")]
@@ -118,6 +123,18 @@ def qwen3moe(model: TinyModel, rich: bool) -> None:
     tiny_models.with_experts(model, count=6, used=3 if rich else 1)
 
 
+def gpt_oss(model: TinyModel, rich: bool) -> None:
+    biases(model)
+    tiny_models.with_experts(model, count=6, used=3 if rich else 1, biases=True)
+    rename(model, "ffn_norm", "post_attention_norm")
+    windows(model, rich)
+    sizes = {"attn_output.bias": field(model, "embedding_length")}
+    each_layer(model, sizes)
+    each_layer(model, {"attn_sinks.weight": field(model, "attention.head_count")}, mean=1.0)
+    if rich:
+        with_fields(model, **YARN)
+
+
 def qwen3vl(model: TinyModel, rich: bool) -> None:
     qwen3(model, rich=False)
     pairs = field(model, "rope.dimension_count") // 2
@@ -127,9 +144,7 @@ def qwen3vl(model: TinyModel, rich: bool) -> None:
 
 
 def seed_oss(model: TinyModel, rich: bool) -> None:
-    for i in range(field(model, "block_count")):
-        norm = model.tensors.pop(f"blk.{i}.ffn_norm.weight")
-        model.tensors[f"blk.{i}.post_attention_norm.weight"] = norm
+    rename(model, "ffn_norm", "post_attention_norm")
     if rich:
         biases(model)
 
@@ -226,6 +241,7 @@ CHANGES: dict[str, Change] = {
     "gemma2": gemma2,
     "gemma3": gemma3,
     "glm4": glm4,
+    "gpt-oss": gpt_oss,
     "granite": granite,
     "llama": llama,
     "mistral3": mistral3,
@@ -245,6 +261,7 @@ SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
     ("cohere2", True): {"separate_output": False, "n_embd": 192},
     ("gemma2", True): {"separate_output": False},
     ("gemma3", True): {"n_layers": 7},
+    ("gpt-oss", False): {"separate_output": True},
     ("olmo2", False): {"separate_output": True},
     ("phi3", True): {"n_kv_heads": 6, "n_embd": 192},
     # Other runtimes take their heads to be as wide as the stream together.

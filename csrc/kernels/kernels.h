@@ -121,15 +121,19 @@ typedef void mmrt_centre_fn(const float *x, float *out, size_t n);
 typedef void mmrt_add_fn(float *y, const float *x, size_t n);
 
 enum mmrt_activation {
-    MMRT_SILU,  /* x / (1 + exp(-x)) */
-    MMRT_GELU,  /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
-    MMRT_RELU2, /* x^2 where x > 0, else 0 (So et al. 2021, arXiv:2109.08668) */
+    MMRT_SILU,         /* x / (1 + exp(-x)) */
+    MMRT_GELU,         /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
+    MMRT_RELU2,        /* x^2 where x > 0, else 0 (So et al. 2021, arXiv:2109.08668) */
+    MMRT_CLAMPED_SILU, /* x / (1 + exp(-1.702 x)) of x up to 7 (OpenAI 2025, arXiv:2508.10925) */
 };
+#define MMRT_CLAMP       7.0f
+#define MMRT_CLAMP_SLOPE 1.702f
 
 /* x[i] = activation(x[i]). */
 typedef void mmrt_activate_fn(enum mmrt_activation activation, float *x, size_t n);
 
-/* out[i] = activation(gate[i]) * up[i] (Shazeer 2020, arXiv:2002.05202). */
+/* out[i] = activation(gate[i]) * up[i] (Shazeer 2020, arXiv:2002.05202); with the clamped SiLU,
+ * up[i] from -7 to 7 and one more. */
 typedef void mmrt_glu_fn(enum mmrt_activation activation, const float *gate, const float *up,
                          float *out, size_t n);
 
@@ -147,7 +151,10 @@ typedef float mmrt_exponentials_fn(const float *x, float largest, float scale, f
  * + 1 to p, of those from begin to end - 1.
  *
  * With `weights` it is a part of that: out = sum of exp(score - largest) v, not divided by the sum
- * of exponentials; attend_merge makes attention of the parts. */
+ * of exponentials; attend_merge makes attention of the parts.
+ *
+ * A sink (Xiao et al. 2023, arXiv:2309.17453) is a head's score of no key: it takes its share of
+ * the softmax and adds no value. It belongs to one of the parts. */
 struct mmrt_attention {
     const struct mmrt_columns *queries; /* a token's heads follow one another, head_dim each;
                                            quantised if keys are */
@@ -168,7 +175,8 @@ struct mmrt_attention {
     size_t k_offset;       /* bytes from a page's start to this layer's and head's keys */
     size_t v_offset;
     float scale;
-    float softcap;  /* 0: none; else scores become softcap * tanh(score / softcap) */
+    float softcap;      /* 0: none; else scores become softcap * tanh(score / softcap) */
+    const float *sinks; /* [n_heads], or NULL */
     float *weights; /* NULL, or of each row, in order: its largest score, its sum of exponentials */
     void *scratch;  /* mmrt_attend_scratch() bytes, 64-byte aligned */
 };

@@ -1,4 +1,4 @@
-/* Attention over the cache. */
+/* Attention over the cache. Its weight, if any, is a sink for each query head. */
 #include "base/status.h"
 #include "graph/check.h"
 #include "ops/heads.h"
@@ -17,6 +17,8 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
     const uint32_t room = mmrt_head_room(layer);
     status = mmrt_check_heads(program, op, room, (uint64_t)op->n_heads, err);
+    if (!status && op->weights[0] >= 0)
+        status = mmrt_check_vector(program, op->weights[0], (uint64_t)op->n_heads, err);
     if (!status)
         status = mmrt_check_apart(program, op, err);
     if (!status)
@@ -161,6 +163,7 @@ static struct mmrt_attention attention_of(const struct worker *w, const struct t
     const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
     const size_t dim = mmrt_head_room(layer);
     const size_t head = kv_head * t->group + in_group;
+    const float *sinks = op->weights[0] >= 0 ? weight_at(w->step, op->weights[0])->data : NULL;
     const uint64_t position = position_of(tile->part, tile->token);
     return (struct mmrt_attention){
         .queries = columns_at(w->step, op->in),
@@ -182,12 +185,14 @@ static struct mmrt_attention attention_of(const struct worker *w, const struct t
         .v_offset = mmrt_state_values_at(layer, (uint32_t)kv_head),
         .scale = op->scale,
         .softcap = op->softcap,
+        .sinks = sinks ? sinks + head : NULL,
         .scratch = w->scratch,
     };
 }
 
-/* The keys of section number `i` alone. */
+/* The keys of section number `i` alone; sinks belong to the first. */
 static void see_section(struct mmrt_attention *a, const struct sections_of_keys *s, size_t i) {
+    a->sinks = i ? NULL : a->sinks;
     a->begin = s->begin + i * s->keys;
     a->end = a->begin + s->keys < a->end ? a->begin + s->keys : a->end;
 }
@@ -307,6 +312,7 @@ static void run(struct worker *w) {
 
 const struct op_info mmrt_op_attend = {
     .name = "attend",
+    .roles = {VECTOR},
     .check = check,
     .thread_scratch = thread_scratch,
     .shared_scratch = shared_scratch,

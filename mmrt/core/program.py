@@ -14,7 +14,7 @@ __all__ = ["ALIKE_TOKENS", "Matrix", "Part", "Program"]
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
 ALIKE_TOKENS = 8
 
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2}  # relu2: x^2 where x > 0, else 0
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2, "clamped_silu": 3}
 _GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
 
 
@@ -122,8 +122,11 @@ class Program(CoreProgram):
         activation: str,
         outputs_only: bool = False,
     ) -> None:
-        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix; activation is "silu",
-        "gelu" or "relu2"."""
+        """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix.
+
+        activation is "silu", "gelu" (with tanh), "relu2" (x^2 where x > 0, else 0) or
+        "clamped_silu": x / (1 + exp(-1.702 x)) of x up to 7, times `up` from -7 to 7 and one more.
+        """
         fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
         fields["activation"] = _activation(activation)
         self.append("glu", f"{activation}-gated multiply", [gate, up], **fields)
@@ -263,15 +266,18 @@ class Program(CoreProgram):
         n_heads: int,
         scale: float,
         softcap: float = 0.0,
+        sinks: Tensor | None = None,
         outputs_only: bool = False,
     ) -> None:
-        """out = softmax(scale * q k) v over the keys that the layer sees."""
+        """out = softmax(scale * q k) v over the keys that the layer sees. sinks (n_heads,): scores
+        that each head's softmax has beside them, without a value."""
         window = self.store.layer(layer).window
         heads = self._with_room(out, layer, n_heads)
         of = {"layer": layer, "n_heads": n_heads, "outputs_only": outputs_only}
         self.append(
             "attend",
             f"attend, window {window}" if window else "attend",
+            [sinks],
             in_=self._heads_with_room(qkv, layer, n_heads),
             out=heads,
             scale=scale,

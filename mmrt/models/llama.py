@@ -3,6 +3,7 @@ Mixtral, whose layers have experts (Jiang et al. 2024, arXiv:2401.04088)."""
 
 from mmrt.core.program import Program
 from mmrt.models.parts.config import Config, transformer_config
+from mmrt.models.parts.experts import experts_from
 from mmrt.models.parts.fields import Fields
 from mmrt.models.parts.transformer import Transformer
 from mmrt.models.parts.weights import Weights
@@ -10,7 +11,7 @@ from mmrt.models.parts.weights import Weights
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
-    return transformer_config(fields, experts=True)
+    return transformer_config(fields, experts=experts_from(fields))
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:

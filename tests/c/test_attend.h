@@ -16,6 +16,7 @@ static struct attention {
     uint8_t *pages[PAGES];
     struct mmrt_columns queries;
     void *memory; /* theirs */
+    float sinks[9];
     float *expected, *found;
     size_t n_out; /* floats in expected and found */
     float sharpness;
@@ -93,6 +94,8 @@ static void make_attention(size_t dim, uint64_t position, uint64_t window, float
     const size_t heads = 1 + random_below(9), most = MMRT_ATTEND_ROWS / heads;
     const size_t tokens = 1 + random_below(random_below(4) ? 3 : most < 16 ? most : 16);
     t.sharpness = sharpnesses[random_below(3)];
+    for (size_t i = 0; i < heads; i++)
+        t.sinks[i] = t.sharpness * random_unit();
     t.a = (struct mmrt_attention){
         .column = random_below(3),
         .element = 32 * random_below(3),
@@ -110,6 +113,7 @@ static void make_attention(size_t dim, uint64_t position, uint64_t window, float
         .v_offset = K_OFFSET + mmrt_page_bytes(k_type, dim) + 2 * random_below(20),
         .scale = t.sharpness / sqrtf((float)dim),
         .softcap = softcap,
+        .sinks = random_below(3) ? NULL : t.sinks,
     };
     make_pages();
     t.n_out = (tokens - 1) * t.a.out_stride + heads * dim;
@@ -136,6 +140,7 @@ static void attend_part(mmrt_attend_fn *attend, size_t token, size_t tokens, siz
     memset(part.scratch, 0xff, bytes);
     part.column += token;
     part.element += head * part.head_dim;
+    part.sinks = part.sinks ? part.sinks + head : NULL;
     part.out = out + token * part.out_stride + head * part.head_dim;
     part.position += token;
     part.begin = mmrt_attend_begin(part.position, part.window);
@@ -161,12 +166,13 @@ static double attend_bound(void) {
 static void attend_failed(const struct kernel *kernel, const char *what, size_t i, float expected,
                           float found) {
     case_failed("%s%s: keys %s, values %s, head_dim %zu, heads %zu, tokens %zu, position %zu, "
-                "window %zu, softcap %g, "
+                "window %zu, softcap %g, sinks %d, "
                 "sharpness %g, token %zu, element %zu: expected %.9g, found %.9g",
                 kernel->name, what, mmrt_format_find(t.a.k_type)->name,
                 mmrt_format_find(t.a.v_type)->name, t.a.head_dim, t.a.n_heads, t.a.n_tokens,
-                (size_t)t.a.position, (size_t)t.a.window, (double)t.a.softcap, (double)t.sharpness,
-                i / t.a.out_stride, i % t.a.out_stride, (double)expected, (double)found);
+                (size_t)t.a.position, (size_t)t.a.window, (double)t.a.softcap, t.a.sinks != NULL,
+                (double)t.sharpness, i / t.a.out_stride, i % t.a.out_stride, (double)expected,
+                (double)found);
 }
 
 static void fill_out(float *out) {
@@ -271,6 +277,7 @@ static void attend_in_parts(mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge,
     for (size_t i = 0; i < n; i++) {
         part.begin = begin + i * keys;
         part.end = part.begin + keys < end ? part.begin + keys : end;
+        part.sinks = i ? NULL : t.a.sinks;
         part.out = sums + i * width;
         part.weights = weights + i * part.n_heads * 2;
         attend(&part);

@@ -192,7 +192,7 @@ static void test_add(struct kernel *kernel) {
     guarded_free(x_room);
 }
 
-static const char *const activation_names[] = {" SiLU", " GELU", " squared ReLU"};
+static const char *const activation_names[] = {" SiLU", " GELU", " squared ReLU", " clamped SiLU"};
 
 static float any_argument(void) {
     static const float odd[] = {0,    -0.0f, 1e-40f, -1e-40f, 1e-6f,    -1e-6f,    87,  -87,  88.5f,
@@ -203,13 +203,16 @@ static float any_argument(void) {
     return kind < ODD ? odd[kind] : (kind % 2 ? 100.0f : 5.0f) * random_unit();
 }
 
-/* e^-z, the sum, the quotient and the product have 6 roundings at most. For GELU z itself is off by
- * up to 4, which e^-z makes |z| times as many. Below z = -88, where e^-z is taken to grow no
- * further, both results are about x e^-88 or less. */
+/* e^-z, the sum, the quotient, the product and what it multiplies have 7 roundings at most. For
+ * GELU z itself is off by up to 4, for the clamped SiLU by 1, which e^-z makes |z| times as many.
+ * Below z = -88, where e^-z is taken to grow no further, both results are about x e^-88 or less. */
 static double most_off(enum mmrt_activation activation, float argument, float factor,
                        float expected) {
     const double x = argument, z = 1.5957691216057308 * (x + 0.044715 * x * x * x);
-    const double roundings = 6 + (activation == MMRT_GELU ? 4 * fmin(fabs(z), 88) : 0);
+    const double of_z = activation == MMRT_GELU           ? 4 * fmin(fabs(z), 88)
+                        : activation == MMRT_CLAMPED_SILU ? fmin(fabs(1.702 * x), 88)
+                                                          : 0;
+    const double roundings = 7 + of_z;
     return ROUNDING * roundings * fabs((double)expected) + fabs(x * factor) * exp(-87.9) + 0x1p-149;
 }
 
@@ -233,7 +236,7 @@ static void test_activate_of(struct kernel *kernel, enum mmrt_activation activat
 
 static void test_activate(struct kernel *kernel) {
     for (int round = 0; round < 10; round++)
-        for (int activation = MMRT_SILU; activation <= MMRT_RELU2; activation++)
+        for (int activation = MMRT_SILU; activation <= MMRT_CLAMPED_SILU; activation++)
             test_activate_of(kernel, (enum mmrt_activation)activation);
 }
 
@@ -248,14 +251,15 @@ static void test_glu_of(struct kernel *kernel, enum mmrt_activation activation) 
         static float expected[MAX_LENGTH];
         for (size_t i = 0; i < n; i++) {
             gate[i] = any_argument();
-            up[i] = random_unit();
+            up[i] = 10 * random_unit();
         }
+        up[random_below(n)] = NAN;
         ref->glu(activation, gate, up, expected, n);
         kernel->with.glu(activation, gate, up, out, n);
         kernel->cases++;
         for (size_t i = 0; i < n; i++)
             check_near(kernel, activation_names[activation], n, i, expected[i], out[i],
-                       most_off(activation, gate[i], up[i], expected[i]));
+                       most_off(activation, gate[i], fabsf(up[i]) + 1, expected[i]));
     }
     for (int i = 0; i < 3; i++)
         guarded_free(room[i]);
@@ -263,7 +267,7 @@ static void test_glu_of(struct kernel *kernel, enum mmrt_activation activation) 
 
 static void test_glu(struct kernel *kernel) {
     for (int round = 0; round < 10; round++)
-        for (int activation = MMRT_SILU; activation <= MMRT_RELU2; activation++)
+        for (int activation = MMRT_SILU; activation <= MMRT_CLAMPED_SILU; activation++)
             test_glu_of(kernel, (enum mmrt_activation)activation);
 }
 

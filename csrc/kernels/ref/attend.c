@@ -47,15 +47,16 @@ static float value_at(const struct mmrt_attention *a, uint64_t at, size_t i) {
                                        : half_at(page, index);
 }
 
-/* One row, whose weights are at `weights` if that is not NULL. */
+/* One row, with a sink unless that is NULL, whose weights are at `weights` if that is not NULL. */
 static void attend_one(const struct mmrt_attention *a, size_t column, size_t element,
-                       uint64_t position, float *out, float *weights) {
+                       uint64_t position, const float *sink, float *out, float *weights) {
     uint64_t first = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
     first = first > a->begin ? first : a->begin;
     const uint64_t end = position + 1 < a->end ? position + 1 : a->end;
-    double largest = -1e30, total = 0;
+    double largest = sink ? *sink : -1e30;
     for (uint64_t key = first; key < end; key++)
         largest = fmax(largest, score(a, column, element, key));
+    double total = sink ? exp(*sink - largest) : 0;
     memset(out, 0, a->head_dim * sizeof *out);
     for (uint64_t key = first; key < end; key++) {
         double p = exp(score(a, column, element, key) - largest);
@@ -76,7 +77,7 @@ void mmrt_attend_ref(const struct mmrt_attention *a) {
     for (size_t t = 0; t < a->n_tokens; t++)
         for (size_t h = 0; h < a->n_heads; h++)
             attend_one(a, a->column + t, a->element + h * a->head_dim, a->position + t,
-                       a->out + t * a->out_stride + h * a->head_dim,
+                       a->sinks ? a->sinks + h : NULL, a->out + t * a->out_stride + h * a->head_dim,
                        a->weights ? a->weights + 2 * (t * a->n_heads + h) : NULL);
 }
 

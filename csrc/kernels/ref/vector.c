@@ -62,7 +62,9 @@ void mmrt_add_ref(float *y, const float *x, size_t n) {
 static double activate(enum mmrt_activation activation, double x) {
     if (activation == MMRT_RELU2)
         return x < 0 ? 0 : x * x; /* NaN stays NaN */
-    double z = x;
+    if (activation == MMRT_CLAMPED_SILU && x > MMRT_CLAMP)
+        x = MMRT_CLAMP;
+    double z = activation == MMRT_CLAMPED_SILU ? MMRT_CLAMP_SLOPE * x : x;
     if (activation == MMRT_GELU)
         z = 2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
     return x / (1 + exp(-z));
@@ -73,10 +75,17 @@ void mmrt_activate_ref(enum mmrt_activation activation, float *x, size_t n) {
         x[i] = (float)activate(activation, x[i]);
 }
 
+/* What a gate is multiplied with. */
+static double gated(enum mmrt_activation activation, double up) {
+    if (activation != MMRT_CLAMPED_SILU)
+        return up;
+    return (up > MMRT_CLAMP ? MMRT_CLAMP : up < -MMRT_CLAMP ? -MMRT_CLAMP : up) + 1;
+}
+
 void mmrt_glu_ref(enum mmrt_activation activation, const float *gate, const float *up, float *out,
                   size_t n) {
     for (size_t i = 0; i < n; i++)
-        out[i] = (float)(activate(activation, gate[i]) * up[i]);
+        out[i] = (float)(activate(activation, gate[i]) * gated(activation, up[i]));
 }
 
 float mmrt_largest_ref(const float *x, size_t n) {

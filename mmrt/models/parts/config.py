@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mmrt.core.state import KeyValues
-from mmrt.models.parts.experts import Experts, experts_from
+from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.fields import Fields, PerLayer
 from mmrt.models.parts.rope import Rope, rope_from, rope_in_window_from
 
@@ -71,13 +71,14 @@ def transformer_config(
     window_pattern: int = 0,
     window_base: float | None = None,
     longrope: bool = False,
-    experts: bool = False,
+    experts: Experts | None = None,
 ) -> Config:
     """The fields that all transformers share; architectures replace what they do otherwise.
 
     epsilon: the field of the norms' epsilon. window_pattern: which layers have a sliding window if
     the file has one and does not say; window_base: of their rotation, likewise (None: that of the
-    others). longrope: the architecture has rotations by context. experts: it may have experts.
+    others). longrope: the architecture has rotations by context. experts: those of an architecture
+    that may have some.
     """
     n_layers = fields.integer("block_count")
     n_embd = fields.integer("embedding_length")
@@ -100,8 +101,7 @@ def transformer_config(
     rope = rope_from(fields, head_dim, longrope)
     scale = fields.number("attention.scale", 0.0, or_zero=True)
     context = fields.integer("context_length")
-    chosen = experts_from(fields)
-    if chosen is not None and not experts:
+    if experts is None and fields.integer("expert_count", 0, least=0):
         raise fields.unsupported("expert_count", "mmrt knows no experts of this architecture")
     return Config(
         architecture=fields.prefix,
@@ -120,7 +120,7 @@ def transformer_config(
         attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
         logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
         window=_window(fields, n_layers, window_pattern),
-        experts=chosen,
+        experts=experts,
     )
 
 

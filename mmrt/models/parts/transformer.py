@@ -102,6 +102,7 @@ class Transformer:
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         wide_norms: bool = False,
+        sinks: Tensor | None = None,
         post: Tensor | None = None,
     ) -> None:
         """Attention within the layer's window, with queries and keys that its Rope turns, if
@@ -109,8 +110,8 @@ class Transformer:
 
         interleaved: pairs are neighbours, not elements of the two halves of a head. divisors: the
         model's own, of the rotations. q_norm, k_norm: norms of each query and key (head_dim,), or
-        if wide_norms of all of a token's together (heads * head_dim,). post (n_embd,): the norm of
-        what is added to the stream.
+        if wide_norms of all of a token's together (heads * head_dim,). sinks (heads,): each takes
+        its share of a head's attention. post (n_embd,): the norm of what is added to the stream.
         """
         c, program = self._config, self._program
         q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -146,6 +147,7 @@ class Transformer:
             c.n_heads,
             c.attention_scale,
             softcap=c.attention_softcap,
+            sinks=sinks,
             outputs_only=self._outputs_only,
         )
         output = layer.matrix("attn_output")
@@ -162,7 +164,7 @@ class Transformer:
     def gated_unit(
         self, layer: Layer, activation: str, *, fused: bool = False, post: Tensor | None = None
     ) -> None:
-        """down @ (activation(gate @ x) * (up @ x)); activation is "silu" or "gelu". fused: gate and
+        """down @ (activation(gate @ x) * (up @ x)); activation: as Program.glu()'s. fused: gate and
         up are one matrix, gate first. post: the norm of what is added to the stream."""
         width, only = self._config.n_ff[layer.index], self._outputs_only
         if fused:
