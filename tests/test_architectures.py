@@ -1,6 +1,7 @@
 """Every architecture against the reference of oracle.py: its rich and its bare tiny model, in one
 step and token by token."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +22,12 @@ IDS = np.random.default_rng(8).integers(0, 300, 70).tolist()
 ROUNDING = Bound(mean_kl=2e-7, distance=2e-3)
 DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
-HAVE_EXPERTS = ("gpt-oss", "llama", "qwen3moe")
+HAVE_EXPERTS = (
+    *("ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitemoe", "llama", "minimax-m2"),
+    *("olmoe", "qwen2moe", "qwen3moe"),
+)
+# What stands for several matrices, and the first of these.
+FUSED = {"attn_qkv": "attn_q", "ffn_gate_up_exps": "ffn_gate_exps"}
 
 each_architecture = pytest.mark.parametrize("architecture", sorted(CHANGES))
 each_model = pytest.mark.parametrize("rich", [True, False], ids=["rich", "bare"])
@@ -48,6 +54,20 @@ def test_the_document_lists_them_all() -> None:
     for name, about in (row[:2] for row in rows):
         module = import_module(f"mmrt.models.{name.strip('|` ')}")
         assert about == " ".join((module.__doc__ or "").split())
+
+
+def test_the_readme_shows_the_figures_of_the_document() -> None:
+    root = Path(__file__).resolve().parent.parent
+    document, readme = (
+        (root / name).read_text() for name in ("docs/architectures.md", "README.md")
+    )
+    table = readme.split("<!-- architectures -->")[1].split("<!--")[0]
+    shown = re.findall(r"`(.+?)` \| (\S+)", table)
+    rows = re.findall(r"^\| `(.+?)` \| .* \| (\S+), (\S+) \| [^|]* \|$", document, re.MULTILINE)
+    assert len(rows) == len(models.architectures())
+    assert {name: float(kl) for name, kl in shown} == {
+        name: max(float(rich), float(bare)) for name, rich, bare in rows
+    }
 
 
 @pytest.mark.slow
@@ -108,8 +128,10 @@ def test_every_tensor_is_needed_or_optional(architecture: str, rich: bool, tmp_p
         del model.tensors[name]
         path = model.write(tmp_path / "missing.gguf")
         is_needed = name in needed and not name.endswith(".bias")
-        if is_needed or name.startswith("rope_factors"):
-            expected = name.replace("attn_qkv", "attn_q")  # which would do as well
+        expected = name
+        for fused, first in FUSED.items():  # which would do as well
+            expected = expected.replace(fused, first)
+        if is_needed or expected != name or name.startswith("rope_factors") or "_shexp" in name:
             assert_refused(path, FormatError, f"tensor {expected} is missing")
         else:
             assert not np.array_equal(before, in_one_step(path)), name
@@ -126,22 +148,22 @@ def test_what_is_unknown_is_refused(architecture: str, tmp_path: Path) -> None:
         model = tiny(architecture, False)
         model.tensors[name] = model.tensors["output_norm.weight"]
         assert_refused(model.write(tmp_path / "tensor.gguf"), UnsupportedError, f"tensor {name}")
-    for field, value in (("expert_count", 4), ("nextn_predict_layers", 1)):
+    if architecture not in HAVE_EXPERTS:
         model = tiny(architecture, False)
-        tiny_architectures.with_fields(model, **{field: value, "expert_used_count": 2})
-        if field == "nextn_predict_layers" or architecture not in HAVE_EXPERTS:
-            path = model.write(tmp_path / "experts.gguf")
-            assert_refused(path, UnsupportedError, f"{architecture}.{field}")
+        tiny_architectures.with_fields(model, expert_count=4, expert_used_count=2)
+        path = model.write(tmp_path / "experts.gguf")
+        assert_refused(path, UnsupportedError, f"{architecture}.expert_count")
 
 
 @each_architecture
 def test_shapes_must_fit(architecture: str, tmp_path: Path) -> None:
-    for name in tiny(architecture, True, n_layers=2).tensors:
-        model = tiny(architecture, True, n_layers=2)
+    for name in tiny(architecture, True, n_layers=3).tensors:
+        model = tiny(architecture, True, n_layers=3)
         type, data = model.tensors[name]
         model.tensors[name] = type, data[:-1]  # type: ignore[assignment]
         any_rows = name == "token_embd.weight" and "output.weight" not in model.tensors
-        if any_rows or name.startswith("blk.0.") or len(model.tensors[name][1]) == 0:
+        other = name.startswith("blk.") and not name.startswith("blk.1.")
+        if any_rows or other or len(model.tensors[name][1]) == 0:
             continue
         if data.ndim == 1:  # bytes of a vector
             model.tensors[name] = type, data[:-4]  # type: ignore[assignment]
@@ -233,6 +255,20 @@ def test_the_largest_gemma2_scales_scores_by_its_stream(tmp_path: Path) -> None:
     tiny_architectures.with_fields(model, **{"attention.scale": 32**-0.5})
     own = model.write(tmp_path / "own.gguf")
     assert np.abs(expected - in_one_step(own)).max() > 0.05
+
+
+def test_layers_that_guess_further_tokens_do_not_run(tmp_path: Path) -> None:
+    whole = tiny("llama", False, n_layers=3, n_ff=[96, 128, 160])
+    tiny_architectures.with_fields(whole, nextn_predict_layers=1)
+    whole.tensors["blk.2.nextn.enorm.weight"] = whole.tensors["output_norm.weight"]
+    part = tiny("llama", False, n_layers=2, n_ff=[96, 128])
+    for name in part.tensors:
+        part.tensors[name] = whole.tensors[name]
+    expected = in_one_step(part.write(tmp_path / "part.gguf"))
+    assert np.array_equal(expected, in_one_step(whole.write(tmp_path / "whole.gguf")))
+    tiny_architectures.with_fields(whole, nextn_predict_layers=3)
+    path = whole.write(tmp_path / "nothing.gguf")
+    assert_refused(path, FormatError, "llama.nextn_predict_layers", "3 of 3 blocks")
 
 
 def test_glm4_that_sees_images_rotates_halves(tmp_path: Path) -> None:

@@ -118,14 +118,128 @@ def qwen3(model: TinyModel, rich: bool) -> None:
         with_fields(model, **{"rope.freq_base": 1e6}, **YARN)
 
 
+def routed(model: TinyModel, rich: bool, **options: Any) -> None:
+    tiny_models.with_experts(model, count=6, used=3 if rich else 1, **options)
+
+
+def as_wide_as_units(model: TinyModel) -> None:
+    """The field for units says how wide experts are."""
+    architecture = model.metadata["general.architecture"]
+    width = model.metadata.pop(f"{architecture}.expert_feed_forward_length")
+    with_fields(model, feed_forward_length=width)
+
+
+def selection_biases(model: TinyModel) -> None:
+    random = np.random.default_rng(15)
+    for i in layers_with_experts(model):
+        bias = floats(random, field(model, "expert_count"), spread=0.3)
+        model.tensors[f"blk.{i}.exp_probs_b.bias"] = bias
+
+
+def shared_experts(model: TinyModel, width: int) -> None:
+    random, n_embd = np.random.default_rng(13), field(model, "embedding_length")
+    for i in layers_with_experts(model):
+        for role, rows, cols in (
+            ("gate", width, n_embd),
+            ("up", width, n_embd),
+            ("down", n_embd, width),
+        ):
+            matrix = tiny_models.random_blocks(random, "F32", rows, cols, 1 / np.sqrt(cols))
+            model.tensors[f"blk.{i}.ffn_{role}_shexp.weight"] = matrix
+
+
+def layers_with_experts(model: TinyModel) -> list[int]:
+    names = (f"blk.{i}.ffn_gate_inp.weight" for i in range(field(model, "block_count")))
+    return [i for i, name in enumerate(names) if name in model.tensors]
+
+
+def fuse_experts(model: TinyModel) -> None:
+    """Each expert's gate and up in one matrix."""
+    for i in layers_with_experts(model):
+        parts = [model.tensors.pop(f"blk.{i}.ffn_{which}_exps.weight") for which in ("gate", "up")]
+        fused = Blocks(parts[0].type, np.concatenate([part.data for part in parts], axis=1))
+        model.tensors[f"blk.{i}.ffn_gate_up_exps.weight"] = fused
+
+
 def qwen3moe(model: TinyModel, rich: bool) -> None:
     head_norms(model)
-    tiny_models.with_experts(model, count=6, used=3 if rich else 1)
+    routed(model, rich)
+
+
+def qwen2moe(model: TinyModel, rich: bool) -> None:
+    biases(model)
+    routed(model, rich)
+    width = 64 if rich else field(model, "feed_forward_length")
+    shared_experts(model, width)
+    gate = {"ffn_gate_inp_shexp.weight": field(model, "embedding_length")}
+    each_layer(model, gate)
+    if rich:
+        with_fields(model, expert_shared_feed_forward_length=width)
+
+
+def olmoe(model: TinyModel, rich: bool) -> None:
+    q, kv = widths(model)
+    each_layer(model, {"attn_q_norm.weight": q, "attn_k_norm.weight": kv}, mean=1.0)
+    routed(model, rich)
+    as_wide_as_units(model)
+
+
+def minimax_m2(model: TinyModel, rich: bool) -> None:
+    olmoe(model, rich)
+    with_fields(model, expert_feed_forward_length=field(model, "feed_forward_length"))
+    selection_biases(model)
+    with_fields(model, **{"rope.dimension_count": field(model, "attention.key_length") // 2})
+    with_fields(model, expert_gating_func=2)
+
+
+def granitemoe(model: TinyModel, rich: bool) -> None:
+    granite(model, rich)
+    routed(model, rich)
+    as_wide_as_units(model)
+    if rich:
+        shared_experts(model, 96)
+        with_fields(model, expert_shared_feed_forward_length=96)
+
+
+def ernie4_5_moe(model: TinyModel, rich: bool) -> None:
+    routed(model, rich, dense=1 if rich else 0)
+    with_fields(model, interleave_moe_layer_step=1, leading_dense_block_count=1 if rich else 0)
+    if rich:
+        selection_biases(model)
+        shared_experts(model, 128)
+        with_fields(model, expert_shared_count=2, expert_shared_feed_forward_length=128)
+
+
+def glm4moe(model: TinyModel, rich: bool) -> None:
+    routed(model, rich, dense=1 if rich else 0)
+    rename(model, "ffn_norm", "post_attention_norm")
+    selection_biases(model)
+    with_fields(model, **{"rope.dimension_count": field(model, "attention.key_length") // 2})
+    with_fields(model, leading_dense_block_count=1 if rich else 0)
+    shared_experts(model, 128 if rich else 64)
+    with_fields(model, expert_shared_count=2 if rich else 1)
+    if rich:
+        biases(model)
+        head_norms(model)
+        with_fields(model, expert_gating_func=2)
+        with_fields(model, expert_weights_norm=True, expert_weights_scale=2.5)
+        predicting_block(model)
+
+
+def predicting_block(model: TinyModel) -> None:
+    """The last block guesses further tokens."""
+    random, n_embd = np.random.default_rng(14), field(model, "embedding_length")
+    with_fields(model, nextn_predict_layers=1)
+    prefix = f"blk.{field(model, 'block_count') - 1}.nextn"
+    both = tiny_models.random_blocks(random, "F32", n_embd, 2 * n_embd, 1.0)
+    model.tensors[f"{prefix}.eh_proj.weight"] = both
+    for norm in ("enorm", "hnorm", "shared_head_norm"):
+        model.tensors[f"{prefix}.{norm}.weight"] = floats(random, n_embd, mean=1.0)
 
 
 def gpt_oss(model: TinyModel, rich: bool) -> None:
     biases(model)
-    tiny_models.with_experts(model, count=6, used=3 if rich else 1, biases=True)
+    routed(model, rich, biases=True)
     rename(model, "ffn_norm", "post_attention_norm")
     windows(model, rich)
     sizes = {"attn_output.bias": field(model, "embedding_length")}
@@ -237,17 +351,24 @@ def llama(model: TinyModel, rich: bool) -> None:
 CHANGES: dict[str, Change] = {
     "arcee": arcee,
     "cohere2": cohere2,
+    "ernie4_5": as_it_is,
+    "ernie4_5-moe": ernie4_5_moe,
     "exaone4": exaone4,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "glm4": glm4,
+    "glm4moe": glm4moe,
     "gpt-oss": gpt_oss,
     "granite": granite,
+    "granitemoe": granitemoe,
     "llama": llama,
+    "minimax-m2": minimax_m2,
     "mistral3": mistral3,
     "olmo2": olmo2,
+    "olmoe": olmoe,
     "phi3": phi3,
     "qwen2": qwen2,
+    "qwen2moe": qwen2moe,
     "qwen2vl": qwen2vl,
     "qwen3": qwen3,
     "qwen3moe": qwen3moe,
@@ -261,11 +382,15 @@ SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
     ("cohere2", True): {"separate_output": False, "n_embd": 192},
     ("gemma2", True): {"separate_output": False},
     ("gemma3", True): {"n_layers": 7},
-    ("gpt-oss", False): {"separate_output": True},
-    ("olmo2", False): {"separate_output": True},
-    ("phi3", True): {"n_kv_heads": 6, "n_embd": 192},
+    **{
+        (name, False): {"separate_output": True}
+        for name in ("gpt-oss", "minimax-m2", "olmo2", "olmoe")
+    },
+    ("granitemoe", True): {"seed": 5},  # with another, float16 changes which experts are chosen
+    ("qwen2moe", False): {"separate_output": True, "seed": 5},
+    **{(name, True): {"n_kv_heads": 6, "n_embd": 192} for name in ("olmoe", "phi3")},
     # Other runtimes take their heads to be as wide as the stream together.
-    **{(name, True): {"n_embd": 192} for name in ("olmo2", "qwen2", "qwen2vl")},
+    **{(name, True): {"n_embd": 192} for name in ("olmo2", "qwen2", "qwen2moe", "qwen2vl")},
 }
 
 

@@ -28,6 +28,7 @@ mmrt_status mmrt_op_init(const char *kind, mmrt_op *op, mmrt_error *err) {
         .weights = {-1, -1, -1},
         .biases = {-1, -1, -1},
         .scales = {1, 1, 1},
+        .stack_scales = {-1, -1, -1},
 #define MMRT_OP_FIELD(type, name, none, meaning) .name = none,
 #include "graph/ops.def"
     };

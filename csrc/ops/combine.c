@@ -10,9 +10,6 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
-    if (!status && op->weights[0] >= 0)
-        status = mmrt_check_vector(program, op->weights[0], program->buffers[op->choices].n_experts,
-                                   err);
     if (!status)
         status = mmrt_check_read(program, op, op->in, false, err);
     if (status)
@@ -35,7 +32,6 @@ static void run(struct worker *w) {
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const uint32_t n_experts = step->program->buffers[w->op->choices].n_experts;
-    const float *scales = w->op->weights[0] >= 0 ? weight_at(step, w->op->weights[0])->data : NULL;
     const struct expert_order order = mmrt_expert_order(w, n_experts, w->scratch);
     const size_t token = first_token(w), n = step->n - token;
     const size_t stretches = (out->k + STRETCH - 1) / STRETCH;
@@ -50,8 +46,7 @@ static void run(struct worker *w) {
         for (int32_t j = 0; j < w->op->n_used; j++) {
             const size_t column = order.column[t * (size_t)w->op->n_used + (size_t)j];
             const float *from = row_at(in, column) + first;
-            const float scale = scales ? scales[chosen_expert(w, token + t, j)] : 1;
-            const float weight = chosen_weight(w, token + t, j) * scale;
+            const float weight = chosen_weight(w, token + t, j);
             for (size_t i = 0; i < width; i++)
                 sum[i] += weight * from[i];
         }
@@ -60,7 +55,6 @@ static void run(struct worker *w) {
 
 const struct op_info mmrt_op_combine = {
     .name = "combine",
-    .roles = {VECTOR},
     .check = check,
     .thread_scratch = scratch,
     .run = run,

@@ -1,9 +1,14 @@
-/* Gated units of the chosen experts: activation(gate x) * (up x), each a matrix of its stack. */
+/* Gated units of the chosen experts: activation(gate x) * (up x), each a matrix of its stack; or
+ * one of a single stack has the rows of both, gate's first. */
 #include "base/status.h"
 #include "graph/check.h"
 #include "graph/pieces.h"
 #include "ops/experts.h"
 #include "step/rows.h"
+
+static bool in_one(const mmrt_op *op) {
+    return op->weights[1] < 0;
+}
 
 /* `in` has the tokens' columns as they are, `stream` the same sorted by expert. */
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
@@ -12,8 +17,9 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
-    for (int i = 0; !status && i < 2; i++)
-        status = mmrt_check_stack(program, op, i, width_of(program, op->out),
+    const int n = in_one(op) ? 1 : 2;
+    for (int i = 0; !status && i < n; i++)
+        status = mmrt_check_stack(program, op, i, width_of(program, op->out) * (n == 1 ? 2 : 1),
                                   width_of(program, op->in), err);
     const bool quantised = !status && mmrt_reads_quantised(program, op);
     if (!status)
@@ -54,18 +60,22 @@ static void run(struct worker *w) {
     float *gates = (float *)(void *)memory;
     const struct expert_order order =
         mmrt_expert_order(w, (uint32_t)gate->stack, memory + products(program));
-    const uint64_t pieces = (gate->rows + ROWS - 1) / ROWS; /* of an expert */
+    const uint64_t n_rows = out->k; /* of an expert's gate, and of its up, which begins at: */
+    const uint64_t up_first = in_one(w->op) ? n_rows : 0;
+    const int up = in_one(w->op) ? 0 : 1;
+    const uint64_t pieces = (n_rows + ROWS - 1) / ROWS; /* of an expert */
     uint64_t piece;
     pieces_begin(w, order.n_active * pieces);
     while (pieces_next(w, &piece)) {
         const uint32_t expert = order.active[piece / pieces];
         const size_t column = order.first[expert], n = order.first[expert + 1] - column;
-        const uint64_t first = piece % pieces * ROWS, left = gate->rows - first;
+        const uint64_t first = piece % pieces * ROWS, left = n_rows - first;
         const uint64_t rows = left < ROWS ? left : ROWS;
         const size_t read = single ? first_token(w) : column;
         float *ups = gates + n * ROWS;
         mmrt_expert_multiply(w, 0, expert, first, rows, in, read, n, gates, ROWS, w->scratch);
-        mmrt_expert_multiply(w, 1, expert, first, rows, in, read, n, ups, ROWS, w->scratch);
+        mmrt_expert_multiply(w, up, expert, up_first + first, rows, in, read, n, ups, ROWS,
+                             w->scratch);
         for (size_t c = 0; c < n; c++) {
             program->kernels->glu((enum mmrt_activation)w->op->activation, gates + c * ROWS,
                                   ups + c * ROWS, row_at(out, column + c) + first, rows);

@@ -70,7 +70,12 @@ mmrt_status mmrt_check_stack(const mmrt_program *program, const mmrt_op *op, int
                          w->name, (unsigned long long)w->stack, (unsigned long long)w->rows,
                          (unsigned long long)w->cols, n_experts, (unsigned long long)rows,
                          (unsigned long long)cols);
-    return op->biases[i] < 0 ? MMRT_OK : check_biases(program, op->biases[i], w, err);
+    mmrt_status status = MMRT_OK;
+    if (op->stack_scales[i] >= 0)
+        status = mmrt_check_vector(program, op->stack_scales[i], n_experts, err);
+    if (!status && op->biases[i] >= 0)
+        status = check_biases(program, op->biases[i], w, err);
+    return status;
 }
 
 void mmrt_expert_multiply(const struct worker *w, int i, uint32_t expert, uint64_t first,
@@ -83,7 +88,9 @@ void mmrt_expert_multiply(const struct worker *w, int i, uint32_t expert, uint64
     const struct mmrt_columns view = mmrt_columns_up_to(x, column + n - 1);
     mmrt_multiply(program->kernels, program->exact, weight, rows, n_rows, NULL, &view, column, n, y,
                   y_stride, scratch);
-    const float scale = w->op->scales[i];
+    const int32_t scales = w->op->stack_scales[i];
+    const float scale =
+        scales < 0 ? w->op->scales[i] : ((const float *)program->weights[scales].data)[expert];
     for (size_t c = 0; scale != 1 && c < n; c++)
         for (uint64_t r = 0; r < n_rows; r++)
             y[c * y_stride + r] *= scale;

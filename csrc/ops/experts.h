@@ -34,7 +34,7 @@ static inline float chosen_weight(const struct worker *w, size_t token, int32_t 
 mmrt_status mmrt_check_choices(const mmrt_program *program, const mmrt_op *op, mmrt_error *err);
 
 /* Whether weight `i` of the operation is a stack of matrices of this shape, one for each expert,
- * with a bias for each row, if any. */
+ * with a bias for each row and a scale for each matrix, if any. */
 mmrt_status mmrt_check_stack(const mmrt_program *program, const mmrt_op *op, int i, uint64_t rows,
                              uint64_t cols, mmrt_error *err);
 

@@ -317,6 +317,7 @@ cdef extern from "mmrt.h" nogil:
         int32_t weights[3]
         int32_t biases[3]
         float scales[3]
+        int32_t stack_scales[3]
 
     mmrt_status mmrt_op_init(const char *kind, mmrt_op *op, mmrt_error *err)
     mmrt_status mmrt_op_set(mmrt_op *op, const char *field, double value, mmrt_error *err)

@@ -12,7 +12,7 @@ from mmrt.core.tensor import Tensor
 class Matrix(NamedTuple):
     weight: Tensor
     bias: Tensor | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
 
 class Part(NamedTuple):
     cache: Cache

@@ -31,11 +31,15 @@ from mmrt.core.streaming import Plan, Streaming
 
 
 class Matrix(NamedTuple):
-    """A weight (rows, width) as a program multiplies with it: weight @ x * scale + bias (rows,)."""
+    """A weight (rows, width) as a program multiplies with it: weight @ x * scale + bias (rows,).
+
+    Or a stack of experts' matrices (experts, rows, width), whose biases are (experts, rows); scale
+    may have one for each expert (experts,).
+    """
 
     weight: Tensor
     bias: Tensor | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
 
 
 class Part(NamedTuple):
@@ -164,8 +168,10 @@ cdef class CoreProgram:
             weight, bias, scale = matrix if isinstance(matrix, Matrix) else Matrix(matrix)
             op.weights[i] = self._weight(weight)
             op.biases[i] = self._weight(bias)
-            op.scales[i] = scale
-            read += [tensor for tensor in (weight, bias) if tensor is not None]
+            scales = scale if isinstance(scale, Tensor) else None
+            op.stack_scales[i] = self._weight(scales)
+            op.scales[i] = scale if scales is None else 1
+            read += [tensor for tensor in (weight, bias, scales) if tensor is not None]
         check(mmrt_program_add_op(self._open(), &op, &error), &error)
         self.lines.append((note, read))
 

@@ -174,34 +174,38 @@ class Program(CoreProgram):
         out: int,
         n_used: int,
         gate: Tensor | Matrix,
-        up: Tensor | Matrix,
+        up: Tensor | Matrix | None,
         down: Tensor | Matrix,
         activation: str,
-        down_scales: Tensor | None = None,
         outputs_only: bool = False,
     ) -> None:
         """out = the sum of what the chosen experts give for in_, times their weights.
 
         Each is down @ (activation(gate @ x) * (up @ x)); gate, up and down are stacks, Tensors or
-        Matrices of shape (experts, rows, width), their biases (experts, rows). down_scales
-        (experts,): factors of the experts' results.
+        Matrices of shape (experts, rows, width). up None: each matrix of gate has the rows of up
+        after its own.
         """
-        up_stack, down_stack = (m.weight if isinstance(m, Matrix) else m for m in (up, down))
-        for stack in (up_stack, down_stack):
+        gates = [gate] if up is None else [gate, up]
+        stacks = [m.weight if isinstance(m, Matrix) else m for m in (*gates, down)]
+        for stack in stacks:
             if len(stack.shape) < 3:
                 raise FormatError(
                     f"tensor {stack.name}: shape {stack.shape} is no stack of matrices"
                 )
         sorted_in = self._shared_buffer("experts' input", self._widths[in_], n_used)
-        hidden = self._shared_buffer("experts' units", up_stack.shape[1], n_used)
+        hidden = self._shared_buffer("experts' units", stacks[0].shape[1] * len(gates) // 2, n_used)
         results = self._shared_buffer("experts' results", self._widths[out], n_used)
         of = {"choices": choices, "n_used": n_used, "outputs_only": outputs_only}
         self.append("dispatch", "sort by expert", in_=in_, out=sorted_in, **of)
         units = {"in_": in_, "stream": sorted_in, "out": hidden}
         units["activation"] = _activation(activation)
-        self.append("expert_glu", f"{activation}-gated experts", [gate, up], **units, **of)
+        self.append("expert_glu", f"{activation}-gated experts", gates, **units, **of)
         self.append("expert_down", "experts", [down], in_=hidden, out=results, **of)
-        self.append("combine", "add experts", [down_scales], in_=results, out=out, **of)
+        self.append("combine", "add experts", in_=results, out=out, **of)
+
+    def gate(self, in_: int, weight: Tensor, out: int, outputs_only: bool = False) -> None:
+        """out *= the sigmoid of weight (width,) @ in_."""
+        self.append("gate", "gate", [weight], in_=in_, out=out, outputs_only=outputs_only)
 
     def wide_norm(
         self, qkv: int, layer: int, n_heads: int, q_norm: Tensor, k_norm: Tensor, eps: float

@@ -11,7 +11,8 @@ from mmrt.models.parts.weights import Weights
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
-    return transformer_config(fields, experts=experts_from(fields))
+    experts = experts_from(fields, width="feed_forward_length")
+    return transformer_config(fields, experts=experts)
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:

@@ -149,7 +149,7 @@ class Model:
                 self.program = Program(self._pool, MOST_STEP_TOKENS, store, exact)
                 weights = Weights(self.file)
                 architecture.build(self.program, self.config, weights)
-                refuse_unread_tensors(weights)
+                refuse_unread_tensors(weights, self.config)
                 self.program.finish()
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None

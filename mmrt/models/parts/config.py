@@ -32,6 +32,7 @@ class Config:
     context_length: int  # tokens, as trained
     context: int  # tokens, the most of a sequence
     n_layers: int
+    n_predicting: int  # layers after these, which guess further tokens and do not run
     n_embd: int  # width of the residual stream
     n_ff: PerLayer  # width of the feed-forward layers
     n_heads: int
@@ -80,10 +81,13 @@ def transformer_config(
     others). longrope: the architecture has rotations by context. experts: those of an architecture
     that may have some.
     """
-    n_layers = fields.integer("block_count")
+    n_blocks = fields.integer("block_count")
+    n_predicting = fields.integer("nextn_predict_layers", 0, least=0)
+    if n_predicting >= n_blocks:
+        raise fields.error("nextn_predict_layers", f"{n_predicting} of {n_blocks} blocks")
     n_embd = fields.integer("embedding_length")
-    n_heads = _same_in_all_layers(fields, "attention.head_count", n_layers)
-    n_kv_heads = _same_in_all_layers(fields, "attention.head_count_kv", n_layers, n_heads)
+    n_heads = _same_in_all_layers(fields, "attention.head_count", n_blocks)
+    n_kv_heads = _same_in_all_layers(fields, "attention.head_count_kv", n_blocks, n_heads)
     if n_heads % n_kv_heads:
         raise fields.error("attention.head_count_kv", f"{n_kv_heads} does not divide {n_heads}")
     head_dim = fields.integer("attention.key_length", max(n_embd // n_heads, 1))
@@ -107,9 +111,10 @@ def transformer_config(
         architecture=fields.prefix,
         context_length=context,
         context=context,
-        n_layers=n_layers,
+        n_layers=n_blocks - n_predicting,
+        n_predicting=n_predicting,
         n_embd=n_embd,
-        n_ff=fields.integers("feed_forward_length", n_layers),
+        n_ff=fields.integers("feed_forward_length", n_blocks),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
@@ -119,7 +124,7 @@ def transformer_config(
         attention_scale=scale or head_dim**-0.5,
         attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
         logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
-        window=_window(fields, n_layers, window_pattern),
+        window=_window(fields, n_blocks, window_pattern),
         experts=experts,
     )
 

@@ -12,23 +12,30 @@ _GATINGS = ("softmax", "sigmoid", "chosen", "sqrt_softplus")
 class Experts:
     count: int
     used: int  # of each token
+    width: int  # of the units that they are; 0: the file does not say
+    shared_width: int  # of one more, which all tokens go through; 0: there is none
     gating: str  # see Program.route
     normalised: bool  # the weights of a token's experts add up to 1
     scale: float  # of these weights
     groups: int  # experts are chosen from the best `groups_used` of so many
     groups_used: int
     leading_dense: int  # so many layers come first that have no experts
+    step: int  # of those after them, every one whose number is a multiple has
 
     def in_layer(self, layer: int) -> bool:
         """Whether the layer, counted from 0, has experts."""
-        return layer >= self.leading_dense
+        return layer >= self.leading_dense and (layer + 1) % self.step == 0
 
 
 def experts_from(
-    fields: Fields, *, gating: str = "softmax", normalised: bool = True
+    fields: Fields,
+    *,
+    gating: str = "softmax",
+    normalised: bool = True,
+    width: str = "expert_feed_forward_length",
 ) -> Experts | None:
     """What the metadata says, or None if the model has none. gating, normalised: of the
-    architecture, where the file does not say."""
+    architecture, where the file does not say; width: the field that says it then."""
     count = fields.integer("expert_count", 0, least=0)
     if not count:
         return None
@@ -44,14 +51,31 @@ def experts_from(
         raise fields.error(
             "expert_group_count", f"{used} of {count} experts do not fit {groups_used} of {groups}"
         )
-    fields.integer("expert_feed_forward_length", 0, least=0)  # the tensors say it too
+    own_width = _width(fields, width)
     return Experts(
         count=count,
         used=used,
+        width=own_width,
+        shared_width=_shared_width(fields, own_width),
         gating=_GATINGS[function - 1],
         normalised=fields.flag("expert_weights_norm", normalised),
         scale=fields.number("expert_weights_scale", 1.0, or_zero=True) or 1.0,
         groups=groups,
         groups_used=groups_used,
         leading_dense=fields.integer("leading_dense_block_count", 0, least=0),
+        step=fields.integer("interleave_moe_layer_step", 1),
     )
+
+
+def _width(fields: Fields, otherwise: str) -> int:
+    own = fields.integer("expert_feed_forward_length", 0, least=0)
+    return own or fields.integer(otherwise, 0, least=0)
+
+
+def _shared_width(fields: Fields, width: int) -> int:
+    """Shared experts lie in one unit, side by side."""
+    count = fields.integer("expert_shared_count", 0, least=0)
+    own = fields.integer("expert_shared_feed_forward_length", 0, least=0)
+    if count and not own and not width:
+        raise fields.error("expert_feed_forward_length", f"missing, for {count} shared experts")
+    return own or count * width

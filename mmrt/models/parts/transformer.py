@@ -173,38 +173,52 @@ class Transformer:
             gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
         hidden = self._hidden_of(width)
         self._program.glu(self._input, gate, up, hidden, activation, outputs_only=only)
-        self._down(layer, hidden, post)
+        self._down(layer, "ffn_down", hidden, post)
 
     def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
         """down @ activation(up @ x); activation is "relu2". post: as gated_unit()'s."""
         hidden = self._hidden_of(self._config.n_ff[layer.index])
         up, only = layer.matrix("ffn_up"), self._outputs_only
         self._program.unit(self._input, up, hidden, activation, outputs_only=only)
-        self._down(layer, hidden, post)
+        self._down(layer, "ffn_down", hidden, post)
 
     def _hidden_of(self, width: int) -> int:
         if width not in self._hidden:
             self._hidden[width] = self._program.buffer(width)
         return self._hidden[width]
 
-    def _down(self, layer: Layer, hidden: int, post: Tensor | None) -> None:
-        down, only = layer.matrix("ffn_down"), self._outputs_only
+    def _down(self, layer: Layer, name: str, hidden: int, post: Tensor | None = None) -> None:
+        down, only = layer.matrix(name), self._outputs_only
         self._program.linear(hidden, [down], self._change, outputs_only=only)
         self._changed, self._post = True, post
 
-    def gated_unit_or_experts(self, layer: Layer, activation: str) -> None:
-        """What the layer has of the two."""
-        experts = self._config.experts
-        if experts is not None and experts.in_layer(layer.index):
-            self.experts(layer, experts, activation)
-        else:
-            self.gated_unit(layer, activation)
-
-    def experts(
-        self, layer: Layer, experts: Experts, activation: str, post: Tensor | None = None
+    def gated_unit_or_experts(
+        self, layer: Layer, activation: str, *, shared_gate: Tensor | None = None
     ) -> None:
-        """Gated units of which a router chooses some for each token, weighted and added. post: the
-        norm of what is added to the stream."""
+        """What the layer has of the two; beside experts one that all tokens go through, if there is
+        one. shared_gate (n_embd,): its result is multiplied by the sigmoid of this times what
+        experts read."""
+        experts = self._config.experts
+        if experts is None or not experts.in_layer(layer.index):
+            self.gated_unit(layer, activation)
+            return
+        self._experts(layer, experts, activation)
+        if experts.shared_width:
+            self.add()
+            self._shared_expert(layer, experts.shared_width, activation, shared_gate)
+
+    def _shared_expert(
+        self, layer: Layer, width: int, activation: str, shared_gate: Tensor | None
+    ) -> None:
+        gate, up = layer.matrix("ffn_gate_shexp"), layer.matrix("ffn_up_shexp")
+        hidden, only = self._hidden_of(width), self._outputs_only
+        self._program.glu(self._input, gate, up, hidden, activation, outputs_only=only)
+        self._down(layer, "ffn_down_shexp", hidden)
+        if shared_gate is not None:
+            self._program.gate(self._input, shared_gate, self._change, outputs_only=only)
+
+    def _experts(self, layer: Layer, experts: Experts, activation: str) -> None:
+        """Gated units of which a router chooses some for each token, weighted and added."""
         only, program = self._outputs_only, self._program
         if self._router is None:
             self._router = program.buffer(experts.count), program.buffer(2 * experts.used)
@@ -223,19 +237,23 @@ class Transformer:
             n_groups_used=experts.groups_used,
             outputs_only=only,
         )
+        width = experts.width
+        if layer.get("ffn_gate_up_exps") is not None:  # the rows of gate, then those of up
+            gate, up = layer.stack("ffn_gate_up_exps", 2 * width), None
+        else:
+            gate, up = layer.stack("ffn_gate_exps", width), layer.stack("ffn_up_exps", width)
         program.experts(
             self._input,
             choices,
             self._change,
             experts.used,
-            layer.stack("ffn_gate_exps"),
-            layer.stack("ffn_up_exps"),
+            gate,
+            up,
             layer.stack("ffn_down_exps"),
             activation,
-            down_scales=layer.beside("ffn_down_exps.scale"),
             outputs_only=only,
         )
-        self._changed, self._post = True, post
+        self._changed, self._post = True, None
 
     def logits(self) -> None:
         """The output's matrix, or else the embedding's, makes logits of what was normed."""

@@ -7,6 +7,7 @@ or known to change nothing, or refused.
 from typing import Any
 
 from mmrt.errors import UnsupportedError
+from mmrt.models.parts.config import Config
 from mmrt.models.parts.fields import Fields
 from mmrt.models.parts.weights import Weights
 
@@ -57,10 +58,12 @@ def _is_neutral(name: str, value: Any) -> bool:
     return all(not each or each in _NEUTRAL.get(name, ()) for each in values)
 
 
-def refuse_unread_tensors(weights: Weights) -> None:
+def refuse_unread_tensors(weights: Weights, config: Config) -> None:
     """UnsupportedError for a tensor that may change the result and that nobody has asked for."""
+    end = config.n_layers + config.n_predicting
+    harmless = (*_OTHER_TOWERS, *(f"blk.{i}." for i in range(config.n_layers, end)))
     for name in weights.unused():
-        if not (name.startswith(_OTHER_TOWERS) or name.endswith(_INPUT_SCALE)):
+        if not (name.startswith(harmless) or name.endswith(_INPUT_SCALE)):
             raise UnsupportedError(f"tensor {_printable(name)}: {_UNKNOWN}")
 
 

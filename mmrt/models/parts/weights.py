@@ -42,9 +42,11 @@ class Weights:
         weight = self.get(f"{name}.weight")
         if weight is None:  # asked for so, as a tensor without rows counts as false
             weight = otherwise if otherwise is not None else self[f"{name}.weight"]
-        return Matrix(weight, self.get(f"{name}.bias"), self._scale(f"{name}.scale"))
+        return Matrix(weight, self.get(f"{name}.bias"), self.scale(name))
 
-    def _scale(self, name: str) -> float:
+    def scale(self, name: str) -> float:
+        """`name.scale`, the factor of a matrix; 1 if the model has none."""
+        name = f"{name}.scale"
         tensor = self.get(name)
         if tensor is None:
             return 1.0
@@ -80,19 +82,20 @@ class Layer:
         none."""
         return self._weights.get(f"{self._prefix}{name}")
 
-    def stack(self, name: str) -> Matrix:
-        """The matrices of a layer's experts, (experts, rows, width), and their biases."""
-        return Matrix(self[name], self.beside(f"{name}.bias"))
+    def stack(self, name: str, rows: int = 0) -> Matrix:
+        """The matrices of a layer's experts (experts, rows, width), with biases, and a scale of all
+        or of each, where the file has them; rows: as matrix()'s."""
+        weight, scales = self[name], self.beside(f"{name}.scale")
+        _require_rows(weight, rows)
+        bias = self.beside(f"{name}.bias")
+        if scales is not None and scales.size > 1:
+            return Matrix(weight, bias, scales)
+        return Matrix(weight, bias, self._weights.scale(f"{self._prefix}{name}"))
 
     def matrix(self, name: str, rows: int = 0) -> Matrix:
         """As Weights.matrix(); rows: how many it must have, if not 0."""
         matrix = self._weights.matrix(f"{self._prefix}{name}")
-        found = matrix.weight.shape
-        if rows and len(found) == 2 and found[0] != rows:
-            shape = (rows, found[1])
-            raise FormatError(
-                f"tensor {matrix.weight.name}: shape {found} where {shape} is expected"
-            )
+        _require_rows(matrix.weight, rows)
         return matrix
 
     def split(self, name: str, *rows: int) -> list[Matrix]:
@@ -110,3 +113,11 @@ class Layer:
             matrices.append(Matrix(weight[part], bias if bias is None else bias[part], scale))
             first += n
         return matrices
+
+
+def _require_rows(tensor: Tensor, rows: int) -> None:
+    """FormatError if a matrix, or each of a stack, has another number of rows; 0: any will do."""
+    found = tensor.shape
+    if rows and len(found) > 1 and found[-2] != rows:
+        expected = (*found[:-2], rows, found[-1])
+        raise FormatError(f"tensor {tensor.name}: shape {found} where {expected} is expected")
