@@ -94,6 +94,82 @@ def test_exact_steps_of_any_length(type: str, tmp_path: Path, isa: str) -> None:
         assert np.array_equal(steps(model, [70]), single)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_choices_depend_neither_on_steps_nor_on_threads(case: str, tmp_path: Path) -> None:
+    experts: dict[str, Any] = {"count": 8, "used": 3} | CASES[case]
+    tiny = tiny_models.with_experts(tiny_models.llama(n_layers=3), **experts)
+    path = tiny.write(tmp_path / "tiny.gguf")
+    seen = set()
+    for threads in (1, 2, 3):
+        with mmrt.Model(path, exact=True, threads=threads) as model:
+            seen |= {steps(model, sizes).tobytes() for sizes in ([1] * 70, [70], [5, 8, 57])}
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("type", ["F32", "Q8_0"])
+def test_gate_and_up_in_one_stack(type: str, tmp_path: Path) -> None:
+    experts: dict[str, Any] = {"type": type, "biases": True, "used": 3, "width": 96}
+    tiny = tiny_models.with_experts(tiny_models.llama(), **experts)
+    for which in ("gate", "up"):
+        scales = floats(np.random.default_rng(5), 8, mean=1.0)
+        tiny.tensors[f"blk.1.ffn_{which}_exps.scale"] = scales
+    with mmrt.Model(tiny.write(tmp_path / "two.gguf")) as model:
+        expected = steps(model, [1] * 20 + [50])
+    tiny.tensors["blk.1.ffn_gate_up_exps.scale"] = tiny.tensors.pop("blk.1.ffn_gate_exps.scale")
+    del tiny.tensors["blk.1.ffn_up_exps.scale"]
+    path = tiny_models.fuse_experts(tiny).write(tmp_path / "one.gguf")
+    with mmrt.Model(path) as model:
+        assert np.array_equal(steps(model, [1] * 20 + [50]), expected)
+    assert_near(oracle.logits(path, IDS, rounding=True), expected, 0.1 if type == "Q8_0" else 1e-4)
+    stack = tiny.tensors["blk.1.ffn_gate_up_exps.weight"]
+    tiny.tensors["blk.1.ffn_gate_up_exps.weight"] = tiny_models.Blocks(type, stack.data[:, :190])
+    with pytest.raises(FormatError, match=r"ffn_gate_up_exps.weight: shape \(8, 190, 64\)"):
+        mmrt.Model(tiny.write(tmp_path / "shorter.gguf"))
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_scales_of_experts(n: int, tmp_path: Path) -> None:
+    tiny = tiny_models.with_experts(tiny_models.llama(), biases=True, used=3)
+    seen = []
+    for which in ("none", "gate", "up", "down"):
+        if which != "none":
+            scales = floats(np.random.default_rng(6), n, mean=1.5)
+            tiny.tensors[f"blk.1.ffn_{which}_exps.scale"] = scales
+        path = tiny.write(tmp_path / "tiny.gguf")
+        with mmrt.Model(path) as model:
+            assert_near(model.logits(IDS), oracle.logits(path, IDS, rounding=True), 1e-4)
+            seen.append(model.logits(IDS).tobytes())
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        *("ffn_gate_inp.weight", "ffn_gate_inp.bias", "exp_probs_b.bias", "ffn_up_exps.weight"),
+        *("ffn_down_exps.bias", "ffn_gate_exps.scale", "ffn_gate_shexp.weight"),
+    ],
+)
+@pytest.mark.parametrize("gating", [1, 2, 3, 4])
+def test_nan_is_reported_where_it_is(gating: int, tensor: str, tmp_path: Path) -> None:
+    """Of a router, too, which would choose somehow."""
+    experts: dict[str, Any] = {"count": 4, "used": 4, "biases": True, "expert_gating_func": gating}
+    tiny = tiny_models.with_experts(
+        tiny_models.llama(), **experts, expert_shared_feed_forward_length=96
+    )
+    tiny_models.with_shared_expert(tiny, 96)
+    random = np.random.default_rng(7)
+    for name in ("exp_probs_b.bias", "ffn_gate_exps.scale"):
+        tiny.tensors[f"blk.1.{name}"] = floats(random, 4, mean=1.0)
+    values = tiny.tensors[f"blk.1.{tensor}"].data.view(np.float32).copy()
+    values.flat[2] = np.nan
+    tiny.tensors[f"blk.1.{tensor}"] = tiny_models.Blocks("F32", values.view(np.uint8))
+    with mmrt.Model(tiny.write(tmp_path / "nan.gguf")) as model:
+        for ids in (IDS[:1], IDS):
+            with pytest.raises(FormatError, match=rf"nan.gguf: tensor 'blk.1.{tensor}' holds NaN"):
+                model.logits(ids)
+
+
 def test_texts_together(tmp_path: Path) -> None:
     path = tiny_models.qwen3moe().write(tmp_path / "tiny.gguf")
     with mmrt.Model(path, exact=True) as model:
@@ -114,6 +190,11 @@ def test_weights_of_files_that_do_not_fit(tmp_path: Path) -> None:
     refused(FormatError, "ffn_gate_inp", expert_count=7)
     refused(UnsupportedError, "expert_gating_func", expert_gating_func=5)
     refused(FormatError, "expert_group_count", expert_group_count=3)
+    refused(FormatError, "ffn_gate_exps.weight: shape", expert_feed_forward_length=65)
+    refused(FormatError, "ffn_gate_shexp.weight is missing", expert_shared_count=1)
+    tiny = tiny_models.with_experts(tiny_models.llama(), expert_shared_count=2)
+    with pytest.raises(FormatError, match=r"ffn_gate_shexp.weight: shape \(64, 64\)"):
+        mmrt.Model(tiny_models.with_shared_expert(tiny, 64).write(tmp_path / "narrow.gguf"))
     tiny = tiny_models.with_experts(tiny_models.llama())
     tiny.tensors["blk.1.ffn_up_exps.weight"] = tiny.tensors["blk.1.ffn_down_exps.weight"]
     tiny.tensors["blk.1.ffn_up_exps.weight"] = tiny_models.Blocks(

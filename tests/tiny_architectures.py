@@ -131,34 +131,9 @@ def as_wide_as_units(model: TinyModel) -> None:
 
 def selection_biases(model: TinyModel) -> None:
     random = np.random.default_rng(15)
-    for i in layers_with_experts(model):
+    for router in [name for name in model.tensors if "ffn_gate_inp.weight" in name]:
         bias = floats(random, field(model, "expert_count"), spread=0.3)
-        model.tensors[f"blk.{i}.exp_probs_b.bias"] = bias
-
-
-def shared_experts(model: TinyModel, width: int) -> None:
-    random, n_embd = np.random.default_rng(13), field(model, "embedding_length")
-    for i in layers_with_experts(model):
-        for role, rows, cols in (
-            ("gate", width, n_embd),
-            ("up", width, n_embd),
-            ("down", n_embd, width),
-        ):
-            matrix = tiny_models.random_blocks(random, "F32", rows, cols, 1 / np.sqrt(cols))
-            model.tensors[f"blk.{i}.ffn_{role}_shexp.weight"] = matrix
-
-
-def layers_with_experts(model: TinyModel) -> list[int]:
-    names = (f"blk.{i}.ffn_gate_inp.weight" for i in range(field(model, "block_count")))
-    return [i for i, name in enumerate(names) if name in model.tensors]
-
-
-def fuse_experts(model: TinyModel) -> None:
-    """Each expert's gate and up in one matrix."""
-    for i in layers_with_experts(model):
-        parts = [model.tensors.pop(f"blk.{i}.ffn_{which}_exps.weight") for which in ("gate", "up")]
-        fused = Blocks(parts[0].type, np.concatenate([part.data for part in parts], axis=1))
-        model.tensors[f"blk.{i}.ffn_gate_up_exps.weight"] = fused
+        model.tensors[router.replace("ffn_gate_inp.weight", "exp_probs_b.bias")] = bias
 
 
 def qwen3moe(model: TinyModel, rich: bool) -> None:
@@ -170,7 +145,7 @@ def qwen2moe(model: TinyModel, rich: bool) -> None:
     biases(model)
     routed(model, rich)
     width = 64 if rich else field(model, "feed_forward_length")
-    shared_experts(model, width)
+    tiny_models.with_shared_expert(model, width)
     gate = {"ffn_gate_inp_shexp.weight": field(model, "embedding_length")}
     each_layer(model, gate)
     if rich:
@@ -197,7 +172,7 @@ def granitemoe(model: TinyModel, rich: bool) -> None:
     routed(model, rich)
     as_wide_as_units(model)
     if rich:
-        shared_experts(model, 96)
+        tiny_models.with_shared_expert(model, 96)
         with_fields(model, expert_shared_feed_forward_length=96)
 
 
@@ -206,7 +181,7 @@ def ernie4_5_moe(model: TinyModel, rich: bool) -> None:
     with_fields(model, interleave_moe_layer_step=1, leading_dense_block_count=1 if rich else 0)
     if rich:
         selection_biases(model)
-        shared_experts(model, 128)
+        tiny_models.with_shared_expert(model, 128)
         with_fields(model, expert_shared_count=2, expert_shared_feed_forward_length=128)
 
 
@@ -216,7 +191,7 @@ def glm4moe(model: TinyModel, rich: bool) -> None:
     selection_biases(model)
     with_fields(model, **{"rope.dimension_count": field(model, "attention.key_length") // 2})
     with_fields(model, leading_dense_block_count=1 if rich else 0)
-    shared_experts(model, 128 if rich else 64)
+    tiny_models.with_shared_expert(model, 128 if rich else 64)
     with_fields(model, expert_shared_count=2 if rich else 1)
     if rich:
         biases(model)

@@ -190,6 +190,30 @@ def with_experts(
     return model
 
 
+def with_shared_expert(model: TinyModel, width: int) -> TinyModel:
+    """The same model, with an expert in every layer of experts that all tokens go through."""
+    random = np.random.default_rng(13)
+    for router in [name for name in model.tensors if "ffn_gate_inp.weight" in name]:
+        n_embd = len(dequantize(model.tensors[router])[0])
+        for role, rows, cols in (
+            ("gate", width, n_embd),
+            ("up", width, n_embd),
+            ("down", n_embd, width),
+        ):
+            matrix = random_blocks(random, "F32", rows, cols, 1 / np.sqrt(cols))
+            model.tensors[router.replace("gate_inp", f"{role}_shexp")] = matrix
+    return model
+
+
+def fuse_experts(model: TinyModel) -> TinyModel:
+    """The same model, with each expert's gate and up in one matrix."""
+    for name in [name for name in model.tensors if "ffn_gate_exps" in name]:
+        parts = [model.tensors.pop(name.replace("gate", which)) for which in ("gate", "up")]
+        fused = Blocks(parts[0].type, np.concatenate([part.data for part in parts], axis=1))
+        model.tensors[name.replace("gate", "gate_up")] = fused
+    return model
+
+
 def fuse_qkv(model: TinyModel) -> TinyModel:
     """The same model, with the matrices of queries, keys and values in one."""
     layers = model.metadata[f"{model.metadata['general.architecture']}.block_count"]

@@ -84,7 +84,10 @@ def transformer_config(
     n_blocks = fields.integer("block_count")
     n_predicting = fields.integer("nextn_predict_layers", 0, least=0)
     if n_predicting >= n_blocks:
-        raise fields.error("nextn_predict_layers", f"{n_predicting} of {n_blocks} blocks")
+        raise fields.error(
+            "nextn_predict_layers",
+            f"expected less than the {n_blocks} blocks, found {n_predicting}",
+        )
     n_embd = fields.integer("embedding_length")
     n_heads = _same_in_all_layers(fields, "attention.head_count", n_blocks)
     n_kv_heads = _same_in_all_layers(fields, "attention.head_count_kv", n_blocks, n_heads)
