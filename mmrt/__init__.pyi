@@ -35,9 +35,11 @@ from mmrt.memory.budget import Budget as Budget
 from mmrt.memory.system import os_info as os_info
 from mmrt.run import sequence as sequence
 from mmrt.run.conversation import Conversation as Conversation
+from mmrt.run.engine import Engine as Engine
 from mmrt.run.generation import Options as Options
 from mmrt.run.generation import Stream as Stream
 from mmrt.run.generation import Text as Text
+from mmrt.run.handle import Handle as Handle
 from mmrt.run.model import Model as Model
 from mmrt.run.sampler import Sampler as Sampler
 from mmrt.run.sequence import Sequence as Sequence

@@ -246,6 +246,11 @@ class Answer:
         self._max_tokens = settings.max_tokens
         self._left: int | None = None  # tokens to be written; None: the prompt is not read yet
 
+    @property
+    def started(self) -> bool:
+        """Whether a token was drawn."""
+        return self._left is not None
+
     def take(self, token: int) -> tuple[list[Piece], int | None]:
         """Pieces that come after the last token read, and the token to read next; None: it ends.
 

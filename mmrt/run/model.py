@@ -14,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt import models
-from mmrt.core import quant
 from mmrt.core.arguments import choice, flag, instance, token_ids, whole
 from mmrt.core.elements import KV_TYPES
 from mmrt.core.kernels import Pool, cpu_info, trim_heap
 from mmrt.core.program import Part, Program
 from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import READERS, Streaming
-from mmrt.core.tensor import Tensor
 from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
 from mmrt.files import default_model, formats, policies
+from mmrt.files.finite import is_finite
 from mmrt.memory import budget, counters
 from mmrt.memory.budget import Budget, Share
 from mmrt.memory.report import Memory
@@ -31,6 +30,7 @@ from mmrt.models.parts.fields import Fields
 from mmrt.models.parts.unread import refuse_unread_fields, refuse_unread_tensors
 from mmrt.models.parts.weights import Weights
 from mmrt.run.conversation import Conversation
+from mmrt.run.engine import Engine
 from mmrt.run.generation import (
     Answer,
     Options,
@@ -215,6 +215,23 @@ class Model:
         return self.program.vocab_size
 
     @property
+    def pool(self) -> Pool:
+        """The threads that run its steps."""
+        return self._pool
+
+    @property
+    def store(self) -> StateStore:
+        """The memory of its texts."""
+        return self.program.store
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes that the budget leaves beside all weights."""
+        room = self.budget.room(0).n_bytes
+        weights = sum(tensor.nbytes for tensor in self.program.weights)
+        return max(room - weights, 0)
+
+    @property
     def memory(self) -> Memory:
         """What the model holds now."""
         share, streaming = self._share, self.streaming
@@ -292,7 +309,7 @@ class Model:
         try:
             yield
         except FormatError as error:
-            culprit = next((t for t in self.program.weights if not _is_finite(t)), None)
+            culprit = next((t for t in self.program.weights if not is_finite(t)), None)
             what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)
             raise FormatError(f"{self.path}: {what}") from None
 
@@ -366,6 +383,22 @@ class Model:
             sequences = [stack.enter_context(self.sequence()) for _ in texts]
             answers = [self._answer_in(sequence, settings) for sequence in sequences]
             return generate_together(answers, texts, settings.on_prefill, self._pool)
+
+    def engine(
+        self,
+        *,
+        max_gap: float | None = None,
+        kv: int | None = None,
+        keep: int | None = None,
+        waiting: int = 1024,
+    ) -> Engine:
+        """Writes many texts at once, and shares what they begin with: see mmrt.Engine."""
+        self._check_open()
+        return Engine(self, max_gap=max_gap, kv=kv, keep=keep, waiting=waiting)
+
+    def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]:
+        """The token ids of a prompt that begins a text, as stream() has them."""
+        return self._ids(prompt, parse_special)
 
     def _answer_in(self, sequence: Sequence, settings: Settings) -> Answer:
         return Answer(self.tokenizer, self.context, sequence, settings)
@@ -555,16 +588,3 @@ def _prepare(model: weakref.ref[Model]) -> None:
 def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
     with sequence:
         yield from pieces
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values of a tensor are finite; reads it in pieces."""
-    kind = quant.TYPES[tensor.type]
-    blocks = tensor.blocks().ravel()
-    step = max((1 << 20) // kind.elements, 1) * kind.bytes
-    for start in range(0, len(blocks), step):
-        part = blocks[start : start + step]
-        values = quant.dequantize(tensor.type, part.data, len(part) // kind.bytes * kind.elements)
-        if not np.isfinite(values).all():
-            return False
-    return True

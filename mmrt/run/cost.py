@@ -1,0 +1,75 @@
+"""How long a step takes, learned from those that have run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# Older steps count less: after 50 steps a third.
+_FORGETTING = 0.98
+
+# What is not known yet may be anything.
+_UNSURE = 1e6
+
+
+class StepCost:
+    """The seconds of a step as those of its weights, of each token, and of each key that a token
+    attends to:
+
+        T = w + sum over parts of n * (a + c * (l + (n + 1) / 2))
+
+    of n tokens after l others. w, a and c are found by recursive least squares with forgetting
+    (Haykin, Adaptive Filter Theory, chapter 10), and never taken for less than 0.
+    """
+
+    def __init__(self) -> None:
+        self._factors = np.zeros(3)
+        self._covariance = np.eye(3) * _UNSURE
+        self.steps = 0  # observed
+
+    @staticmethod
+    def _features(
+        parts: Sequence[tuple[int, int]],
+    ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+        tokens = sum(n for n, _ in parts)
+        keys = sum(n * (length + (n + 1) / 2) for n, length in parts)
+        return np.array([1.0, tokens / 64, keys / 65536])  # of like size
+
+    def observe(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """A step of parts, each (tokens, tokens before them), took so long."""
+        x = self._features(parts)
+        gain = self._covariance @ x / (_FORGETTING + x @ self._covariance @ x)
+        self._factors += gain * (seconds - x @ self._factors)
+        self._covariance = (self._covariance - np.outer(gain, x @ self._covariance)) / _FORGETTING
+        np.clip(self._covariance, -_UNSURE, _UNSURE, out=self._covariance)
+        self.steps += 1
+
+    @property
+    def weights(self) -> float:
+        """Seconds that the weights take, w."""
+        return float(max(self._factors[0], 0.0))
+
+    def predict(self, parts: Sequence[tuple[int, int]]) -> float:
+        """Seconds that a step of these parts will take; 0 before the first step."""
+        return float(np.maximum(self._factors, 0.0) @ self._features(parts)) if parts else 0.0
+
+    def chunk(self, parts: Sequence[tuple[int, int]], length: int, most: int, within: float) -> int:
+        """How many tokens, `most` at most, a text of `length` can read in a step beside `parts`,
+        for the step to take no longer than `within` seconds."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.predict([*parts, (middle, length)]) <= within:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def shares(self, parts: Sequence[tuple[int, int]], seconds: float) -> list[float]:
+        """The step's time shared out among its parts: what the weights took in equal shares, the
+        rest by what each part's tokens cost. The sum is `seconds`."""
+        w = min(self.weights, seconds)
+        each = [max(self.predict([part]) - self.weights, 0.0) for part in parts]
+        total = sum(each)
+        if total <= 0:
+            return [seconds / len(parts)] * len(parts)
+        return [w / len(parts) + (seconds - w) * one / total for one in each]

@@ -1,0 +1,446 @@
+"""Many texts at once on one model: an engine that reads, writes, shares and schedules them."""
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mmrt.core.arguments import number, whole
+from mmrt.core.kernels import Pool
+from mmrt.core.program import ALIKE_TOKENS, Part
+from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
+from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
+from mmrt.memory.sizes import human
+from mmrt.run.cost import StepCost
+from mmrt.run.feedback import Feedback, Job
+from mmrt.run.generation import Answer, Options, Settings, next_tokens
+from mmrt.run.handle import Handle
+from mmrt.run.prefixes import Kept, Prefixes, common
+from mmrt.run.sequence import Progress, Runner, Sequence
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Milliseconds between two changes of rank.
+_INTERVAL = 1000
+
+# Seconds that a step may take while others write, but no less than four readings of the weights;
+# and where a prompt is alone.
+_GAP = 0.25
+_GAP_ALONE = 1.0
+
+# What a text must have room for beyond what it has, to begin.
+_HEADROOM = 8 * PAGE_TOKENS
+
+# Texts that another prompt joins only with so many tokens at least.
+_WORTH_JOINING = 8
+
+# Intervals for which a text that came back is not parked again for one that waits.
+_STAYS = 2
+
+
+class Serving(Runner, Protocol):
+    """What an engine needs of its model."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def pool(self) -> Pool: ...
+
+    @property
+    def spare_bytes(self) -> int: ...
+
+    @property
+    def store(self) -> StateStore: ...
+
+    def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]: ...
+
+
+class _Writing(Job):
+    """A text that the engine has taken up."""
+
+    def __init__(
+        self, handle: Handle, answer: Answer, ids: list[int], salt: str, priority: int
+    ) -> None:
+        super().__init__(priority)
+        self.handle = handle
+        self.answer = answer
+        self.ids = ids  # of the prompt and what was written, read or not
+        self.salt = salt
+        self.progress: Progress | None = None
+        self.cache: Cache | None = None  # None: it has not begun, or is parked
+        self.kept: Kept | None = None
+        self.writes = False  # its prompt was read: one token at a time
+        self.seen = -1  # the tree's version when it last looked for more of its beginning
+        self.stays_until = 0.0
+
+    @property
+    def length(self) -> int:
+        return 0 if self.cache is None else self.cache.length
+
+    @property
+    def to_read(self) -> int:
+        return len(self.ids) - self.length
+
+
+class Engine:
+    """Writes many texts at once, each as it would be written alone; a context manager.
+
+    One thread runs the model's steps. Each step reads the weights once for all texts that take
+    part: those that write take a token each, and the prompts of others are read beside them, as
+    many tokens as `max_gap` seconds leave room for. Who takes part where not all can is decided by
+    mmrt.run.feedback, by `priority` first. Prompts that begin alike are read once. Where keys and
+    values have no room, texts that have ended go first; then the one that would run last gives its
+    memory up, and is read again later.
+
+    max_gap: seconds that a text which writes may have to wait for its next token; None: 0.25, or
+    four readings of the weights if that is more. kv: bytes that keys and values may take in all;
+    None: what the model's budget leaves. keep: texts that have ended stay in memory, for others
+    that begin alike, while keys and values take no more bytes than this; None: half of what is free
+    beside the weights. waiting: texts that may be under way at once.
+    """
+
+    def __init__(
+        self,
+        model: Serving,
+        *,
+        max_gap: float | None = None,
+        kv: int | None = None,
+        keep: int | None = None,
+        waiting: int = 1024,
+    ) -> None:
+        self._model = model
+        self._max_gap = None if max_gap is None else number("max_gap", max_gap, 0, 3600, above=True)
+        self._kv = None if kv is None else whole("kv", kv, 1)
+        self._keep = model.spare_bytes // 2 if keep is None else whole("keep", keep, 0)
+        self._most_waiting = whole("waiting", waiting, 1)
+        self.prefixes = Prefixes(model.store)
+        self.cost = StepCost()
+        self.steps = 0
+        self.step_seconds = 0.0  # in the model's steps
+        self.evaluated_tokens = 0
+        self._feedback = Feedback(_INTERVAL, self._now())
+        self._inbox: deque[_Writing] = deque()
+        self._active: dict[Handle, _Writing] = {}
+        self._cancelled: set[Handle] = set()
+        self._changed = threading.Condition()
+        self._closing = False
+        # It holds the engine only while it has something to do.
+        self._thread = threading.Thread(
+            target=_work, args=(weakref.ref(self), self._changed), name="mmrt-engine", daemon=True
+        )
+        self._thread.start()
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic() * 1000
+
+    # ---- callers ----
+
+    def submit(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        priority: int = 0,
+        salt: str = "",
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> Handle:
+        """Begins a text after `prompt` (text, or token ids) and returns at once.
+
+        priority: texts of a lower number run first, whatever they have had. salt: only texts of the
+        same salt share what is in memory of their prompts. options: see mmrt.Options.
+
+        Raises ArgumentError as Model.stream() does, InUseError if too many texts are under way.
+        """
+        settings = Settings(**options)
+        whole("priority", priority, -(2**31), 2**31)
+        ids = self._model.prompt_ids(prompt, parse_special)
+        self._model.require_room(len(ids))
+        handle = Handle(len(ids), self._cancel)
+        text = Sequence(self._model, Cache(self._model.store))
+        answer = Answer(self._model.tokenizer, self._model.context, text, settings)
+        job = _Writing(handle, answer, list(ids), salt, priority)
+        job.progress = settings.on_prefill
+        with self._changed:
+            if self._closing:
+                raise ArgumentError("the engine is closed")
+            if len(self._active) + len(self._inbox) >= self._most_waiting:
+                raise InUseError(f"{self._most_waiting} texts are under way already")
+            self._inbox.append(job)
+            self._changed.notify_all()
+        return handle
+
+    def _cancel(self, handle: Handle) -> None:
+        with self._changed:
+            self._cancelled.add(handle)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all texts and gives their memory back."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine of {self._model!r}, {len(self._active)} texts>"
+
+    # ---- the engine's thread ----
+
+    def _has_work(self) -> bool:
+        return bool(self._closing or self._inbox or self._cancelled or self._active)
+
+    def _turn(self) -> bool:
+        """One step, if there is something to do; False: the engine is closed."""
+        with self._changed:
+            if self._closing:
+                return False
+            came, cancelled = list(self._inbox), self._cancelled
+            self._inbox.clear()
+            self._cancelled = set()
+            self._active.update((job.handle, job) for job in came)
+        now = self._now()
+        for job in came:
+            self._feedback.join(job, now)
+        for handle in cancelled & self._active.keys():
+            self._leave(self._active[handle], None)
+        self._feedback.advance(now)
+        self._step()
+        return True
+
+    def _shut(self, error: BaseException) -> None:
+        with self._changed:
+            self._closing = True
+            jobs = [*self._active.values(), *self._inbox]
+            self._inbox.clear()
+        for job in jobs:
+            self._leave(job, error)
+        self.prefixes.clear()
+
+    def _leave(self, job: _Writing, error: BaseException | None) -> None:
+        """The text has ended; what was read of it stays for others."""
+        self._feedback.leave(job)
+        with self._changed:
+            self._active.pop(job.handle, None)
+        if job.kept is not None:
+            self.prefixes.release(job.kept)
+            self.prefixes.give_back(self._model.store.nbytes - self._keep)
+        job.cache = job.kept = None
+        job.handle.end(error)
+
+    # ---- one step ----
+
+    def _step(self) -> None:
+        jobs = [job for job in self._feedback.ready() if isinstance(job, _Writing)]
+        chosen = self._choose(jobs)
+        while chosen and not self._make_room(chosen, jobs):
+            chosen.pop()
+        if not chosen:
+            if jobs:  # not even one has room
+                self._leave(jobs[0], self._no_room(jobs[0]))
+            return
+        try:
+            self._run(chosen)
+        except OutOfMemoryError as error:
+            if not self.prefixes.give_back(1) and not self._park_one(jobs, beside=jobs[0]):
+                self._leave(jobs[0], error)
+        except MmrtError as error:
+            for job, _ in chosen:
+                self._leave(job, error)
+
+    def _no_room(self, job: _Writing) -> OutOfMemoryError:
+        room = "the budget" if self._kv is None else f"kv={human(self._kv)}"
+        return OutOfMemoryError(f"a text of {len(job.ids)} tokens has no room in {room}")
+
+    def _choose(self, jobs: list[_Writing]) -> list[tuple[_Writing, int]]:
+        """Who takes part in the next step, and with how many tokens."""
+        gap = max(_GAP, 4 * self.cost.weights) if self._max_gap is None else self._max_gap
+        within = gap if len(jobs) > 1 else max(gap, _GAP_ALONE)
+        chosen: list[tuple[_Writing, int]] = []
+        parts: list[tuple[int, int]] = []
+        room = self._model.step_tokens(1 << 16)
+        for job in jobs:
+            part = (1, job.length)
+            if job.writes and len(chosen) < room:
+                if chosen and self.cost.predict([*parts, part]) > within:
+                    break
+                chosen.append((job, 1))
+                parts.append(part)
+        has_reader = False
+        for i, job in enumerate(jobs):
+            if job.writes or len(chosen) >= room or not self._begin(job, jobs[:i]):
+                continue
+            most = min(job.to_read, room - sum(n for _, n in chosen))
+            n = self.cost.chunk(parts, job.length, most, within) if self.cost.steps else most
+            n = max(n, 0 if has_reader else 1)
+            if n < min(_WORTH_JOINING, most) and has_reader:
+                break
+            n = min(n, most)
+            if n < 1:
+                break
+            has_reader = True
+            chosen.append((job, n))
+            parts.append((n, job.length))
+        return chosen
+
+    def _begin(self, job: _Writing, earlier: list[_Writing]) -> bool:
+        """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
+        another that is reading the same, or for room."""
+        most = max(len(job.ids) - ALIKE_TOKENS, 0)
+        if job.seen != self.prefixes.version:
+            job.seen = self.prefixes.version
+            if min(self.prefixes.shared(job.ids, job.salt), most) > job.length:
+                self._take(job, self.prefixes.take(job.ids, job.salt, most))
+        for other in earlier:
+            if other.writes or other.cache is None or other.salt != job.salt:
+                continue
+            alike = common(other.ids, job.ids)
+            if min(alike, most) - job.length >= PAGE_TOKENS and other.length < alike:
+                return False
+        if job.cache is None:
+            if not self._has_room_for(job, earlier):
+                return False
+            self._take(job, Cache(self._model.store))
+        return True
+
+    def _take(self, job: _Writing, cache: Cache) -> None:
+        if job.kept is not None:
+            self.prefixes.drop(job.kept)
+        job.handle.begin(cache.length)
+        job.cache = cache
+        job.kept = self.prefixes.follow(cache, job.salt)
+        job.answer.sequence = Sequence(self._model, cache)
+        job.stays_until = self._now() + _STAYS * _INTERVAL
+
+    # ---- memory ----
+
+    def _has_room_for(self, job: _Writing, earlier: list[_Writing]) -> bool:
+        """Whether the text may begin: there is room for all of it and some more, or it would be
+        the only one."""
+        if self._kv is None or not earlier:
+            return True
+        pages = -(-(len(job.ids) + _HEADROOM) // PAGE_TOKENS)
+        wanted = self._model.store.nbytes + pages * self._model.store.page_bytes - self._kv
+        return wanted <= 0 or self.prefixes.give_back(wanted) >= wanted
+
+    def _make_room(self, chosen: list[tuple[_Writing, int]], jobs: list[_Writing]) -> bool:
+        """Whether keys and values of the step have room, made by texts that have ended and, if
+        need be, by those that would run last."""
+        if self._kv is None:
+            return True
+        while True:
+            grows = sum(job.cache.growth(job.length + n) for job, n in chosen if job.cache)
+            short = self._model.store.nbytes + grows - self._kv
+            if short <= 0 or self.prefixes.give_back(short) >= short:
+                return True
+            if not self._park_one(jobs, beside=chosen[-1][0]):
+                return False
+            if any(job.cache is None for job, _ in chosen):
+                chosen[:] = [(job, n) for job, n in chosen if job.cache is not None]
+                if not chosen:
+                    return False
+
+    def _park_one(self, jobs: list[_Writing], beside: _Writing) -> bool:
+        """Has the text that would run last give its memory up, if it comes after `beside`."""
+        held = [job for job in jobs if job.cache is not None]
+        if not held or held[-1] is jobs[0] or jobs.index(held[-1]) < jobs.index(beside):
+            return False
+        job = held[-1]
+        if job.kept is not None:
+            self.prefixes.drop(job.kept)
+        job.cache = job.kept = None
+        job.writes = False
+        job.seen = -1
+        job.handle.parked += 1
+        return True
+
+    # ---- running ----
+
+    def _run(self, chosen: list[tuple[_Writing, int]]) -> None:
+        parts: list[Part] = []
+        costs = []
+        ends: list[_Writing] = []
+        for job, n in chosen:
+            assert job.cache is not None
+            start = job.length
+            at_end = start + n == len(job.ids)
+            parts.append(Part(job.cache, np.array(job.ids[start : start + n], np.int32), at_end))
+            costs.append((n, start))
+            if at_end:
+                ends.append(job)
+        logits = np.empty((len(ends), self._model.vocab_size), np.float32) if ends else None
+        started = time.perf_counter()
+        self._model.run(parts, logits)
+        seconds = time.perf_counter() - started
+        self.steps += 1
+        self.step_seconds += seconds
+        self.evaluated_tokens += sum(n for n, _ in costs)
+        for (job, _), share in zip(chosen, self.cost.shares(costs, seconds), strict=True):
+            self._feedback.charge(job, 1000 * share)
+            if job.kept is not None:
+                self.prefixes.grow(job.kept)
+        self.cost.observe(costs, seconds)
+        self._report_progress([job for job, _ in chosen if not job.writes])
+        if logits is not None:
+            self._write(ends, logits)
+
+    def _report_progress(self, readers: list[_Writing]) -> None:
+        for job in readers:
+            if job.progress is not None and not job.answer.started:
+                try:
+                    job.progress(job.length, len(job.ids))
+                except Exception as error:
+                    self._leave(job, error)
+
+    def _write(self, jobs: list[_Writing], logits: Any) -> None:
+        drawn = next_tokens([job.answer for job in jobs], logits, self._model.pool)
+        now = time.monotonic()
+        for job, token in zip(jobs, drawn, strict=True):
+            if job.cache is None:  # it has ended over its progress
+                continue
+            try:
+                pieces, following = job.answer.take(token)
+            except MmrtError as error:
+                self._leave(job, error)
+                continue
+            job.writes = True
+            job.handle.tell(pieces, now)
+            if following is None:
+                self._leave(job, None)
+            else:
+                job.ids.append(following)
+
+
+def _work(engine: "weakref.ref[Engine]", changed: threading.Condition) -> None:
+    while True:
+        with changed:
+            alive = engine()
+            while alive is not None and not alive._has_work():
+                alive = None
+                changed.wait(1.0)
+                alive = engine()
+        if alive is None:
+            return
+        try:
+            if not alive._turn():
+                alive._shut(ArgumentError("the engine was closed"))
+                return
+        except BaseException as error:  # a fault of ours: nobody waits for ever
+            alive._shut(error)
+            raise

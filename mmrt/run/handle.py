@@ -1,0 +1,167 @@
+"""A text that an engine writes, as whoever asked for it sees it."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mmrt.run.generation import Finish, Piece, Text
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a text. Seconds since submit(), None for what has not come yet; the tokens of
+    the prompt, and of them those that were found in memory; the longest wait between two tokens;
+    how often the text gave its memory up and was read again."""
+
+    queued: float | None
+    first_token: float | None
+    ended: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    worst_gap: float
+    parked: int
+
+
+class Handle:
+    """A text that an engine writes: an iterator of Pieces, also an asynchronous one. Any thread may
+    use it."""
+
+    def __init__(self, prompt_tokens: int, cancel: Callable[["Handle"], None]) -> None:
+        self.prompt_tokens = prompt_tokens
+        self._cancel = cancel
+        self._changed = threading.Condition()
+        self._pieces: deque[Piece] = deque()
+        self._waiters: list[Callable[[], object]] = []
+        self._error: BaseException | None = None
+        self._over = False
+        self._submitted = time.monotonic()
+        self.started: float | None = None
+        self._first: float | None = None
+        self._last: float | None = None
+        self._ended: float | None = None
+        self._gap = 0.0
+        self.cached_tokens = 0
+        self.parked = 0
+        self.tokens = 0
+        self.finish: Finish | None = None
+
+    # ---- the engine's side ----
+
+    def begin(self, cached_tokens: int) -> None:
+        """Its prompt is about to be read, of which so many tokens were in memory."""
+        if self.started is None:
+            self.started = time.monotonic()
+        if self._first is None:
+            self.cached_tokens = max(self.cached_tokens, cached_tokens)
+
+    def tell(self, pieces: Sequence[Piece], now: float) -> None:
+        """More of it was written."""
+        written = sum(piece.token is not None for piece in pieces)
+        if written and self._first is None:
+            self._first = now
+        elif written and self._last is not None:
+            self._gap = max(self._gap, now - self._last)
+        if written:
+            self._last = now
+        self.tokens += written
+        with self._changed:
+            self._pieces.extend(pieces)
+            if pieces and pieces[-1].finish is not None:
+                self.finish, self._over, self._ended = pieces[-1].finish, True, now
+            self._wake()
+
+    def end(self, error: BaseException | None) -> None:
+        """Nothing more comes, if that was not clear before."""
+        with self._changed:
+            if not self._over:
+                self._error, self._over, self._ended = error, True, time.monotonic()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        waiters, self._waiters = self._waiters, []
+        for wake in waiters:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                wake()
+
+    # ---- the caller's side ----
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        """The next piece; raises what ended the text, if it was an error."""
+        with self._changed:
+            while not self._pieces and not self._over:
+                self._changed.wait()
+            return self._next(StopIteration)
+
+    def _next(self, end: type[Exception]) -> Piece:
+        if self._pieces:
+            return self._pieces.popleft()
+        if self._error is not None:
+            raise self._error
+        raise end
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._changed:
+                if self._pieces or self._over:
+                    return self._next(StopAsyncIteration)
+                came = asyncio.Event()
+                self._waiters.append(partial(loop.call_soon_threadsafe, came.set))
+            await came.wait()
+
+    def text(self) -> Text:
+        """All that is still to come, whole; waits for it."""
+        text = "".join(piece.text for piece in self)
+        return self._as_text(text)
+
+    async def text_async(self) -> Text:
+        """The same, for a coroutine."""
+        return self._as_text("".join([piece.text async for piece in self]))
+
+    def _as_text(self, text: str) -> Text:
+        ended = self._submitted if self._ended is None else self._ended
+        return Text(
+            text,
+            self.finish,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.tokens,
+            ended - self._submitted,
+        )
+
+    def cancel(self) -> None:
+        """Ends it before the engine's next step; what was written is still there to be read."""
+        self._cancel(self)
+
+    @property
+    def report(self) -> Report:
+        """What became of it so far."""
+        times = self.started, self._first, self._ended
+        queued, first, ended = (None if t is None else t - self._submitted for t in times)
+        return Report(
+            queued,
+            first,
+            ended,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.tokens,
+            self._gap,
+            self.parked,
+        )
+
+    def __repr__(self) -> str:
+        state = "going on" if not self._over else f"ended: {self.finish or self._error}"
+        return f"<Handle of {self.tokens} tokens after {self.prompt_tokens}, {state}>"

@@ -1,0 +1,207 @@
+"""Beginnings of texts that are in memory: a tree of pages of tokens, compared exactly.
+
+A node stands for 32 tokens after those of the nodes above it, as a page of keys and values does.
+Texts run through it: those that are being read or written, and those that have ended and stay for
+whoever comes next with the same beginning. A new text is a fork of the one that shares most with
+it, cut to what they share; so pages are in memory once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
+
+# What is cut off a text that stays, at a time: the pages of an extent.
+_CUT_TOKENS = 8 * PAGE_TOKENS
+
+
+Ids = Sequence[int] | NDArray[np.int32]
+
+
+class _Node:
+    __slots__ = ("children", "ends", "texts")
+
+    def __init__(self) -> None:
+        self.children: dict[bytes, _Node] = {}
+        self.texts: dict[Kept, None] = {}  # that run through it
+        self.ends: dict[Kept, None] = {}  # of them, those whose last whole page it is
+
+
+class Kept:
+    """A text in the tree."""
+
+    def __init__(self, cache: Cache, salt: str, root: _Node) -> None:
+        self.cache = cache
+        self.salt = salt
+        self.in_use = True  # it goes on: only then does it grow, and only else may it be cut
+        self.last_use = 0
+        self.path = [root]  # and a node for each of its whole pages that are in the tree
+
+
+class Prefixes:
+    """The tree. Not for several threads at once.
+
+    Texts of different `salt` share nothing: that one is answered sooner would tell of another.
+    """
+
+    def __init__(self, store: StateStore) -> None:
+        self.store = store
+        self.asked_tokens = self.found_tokens = 0  # by take(), so far
+        self._roots: dict[str, _Node] = {}
+        self._idle: dict[Kept, None] = {}  # the least recently used first
+        self.version = 0  # rises as the tree grows
+
+    def __len__(self) -> int:
+        return sum(len(root.texts) for root in self._roots.values())
+
+    # ---- finding ----
+
+    def shared(self, ids: Sequence[int], salt: str = "") -> int:
+        """How many of `ids` some text begins with."""
+        return self._find(ids, salt)[1]
+
+    def _find(self, ids: Sequence[int], salt: str) -> tuple[Kept | None, int]:
+        node = self._roots.get(salt)
+        if node is None:
+            return None, 0
+        pages = _pages(ids)
+        depth = 0
+        for page in pages:
+            below = node.children.get(page)
+            if below is None:
+                break
+            node, depth = below, depth + 1
+        rest = np.asarray(ids[depth * PAGE_TOKENS : (depth + 1) * PAGE_TOKENS], np.int32)
+        best, found = (next(reversed(node.texts)) if depth else None), 0
+        for text, more in self._continuations(node, depth):
+            n = common(rest, more)
+            if n > found:
+                best, found = text, n
+        return best, depth * PAGE_TOKENS + found
+
+    def _continuations(self, node: _Node, depth: int) -> Iterator[tuple[Kept, Ids]]:
+        """What texts have in the next page after a node."""
+        for page, below in node.children.items():
+            yield next(reversed(below.texts)), np.frombuffer(page, np.int32)
+        for text in node.ends:
+            yield text, text.cache.tokens[depth * PAGE_TOKENS : (depth + 1) * PAGE_TOKENS]
+
+    def take(self, ids: Sequence[int], salt: str = "", most: int | None = None) -> Cache:
+        """A new cache of what some text shares with `ids`, of `most` tokens at most."""
+        text, length = self._find(ids, salt)
+        if most is not None:
+            length = min(length, most)
+        self.asked_tokens += len(ids)
+        if text is None or not length:
+            return Cache(self.store)
+        self._touch(text)
+        cache = text.cache.fork()
+        reached = cache.truncate(length)
+        self.found_tokens += reached
+        return cache
+
+    # ---- keeping ----
+
+    def follow(self, cache: Cache, salt: str = "") -> Kept:
+        """The text of `cache` is in the tree from now on, as far as grow() says so."""
+        root = self._roots.setdefault(salt, _Node())
+        text = Kept(cache, salt, root)
+        root.texts[text] = root.ends[text] = None
+        self.grow(text)
+        return text
+
+    def grow(self, text: Kept) -> None:
+        """Enters the pages that were filled since the last time."""
+        tokens = text.cache.tokens
+        first = (len(text.path) - 1) * PAGE_TOKENS
+        for page in _pages(tokens[first : len(tokens) // PAGE_TOKENS * PAGE_TOKENS]):
+            node = text.path[-1]
+            del node.ends[text]
+            below = node.children.setdefault(page, _Node())
+            below.texts[text] = below.ends[text] = None
+            text.path.append(below)
+            self.version += 1
+
+    def release(self, text: Kept) -> None:
+        """The text has ended, and stays until its memory is wanted. Those that it begins with are
+        not needed any more."""
+        self.grow(text)
+        text.in_use = False
+        self._touch(text)
+        tokens = text.cache.tokens
+        for depth, node in enumerate(text.path):
+            for other in list(node.ends):
+                rest = other.cache.tokens[depth * PAGE_TOKENS :]
+                here = tokens[depth * PAGE_TOKENS : depth * PAGE_TOKENS + len(rest)]
+                if other is not text and not other.in_use and rest == here:
+                    self.drop(other)
+        if not tokens:
+            self.drop(text)
+
+    def drop(self, text: Kept) -> None:
+        """Takes a text out of the tree; memory that no other holds is given back."""
+        self._shorten(text, 0)
+        root = text.path[0]
+        del root.texts[text], root.ends[text]
+        if not root.texts:
+            del self._roots[text.salt]
+        self._idle.pop(text, None)
+        text.cache.truncate(0)
+
+    def _touch(self, text: Kept) -> None:
+        if not text.in_use:
+            self._idle.pop(text, None)
+            self._idle[text] = None
+
+    def _shorten(self, text: Kept, n_pages: int) -> None:
+        if len(text.path) - 1 <= n_pages:
+            return
+        del text.path[-1].ends[text]
+        while len(text.path) - 1 > n_pages:
+            at = (len(text.path) - 2) * PAGE_TOKENS
+            gone = text.path.pop()
+            del gone.texts[text]
+            if not gone.texts:
+                del text.path[-1].children[_pages(text.cache.tokens[at : at + PAGE_TOKENS])[0]]
+        text.path[-1].ends[text] = None
+
+    # ---- giving back ----
+
+    def give_back(self, n_bytes: int) -> int:
+        """Gives so many bytes back, if texts that have ended hold them: of the one that was used
+        longest ago, from its end. Returns how many."""
+        before = self.store.nbytes
+        while self._idle and before - self.store.nbytes < n_bytes:
+            text = next(iter(self._idle))
+            length = len(text.cache.tokens)
+            alone = next((i for i, n in enumerate(text.path) if len(n.texts) == 1), None)
+            if length <= _CUT_TOKENS or alone is None:
+                self.drop(text)  # what is left, others hold too, or it is little
+                continue
+            left = (length - 1) // _CUT_TOKENS * _CUT_TOKENS
+            self._shorten(text, left // PAGE_TOKENS)
+            if not text.cache.truncate(left):
+                self.drop(text)
+        return before - self.store.nbytes
+
+    def clear(self) -> None:
+        """Gives all back that no text in use holds."""
+        for text in list(self._idle):
+            self.drop(text)
+
+
+def _pages(ids: Sequence[int]) -> list[bytes]:
+    """The whole pages of `ids`, as keys."""
+    whole = len(ids) // PAGE_TOKENS * PAGE_TOKENS
+    packed = np.asarray(ids[:whole], np.int32).tobytes()
+    size = 4 * PAGE_TOKENS
+    return [packed[i : i + size] for i in range(0, len(packed), size)]
+
+
+def common(a: Ids, b: Ids) -> int:
+    """How many numbers both begin with."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(differ[0]) if len(differ) else n
