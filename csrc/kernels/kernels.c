@@ -111,6 +111,29 @@ void mmrt_columns_place(struct mmrt_columns *columns, size_t n, size_t k, size_t
     columns->strided = (int8_t *)at;
 }
 
+static void copy_row(void *rows, size_t bytes, size_t from, size_t to) {
+    memcpy((char *)rows + to * bytes, (const char *)rows + from * bytes, bytes);
+}
+
+void mmrt_columns_copy(const struct mmrt_columns *columns, size_t from, size_t to) {
+    const size_t stride = columns->stride, of_groups = stride / MMRT_GROUP * sizeof(float);
+    copy_row(columns->x, columns->k * sizeof(float), from, to);
+    if (!columns->q)
+        return;
+    copy_row(columns->q, stride, from, to);
+    copy_row(columns->d, of_groups, from, to);
+    copy_row(columns->sum16, 2 * of_groups, from, to);
+    copy_row(columns->sum32, of_groups, from, to);
+    copy_row(columns->start16, 2 * of_groups, from, to);
+    copy_row(columns->start32, of_groups, from, to);
+    from = columns->last - from, to = columns->last - to;
+    copy_row(columns->planes, stride, from, to);
+    copy_row(columns->few_d, of_groups, from, to);
+    copy_row(columns->few_sum, of_groups, from, to);
+    copy_row(columns->few_start, of_groups, from, to);
+    copy_row(columns->strided, stride, from, to);
+}
+
 /* Keys, values and sums of a tile, its scores, for some rows once more, and three numbers a row. */
 size_t mmrt_attend_scratch(size_t head_dim) {
     return ((2 * MMRT_ATTEND_KEYS + MMRT_ATTEND_ROWS) * head_dim +

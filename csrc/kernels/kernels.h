@@ -90,6 +90,10 @@ static inline struct mmrt_columns mmrt_columns_up_to(const struct mmrt_columns *
     return part;
 }
 
+/* Makes column `to` a copy of column `from`, quantised if that is. Both are among the last `few`.
+ */
+void mmrt_columns_copy(const struct mmrt_columns *columns, size_t from, size_t to);
+
 /* Quantises elements [first, first + count) of one column; both multiples of 32. A group with NaN
  * or infinity gets d = NaN, so that the fault reaches the logits and is reported there. */
 typedef void mmrt_quantize_fn(const struct mmrt_columns *columns, size_t column, size_t first,

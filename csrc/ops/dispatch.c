@@ -42,12 +42,13 @@ static void run(struct worker *w) {
         mmrt_expert_order(w, experts_of(step->program, w->op), w->scratch);
     uint32_t begin, end;
     tokens_of_thread(w, &begin, &end);
-    for (uint32_t t = begin; t < end; t++)
-        for (size_t i = 0; i < n_used; i++) {
-            const size_t column = order.column[(t - first) * n_used + i];
-            memcpy(row_at(out, column), row_at(in, t), in->k * sizeof(float));
-            quantize_row(step, out, column);
-        }
+    for (uint32_t t = begin; t < end; t++) {
+        const uint32_t *columns = order.column + (t - first) * n_used;
+        memcpy(row_at(out, columns[0]), row_at(in, t), in->k * sizeof(float));
+        quantize_row(step, out, columns[0]);
+        for (size_t i = 1; i < n_used; i++)
+            mmrt_columns_copy(out, columns[0], columns[i]);
+    }
 }
 
 const struct op_info mmrt_op_dispatch = {
