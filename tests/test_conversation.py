@@ -103,6 +103,24 @@ def test_another_conversation_begins_anew(model: mmrt.Model, path: Path) -> None
         assert fresh.chat(OTHER, max_tokens=12) == answer
 
 
+def test_conversations_in_turn_are_not_read_again(model: mmrt.Model) -> None:
+    """Five of them, round robin: the engines that keep a few slots read each anew."""
+    talks = [[{"role": "user", "content": f"{i} pages of notes"}] for i in range(5)]
+    for turn in range(3):
+        for talk in talks:
+            text = model.chat(talk, max_tokens=5, ignore_eos=True)
+            new = text.prompt_tokens - text.cached_tokens
+            assert turn == 0 or new <= len(model.chat_tokens(OTHER)) + 32
+            talk += [{"role": "assistant", "content": text}, *OTHER]
+
+
+def test_a_beginning_is_shared_with_a_longer_conversation(model: mmrt.Model) -> None:
+    system = [{"role": "system", "content": "Be brief, polite and exact in all that you say."}]
+    model.chat(going_on([*system, *HELLO], "A fault in a page."), max_tokens=12)
+    text = model.chat([*system, *OTHER], max_tokens=5)
+    assert text.cached_tokens >= len(model.chat_tokens(system)) - 30
+
+
 def test_threads_may_converse_at_once(model: mmrt.Model) -> None:
     questions = [[{"role": "user", "content": f"{i} " * 30}] for i in range(6)]
     alone = [model.chat(question, max_tokens=12) for question in questions]

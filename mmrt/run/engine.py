@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrt.core.arguments import number, whole
 from mmrt.core.kernels import Pool
-from mmrt.core.program import ALIKE_TOKENS, Part
+from mmrt.core.program import Part
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
 from mmrt.memory.sizes import human
@@ -19,7 +19,7 @@ from mmrt.run.cost import StepCost
 from mmrt.run.feedback import Feedback, Job
 from mmrt.run.generation import Answer, Options, Settings, next_tokens
 from mmrt.run.handle import Handle
-from mmrt.run.prefixes import Kept, Prefixes, common
+from mmrt.run.prefixes import Kept, Prefixes, common, spare
 from mmrt.run.sequence import Progress, Runner, Sequence
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Engine:
     max_gap: seconds that a text which writes may have to wait for its next token; None: 0.25, or
     four readings of the weights if that is more. kv: bytes that keys and values may take in all;
     None: what the model's budget leaves. keep: texts that have ended stay in memory, for others
-    that begin alike, while keys and values take no more bytes than this; None: half of what is free
-    beside the weights. waiting: texts that may be under way at once.
+    that begin alike, while keys and values take no more bytes than this; None: a quarter of what is
+    free beside the weights. waiting: texts that may be under way at once.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Engine:
         self._model = model
         self._max_gap = None if max_gap is None else number("max_gap", max_gap, 0, 3600, above=True)
         self._kv = None if kv is None else whole("kv", kv, 1)
-        self._keep = model.spare_bytes // 2 if keep is None else whole("keep", keep, 0)
+        self._keep = model.spare_bytes // 4 if keep is None else whole("keep", keep, 0)
         self._most_waiting = whole("waiting", waiting, 1)
         self.prefixes = Prefixes(model.store)
         self.cost = StepCost()
@@ -302,7 +302,7 @@ class Engine:
     def _begin(self, job: _Writing, earlier: list[_Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
         another that is reading the same, or for room."""
-        most = max(len(job.ids) - ALIKE_TOKENS, 0)
+        most = spare(job.ids)
         if job.seen != self.prefixes.version:
             job.seen = self.prefixes.version
             if min(self.prefixes.shared(job.ids, job.salt), most) > job.length:

@@ -1,6 +1,5 @@
 """A language model that runs from the mapped pages of its file."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -42,6 +41,7 @@ from mmrt.run.generation import (
     generate,
     generate_together,
 )
+from mmrt.run.prefixes import Earlier
 from mmrt.run.sampler import Sampler
 from mmrt.run.sequence import Sequence
 from mmrt.text import chat
@@ -56,6 +56,9 @@ STEP_TOKENS = 256
 
 # As many as it takes at most, where steps wait for weights from the disk: each reads them all.
 MOST_STEP_TOKENS = 1024
+
+# Of the memory that is free, what keys and values of earlier conversations may take: 1 / _KEPT.
+_KEPT = 4
 
 RunStep = Callable[[List[Part], NDArray[np.float32] | None], None]
 
@@ -123,8 +126,7 @@ class Model:
         choice("kv_v", kv_v, KV_TYPES)
         self.budget = budget.of(memory)
         self.budget.begin()
-        # The last conversation's keys and values, if no one goes on with it now.
-        self._last_chat: collections.deque[Cache] = collections.deque(maxlen=1)
+        self._earlier: Earlier | None = None  # keys and values that conversations have left
         self._share: Share | None = None
         self._tokenizer: Tokenizer | None = None
         self.closed = False
@@ -151,6 +153,7 @@ class Model:
                 architecture.build(self.program, self.config, weights)
                 refuse_unread_tensors(weights, self.config)
                 self.program.finish()
+                self._earlier = Earlier(store)
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{self.path}: {error}") from None
             if in_budget:
@@ -165,7 +168,8 @@ class Model:
 
     def _join_budget(self, reader: str | None, lock: bool) -> None:
         self.program.stream()
-        spare = self._last_chat.clear
+        assert self._earlier is not None
+        spare = self._earlier.clear
         # None of these refers to the model: one that is dropped is gone at once.
         prepare = functools.partial(_prepare, weakref.ref(self))
         share = Share(self.path, self.program, spare, prepare, STEP_TOKENS, reader, lock)
@@ -185,7 +189,8 @@ class Model:
             self.file.require_unviewed(except_for=len(self.program.weights))
             self.program.close()
         self.closed = True
-        self._last_chat.clear()
+        if self._earlier is not None:
+            self._earlier.clear()
         if self._share is not None:
             self.budget.leave(self._share)
         self.file.close()
@@ -517,9 +522,10 @@ class Model:
         tools, chat_template_kwargs: as tools and variables of render_chat(). What messages and
         tools say is plain text, as chat_tokens() has it.
 
-        What they share with the last conversation is not read again: the model keeps the keys and
-        values of one until it is closed, or a memory budget needs them. sequence: where to keep
-        them instead; what it holds beyond the shared beginning is forgotten.
+        What they share with earlier conversations is not read again: the model keeps the keys and
+        values of the last one until it is closed or a memory budget needs them, and of others while
+        all take no more than a quarter of what is free. sequence: where
+        to keep them instead; what it holds beyond the shared beginning is forgotten.
         """
         settings = Settings(**options)
         self._check_owner(sequence)
@@ -558,15 +564,14 @@ class Model:
     def _converse(
         self, reading: Reading, ids: list[int], settings: Settings
     ) -> Generator[Piece, None, None]:
-        try:
-            cache = self._last_chat.pop()
-        except IndexError:  # there was none, or another thread goes on with it
-            cache = Cache(self.program.store)
+        earlier = self._earlier
+        assert earlier is not None
+        cache = earlier.take(ids)
         try:
             yield from self._answer(reading, ids, Sequence(self, cache), settings)
         finally:
             if not self.closed:
-                self._last_chat.append(cache)
+                earlier.keep(cache, self.spare_bytes // _KEPT)
 
     def _answer(
         self, reading: Reading, ids: list[int], text: Sequence, settings: Settings

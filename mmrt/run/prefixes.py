@@ -6,11 +6,14 @@ whoever comes next with the same beginning. A new text is a fork of the one that
 it, cut to what they share; so pages are in memory once.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrt.core.program import ALIKE_TOKENS
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
 
 # What is cut off a text that stays, at a time: the pages of an extent.
@@ -169,12 +172,14 @@ class Prefixes:
 
     # ---- giving back ----
 
-    def give_back(self, n_bytes: int) -> int:
-        """Gives so many bytes back, if texts that have ended hold them: of the one that was used
-        longest ago, from its end. Returns how many."""
+    def give_back(self, n_bytes: int, sparing: Kept | None = None) -> int:
+        """Gives so many bytes back, if texts that have ended, but for `sparing`, hold them: of the
+        one that was used longest ago, from its end. Returns how many."""
         before = self.store.nbytes
-        while self._idle and before - self.store.nbytes < n_bytes:
-            text = next(iter(self._idle))
+        while before - self.store.nbytes < n_bytes:
+            text = next((text for text in self._idle if text is not sparing), None)
+            if text is None:
+                break
             length = len(text.cache.tokens)
             alone = next((i for i, n in enumerate(text.path) if len(n.texts) == 1), None)
             if length <= _CUT_TOKENS or alone is None:
@@ -190,6 +195,52 @@ class Prefixes:
         """Gives all back that no text in use holds."""
         for text in list(self._idle):
             self.drop(text)
+
+
+class Earlier:
+    """What texts that have ended have left, for any thread; one that comes while another is at it
+    does without."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self._here: deque[Prefixes] = deque([Prefixes(store)])  # who pops it has it
+
+    @contextmanager
+    def _at_it(self) -> Iterator[Prefixes | None]:
+        try:
+            tree = self._here.pop()
+        except IndexError:
+            yield None
+            return
+        try:
+            yield tree
+        finally:
+            self._here.append(tree)
+
+    def take(self, ids: Sequence[int]) -> Cache:
+        """A new cache of what some text shares with `ids`, but for the last few."""
+        with self._at_it() as tree:
+            return Cache(self._store) if tree is None else tree.take(ids, most=spare(ids))
+
+    def keep(self, cache: Cache, most_bytes: int) -> None:
+        """Keeps a text that has ended, and others while all take no more than `most_bytes`."""
+        with self._at_it() as tree:
+            if tree is not None:
+                text = tree.follow(cache)
+                tree.release(text)
+                tree.give_back(self._store.nbytes - most_bytes, sparing=text)
+
+    def clear(self) -> None:
+        """Gives all back."""
+        with self._at_it() as tree:
+            if tree is not None:
+                tree.clear()
+
+
+def spare(ids: Sequence[int]) -> int:
+    """How many of a prompt's tokens need not be read again: not the last few, which are read as a
+    step of their own, so that they are rounded as in longer ones."""
+    return max(len(ids) - ALIKE_TOKENS, 0)
 
 
 def _pages(ids: Sequence[int]) -> list[bytes]:
