@@ -1,11 +1,12 @@
-"""Makes a GGUF file of a llama's shape, or a Qwen 3's with experts, with random weights:
+"""Makes a GGUF file of a llama's shape, or of a mixture of experts, with random weights:
 
     python -m bench.make_model 8B Q4_0 out.gguf
-    python -m bench.make_model 30B-A3B Q4_0 out.gguf --n-layers 12
+    python -m bench.make_model 30B-A3B Q4_0 out.gguf --n-layers 12 --routing skewed
 
 What such a model writes is noise, but it takes the time, the memory and the reads of a real one of
 that shape and type: all matrices are of the type given, norms are float32, logits are finite. The
 vocabulary is byte-level, with as many merges as it has room for, and serves other runtimes too.
+Experts are chosen at random, and evenly, or as --routing says: see bench/routing.py.
 """
 
 import argparse
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from bench.blocks import random_blocks
+from bench.routing import PRESETS, Routing
 from mmrt.core.quant import TYPES
-from mmrt.errors import MmrtError
+from mmrt.errors import MmrtError, UnsupportedError
 from mmrt.files.gguf_writer import Entry, write_gguf
 from mmrt.text.bpe import BYTE_LETTERS
 
@@ -44,10 +46,8 @@ class Shape:
     n_experts: int = 0
     n_used: int = 0  # experts of each token
     n_ff_expert: int = 0
-
-    @property
-    def architecture(self) -> str:
-        return "qwen3moe" if self.n_experts else "llama"
+    window: int = 0  # of attention
+    architecture: str = "llama"
 
     @property
     def head_width(self) -> int:
@@ -59,9 +59,14 @@ SHAPES = {
     "8B": Shape(32, 4096, 14336, 32, 8, 128256),
     "30B": Shape(64, 5120, 27648, 40, 8, 152064),
     "30B-A3B": Shape(
-        48, 2048, 6144, 32, 4, 151936, 32768, 1e6, 128, n_experts=128, n_used=8, n_ff_expert=768
+        48, 2048, 6144, 32, 4, 151936, 32768, 1e6, 128, n_experts=128, n_used=8, n_ff_expert=768,
+        architecture="qwen3moe",
     ),
-}
+    "gpt-oss-120b": Shape(
+        36, 2880, 2880, 64, 8, 201088, 131072, 150000.0, 64, n_experts=128, n_used=4,
+        n_ff_expert=2880, window=128, architecture="gpt-oss",
+    ),
+}  # fmt: skip
 
 
 def vocabulary(size: int) -> dict[str, Any]:
@@ -116,6 +121,8 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
             "expert_used_count": shape.n_used,
             "expert_feed_forward_length": shape.n_ff_expert,
         }
+    if shape.window:
+        fields["attention.sliding_window"] = shape.window
     return {
         "general.architecture": shape.architecture,
         "general.name": f"random {name}",
@@ -137,8 +144,6 @@ def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]
     if shape.n_experts:
         wide = shape.n_experts, shape.n_ff_expert, shape.n_embd
         layer |= {
-            "attn_q_norm": ("F32", (shape.head_width,)),
-            "attn_k_norm": ("F32", (shape.head_width,)),
             "ffn_gate_inp": ("F32", (shape.n_experts, shape.n_embd)),
             "ffn_gate_exps": (type, wide),
             "ffn_up_exps": (type, wide),
@@ -150,12 +155,23 @@ def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]
             "ffn_up": (type, (shape.n_ff, shape.n_embd)),
             "ffn_down": (type, (shape.n_embd, shape.n_ff)),
         }
+    named = {f"{role}.weight": kind for role, kind in layer.items()}
+    if shape.architecture == "qwen3moe":
+        named |= {f"attn_{x}_norm.weight": ("F32", (shape.head_width,)) for x in "qk"}
+    elif shape.architecture == "gpt-oss":
+        biases = {
+            f"{role}.bias": ("F32", matrix[:-1])
+            for role, (_, matrix) in layer.items()
+            if len(matrix) > 1
+        }
+        named |= biases | {"attn_sinks.weight": ("F32", (shape.n_heads,))}
+        named["post_attention_norm.weight"] = named.pop("ffn_norm.weight")
     return [
         Entry("token_embd.weight", embedding, (shape.n_vocab, shape.n_embd)),
         *(
-            Entry(f"blk.{i}.{role}.weight", *kind)
+            Entry(f"blk.{i}.{name}", *kind)
             for i in range(shape.n_layers)
-            for role, kind in layer.items()
+            for name, kind in named.items()
         ),
         Entry("output_norm.weight", "F32", (shape.n_embd,)),
         Entry("output.weight", output, (shape.n_vocab, shape.n_embd)),
@@ -163,25 +179,69 @@ def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]
 
 
 class Weights:
-    """The bytes of random tensors: cuts from a pool of random blocks, each from another place."""
+    """The bytes of random tensors: cuts from a pool of random blocks, each from another place; but
+    what decides which experts are chosen is as `routing` has it, if there is one."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, routing: Routing | None = None) -> None:
         self._random = np.random.default_rng(seed)
+        self._routing = routing
         self._pools: dict[tuple[str, float], bytes] = {}
 
     def __call__(self, tensor: Entry) -> Iterator[memoryview]:
-        if len(tensor.shape) == 1:
+        *_, role, kind = tensor.name.split(".")
+        if kind == "bias":
+            yield memoryview(bytes(tensor.nbytes))
+        elif len(tensor.shape) == 1:
             norm = 1 + 0.1 * self._random.standard_normal(tensor.shape, np.float32)
+            if self._routing and role.endswith("norm"):
+                norm[: self._routing.width] = 1
             yield memoryview(norm.data).cast("B")
-            return
-        n_bytes = TYPES[tensor.type].bytes
-        pool = self._pool(tensor.type, tensor.shape[-1] ** -0.5)
-        left = tensor.nbytes
+        elif not self._routing:
+            yield from self._blocks(tensor.type, tensor.shape[-1], tensor.nbytes)
+        elif role == "ffn_gate_inp":
+            yield self._router(tensor, self._routing)
+        elif role == "token_embd":
+            yield from self._embedding(tensor, self._routing)
+        elif role in ("attn_output", "ffn_down_exps"):
+            yield from self._beside_code(tensor, self._routing)
+        else:
+            yield from self._blocks(tensor.type, tensor.shape[-1], tensor.nbytes)
+
+    def _blocks(self, type: str, width: int, left: int) -> Iterator[memoryview]:
+        """So many bytes, of rows of `width`."""
+        n_bytes = TYPES[type].bytes
+        pool = self._pool(type, width**-0.5)
         while left:
             start = int(self._random.integers(len(pool) // n_bytes)) * n_bytes
             part = memoryview(pool)[start : start + left]
             yield part
             left -= len(part)
+
+    def _router(self, tensor: Entry, routing: Routing) -> memoryview:
+        """Reads the code alone."""
+        matrix = np.zeros(tensor.shape, np.float32)
+        matrix[:, : routing.width] = routing.routers[int(tensor.name.split(".")[1])]
+        return memoryview(matrix.data).cast("B")
+
+    def _embedding(self, tensor: Entry, routing: Routing) -> Iterator[memoryview]:
+        """Token t has the code of step t, of steps in a circle."""
+        n_rows, width = tensor.shape
+        row_bytes = tensor.nbytes // n_rows
+        for first in range(0, n_rows, routing.steps):
+            n = min(routing.steps, n_rows - first)
+            parts = self._blocks(tensor.type, width, n * row_bytes)
+            rows = np.frombuffer(b"".join(parts), np.uint8).reshape(n, row_bytes).copy()
+            rows[:, : routing.codes.shape[1]] = routing.codes[:n]
+            yield memoryview(rows.data).cast("B")
+
+    def _beside_code(self, tensor: Entry, routing: Routing) -> Iterator[memoryview]:
+        """Adds nothing to the code: blocks of zeros are zeros in every type."""
+        *stack, n_rows, width = tensor.shape
+        n_matrices = stack[0] if stack else 1
+        row_bytes = tensor.nbytes // n_matrices // n_rows
+        for _ in range(n_matrices):
+            yield memoryview(bytes(routing.width * row_bytes))
+            yield from self._blocks(tensor.type, width, (n_rows - routing.width) * row_bytes)
 
     def _pool(self, type: str, spread: float) -> bytes:
         if (type, spread) not in self._pools:
@@ -199,15 +259,33 @@ def make_model(
     output: str | None = None,
     name: str = "llama",
     seed: int = 0,
+    routing: Routing | None = None,
 ) -> int:
-    """Writes the file and returns its tensors' bytes. embedding, output: types, if not `type`."""
+    """Writes the file and returns its tensors' bytes. embedding, output: types, if not `type`.
+    routing: see routing_of()."""
     entries = tensors(shape, type, embedding or type, output or type)
-    weights = Weights(seed)
+    weights = Weights(seed, routing)
     with write_gguf(path, metadata(name, shape), entries) as writer:
         for entry in entries:
             for part in weights(entry):
                 writer.write(part)
     return sum(entry.nbytes for entry in entries)
+
+
+def routing_of(shape: Shape, preset: str, embedding: str, seed: int = 0) -> Routing:
+    """For a model of this shape, whose embedding is of this type. The same arguments make the
+    same one."""
+    if not shape.n_experts:
+        raise UnsupportedError("routing: a model without experts has none")
+    return Routing(
+        PRESETS[preset],
+        shape.n_embd,
+        shape.n_layers,
+        shape.n_experts,
+        shape.n_used,
+        embedding,
+        seed,
+    )
 
 
 def main() -> None:
@@ -223,16 +301,21 @@ def main() -> None:
     parser.add_argument("--embedding", choices=types, metavar="TYPE", help="of the embedding")
     parser.add_argument("--output", choices=types, metavar="TYPE", help="of the output matrix")
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+    parser.add_argument("--routing", choices=PRESETS, help="the statistics that its routers follow")
     changes = parser.add_argument_group("to change the shape")
-    for field in fields(Shape):
+    for field in fields(Shape)[:-1]:
         option = "--" + field.name.replace("_", "-")
         changes.add_argument(option, type=float if field.type is float else int, metavar="N")
     arguments = vars(parser.parse_args())
     name = arguments.pop("shape")
-    given = {field.name: arguments.pop(field.name) for field in fields(Shape)}
+    given = {field.name: arguments.pop(field.name) for field in fields(Shape)[:-1]}
     shape = replace(SHAPES[name], **{key: value for key, value in given.items() if value})
     start = time.perf_counter()
+    preset = arguments.pop("routing")
     try:
+        if preset:
+            embedding = arguments["embedding"] or arguments["type"]
+            arguments["routing"] = routing_of(shape, preset, embedding, arguments["seed"])
         size = make_model(arguments.pop("out"), shape, name=name, **arguments)
     except MmrtError as error:
         raise SystemExit(f"bench.make_model: {error}") from None
