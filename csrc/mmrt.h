@@ -320,21 +320,40 @@ mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt
  * allows. A budget that keeps everything then loads everything too. */
 mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err);
 
+/* What replaces what among the experts that are in memory within a budget: the lowest score, or the
+ * one that was used longest ago. docs/streaming.md has the rules. At first, SCORE. */
+typedef enum mmrt_policy { MMRT_POLICY_SCORE, MMRT_POLICY_LRU } mmrt_policy;
+
+mmrt_status mmrt_program_set_policy(mmrt_program *program, mmrt_policy policy, mmrt_error *err);
+
 /* All in bytes. */
 typedef struct mmrt_plan {
     uint64_t total; /* of the matrices that a step reads */
     uint64_t kept;
     uint64_t ring;
-    uint64_t cache; /* of matrices that are used on demand */
-    uint64_t rest;  /* what is kept beside the budget: vectors */
-    uint64_t least; /* the smallest budget */
-    uint64_t most;  /* the one that keeps everything */
+    uint64_t experts; /* their matrices, of which steps read those that are chosen */
+    uint64_t cache;   /* of slots for these, and for those that pass; 0: all are kept */
+    uint64_t slots;   /* experts that they have room for */
+    uint64_t rest;    /* what is kept beside the budget: vectors */
+    uint64_t least;   /* the smallest budget */
+    uint64_t most;    /* the one that keeps everything */
 } mmrt_plan;
 
 /* What set_budget would do. kept: NULL, or room for the kept bytes of each weight. With NO_MEMORY
  * the plan keeps nothing, and gives the smallest budget that is enough. */
 mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt_plan *plan,
                               uint64_t *kept, mmrt_error *err);
+
+/* What has become of the experts that steps have chosen while a budget does not keep all. */
+typedef struct mmrt_demand_stats {
+    uint64_t wanted;     /* experts, by steps and layers */
+    uint64_t found;      /* of these, in memory or on their way there */
+    uint64_t read_units; /* matrices */
+    uint64_t read_bytes;
+    uint64_t slots; /* of this size; of a program: of all sizes, and the largest size */
+    uint64_t slot_bytes;
+    double stall_seconds; /* in which some thread waited for a read */
+} mmrt_demand_stats;
 
 /* What streaming has done so far. */
 typedef struct mmrt_stream_stats {
@@ -344,9 +363,8 @@ typedef struct mmrt_stream_stats {
     uint64_t locked_bytes;   /* of these, so far */
     uint64_t streamed_bytes; /* likewise: what a step reads */
     uint64_t ring_bytes;
-    uint64_t cache_bytes;  /* of matrices that are used on demand */
-    uint64_t wanted_units; /* of these, ... */
-    uint64_t found_units;  /* ... and of them those that were there, or on their way */
+    uint64_t cache_bytes; /* of slots for experts */
+    mmrt_demand_stats demand;
     uint64_t read_bytes;   /* of streamed weights */
     uint64_t loaded_bytes; /* of kept ones, onto their mapped pages */
     double stall_seconds;  /* in which some thread waited for a read */
@@ -354,5 +372,10 @@ typedef struct mmrt_stream_stats {
 } mmrt_stream_stats;
 
 void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats);
+
+/* The layers with experts on demand; of each, a weight that it has, and its statistics. */
+int32_t mmrt_program_banks(const mmrt_program *program);
+void mmrt_program_bank_stats(const mmrt_program *program, int32_t bank, int32_t *weight,
+                             mmrt_demand_stats *stats);
 
 #endif

@@ -29,6 +29,13 @@ mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
     return status;
 }
 
+mmrt_status mmrt_program_set_policy(mmrt_program *program, mmrt_policy policy, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    if (!status)
+        mmrt_source_set_policy(source_of(program), policy);
+    return status;
+}
+
 /* Kept whatever the budget is: what has no units, but for tables that are read by rows alone. */
 static uint64_t rest_bytes(const mmrt_program *program) {
     uint64_t bytes = 0;
@@ -63,7 +70,8 @@ mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt
         const mmrt_weight *w = &program->weights[i];
         kept[i] = 0;
         for (int32_t j = 0; j < place->n_units; j++) {
-            const uint64_t first = (uint64_t)j * place->unit_rows, left = w->rows - first;
+            const uint64_t first = (uint64_t)j * place->unit_rows;
+            const uint64_t left = w->stack * w->rows - first;
             if (is_kept[place->units[j]])
                 kept[i] += (left < place->unit_rows ? left : place->unit_rows) * mmrt_row_bytes(w);
         }
@@ -76,4 +84,33 @@ void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *s
     memset(stats, 0, sizeof *stats);
     if (source_of(program))
         mmrt_source_get_stats(source_of(program), stats);
+}
+
+int32_t mmrt_program_banks(const mmrt_program *program) {
+    return program->units ? program->units->n_experts : 0;
+}
+
+void mmrt_program_bank_stats(const mmrt_program *program, int32_t bank, int32_t *weight,
+                             mmrt_demand_stats *stats) {
+    *weight = program->units->experts[bank].weights[0];
+    mmrt_source_bank_stats(source_of(program), bank, stats);
+}
+
+mmrt_status mmrt_units_error(const mmrt_program *program, mmrt_error *err) {
+    mmrt_error found;
+    const mmrt_status status = mmrt_source_error(source_of(program), &found);
+    const int32_t unit = mmrt_source_failed_unit(source_of(program));
+    mmrt_fail(err, status, "%s", found.message);
+    for (int32_t i = 0; unit >= 0 && i < program->n_weights; i++) {
+        const struct place *place = &program->units->places[i];
+        const mmrt_weight *w = &program->weights[i];
+        for (int32_t j = 0; place->units && j < place->n_units; j++)
+            if (place->units[j] == unit && w->stack > 1)
+                mmrt_fail(err, status, "tensor %s, expert %d: %s", w->name, j, found.message);
+            else if (place->units[j] == unit)
+                mmrt_fail(err, status, "tensor %s: %s", w->name, found.message);
+    }
+    if (err)
+        err->os_errno = found.os_errno;
+    return status;
 }

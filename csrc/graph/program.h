@@ -36,7 +36,7 @@ struct span {
 };
 
 /* Where a weight is when weights are streamed. Its rows are units of `unit_rows` each; the last may
- * have fewer. */
+ * have fewer. Those of a stack are its matrices. */
 struct place {
     int32_t file;
     uint64_t offset;
@@ -45,13 +45,29 @@ struct place {
     int32_t n_units;
 };
 
+/* Stacks of experts that one choice is for. */
+struct experts {
+    int32_t weights[4]; /* in the order of their use */
+    int32_t n_weights;
+    int32_t n_together; /* of these: the first operation multiplies by so many */
+    int32_t n_used;     /* of each token */
+};
+
+/* So many of a step's last tokens say which experts stay in memory. */
+enum { MMRT_RECENT_TOKENS = 16 };
+
 /* Weights as units that a budget keeps or streams. */
 struct units {
     mmrt_source *source;
-    struct place *places;   /* [n_weights] */
-    int32_t (*op_units)[2]; /* [n_ops]: the units that an operation reads, first and end */
-    bool *in_order;         /* [n_ops]: some of them are not there when the step begins */
-    uint8_t *row_scratch;   /* of each thread, row_scratch_bytes: for single rows */
+    struct place *places;    /* [n_weights] */
+    int32_t (*op_units)[2];  /* [n_ops]: the units that an operation reads, first and end */
+    bool *in_order;          /* [n_ops]: some of them are not there when the step begins */
+    struct experts *experts; /* [n_experts]: of each layer that has some */
+    int32_t n_experts;
+    int32_t *op_experts;  /* [n_ops]: whose choices an operation reads; -1: none */
+    uint32_t *wanted;     /* those that the layer's tokens have chosen, in the order of their use */
+    uint32_t *recent;     /* [MMRT_RECENT_TOKENS][n_used]: what its last tokens have chosen */
+    uint8_t *row_scratch; /* of each thread, row_scratch_bytes: for single rows */
     size_t row_scratch_bytes;
 };
 
@@ -93,5 +109,8 @@ void mmrt_program_release_scratch(const mmrt_program *program);
 
 /* Frees what mmrt_program_stream has made. */
 void mmrt_units_free(mmrt_program *program);
+
+/* Why a step's weights did not come, naming the tensor. */
+mmrt_status mmrt_units_error(const mmrt_program *program, mmrt_error *err);
 
 #endif

@@ -1,7 +1,7 @@
 /* A program whose weights may be streamed: its matrices as units of whole rows, in the order in
  * which a step reads them. */
 #define _GNU_SOURCE
-#include "graph/pieces.h"
+#include "graph/banks.h"
 
 #include "base/status.h"
 
@@ -29,7 +29,7 @@ static void count_uses(const mmrt_program *program, int32_t *uses) {
     for (int32_t i = 0; i < program->n_ops; i++) {
         const mmrt_op *op = &program->ops[i];
         for (int j = 0; j < 3; j++)
-            if (has_role(op, j, MATRIX))
+            if (has_role(op, j, MATRIX) || has_role(op, j, STACK))
                 uses[op->weights[j]]++;
     }
 }
@@ -45,33 +45,6 @@ static mmrt_status find_file(const mmrt_weight *w, mmrt_mapping *const *files, i
         }
     }
     return mmrt_fail(err, MMRT_ARGUMENT, "tensor %s: it lies in none of the files", w->name);
-}
-
-/* Units in the making. */
-struct list {
-    struct mmrt_unit *at;
-    int32_t n;
-    int32_t room;
-};
-
-static bool add_unit(struct list *units, const mmrt_weight *w, const struct place *place,
-                     uint64_t first) {
-    if (units->n == units->room) {
-        const int32_t room = units->room ? 2 * units->room : 256;
-        void *grown = realloc(units->at, (size_t)room * sizeof *units->at);
-        if (!grown)
-            return false;
-        units->at = grown;
-        units->room = room;
-    }
-    const uint64_t left = w->rows - first, rows = left < place->unit_rows ? left : place->unit_rows;
-    units->at[units->n++] = (struct mmrt_unit){
-        .file = place->file,
-        .rows = (uint32_t)rows,
-        .offset = place->offset + first * mmrt_row_bytes(w),
-        .bytes = rows * mmrt_row_bytes(w),
-    };
-    return true;
 }
 
 /* The units of an operation, in the order in which its rows are taken: one weight after another,
@@ -96,7 +69,7 @@ static bool add_units_of(mmrt_program *program, const mmrt_op *op, struct list *
         const int32_t weight = op->weights[chosen];
         struct place *place = &program->units->places[weight];
         place->units[next[chosen] / place->unit_rows] = units->n;
-        if (!add_unit(units, &program->weights[weight], place, next[chosen]))
+        if (!mmrt_list_add(units, &program->weights[weight], place, next[chosen]))
             return false;
         next[chosen] += place->unit_rows;
     }
@@ -130,7 +103,7 @@ static mmrt_status find_places(mmrt_program *program, mmrt_mapping *const *files
 }
 
 static mmrt_status divide(mmrt_program *program, mmrt_mapping *const *files, int32_t n_files,
-                          struct list *list, mmrt_error *err) {
+                          struct list *list, int32_t *n_in_order, mmrt_error *err) {
     int32_t *uses = calloc((size_t)program->n_weights, sizeof *uses);
     struct units *units = program->units;
     units->places = calloc((size_t)program->n_weights, sizeof *units->places);
@@ -143,13 +116,16 @@ static mmrt_status divide(mmrt_program *program, mmrt_mapping *const *files, int
         count_uses(program, uses);
         status = find_places(program, files, n_files, uses, err);
     }
-    free(uses);
     for (int32_t i = 0; !status && i < program->n_ops; i++) {
         units->op_units[i][0] = list->n;
         if (!add_units_of(program, &program->ops[i], list))
             status = mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
         units->op_units[i][1] = list->n;
     }
+    *n_in_order = list->n;
+    if (!status)
+        status = mmrt_banks_make(program, uses, list, err);
+    free(uses);
     return status;
 }
 
@@ -163,6 +139,10 @@ void mmrt_units_free(mmrt_program *program) {
     free(units->places);
     free(units->op_units);
     free(units->in_order);
+    free(units->experts);
+    free(units->op_experts);
+    free(units->wanted);
+    free(units->recent);
     if (units->row_scratch)
         munmap(units->row_scratch, (size_t)program->n_threads * units->row_scratch_bytes);
     free(units);
@@ -197,12 +177,17 @@ mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *file
     if (!program->units)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
     struct list list = {0};
-    mmrt_status status = divide(program, files, n_files, &list, err);
+    int32_t n_in_order = 0;
+    mmrt_status status = divide(program, files, n_files, &list, &n_in_order, err);
     if (!status)
         status = make_row_scratch(program, err);
+    struct mmrt_bank *banks = status ? NULL : mmrt_banks_of(program);
+    if (!status && !banks)
+        status = mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
     if (!status)
-        status = mmrt_source_create(files, n_files, list.at, list.n, list.n, 0,
-                                    &program->units->source, err);
+        status = mmrt_source_create(files, n_files, list.at, list.n, n_in_order, banks,
+                                    program->units->n_experts, &program->units->source, err);
+    free(banks);
     free(list.at);
     if (status)
         mmrt_units_free(program);

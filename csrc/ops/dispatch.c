@@ -30,16 +30,22 @@ static size_t scratch(const mmrt_program *program, const mmrt_op *op) {
     return mmrt_expert_order_bytes(program, op, experts_of(program, op));
 }
 
-/* A single token goes to all of its experts as it is. */
+/* Here the choice is known: experts that are not in memory are on their way from now on. A single
+ * token goes to all of its experts as it is. */
 static void run(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const size_t n_used = (size_t)w->op->n_used, first = first_token(w);
-    if (step->n - first == 1)
+    const bool single = step->n - first == 1;
+    if (single && (w->thread || !step->program->units))
         return;
     const struct expert_order order =
         mmrt_expert_order(w, experts_of(step->program, w->op), w->scratch);
+    if (!w->thread)
+        mmrt_want_experts(w, &order);
+    if (single)
+        return;
     uint32_t begin, end;
     tokens_of_thread(w, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {

@@ -46,8 +46,9 @@ static void run(struct worker *w) {
         const uint32_t expert = order.active[piece / pieces];
         const size_t column = order.first[expert], n = order.first[expert + 1] - column;
         const uint64_t first = piece % pieces * at_a_time, left = down->rows - first;
-        mmrt_expert_multiply(w, 0, expert, first, left < at_a_time ? left : at_a_time, in, column,
-                             n, row_at(out, column) + first, out->k, w->scratch);
+        if (!mmrt_expert_multiply(w, 0, expert, first, left < at_a_time ? left : at_a_time, in,
+                                  column, n, row_at(out, column) + first, out->k, w->scratch))
+            return;
     }
 }
 

@@ -73,9 +73,11 @@ static void run(struct worker *w) {
         const uint64_t rows = left < ROWS ? left : ROWS;
         const size_t read = single ? first_token(w) : column;
         float *ups = gates + n * ROWS;
-        mmrt_expert_multiply(w, 0, expert, first, rows, in, read, n, gates, ROWS, w->scratch);
-        mmrt_expert_multiply(w, up, expert, up_first + first, rows, in, read, n, ups, ROWS,
-                             w->scratch);
+        if (!mmrt_expert_multiply(w, 0, expert, first, rows, in, read, n, gates, ROWS,
+                                  w->scratch) ||
+            !mmrt_expert_multiply(w, up, expert, up_first + first, rows, in, read, n, ups, ROWS,
+                                  w->scratch))
+            return;
         for (size_t c = 0; c < n; c++) {
             program->kernels->glu((enum mmrt_activation)w->op->activation, gates + c * ROWS,
                                   ups + c * ROWS, row_at(out, column + c) + first, rows);

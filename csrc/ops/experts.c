@@ -2,6 +2,7 @@
 
 #include "base/status.h"
 #include "graph/check.h"
+#include "step/rows.h"
 
 #include <string.h>
 
@@ -29,7 +30,29 @@ struct expert_order mmrt_expert_order(const struct worker *w, uint32_t n_experts
             column[t * (size_t)n_used + (size_t)i] = first[chosen_expert(w, token + t, i)]++;
     memmove(first + 1, first, n_experts * sizeof *first); /* ... to where the next one begins */
     first[0] = 0;
+    if (w->in_order) /* this is known by now: see below */
+        active = w->step->program->units->wanted;
     return (struct expert_order){n_active, active, first, column};
+}
+
+void mmrt_want_experts(const struct worker *w, const struct expert_order *order) {
+    const struct units *units = w->step->program->units;
+    const int32_t layer = units ? units->op_experts[number_of(w)] : -1;
+    if (layer < 0 || !mmrt_source_is_limited(units->source))
+        return;
+    const size_t n_used = (size_t)w->op->n_used, begin = first_token(w), end = w->step->n;
+    const size_t recent = end - begin > MMRT_RECENT_TOKENS ? end - MMRT_RECENT_TOKENS : begin;
+    for (size_t t = recent; t < end; t++)
+        for (size_t i = 0; i < n_used; i++)
+            units->recent[(t - recent) * n_used + i] = chosen_expert(w, t, (int32_t)i);
+    memcpy(units->wanted, order->active, order->n_active * sizeof *units->wanted);
+    const struct mmrt_want want = {.bank = layer,
+                                   .items = units->wanted,
+                                   .n = order->n_active,
+                                   .recent = units->recent,
+                                   .n_tokens = end - recent,
+                                   .n_each = n_used};
+    mmrt_source_want(units->source, &want);
 }
 
 mmrt_status mmrt_check_choices(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
@@ -78,16 +101,19 @@ mmrt_status mmrt_check_stack(const mmrt_program *program, const mmrt_op *op, int
     return status;
 }
 
-void mmrt_expert_multiply(const struct worker *w, int i, uint32_t expert, uint64_t first,
-                          uint64_t n_rows, const struct mmrt_columns *x, size_t column, size_t n,
-                          float *y, size_t y_stride, void *scratch) {
+bool mmrt_expert_multiply(struct worker *w, int i, uint32_t expert, uint64_t first, uint64_t n_rows,
+                          const struct mmrt_columns *x, size_t column, size_t n, float *y,
+                          size_t y_stride, void *scratch) {
     const mmrt_program *program = w->step->program;
     const mmrt_weight *weight = &program->weights[w->op->weights[i]];
     const uint64_t row = expert * weight->rows + first;
-    const uint8_t *rows = (const uint8_t *)weight->data + row * mmrt_row_bytes(weight);
+    const uint8_t *rows = rows_at(w, w->op->weights[i], row);
+    if (!rows)
+        return false;
     const struct mmrt_columns view = mmrt_columns_up_to(x, column + n - 1);
     mmrt_multiply(program->kernels, program->exact, weight, rows, n_rows, NULL, &view, column, n, y,
                   y_stride, scratch);
+    rows_done(w, w->op->weights[i], row, row + n_rows);
     const int32_t scales = w->op->stack_scales[i];
     const float scale =
         scales < 0 ? w->op->scales[i] : ((const float *)program->weights[scales].data)[expert];
@@ -95,8 +121,9 @@ void mmrt_expert_multiply(const struct worker *w, int i, uint32_t expert, uint64
         for (uint64_t r = 0; r < n_rows; r++)
             y[c * y_stride + r] *= scale;
     if (w->op->biases[i] < 0)
-        return;
+        return true;
     const float *bias = (const float *)program->weights[w->op->biases[i]].data + row;
     for (size_t c = 0; c < n; c++)
         program->kernels->add(y + c * y_stride, bias, n_rows);
+    return true;
 }

@@ -101,7 +101,7 @@ void mmrt_ring_complete(mmrt_source *source, const struct mmrt_job *job, const m
     if (error) {
         mmrt_ring_detach(source, unit);
         free_slot(source, job->slot);
-        mmrt_source_fail(source, error);
+        mmrt_source_fail(source, job->unit, error);
         return;
     }
     atomic_store_explicit(&unit->rows_left, unit->range.rows, memory_order_relaxed);
@@ -132,6 +132,8 @@ void mmrt_ring_rewind(mmrt_source *source) {
 }
 
 void mmrt_source_skip(mmrt_source *source, int32_t first, int32_t end) {
+    if (is_on_demand(source, first)) /* nobody has wanted them */
+        return;
     pthread_mutex_lock(&source->lock);
     for (int32_t i = first; i < end; i++) {
         struct unit *unit = &source->units[i];

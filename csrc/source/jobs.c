@@ -46,7 +46,7 @@ static bool complete_load(mmrt_source *source, const struct mmrt_job *job,
     if (error) {
         unit->state = UNIT_ABSENT;
         source->n_absent++;
-        mmrt_source_fail(source, error);
+        mmrt_source_fail(source, job->unit, error);
         return true;
     }
     unit->state = UNIT_KEPT;
@@ -57,7 +57,7 @@ static bool complete_load(mmrt_source *source, const struct mmrt_job *job,
 
 void mmrt_source_break_off(mmrt_source *source, const mmrt_error *error) {
     pthread_mutex_lock(&source->lock);
-    mmrt_source_fail(source, error);
+    mmrt_source_fail(source, -1, error);
     pthread_cond_broadcast(&source->ready);
     pthread_mutex_unlock(&source->lock);
 }

@@ -24,15 +24,12 @@ static int32_t slots_for(uint64_t slot_bytes, uint64_t budget) {
 struct choice {
     size_t n_kept; /* units that are used in order */
     int32_t n_slots;
-    int32_t n_cached; /* slots for units on demand; 0: all of these are kept */
+    bool paged;     /* units on demand are in slots; else all of them are kept */
+    uint64_t cache; /* bytes for these slots */
 };
 
-static uint64_t least_cache(const mmrt_source *source) {
-    return (uint64_t)source->cache.least_slots * source->cache.slot_bytes;
-}
-
 static uint64_t least_budget(const mmrt_source *source) {
-    return (uint64_t)MMRT_LEAST_SLOTS * source->slot_bytes + least_cache(source);
+    return (uint64_t)MMRT_LEAST_SLOTS * source->slot_bytes + mmrt_passing_bytes(source);
 }
 
 /* Units that every pass uses come first; the rest of the budget is for units on demand. */
@@ -42,7 +39,7 @@ static mmrt_status choose(const mmrt_source *source, uint64_t budget, struct cho
     *out = (struct choice){.n_kept = n};
     if (source->total_cost + source->demand_cost <= budget)
         return MMRT_OK;
-    const uint64_t cache = least_cache(source), slot_bytes = source->slot_bytes;
+    const uint64_t cache = mmrt_passing_bytes(source), slot_bytes = source->slot_bytes;
     uint64_t left = budget > cache ? budget - cache : 0, used = source->total_cost;
     if (used > left) {
         out->n_slots = slots_for(slot_bytes, left);
@@ -54,12 +51,8 @@ static mmrt_status choose(const mmrt_source *source, uint64_t budget, struct cho
         out->n_kept = mmrt_keep_fit(source->costs, source->order, n, left - ring, &used);
         used += ring;
     }
-    if (cache) {
-        const uint64_t more = (left - used) / source->cache.slot_bytes;
-        const int32_t most = source->n_units - source->cache.first;
-        const bool all = more >= (uint64_t)(most - source->cache.least_slots);
-        out->n_cached = all ? most : source->cache.least_slots + (int32_t)more;
-    }
+    out->paged = cache > 0;
+    out->cache = left - used;
     return MMRT_OK;
 }
 
@@ -70,12 +63,20 @@ mmrt_status mmrt_source_plan(const mmrt_source *source, uint64_t budget, mmrt_pl
     *plan = (mmrt_plan){
         .total = source->total_bytes,
         .ring = (uint64_t)choice.n_slots * source->slot_bytes,
-        .cache = (uint64_t)choice.n_cached * source->cache.slot_bytes,
+        .experts = source->demand_bytes,
         .least = least_budget(source),
         .most = source->total_cost + source->demand_cost,
     };
     for (size_t i = 0; !status && i < choice.n_kept; i++)
         plan->kept += source->units[source->order[i]].range.bytes;
+    if (choice.paged)
+        plan->cache = mmrt_passing_bytes(source);
+    for (int32_t i = 0; choice.paged && i < source->cache.n_slabs; i++) {
+        const struct slab *slab = &source->cache.slabs[i];
+        const int32_t n_slots = mmrt_cache_share(source, slab, choice.cache);
+        plan->cache += mmrt_slab_bytes(slab, n_slots);
+        plan->slots += (uint64_t)n_slots;
+    }
     return status;
 }
 
@@ -91,7 +92,7 @@ void mmrt_source_kept(const mmrt_source *source, uint64_t budget, bool *kept) {
     for (size_t i = 0; i < choice.n_kept; i++)
         kept[source->order[i]] = true;
     for (int32_t i = source->cache.first; i < source->n_units; i++)
-        kept[i] = !choice.n_cached;
+        kept[i] = !choice.paged;
 }
 
 /* Under the lock. True if the unit's pages are to be dropped. */
@@ -141,25 +142,31 @@ static void limit(mmrt_source *source) {
 }
 
 static mmrt_status apply(mmrt_source *source, const struct choice *choice, mmrt_error *err) {
-    if (!source->limited && choice->n_kept == (size_t)source->cache.first && !choice->n_cached)
+    if (!source->limited && choice->n_kept == (size_t)source->cache.first && !choice->paged)
         return MMRT_OK;
     if (!source->limited)
         limit(source);
-    if (choice->n_slots != source->n_slots || choice->n_cached != source->cache.n_slots) {
+    pthread_mutex_lock(&source->lock);
+    const bool reads = source->cache.n_reading > 0; /* for a pass that was broken off */
+    pthread_mutex_unlock(&source->lock);
+    if (choice->n_slots != source->n_slots || choice->paged != source->cache.made || reads) {
         mmrt_status status = mmrt_source_pause(source, err);
         if (status)
             return status;
     }
+    if (!choice->paged)
+        mmrt_cache_free(source);
     pthread_mutex_lock(&source->lock);
     source->wanted_slots = choice->n_slots;
-    source->cache.wanted_slots = choice->n_cached;
+    source->cache.paged = choice->paged;
     pthread_mutex_unlock(&source->lock);
+    mmrt_cache_resize(source, choice->cache);
     for (size_t i = 0; i < (size_t)source->n_units; i++) {
         const bool in_order = i < (size_t)source->cache.first;
         const int32_t index = in_order ? (int32_t)source->order[i] : (int32_t)i;
         pthread_mutex_lock(&source->lock);
         const bool drop = in_order ? change(source, index, i >= choice->n_kept)
-                                   : page(source, index, choice->n_cached > 0);
+                                   : page(source, index, choice->paged);
         pthread_mutex_unlock(&source->lock);
         if (drop)
             mmrt_drop_unit(source, index);

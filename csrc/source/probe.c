@@ -47,7 +47,7 @@ mmrt_status mmrt_reader_probe(mmrt_reader reader, mmrt_mapping *mapping, uint64_
     mmrt_source *source = NULL;
     mmrt_plan plan;
     double taken = 1;
-    mmrt_status status = mmrt_source_create(&mapping, 1, units, n, n, 0, &source, err);
+    mmrt_status status = mmrt_source_create(&mapping, 1, units, n, n, NULL, 0, &source, err);
     if (!status)
         status = mmrt_source_set_reader(source, reader, err);
     if (!status) {

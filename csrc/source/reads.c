@@ -45,8 +45,10 @@ void mmrt_unit_arrives(mmrt_source *source, const struct mmrt_job *job) {
     atomic_store_explicit(&unit->at, at, memory_order_release);
 }
 
-void mmrt_source_fail(mmrt_source *source, const mmrt_error *error) {
-    if (!source->failed)
+void mmrt_source_fail(mmrt_source *source, int32_t unit, const mmrt_error *error) {
+    if (!source->failed) {
         source->error = *error;
+        source->failed_unit = unit;
+    }
     source->failed = true;
 }

@@ -10,10 +10,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-enum {
-    PAGE_COST = 17,        /* bytes: a page's entries in the page table and in the page cache */
-    FAULTS_OF_A_PASS = 32, /* more of them: kept pages were taken away */
-};
+enum { FAULTS_OF_A_PASS = 32 /* more of them: kept pages were taken away */ };
 
 /* ---- life ---- */
 
@@ -35,7 +32,7 @@ static uint64_t slot_for(const mmrt_source *source, int32_t first, int32_t end) 
 
 static void measure_slots(mmrt_source *source) {
     source->slot_bytes = slot_for(source, 0, source->cache.first);
-    source->cache.slot_bytes = slot_for(source, source->cache.first, source->n_units);
+    mmrt_cache_measure(source);
 }
 
 static void measure_units(mmrt_source *source, const struct mmrt_unit *units) {
@@ -46,9 +43,9 @@ static void measure_units(mmrt_source *source, const struct mmrt_unit *units) {
         unit->state = UNIT_KEPT;
         unit->at = mmrt_mapped_unit(source, unit);
         const uint64_t pages = mmrt_mapping_pages(mapping, units[i].offset, units[i].bytes);
-        source->costs[i] = pages * (mmrt_mapping_page_size(mapping) + PAGE_COST);
+        source->costs[i] = pages * (mmrt_mapping_page_size(mapping) + MMRT_PAGE_COST);
         *(is_on_demand(source, i) ? &source->demand_cost : &source->total_cost) += source->costs[i];
-        source->total_bytes += is_on_demand(source, i) ? 0 : units[i].bytes;
+        *(is_on_demand(source, i) ? &source->demand_bytes : &source->total_bytes) += units[i].bytes;
     }
     source->kept_bytes = source->total_bytes;
     mmrt_keep_order(source->costs, (size_t)source->cache.first, source->order);
@@ -65,12 +62,14 @@ static void start_locks(mmrt_source *source) {
 
 mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
                                const struct mmrt_unit *units, int32_t n_units, int32_t n_in_order,
-                               int32_t most_wanted, mmrt_source **out, mmrt_error *err) {
+                               const struct mmrt_bank *banks, int32_t n_banks, mmrt_source **out,
+                               mmrt_error *err) {
     mmrt_source *source = calloc(1, sizeof *source);
     if (!source)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a source of weights");
     start_locks(source);
     source->reader = MMRT_READER_MAPPED; /* it needs nothing */
+    source->failed_unit = -1;
     mmrt_owner_set(&source->owner, false);
     source->files = calloc((size_t)n_files + 1, sizeof *source->files);
     source->units = calloc((size_t)n_units + 1, sizeof *source->units);
@@ -83,7 +82,11 @@ mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
     source->n_files = n_files;
     source->n_units = n_units;
     source->cache.first = n_in_order;
-    source->cache.least_slots = n_in_order < n_units ? most_wanted : 0;
+    mmrt_status status = mmrt_cache_create(source, banks, n_banks, err);
+    if (status) {
+        mmrt_source_free(source);
+        return status;
+    }
     for (int32_t i = 0; i < n_files; i++)
         source->files[i] = (struct mmrt_source_file){.mapping = files[i], .fd = -1, .align = 4096};
     measure_units(source, units);
@@ -101,10 +104,7 @@ static void reset_after_fork(mmrt_source *source) {
     source->slots = NULL;
     source->free_slots = NULL;
     source->n_slots = source->n_free = source->first_free = 0;
-    source->cache.memory = NULL;
-    source->cache.slots = NULL;
-    source->cache.queue = NULL;
-    source->cache.n_slots = source->cache.n_queued = source->cache.head = 0;
+    mmrt_cache_forget(source);
     source->n_threads = source->n_reading = source->n_waiting = source->n_absent = 0;
     source->cursor = source->load_cursor = 0;
     source->failed = source->interrupted = source->closing = source->complete = false;
@@ -112,6 +112,7 @@ static void reset_after_fork(mmrt_source *source) {
     for (int32_t i = 0; i < source->n_units; i++) {
         struct unit *unit = &source->units[i];
         unit->locked = unit->skipped = false;
+        unit->streamed = is_on_demand(source, i) ? source->cache.paged : unit->streamed;
         unit->rows_left = 0;
         unit->at = source->limited ? NULL : mmrt_mapped_unit(source, unit);
         unit->state = !source->limited ? UNIT_KEPT : unit->streamed ? UNIT_AWAY : UNIT_ABSENT;
@@ -136,7 +137,7 @@ mmrt_status mmrt_source_pause(mmrt_source *source, mmrt_error *err) {
         return mmrt_fail(err, MMRT_IO, "a read does not end: the disk does not answer");
     mmrt_ring_rewind(source);
     mmrt_ring_free(source);
-    mmrt_cache_free(source);
+    mmrt_cache_rest(source);
     return MMRT_OK;
 }
 
@@ -146,6 +147,7 @@ void mmrt_source_free(mmrt_source *source) {
     mmrt_source_adopt(source);
     if (mmrt_source_pause(source, NULL) != MMRT_OK)
         return; /* a read may still come: its memory has to stay */
+    mmrt_cache_destroy(source);
     for (int32_t i = 0; i < source->n_units; i++)
         mmrt_unlock_unit(source, i);
     close_files(source);
@@ -169,11 +171,13 @@ static mmrt_status change_reader(mmrt_source *source, mmrt_reader reader, mmrt_e
         status = mmrt_source_pause(source, err);
     if (status)
         return status;
+    mmrt_cache_free(source);
     source->reader = MMRT_READER_MAPPED; /* which uses no descriptors */
     close_files(source);
     for (int32_t i = 0; !status && i < source->n_files && reader != MMRT_READER_MAPPED; i++)
         status = mmrt_direct_open(&source->files[i], err);
     measure_slots(source);
+    mmrt_cache_resize(source, source->cache.bytes);
     if (!status)
         source->reader = reader;
     return status;
@@ -245,8 +249,8 @@ static mmrt_status make_ready(mmrt_source *source, mmrt_error *err) {
         status = prepare(source, err);
     if (!status && source->n_slots != source->wanted_slots)
         status = mmrt_ring_make(source, source->wanted_slots, err);
-    if (!status && source->cache.n_slots != source->cache.wanted_slots)
-        status = mmrt_cache_make(source, source->cache.wanted_slots, err);
+    if (!status && source->cache.paged && !source->cache.made)
+        status = mmrt_cache_make(source, err);
     pthread_mutex_lock(&source->lock);
     const uint64_t loaded = source->stats.loaded_bytes;
     if (source->limited && source->loaded_before == loaded &&
@@ -257,7 +261,7 @@ static mmrt_status make_ready(mmrt_source *source, mmrt_error *err) {
     if (!source->complete || source->failed) /* a read ahead of this pass may be what failed */
         mmrt_ring_rewind(source);
     source->failed = source->interrupted = source->complete = false;
-    const bool work = source->n_slots || source->n_absent || source->cache.n_slots;
+    const bool work = source->n_slots || source->n_absent || source->cache.made;
     pthread_cond_broadcast(&source->reads);
     pthread_cond_broadcast(&source->loads);
     pthread_mutex_unlock(&source->lock);
@@ -300,7 +304,7 @@ void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats) {
     stats->locked_bytes = source->locked_bytes;
     stats->streamed_bytes = source->total_bytes - source->kept_bytes;
     stats->ring_bytes = (uint64_t)source->wanted_slots * source->slot_bytes;
-    stats->cache_bytes = (uint64_t)source->cache.wanted_slots * source->cache.slot_bytes;
     stats->reader = source->reader;
+    mmrt_cache_stats(source, stats);
     pthread_mutex_unlock(&source->lock);
 }

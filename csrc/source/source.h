@@ -8,7 +8,7 @@
  *              them on mapped pages; the others pass through a ring of slots that readers fill
  *              ahead of use, from the end of one pass on into the next.
  *   on demand  A pass says which of these it wants. Those that are not in a cache of slots are read
- *              then, in place of those that have gone unused for longest.
+ *              then. Which of them stay there is decided by a score: see score.c.
  *
  * Without a budget, or with one that holds all, every unit is on mapped pages. */
 #ifndef MMRT_SOURCE_SOURCE_H
@@ -25,11 +25,21 @@ struct mmrt_unit {
     uint64_t bytes;
 };
 
-/* Copies the units: first the n_in_order that are used in order, then those on demand, of which
- * most_wanted at most are wanted at once. All are kept: left to faults on their mapped pages. */
+/* Units on demand: items of one shape, such as the experts of a layer. The units of an item, its
+ * parts, are kept together; of each, the same part has the same size. */
+struct mmrt_bank {
+    int32_t n_items;
+    int32_t n_parts;
+    int32_t n_together; /* the first parts, so many, are used together, then each of the others */
+    int32_t n_wanted;   /* items that are wanted at once, at least */
+};
+
+/* Copies the units: first the n_in_order that are used in order, then those on demand, part after
+ * part, item after item, bank after bank. All are kept: left to faults on their mapped pages. */
 mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
                                const struct mmrt_unit *units, int32_t n_units, int32_t n_in_order,
-                               int32_t most_wanted, mmrt_source **out, mmrt_error *err);
+                               const struct mmrt_bank *banks, int32_t n_banks, mmrt_source **out,
+                               mmrt_error *err);
 void mmrt_source_free(mmrt_source *source);
 
 /* Readers take what is not kept in this way; at first, MAPPED. UNSUPPORTED changes nothing. */
@@ -68,9 +78,26 @@ bool mmrt_source_is_kept(const mmrt_source *source, int32_t first, int32_t end);
 const uint8_t *mmrt_source_acquire(mmrt_source *source, int32_t unit, double seconds, bool *ended);
 void mmrt_source_release(mmrt_source *source, int32_t unit, uint32_t rows);
 
-/* Each of these units on demand, which come once, will be asked for in this pass. Those that are
- * not there are read at once, in this order. They stay until each of their rows was given back. */
-void mmrt_source_want(mmrt_source *source, const int32_t *units, size_t n);
+/* Items of a bank that this pass uses next. */
+struct mmrt_want {
+    int32_t bank;
+    uint32_t *items; /* [n], rising; those that are there are moved to the front */
+    size_t n;
+    const uint32_t *recent; /* [n_tokens][n_each]: what the last tokens chose, in turn */
+    size_t n_tokens, n_each;
+};
+
+/* All parts of these items will be asked for, in the order in which the items are then. Those that
+ * are not there are read at once: first the parts that are used together. They stay until each of
+ * their rows was given back. */
+void mmrt_source_want(mmrt_source *source, const struct mmrt_want *want);
+
+/* What replaces what in the cache; at first, SCORE. */
+void mmrt_source_set_policy(mmrt_source *source, mmrt_policy policy);
+void mmrt_source_bank_stats(mmrt_source *source, int32_t bank, mmrt_demand_stats *stats);
+
+/* The unit whose read has failed, as mmrt_source_error says; -1: none. */
+int32_t mmrt_source_failed_unit(mmrt_source *source);
 
 /* This pass does without these units: what has not been read yet is not read. */
 void mmrt_source_skip(mmrt_source *source, int32_t first, int32_t end);

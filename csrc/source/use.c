@@ -5,6 +5,8 @@
 #include <time.h>
 
 bool mmrt_source_is_kept(const mmrt_source *source, int32_t first, int32_t end) {
+    if (!source->limited)
+        return true;
     for (int32_t i = first; i < end; i++)
         if (source->units[i].streamed || !atomic_load(&source->units[i].at))
             return false;
@@ -37,20 +39,24 @@ const uint8_t *mmrt_source_acquire(mmrt_source *source, int32_t index, double se
         at = atomic_load_explicit(&unit->at, memory_order_acquire);
         *ended = source->failed || source->interrupted;
     } while (!at && !*ended && wait_for_readers(source, seconds < 0 ? NULL : &deadline));
-    if (!--source->n_waiting)
-        source->stats.stall_seconds += mmrt_seconds() - source->stalled_since;
+    if (!--source->n_waiting) {
+        const double waited = mmrt_seconds() - source->stalled_since;
+        source->stats.stall_seconds += waited;
+        if (is_on_demand(source, index))
+            source->cache.banks[source->cache.items[unit->item].bank].stats.stall_seconds += waited;
+    }
     pthread_mutex_unlock(&source->lock);
     return at;
 }
 
 void mmrt_source_release(mmrt_source *source, int32_t index, uint32_t rows) {
     struct unit *unit = &source->units[index];
-    if (!unit->streamed ||
+    if (!unit->streamed || (is_on_demand(source, index) && unit->slot < 0) ||
         atomic_fetch_sub_explicit(&unit->rows_left, rows, memory_order_acq_rel) != rows)
         return;
     pthread_mutex_lock(&source->lock);
     if (is_on_demand(source, index))
-        pthread_cond_broadcast(&source->reads); /* its slot may be taken */
+        mmrt_unit_passed(source, unit);
     else
         mmrt_ring_detach(source, unit);
     pthread_mutex_unlock(&source->lock);
@@ -70,4 +76,11 @@ mmrt_status mmrt_source_error(mmrt_source *source, mmrt_error *err) {
     if (err)
         *err = error;
     return error.status;
+}
+
+int32_t mmrt_source_failed_unit(mmrt_source *source) {
+    pthread_mutex_lock(&source->lock);
+    const int32_t unit = source->failed_unit;
+    pthread_mutex_unlock(&source->lock);
+    return unit;
 }

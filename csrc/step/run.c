@@ -123,7 +123,7 @@ static mmrt_status run_step(struct step *step, mmrt_error *err) {
     if (!status && atomic_load(&step->interrupted))
         status = mmrt_fail(err, MMRT_INTERRUPTED, "interrupted");
     else if (!status && ended_early)
-        status = mmrt_source_error(source, err);
+        status = mmrt_units_error(program, err);
     if (source) {
         if (step->n > FEW_TOKENS && mmrt_source_is_limited(source)) /* weights need the room */
             mmrt_program_release_scratch(program);

@@ -357,17 +357,34 @@ cdef extern from "mmrt.h" nogil:
 
     mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err)
 
+    ctypedef enum mmrt_policy:
+        MMRT_POLICY_SCORE
+        MMRT_POLICY_LRU
+
+    mmrt_status mmrt_program_set_policy(mmrt_program *program, mmrt_policy policy, mmrt_error *err)
+
     ctypedef struct mmrt_plan:
         uint64_t total
         uint64_t kept
         uint64_t ring
+        uint64_t experts
         uint64_t cache
+        uint64_t slots
         uint64_t rest
         uint64_t least
         uint64_t most
 
     mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt_plan *plan,
                                   uint64_t *kept, mmrt_error *err)
+
+    ctypedef struct mmrt_demand_stats:
+        uint64_t wanted
+        uint64_t found
+        uint64_t read_units
+        uint64_t read_bytes
+        uint64_t slots
+        uint64_t slot_bytes
+        double stall_seconds
 
     ctypedef struct mmrt_stream_stats:
         mmrt_reader reader
@@ -377,14 +394,16 @@ cdef extern from "mmrt.h" nogil:
         uint64_t streamed_bytes
         uint64_t ring_bytes
         uint64_t cache_bytes
-        uint64_t wanted_units
-        uint64_t found_units
+        mmrt_demand_stats demand
         uint64_t read_bytes
         uint64_t loaded_bytes
         double stall_seconds
         double busy_seconds
 
     void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats)
+    int32_t mmrt_program_banks(const mmrt_program *program)
+    void mmrt_program_bank_stats(const mmrt_program *program, int32_t bank, int32_t *weight,
+                                 mmrt_demand_stats *stats)
 
     ctypedef struct mmrt_part:
         mmrt_state *state

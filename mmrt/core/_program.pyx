@@ -10,9 +10,11 @@ from mmrt.core._c cimport (
     mmrt_program_shares, mmrt_state_length, mmrt_status, mmrt_weight,
 )
 from mmrt.core._c cimport (  # streaming
-    MMRT_NO_MEMORY, mmrt_mapping, mmrt_plan, mmrt_program_plan, mmrt_program_lock_kept,
-    mmrt_program_set_budget, mmrt_program_set_reader, mmrt_program_stream,
-    mmrt_program_stream_stats, mmrt_reader, mmrt_reader_name, mmrt_stream_stats,
+    MMRT_NO_MEMORY, MMRT_POLICY_LRU, mmrt_demand_stats, mmrt_mapping, mmrt_plan,
+    mmrt_program_bank_stats, mmrt_program_banks, mmrt_program_lock_kept, mmrt_program_plan,
+    mmrt_program_set_budget, mmrt_program_set_policy, mmrt_program_set_reader,
+    mmrt_program_stream, mmrt_program_stream_stats, mmrt_reader, mmrt_reader_name,
+    mmrt_stream_stats,
 )
 from mmrt.core._calls cimport calls_begin, calls_end, calls_now, pid_t
 from mmrt.core._status cimport check, check_polled, poll
@@ -27,7 +29,7 @@ from typing import NamedTuple
 
 from mmrt.core.arguments import checked
 from mmrt.errors import ArgumentError, InUseError, UnsupportedError
-from mmrt.core.streaming import Plan, Streaming
+from mmrt.core.streaming import Demand, Plan, Streaming
 
 
 class Matrix(NamedTuple):
@@ -263,7 +265,8 @@ cdef class CoreProgram:
         finally:
             free(kept)
         return Plan(
-            plan.total, plan.kept, plan.ring, plan.rest, plan.least, plan.most, by_tensor
+            plan.total, plan.kept, plan.ring, plan.experts, plan.cache, plan.slots, plan.rest,
+            plan.least, plan.most, by_tensor,
         )
 
     @property
@@ -275,9 +278,27 @@ cdef class CoreProgram:
         mmrt_program_stream_stats(self.handle, &s)
         return Streaming(
             mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.locked_bytes,
-            s.streamed_bytes, s.ring_bytes, s.steps, s.read_bytes, s.loaded_bytes,
-            s.stall_seconds, s.busy_seconds,
+            s.streamed_bytes, s.ring_bytes, s.steps,
+            s.read_bytes, s.loaded_bytes, s.stall_seconds, s.busy_seconds,
+            s.cache_bytes, _demand(&s.demand),
         )
+
+    @property
+    def demand(self):
+        """(a tensor of its experts, Demand) of each layer whose experts come on demand."""
+        cdef mmrt_demand_stats stats
+        cdef int32_t weight
+        found = []
+        for i in range(mmrt_program_banks(self.handle) if self.handle is not NULL else 0):
+            mmrt_program_bank_stats(self.handle, i, &weight, &stats)
+            found.append((self.tensors[weight], _demand(&stats)))
+        return found
+
+    def evict_least_recent(self):
+        """From now on an expert takes the place of the one that was used longest ago, whatever
+        their scores are."""
+        cdef mmrt_error error
+        check(mmrt_program_set_policy(self._open(), MMRT_POLICY_LRU, &error), &error)
 
     # ---- use ----
 
@@ -405,6 +426,12 @@ cdef class CoreProgram:
             rows.append(f"{len(rows):4}  {note:32}  {size:>12,}  {names}" if tensors else
                         f"{len(rows):4}  {note}")
         return "\n".join([f"{'#':>4}  {'operation':32}  {'bytes read':>12}  tensors", *rows])
+
+
+cdef _demand(const mmrt_demand_stats *s):
+    return Demand(
+        s.wanted, s.found, s.read_units, s.read_bytes, s.stall_seconds, s.slots, s.slot_bytes
+    )
 
 
 cdef int _check_marks(int64_t[:, ::1] marks, int64_t n_operations) except -1:

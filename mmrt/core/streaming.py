@@ -22,6 +22,16 @@ class Plan:
     ring: int
     """Of the buffers that the others pass through; 0 if all are kept."""
 
+    experts: int
+    """Of the matrices of experts, of which a step reads those that its tokens have chosen."""
+
+    cache: int
+    """Of the slots for experts, and of the buffers that others of them pass through; 0 if all
+    experts are kept."""
+
+    slots: int
+    """Experts that there are slots for."""
+
     rest: int
     """Always kept in addition: norms and biases."""
 
@@ -36,8 +46,51 @@ class Plan:
 
     @property
     def streamed(self) -> int:
-        """What each step reads from the disk."""
+        """What each step reads from the disk, experts apart."""
         return self.total - self.kept
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What has become of the experts that steps have chosen, while a budget does not keep all."""
+
+    wanted: int
+    """Experts that steps have chosen, by steps and layers."""
+
+    found: int
+    """Of these, those in memory, or on their way there."""
+
+    read_units: int
+    """Matrices that were read."""
+
+    read: int
+    """Bytes of these."""
+
+    stall_seconds: float
+    """For which a thread waited for them."""
+
+    slots: int
+    """Experts that there are slots for; a layer shares them with others whose experts are as
+    large."""
+
+    slot_bytes: int
+    """Of a slot; where there are several sizes, of the largest."""
+
+    @property
+    def hit_rate(self) -> float:
+        """The part of the wanted experts that was found; 1 if none was wanted."""
+        return self.found / self.wanted if self.wanted else 1.0
+
+    def __sub__(self, earlier: "Demand") -> "Demand":
+        """What has been done since `earlier`."""
+        return replace(
+            self,
+            wanted=self.wanted - earlier.wanted,
+            found=self.found - earlier.found,
+            read_units=self.read_units - earlier.read_units,
+            read=self.read - earlier.read,
+            stall_seconds=self.stall_seconds - earlier.stall_seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +115,7 @@ class Streaming:
     steps: int
 
     read: int
-    """Bytes of streamed weights, read for all steps and ahead of the next."""
+    """Bytes of streamed weights, experts among them, read for all steps and ahead of the next."""
 
     loaded: int
     """Bytes of kept weights, brought onto their pages."""
@@ -72,6 +125,11 @@ class Streaming:
 
     busy_seconds: float
     """For which streamed weights were being read."""
+
+    cache: int = 0
+    """Bytes of slots for experts, and of buffers that others of them pass through."""
+
+    experts: Demand = Demand(0, 0, 0, 0, 0.0, 0, 0)
 
     @property
     def overlap(self) -> float:
@@ -92,4 +150,5 @@ class Streaming:
             loaded=self.loaded - earlier.loaded,
             stall_seconds=self.stall_seconds - earlier.stall_seconds,
             busy_seconds=self.busy_seconds - earlier.busy_seconds,
+            experts=self.experts - earlier.experts,
         )

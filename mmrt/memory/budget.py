@@ -94,8 +94,9 @@ class Share:
 
     @property
     def ring(self) -> int:
+        """Bytes of the buffers and slots that weights are read into."""
         streaming = self.program.streaming
-        return streaming.ring if streaming else 0
+        return streaming.ring + streaming.cache if streaming else 0
 
     @property
     def kept(self) -> int:

@@ -124,7 +124,8 @@ static uint64_t least_budget(mmrt_source *source) {
 static void test_passes(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source *source = NULL;
     mmrt_error error;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     CHECK(mmrt_source_is_kept(source, 0, N_UNITS) && !mmrt_source_is_limited(source));
     CHECK(mmrt_source_set_budget(source, 2 * file_bytes, &error) == MMRT_OK);
@@ -164,7 +165,8 @@ static void test_passes(mmrt_mapping *mapping, mmrt_reader reader) {
 static void test_skipped_units(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source *source = NULL;
     mmrt_error error;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     const uint64_t least = least_budget(source);
     struct pass pass = {.source = source, .n_rows = N_UNITS * ROWS};
@@ -190,133 +192,12 @@ static void test_skipped_units(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source_free(source);
 }
 
-/* ---- units on demand ---- */
-
-enum { IN_ORDER = 12, WANTED = 6 };
-
-struct demand {
-    mmrt_source *source;
-    int32_t wanted[WANTED];
-    atomic_int next, wrong, missing;
-    int n_rows;
-};
-
-static void *take_wanted(void *context) {
-    struct demand *demand = context;
-    for (;;) {
-        const int row = atomic_fetch_add(&demand->next, 1);
-        if (row >= demand->n_rows)
-            return NULL;
-        bool ended;
-        const int32_t number = demand->wanted[row / ROWS];
-        const struct mmrt_unit *unit = &units[number];
-        const uint8_t *at = mmrt_source_acquire(demand->source, number, -1, &ended);
-        if (!at) {
-            atomic_fetch_add(&demand->missing, 1);
-            return NULL;
-        }
-        for (uint64_t i = unit->bytes * (uint64_t)(row % ROWS) / ROWS;
-             i < unit->bytes * (uint64_t)(row % ROWS + 1) / ROWS; i++)
-            if (at[i] != byte_at(unit->offset + i)) {
-                atomic_fetch_add(&demand->wrong, 1);
-                break;
-            }
-        mmrt_source_release(demand->source, number, 1);
-    }
-}
-
-/* What the threads of an operation do: some units, of which none comes twice. */
-static void use_wanted(mmrt_source *source, const int32_t *wanted, int n_rows) {
-    struct demand demand = {.source = source, .n_rows = n_rows};
-    memcpy(demand.wanted, wanted, sizeof demand.wanted);
-    mmrt_source_want(source, wanted, WANTED);
-    pthread_t threads[N_THREADS];
-    for (int i = 0; i < N_THREADS; i++)
-        CHECK(pthread_create(&threads[i], NULL, take_wanted, &demand) == 0);
-    for (int i = 0; i < N_THREADS; i++)
-        pthread_join(threads[i], NULL);
-    CHECK(demand.wrong == 0 && demand.missing == 0);
-}
-
-static void take_in_order(mmrt_source *source) {
-    for (int32_t i = 0; i < IN_ORDER; i++) {
-        bool ended;
-        const uint8_t *at = mmrt_source_acquire(source, i, -1, &ended);
-        CHECK(at && at[0] == byte_at(units[i].offset));
-        mmrt_source_release(source, i, ROWS);
-    }
-}
-
-static void draw(int32_t *wanted, int range) {
-    for (int i = 0; i < WANTED; i++) {
-        bool again;
-        do {
-            wanted[i] = IN_ORDER + rand() % range;
-            again = false;
-            for (int j = 0; j < i; j++)
-                again |= wanted[j] == wanted[i];
-        } while (again);
-    }
-}
-
-static mmrt_stream_stats stats_of(mmrt_source *source) {
-    mmrt_stream_stats stats;
-    mmrt_source_get_stats(source, &stats);
-    return stats;
-}
-
-/* Bytes are right at every budget; what was wanted last is there still, as far as slots go; a pass
- * that is broken off leaves nothing wanted. */
-static void test_units_on_demand(mmrt_mapping *mapping, mmrt_reader reader) {
-    mmrt_source *source = NULL;
-    mmrt_error error;
-    mmrt_plan plan;
-    int32_t wanted[WANTED];
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, IN_ORDER, WANTED, &source, &error) ==
-          MMRT_OK);
-    CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
-    const uint64_t least = least_budget(source);
-    CHECK(mmrt_source_plan(source, 4 * file_bytes, &plan, &error) == MMRT_OK);
-    CHECK(plan.cache == 0 && plan.ring == 0 && plan.kept == plan.total);
-    for (uint64_t budget = least; budget < plan.most; budget += (plan.most - least) / 7) {
-        mmrt_plan planned;
-        CHECK(mmrt_source_plan(source, budget, &planned, &error) == MMRT_OK);
-        CHECK(planned.kept + planned.ring + planned.cache <= budget && planned.cache);
-        CHECK(mmrt_source_set_budget(source, budget, &error) == MMRT_OK);
-        for (int i = 0; i < 20; i++) {
-            const bool broken = i % 5 == 4;
-            CHECK(mmrt_source_begin(source, &error) == MMRT_OK);
-            draw(wanted, N_UNITS - IN_ORDER);
-            take_in_order(source);
-            use_wanted(source, wanted, broken ? 2 * ROWS + 3 : WANTED * ROWS);
-            mmrt_source_end(source, !broken);
-        }
-        CHECK(mmrt_source_begin(source, &error) == MMRT_OK);
-        take_in_order(source);
-        for (int i = 0; i < 3; i++) { /* twice the same: the second time they are there */
-            const mmrt_stream_stats before = stats_of(source);
-            use_wanted(source, wanted, WANTED * ROWS);
-            const mmrt_stream_stats after = stats_of(source);
-            CHECK(after.wanted_units == before.wanted_units + WANTED);
-            CHECK(i == 0 || after.found_units == before.found_units + WANTED);
-        }
-        mmrt_source_end(source, true);
-    }
-    CHECK(mmrt_source_set_budget(source, plan.most, &error) == MMRT_OK); /* all is kept again */
-    CHECK(mmrt_source_begin(source, &error) == MMRT_OK);
-    draw(wanted, N_UNITS - IN_ORDER);
-    take_in_order(source);
-    use_wanted(source, wanted, WANTED * ROWS);
-    mmrt_source_end(source, true);
-    CHECK(stats_of(source).cache_bytes == 0);
-    mmrt_source_free(source);
-}
-
 /* A pass that is broken off, between units and within one, leaves the next one right. */
 static void test_broken_off(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source *source = NULL;
     mmrt_error error;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     CHECK(mmrt_source_set_budget(source, least_budget(source), &error) == MMRT_OK);
     for (int n_rows = 0; n_rows < N_UNITS * ROWS; n_rows += 5 * ROWS / 2) {
@@ -337,7 +218,8 @@ static void test_waiting_has_an_end(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source *source = NULL;
     mmrt_error error;
     bool ended;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     CHECK(mmrt_source_set_budget(source, least_budget(source), &error) == MMRT_OK);
     CHECK(mmrt_source_begin(source, &error) == MMRT_OK);
@@ -355,7 +237,8 @@ static void test_waiting_has_an_end(mmrt_mapping *mapping, mmrt_reader reader) {
 static void test_shrunk_file(const char *path, mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source *source = NULL;
     mmrt_error error;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     CHECK(mmrt_source_set_budget(source, least_budget(source), &error) == MMRT_OK);
     CHECK(run_pass(source, 0) == 0);
@@ -382,7 +265,8 @@ static void test_fork(mmrt_mapping *mapping, mmrt_reader reader) {
 #else
     mmrt_source *source = NULL;
     mmrt_error error;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     CHECK(mmrt_source_set_budget(source, least_budget(source) + 1000000, &error) == MMRT_OK);
     CHECK(run_pass(source, 0) == 0);
@@ -402,7 +286,8 @@ static void test_fork(mmrt_mapping *mapping, mmrt_reader reader) {
 static void test_single_rows(mmrt_mapping *mapping, mmrt_reader reader) {
     mmrt_source *source = NULL;
     mmrt_error error;
-    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, 0, &source, &error) == MMRT_OK);
+    CHECK(mmrt_source_create(&mapping, 1, units, N_UNITS, N_UNITS, NULL, 0, &source, &error) ==
+          MMRT_OK);
     CHECK(mmrt_source_set_reader(source, reader, &error) == MMRT_OK);
     uint8_t *scratch = malloc(mmrt_source_read_scratch(5000));
     const uint64_t offsets[] = {0, 1, 4095, 4096, 100000, file_bytes - 5000};
@@ -430,7 +315,6 @@ int main(int argc, char **argv) {
         } else {
             test_passes(mapping, reader);
             test_skipped_units(mapping, reader);
-            test_units_on_demand(mapping, reader);
             test_broken_off(mapping, reader);
             test_waiting_has_an_end(mapping, reader);
             test_fork(mapping, reader);

@@ -1,0 +1,128 @@
+"""Experts on demand: the same logits within any budget, and the reads that the rule of
+docs/streaming.md asks for, to the last."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import expert_cache
+import numpy as np
+import pytest
+import tiny_models
+from machine import needs_reader
+from numpy.typing import NDArray
+
+import mmrt
+from mmrt.core.program import Program
+from mmrt.core.streaming import READERS, Demand
+
+IDS = [int(i) for i in np.random.default_rng(0).integers(0, 200, 60)]
+COUNT, USED = 16, 3
+EXPERTS = {"type": "Q8_0", "width": 96, "count": COUNT, "used": USED}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny = tiny_models.qwen3moe(n_embd=128, n_layers=3, type="Q8_0", experts=EXPERTS)
+    return tiny.write(tmp_path_factory.mktemp("demand") / "m.gguf")
+
+
+def limit(model: mmrt.Model, part: float, reader: str = "mapped") -> Program:
+    """A budget for weights, `part` of the way from the least to the one that holds them all."""
+    ends = model.program.plan(0)
+    model.program.set_reader(reader)
+    model.program.set_budget(int(ends.least + part * (ends.most - ends.least)))
+    return model.program
+
+
+def demand(program: Program) -> Demand:
+    assert program.streaming is not None
+    return program.streaming.experts
+
+
+def read(model: mmrt.Model) -> NDArray[np.float32]:
+    """Logits after a prompt and after each of the tokens that follow it."""
+    with model.sequence() as sequence:
+        logits = [sequence.extend(IDS[:24])]
+        return np.stack(logits + [sequence.extend([i]) for i in IDS[24:]])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_budget_gives_the_same(path: Path, reader: str) -> None:
+    needs_reader(reader, path)
+    with mmrt.Model(path) as model:
+        expected = read(model)
+        for part in (0, 0.1, 0.3, 0.6, 0.9, 1, 0.2):
+            program = limit(model, part, reader)
+            before = demand(program)
+            assert np.array_equal(read(model), expected)
+            done = demand(program) - before
+            assert (done.wanted > done.found) == (part < 1)
+            assert done.read_units <= 3 * (done.wanted - done.found)
+
+
+# ---- the rule ----
+
+
+class Routed:
+    """A model whose layers see tokens alone, so that what its routers choose can be told."""
+
+    def __init__(self, folder: Path, *, layers: int = 4, down: str = "Q8_0") -> None:
+        self.layers = layers
+        tiny = tiny_models.qwen3moe(n_embd=128, n_layers=layers, experts=EXPERTS)
+        blocks = tiny.tensors
+
+        def floats(name: str) -> NDArray[np.float64]:
+            return blocks[name].data.view(np.float32).astype(np.float64)
+
+        normed = floats("token_embd.weight")
+        normed /= np.sqrt((normed**2).mean(1, keepdims=True) + 1e-5)
+        self._chosen = []
+        for i in range(layers):
+            for name in ("attn_output", "ffn_down_exps"):
+                blocks[f"blk.{i}.{name}.weight"].data[:] = 0
+            logits = (normed * floats(f"blk.{i}.ffn_norm.weight")) @ floats(
+                f"blk.{i}.ffn_gate_inp.weight"
+            ).T
+            self._chosen.append(np.argsort(-logits, axis=1)[:, :USED])
+        self.path = tiny.write(folder / "routed.gguf")
+
+    def chosen(self, layer: int, tokens: Sequence[int]) -> list[list[int]]:
+        return [self._chosen[layer][token].tolist() for token in tokens]
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> Routed:
+    return Routed(tmp_path_factory.mktemp("routed"))
+
+
+def steps() -> Iterator[list[int]]:
+    """Prompts, single tokens of which some come often, and steps of a few."""
+    random = np.random.default_rng(3)
+    often = random.integers(0, 200, 12)
+    for _ in range(4):
+        yield random.integers(0, 200, 40).tolist()
+        for _ in range(60):
+            yield [int(random.choice(often if random.random() < 0.7 else 200))]
+        yield random.integers(0, 200, 5).tolist()
+
+
+@pytest.mark.parametrize("lru", [False, True])
+@pytest.mark.parametrize("part", [0.05, 0.15, 0.4, 0.8])
+def test_reads_are_those_of_the_rule(routed: Routed, part: float, lru: bool) -> None:
+    with mmrt.Model(routed.path) as model, model.sequence() as sequence:
+        program = limit(model, part)
+        if lru:
+            program.evict_least_recent()
+        simulated = expert_cache.Cache(demand(program).slots, lru=lru)
+        for tokens in steps():
+            sequence.extend(tokens)
+            for layer in range(routed.layers):
+                # Of the last layer, a step computes what its logits need.
+                needed = tokens[-1:] if layer == routed.layers - 1 else tokens
+                simulated.step(layer, COUNT, routed.chosen(layer, needed))
+        done = demand(program)
+        assert (done.wanted, done.found) == (simulated.wanted, simulated.found)
+        assert done.read_units == 3 * (done.wanted - done.found)
+        by_layer = [each for _, each in program.demand]
+        assert sum(each.found for each in by_layer) == done.found
+        assert [each.wanted for each in by_layer] == simulated.wanted_by_layer
