@@ -43,6 +43,7 @@ HALVES = {
     "IQ1_S": Halves(0),
     "TQ1_0": Halves(52),
     "TQ2_0": Halves(64),
+    **{name: Halves(0) for name in ("Q1_0", "Q2_0", "PQ2_0")},
 }
 
 

@@ -87,15 +87,51 @@ static bool is_empty(const mmrt_gguf_tensor *tensor) {
     return false;
 }
 
+static int compare_offsets(const void *left, const void *right) {
+    const mmrt_gguf_tensor *a = *(mmrt_gguf_tensor *const *)left;
+    const mmrt_gguf_tensor *b = *(mmrt_gguf_tensor *const *)right;
+    return (a->offset > b->offset) - (a->offset < b->offset);
+}
+
+/* Those that have elements, by where they lie; returns how many. */
+static uint64_t sort_by_offset(const mmrt_gguf *gguf, mmrt_gguf_tensor **order) {
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < gguf->n_tensors; i++)
+        if (!is_empty(&gguf->tensors[i]))
+            order[n++] = &gguf->tensors[i];
+    qsort(order, n, sizeof *order, compare_offsets);
+    return n;
+}
+
+/* There are files that have PQ2_0 under the id of Q2_0. It takes 34 bytes where Q2_0 takes 36, and
+ * so it is if some tensor has no room for these before the next one, or in all of `room`. */
+static void tell_q2_apart(const mmrt_gguf *gguf, mmrt_gguf_tensor **order, uint64_t room) {
+    const uint64_t n = sort_by_offset(gguf, order);
+    bool fits = true, whole = true;
+    for (uint64_t i = 0; i < n; i++) {
+        const uint64_t end = i + 1 < n && order[i + 1]->offset < room ? order[i + 1]->offset : room;
+        if (order[i]->type != MMRT_TYPE_Q2_0)
+            continue;
+        fits &= order[i]->offset <= end && order[i]->size <= end - order[i]->offset;
+        whole &= mmrt_gguf_dim(order[i], 0) % MMRT_ELEMENTS_PQ2_0 == 0;
+    }
+    for (uint64_t i = 0; !fits && whole && i < n; i++)
+        if (order[i]->type == MMRT_TYPE_Q2_0) {
+            order[i]->type = MMRT_TYPE_PQ2_0;
+            order[i]->size = order[i]->size / (2 * MMRT_BYTES_Q2_0) * MMRT_BYTES_PQ2_0;
+        }
+}
+
 /* Ends the header at the cursor: makes offsets absolute, and checks that the data is there. What
  * has no elements has no data, and may be said to lie anywhere. */
-static mmrt_status place_tensors(mmrt_parser *p) {
+static mmrt_status place_tensors(mmrt_parser *p, mmrt_gguf_tensor **order) {
     mmrt_gguf *gguf = p->gguf;
     uint64_t end = p->cursor.position;
     uint64_t padding = (p->alignment - end % p->alignment) % p->alignment;
     uint64_t room = mmrt_cursor_left(&p->cursor);
     room -= padding < room ? padding : room;
     gguf->header_size = p->cursor.size - room;
+    tell_q2_apart(gguf, order, room);
 
     for (uint64_t i = 0; i < gguf->n_tensors; i++) {
         mmrt_gguf_tensor *tensor = &gguf->tensors[i];
@@ -115,21 +151,11 @@ static mmrt_status place_tensors(mmrt_parser *p) {
     return MMRT_OK;
 }
 
-static int compare_offsets(const void *left, const void *right) {
-    const mmrt_gguf_tensor *a = *(mmrt_gguf_tensor *const *)left;
-    const mmrt_gguf_tensor *b = *(mmrt_gguf_tensor *const *)right;
-    return (a->offset > b->offset) - (a->offset < b->offset);
-}
-
 /* Checks that no data is two tensors', and measures those of unknown types: they reach to the next
  * one, or to the end of the file. */
 static mmrt_status check_disjoint(mmrt_parser *p, mmrt_gguf_tensor **order) {
     const mmrt_gguf *gguf = p->gguf;
-    uint64_t n = 0;
-    for (uint64_t i = 0; i < gguf->n_tensors; i++)
-        if (!is_empty(&gguf->tensors[i]))
-            order[n++] = &gguf->tensors[i];
-    qsort(order, n, sizeof *order, compare_offsets);
+    const uint64_t n = sort_by_offset(gguf, order);
     for (uint64_t i = 0; i < n; i++)
         if (!mmrt_format_find(order[i]->type))
             order[i]->size = (i + 1 < n ? order[i + 1]->offset : p->cursor.size) - order[i]->offset;
@@ -171,7 +197,7 @@ mmrt_status mmrt_parse_tensors(mmrt_parser *p) {
     else
         status = check_names(p, names);
     if (status == MMRT_OK)
-        status = place_tensors(p);
+        status = place_tensors(p, order);
     if (status == MMRT_OK)
         status = check_disjoint(p, order);
     free(order);

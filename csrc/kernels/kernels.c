@@ -12,6 +12,10 @@
 #define MMRT_VECTOR_KERNEL(ISA, isa, name) mmrt_##name##_fn mmrt_##name##_##isa;
 #include "kernels/kernels.def"
 
+#define MMRT_FORMAT(id, name, elements, bytes)                                                     \
+    _Static_assert((id) < MMRT_TYPE_LIMIT, "tables have no room for " #name);
+#include "quant/formats.def"
+
 static struct mmrt_kernels tables[MMRT_ISA_COUNT];
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 

@@ -12,7 +12,7 @@
 #include "quant/quant.h"
 #include "state/page.h"
 
-enum { MMRT_TYPE_LIMIT = 64 }; /* tensor type ids are below this */
+enum { MMRT_TYPE_LIMIT = 144 }; /* tensor type ids are below this */
 
 /* Columns that can be few: each row of weights is read once and multiplied with all of them. More
  * are multiplied with panels, whose unpacking pays only for them. */

@@ -14,7 +14,7 @@ _FOREIGN = (
     (range(4, 6), "that ggml has given up"),
     (range(31, 34), "that ggml has given up"),
     (range(36, 39), "that ggml has given up (36 is I2_S of bitnet.cpp)"),
-    (range(42, 97), "of a later ggml, it seems"),
+    (range(43, 97), "of a later ggml, it seems"),
     (range(97, 400), "of ik_llama.cpp, it seems"),
 )
 
