@@ -257,6 +257,23 @@ def test_the_largest_gemma2_scales_scores_by_its_stream(tmp_path: Path) -> None:
     assert np.abs(expected - in_one_step(own)).max() > 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_sinks_of_long_texts(kv: str, tmp_path: Path) -> None:
+    """A single token's keys are cut into sections, of which one has the sink."""
+    ids = np.random.default_rng(9).integers(0, 300, 700).tolist()
+    path = tiny("gpt-oss", True, n_layers=2, context=700).write(tmp_path / "model.gguf")
+    expected = oracle.logits(path, ids, rounding=True)[-10:]
+    for exact in (False, True):
+        with mmrt.Model(path, exact=exact, kv_k=kv, kv_v=kv) as model, model.sequence() as sequence:
+            sequence.extend(ids[:-10])
+            alone = np.stack([sequence.extend([token]) for token in ids[-10:]])
+            together = model.logits(ids)[-10:]
+            (ROUNDING if kv == "f16" else FLIPS).assert_holds(expected, alone)
+            ROUNDING.assert_holds(together, alone)
+            assert not exact or np.array_equal(together, alone)
+
+
 def test_layers_that_guess_further_tokens_do_not_run(tmp_path: Path) -> None:
     whole = tiny("llama", False, n_layers=3, n_ff=[96, 128, 160])
     tiny_architectures.with_fields(whole, nextn_predict_layers=1)
