@@ -60,6 +60,28 @@ def test_every_budget_gives_the_same(path: Path, reader: str) -> None:
             assert done.read_units <= 3 * (done.wanted - done.found)
 
 
+@pytest.mark.parametrize("kind", ["gate and up in one stack", "dense, then a shared expert too"])
+def test_every_budget_gives_the_same_of_all_kinds(kind: str, tmp_path: Path) -> None:
+    more = {"biases": True, "dense": 1, "expert_shared_count": 1} if "shared" in kind else {}
+    tiny = tiny_models.qwen3moe(n_embd=128, n_layers=3, type="Q8_0", experts=EXPERTS | more)
+    if more:
+        tiny_models.with_shared_expert(tiny, 96)
+    for name in ("gate", "up", "down"):
+        scales = tiny_models.floats(np.random.default_rng(4), COUNT, mean=1.0)
+        tiny.tensors[f"blk.1.ffn_{name}_exps.scale"] = scales
+    if not more:
+        del tiny.tensors["blk.1.ffn_up_exps.scale"]
+        scales = tiny.tensors.pop("blk.1.ffn_gate_exps.scale")
+        tiny.tensors["blk.1.ffn_gate_up_exps.scale"] = scales
+        tiny_models.fuse_experts(tiny)
+    with mmrt.Model(tiny.write(tmp_path / "m.gguf")) as model:
+        expected = read(model)
+        for part in (0, 0.3, 0.9, 0.1):
+            program = limit(model, part)
+            assert np.array_equal(read(model), expected)
+            assert demand(program).wanted > demand(program).found
+
+
 # ---- the rule ----
 
 
