@@ -44,8 +44,8 @@ _FIRST_TEXT = 128
 _YET_TO_LOAD = 6 * MIB
 _LEAST_STEP = 2 * ALIKE_TOKENS - 1
 
-# Besides, a statement of what is needed has room for: the process is not as large in each run.
-_RUNS_DIFFER = 8 * MIB
+# A statement of what is needed has room for this as well: the process is not as large in each run.
+_RUNS_DIFFER = 12 * MIB
 
 # Of the file, to measure the disk with: enough for a figure within a few per cent.
 _PROBE_BYTES = 64 * MIB
