@@ -1,0 +1,224 @@
+"""How many texts fare in one engine: `python -m bench.serving MODEL.gguf [--only gap,share]`.
+
+batch   1, 4, 8 and 16 texts that write at once: tokens a second, against one text, and what the
+        engine itself takes of the time
+gap     a text that writes, beside a prompt of 4000 tokens: its worst wait for a token, and how fast
+        the prompt is read, against alone
+mixed   short texts and long ones that arrive at random, by feedback and first come first served
+        in turn: when short ones and all have ended
+share   turns of a conversation, branches of one beginning, answers to one prompt: tokens that
+        are evaluated, and pages held
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mmrt
+from mmrt.run.engine import Engine
+from mmrt.run.feedback import Feedback, Job
+
+
+def words(model: mmrt.Model, n: int, seed: int) -> list[int]:
+    """A prompt of n tokens that no other one begins with."""
+    draw = random.Random(seed)
+    return [draw.randrange(5, model.vocab_size) for _ in range(n)]
+
+
+# ---- batch ----
+
+
+def batch(model: mmrt.Model, texts: int, tokens: int, seed: int) -> dict[str, float]:
+    with model.engine(keep=0) as engine:
+        handles = [
+            engine.submit(words(model, 16, seed + i), max_tokens=tokens + 1, ignore_eos=True)
+            for i in range(texts)
+        ]
+        for handle in handles:
+            next(handle)  # all prompts are read
+        while any(handle.tokens < 2 for handle in handles):
+            time.sleep(0.001)
+        before, in_steps, started = sum(h.tokens for h in handles), engine.step_seconds, now()
+        for handle in handles:
+            handle.text()
+        seconds = now() - started
+        written = sum(handle.tokens for handle in handles) - before
+        return {
+            "tokens_per_second": written / seconds,
+            "own_share": 1 - (engine.step_seconds - in_steps) / seconds,
+        }
+
+
+def now() -> float:
+    return time.perf_counter()
+
+
+# ---- gap ----
+
+
+def gap(model: mmrt.Model, prompt: int, seed: int) -> dict[str, float]:
+    with model.engine(keep=0) as engine:
+        started = now()
+        engine.submit(words(model, prompt, seed), max_tokens=1).text()
+        alone = prompt / (now() - started)
+        writer = engine.submit(words(model, 16, seed + 1), max_tokens=None, ignore_eos=True)
+        for _ in range(4):
+            next(writer)
+        started = now()
+        reader = engine.submit(words(model, prompt, seed + 2), max_tokens=1)
+        times = [started]
+        while not reader.report.ended:
+            next(writer)
+            times.append(now())
+        beside = prompt / (reader.report.ended or 1)
+        writer.cancel()
+        return {
+            "worst_gap": max(b - a for a, b in pairwise(times)),
+            "max_gap": max(0.25, 4 * engine.cost.weights),
+            "prompt_alone": alone,
+            "prompt_beside": beside,
+        }
+
+
+# ---- mixed ----
+
+
+class FirstCome(Feedback):
+    """No feedback: who came first runs first."""
+
+    def aged(self, p: int, c: int) -> int:
+        return 0
+
+    def join(self, job: Job, now: float) -> None:
+        again = job.joined if job.is_ready else None
+        super().join(job, now)
+        if again is not None:
+            job.joined = again
+
+
+def mixed(
+    model: mmrt.Model, rule: type[Feedback], n: int, load: float, seed: int
+) -> dict[str, Any]:
+    """Eight of ten texts are short (48 tokens in, 16 out), the others long (800 in, 160 out)."""
+    draw = random.Random(seed)
+    with model.engine(keep=0) as engine:
+        engine._feedback = rule(1000, Engine._now())
+        started = now()
+        engine.submit(words(model, 400, seed), max_tokens=32, ignore_eos=True).text()
+        of_one = now() - started
+        rate = load / (0.8 * 0.15 + 0.2 * 2.2) / of_one
+        handles = []
+        started = now()
+        at = started
+        for i in range(n):
+            at += draw.expovariate(rate)
+            time.sleep(max(at - now(), 0))
+            is_short = draw.random() < 0.8
+            size, out = (48, 16) if is_short else (800, 160)
+            ids = words(model, size, seed + 1 + i)
+            handles.append((is_short, engine.submit(ids, max_tokens=out, ignore_eos=True)))
+        for _, handle in handles:
+            handle.text()
+        seconds = now() - started
+    ends = sorted(handle.report.ended or 0.0 for _, handle in handles)
+    short = [handle.report.ended or 0.0 for is_short, handle in handles if is_short]
+    return {
+        "median_short": statistics.median(short),
+        "p99": ends[int(0.99 * (len(ends) - 1))],
+        "tokens_per_second": sum(handle.tokens for _, handle in handles) / seconds,
+    }
+
+
+# ---- share ----
+
+
+def share(model: mmrt.Model, seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    with model.engine() as engine:
+        talk = words(model, 300, seed)
+        worst = 0
+        for turn in range(5):
+            before = engine.evaluated_tokens
+            handle = engine.submit(talk, max_tokens=20, ignore_eos=True)
+            written = [piece.token for piece in handle if piece.token is not None]
+            if turn:
+                worst = max(worst, engine.evaluated_tokens - before - 20 - 19)
+            talk = [*talk, *written, *words(model, 20, seed + turn)]
+        found["turn_tokens_beyond_new"] = worst
+        prefix, before = words(model, 2048, seed + 9), engine.evaluated_tokens
+        for handle in [engine.submit([*prefix, i], max_tokens=1) for i in range(4)]:
+            handle.text()
+        found["branches_work"] = (engine.evaluated_tokens - before) / (2048 + 4)
+    with model.engine() as engine:
+        prompt, pages = words(model, 2048, seed + 10), model.store.page_bytes
+        answers = [
+            engine.submit(prompt, max_tokens=64, temperature=1.0, seed=i, ignore_eos=True)
+            for i in range(8)
+        ]
+        for handle in answers:
+            handle.text()
+        found["answers_pages"] = model.store.nbytes / pages / (2048 / 32 + 8 * 64 / 32)
+    return found
+
+
+def run(model: mmrt.Model, which: list[str], rounds: int, tokens: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "batch" in which:
+        samples: dict[int, list[dict[str, float]]] = {n: [] for n in (1, 4, 8, 16)}
+        for i in range(rounds):
+            for n in samples:
+                samples[n].append(batch(model, n, tokens, 1000 * i))
+        one = samples[1]
+        for n, made in samples.items():
+            ratios = [
+                a["tokens_per_second"] / b["tokens_per_second"]
+                for a, b in zip(made, one, strict=True)
+            ]
+            found[f"batch {n}"] = {
+                "tokens_per_second": statistics.median(m["tokens_per_second"] for m in made),
+                "ratio": statistics.median(ratios),
+                "own_share": statistics.median(m["own_share"] for m in made),
+            }
+    if "gap" in which:
+        made = [gap(model, min(4000, model.context - 512), 7 * i) for i in range(rounds)]
+        found["gap"] = {key: statistics.median(m[key] for m in made) for key in made[0]}
+    if "mixed" in which:
+        for name, rule in (("feedback", Feedback), ("first come", FirstCome)) * rounds:
+            seed = len(found.get(f"mixed {name}", []))
+            found.setdefault(f"mixed {name}", []).append(mixed(model, rule, 40, 0.8, seed))
+    if "share" in which:
+        found["share"] = share(model, 5)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--only", default="batch,gap,mixed,share", help="of these, some")
+    parser.add_argument("-r", "--rounds", type=int, default=3)
+    parser.add_argument(
+        "-n", "--tokens", type=int, default=64, help="that each text of batch writes"
+    )
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--context", type=int, default=None)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
+    arguments = parser.parse_args()
+    with mmrt.Model(arguments.model, threads=arguments.threads, context=arguments.context) as model:
+        found = run(model, arguments.only.split(","), arguments.rounds, arguments.tokens)
+        found["machine"] = f"{mmrt.cpu_info().model}, {model.threads} threads, {platform.release()}"
+        found["model"] = Path(model.path).name
+    print(json.dumps(found, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

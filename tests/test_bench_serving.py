@@ -1,0 +1,42 @@
+"""The bench of the engine: its figures are of what it says, and sharing is what it has to be."""
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+import mmrt
+from bench import serving
+from mmrt.run.feedback import Feedback, Job
+
+
+def test_figures(tmp_path: Path) -> None:
+    path = tiny_models.llama(type="Q8_0", context=8192).write(tmp_path / "m.gguf")
+    with mmrt.Model(path, threads=2) as model:
+        found = serving.run(model, ["batch", "gap", "share"], 1, 8)
+        assert found["batch 1"]["ratio"] == 1
+        assert all(0 < found[f"batch {n}"]["own_share"] < 1 for n in (1, 4, 8, 16))
+        assert found["gap"]["worst_gap"] > 0
+        share = found["share"]
+        assert share["turn_tokens_beyond_new"] <= 32
+        assert share["branches_work"] <= 1.05 and share["answers_pages"] <= 1.1
+        rules = [serving.mixed(model, rule, 8, 0.8, 1) for rule in (Feedback, serving.FirstCome)]
+        assert all(made["median_short"] <= made["p99"] for made in rules)
+
+
+def test_first_come_first_served() -> None:
+    rule = serving.FirstCome(10)
+    first, second = Job(), Job()
+    rule.join(first, 0)
+    rule.join(second, 1)
+    for time in range(10, 100, 10):
+        rule.charge(first, 10)
+        rule.advance(time)
+        assert rule.ready() == [first, second] and first.p == 0
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_prompts_are_all_different(tmp_path: Path, n: int) -> None:
+    path = tiny_models.llama().write(tmp_path / "m.gguf")
+    with mmrt.Model(path) as model:
+        assert len({tuple(serving.words(model, n, seed)) for seed in range(20)}) > 10
