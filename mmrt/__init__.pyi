@@ -34,6 +34,7 @@ from mmrt.memory import counters as counters
 from mmrt.memory.budget import Budget as Budget
 from mmrt.memory.system import os_info as os_info
 from mmrt.run import sequence as sequence
+from mmrt.run.building import obstacles as obstacles
 from mmrt.run.conversation import Conversation as Conversation
 from mmrt.run.engine import Engine as Engine
 from mmrt.run.generation import Options as Options

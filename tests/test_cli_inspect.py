@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command import await_text, call, start
 from hostile import make_gguf as make
+from tiny_models import floats, llama
 
 import mmrt
 
@@ -177,3 +178,64 @@ def test_errors_and_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
     assert ended.err[:-1].isprintable()
     ended = call("inspect", tmp_path / "none", "--\x9bevil")
     assert ended.status == 2 and ended.err[:-1].isprintable()
+
+
+def runs(path: Path) -> str:
+    """What the table says of it."""
+    lines = call("inspect", path).out.splitlines()
+    return next(line.split(maxsplit=1)[1] for line in lines if line.startswith("runs "))
+
+
+def test_inspect_says_whether_a_model_runs_and_what_is_missing(tmp_path: Path) -> None:
+    def write(name: str, **changes: Any) -> Path:
+        model = llama()
+        model.metadata |= changes
+        return model.write(tmp_path / f"{name}.gguf")
+
+    sound = write("sound")
+    assert runs(sound) == "yes"
+    report = json.loads(call("inspect", sound, "--json").out)
+    assert (report["runs"], report["missing"]) == (True, [])
+
+    gpt5 = {"general.architecture": "gpt5"}
+    odd = {"tokenizer.ggml.pre": "odd"}
+    soft = {"llama.attention.softness": 2.0}
+    for changes, missing in (
+        (gpt5, ["general.architecture is 'gpt5'"]),
+        (odd, ["tokenizer.ggml.pre: unknown way of cutting words 'odd'"]),
+        (soft, ["llama.attention.softness: 2.0"]),
+        (gpt5 | odd, ["general.architecture is 'gpt5'", "tokenizer.ggml.pre: unknown way"]),
+    ):
+        path = write("unsound", **changes)
+        said = runs(path)
+        assert said.startswith(f"no: {missing[0]}")
+        assert all(part in said for part in missing)
+        report = json.loads(call("inspect", path, "--json").out)
+        assert report["runs"] is False and len(report["missing"]) == len(missing)
+
+    model = llama()
+    model.tensors["blk.0.attn_softener.weight"] = floats(np.random.default_rng(0), 64)
+    assert runs(model.write(tmp_path / "t.gguf")).startswith(
+        "no: tensor blk.0.attn_softener.weight"
+    )
+    np.save(tmp_path / "w.npy", np.ones(3, np.float32))
+    assert runs(tmp_path / "w.npy") == "no: models run from GGUF files, and this is npy"
+
+
+def test_what_inspect_misses_is_what_a_model_says(tmp_path: Path) -> None:
+    model = llama()
+    model.metadata["llama.attention.softness"] = 2.0
+    path = model.write(tmp_path / "m.gguf")
+    with pytest.raises(mmrt.UnsupportedError) as refused:
+        mmrt.Model(path)
+    with mmrt.open(path) as file:
+        assert [f"{path}: {reason}" for reason in mmrt.obstacles(file)] == [str(refused.value)]
+
+
+def test_inspect_of_a_type_that_is_unknown(tmp_path: Path) -> None:
+    path = llama().write(tmp_path / "m.gguf")
+    data = path.read_bytes()
+    # The type stands behind the name, the count of dimensions and the dimensions.
+    at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16
+    path.write_bytes(data[:at] + struct.pack("<I", 144) + data[at + 4 :])
+    assert "of ik_llama.cpp" in runs(path) and "blk.0.attn_q.weight" in runs(path)

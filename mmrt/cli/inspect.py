@@ -15,10 +15,12 @@ from mmrt.errors import ArgumentError
 from mmrt.files import formats
 from mmrt.files.formats import TensorFile
 from mmrt.memory.sizes import human
+from mmrt.run.building import obstacles
 
 DESCRIPTION = """\
-Shows what is in a weight file: the model, its tensor types, its metadata.
-Reads the file's header only, none of its weights.
+Shows what is in a weight file: the model, whether it runs here (if not, what is
+missing), its tensor types, its metadata. Reads the file's header, and of its
+weights next to none.
 
 With --memory, shows instead what a budget would keep of a model's weights, what
 it would stream from the disk for each token, and how fast that and other
@@ -26,6 +28,7 @@ budgets can be at best. Reads some of the file to measure the disk.\
 """
 
 _SHOWN = 8  # elements of a long array
+_LONGEST_VERDICT = 2000  # characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +116,10 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
     tokenizer = said.pop("tokenizer") or {}
     said["size"] = human(said["size"])
     said |= {f"tokenizer {key}": value for key, value in tokenizer.items()}
+    missing = said.pop("missing")
+    del said["runs"]
     known = [(key, printable(_plain(value))) for key, value in said.items() if value is not None]
+    known.insert(2, ("runs", _verdict(missing)))
     print_table(("", ""), [(key.replace("_", " "), value) for key, value in known])
 
     n_bytes = sum(row["nbytes"] for row in types.values()) or 1
@@ -151,6 +157,10 @@ def _print_tables(file: TensorFile, with_tensors: bool) -> None:
         )
 
 
+def _verdict(missing: Sequence[str]) -> str:
+    return f"no: {printable('; '.join(missing), _LONGEST_VERDICT)}" if missing else "yes"
+
+
 def summary(file: TensorFile) -> dict[str, Any]:
     """What there is to say before any detail; None for what the file does not say."""
     types: dict[str, dict[str, int]] = {}
@@ -162,9 +172,12 @@ def summary(file: TensorFile) -> dict[str, Any]:
     parameters = sum(row["parameters"] for row in types.values())
     metadata = file.metadata
     architecture = metadata.get("general.architecture")
+    missing = obstacles(file)
     return {
         "file": file.path,
         "format": file.format,
+        "runs": not missing,
+        "missing": missing,
         "size": sum(mapping.size for mapping in file.mappings),
         "name": metadata.get("general.name"),
         "architecture": architecture,

@@ -1,7 +1,6 @@
 """A language model that runs from the mapped pages of its file."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import weakref
@@ -12,22 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt import models
-from mmrt.core.arguments import choice, flag, instance, token_ids, whole
+from mmrt.core.arguments import choice, flag, instance, token_ids
 from mmrt.core.elements import KV_TYPES
-from mmrt.core.kernels import Pool, cpu_info, trim_heap
-from mmrt.core.program import Part, Program
+from mmrt.core.kernels import Pool, cpu_info
+from mmrt.core.program import Part
 from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import READERS, Streaming
-from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError, MmrtError
 from mmrt.files import default_model, formats, policies
 from mmrt.files.finite import is_finite
 from mmrt.memory import budget, counters
 from mmrt.memory.budget import Budget, Share
 from mmrt.memory.report import Memory
-from mmrt.models.parts.fields import Fields
-from mmrt.models.parts.unread import refuse_unread_fields, refuse_unread_tensors
-from mmrt.models.parts.weights import Weights
+from mmrt.run.building import build, build_tokenizer
 from mmrt.run.conversation import Conversation
 from mmrt.run.engine import Engine
 from mmrt.run.generation import (
@@ -53,9 +49,6 @@ if TYPE_CHECKING:
 # Tokens that one step takes: enough for the panels of a matrix to be unpacked for nothing, and the
 # scratch still small.
 STEP_TOKENS = 256
-
-# As many as it takes at most, where steps wait for weights from the disk: each reads them all.
-MOST_STEP_TOKENS = 1024
 
 # Of the memory that is free, what keys and values of earlier conversations may take: 1 / _KEPT.
 _KEPT = 4
@@ -136,26 +129,10 @@ class Model:
         self.file = formats.open(default_model.path() if path is None else path)
         try:
             self.path = self.file.path
-            if self.file.format != "GGUF":
-                raise UnsupportedError(
-                    f"{self.path}: models run from GGUF files, and this is {self.file.format}"
-                )
-            architecture = models.architecture(self.file.metadata, self.path)
-            fields = Fields(self.file.metadata, self.path, architecture.__name__.split(".")[-1])
-            self.config = architecture.config(fields)
-            refuse_unread_fields(fields)
-            self.context = self._context(context)
-            self.config = dataclasses.replace(self.config, context=self.context)
-            try:
-                store = StateStore(self.config.kept, kv_k, kv_v)
-                self.program = Program(self._pool, MOST_STEP_TOKENS, store, exact)
-                weights = Weights(self.file)
-                architecture.build(self.program, self.config, weights)
-                refuse_unread_tensors(weights, self.config)
-                self.program.finish()
-                self._earlier = Earlier(store)
-            except (FormatError, UnsupportedError) as error:
-                raise type(error)(f"{self.path}: {error}") from None
+            built = build(self.file, self._pool, context=context, kv_k=kv_k, kv_v=kv_v, exact=exact)
+            self.config, self.program = built.config, built.program
+            self.context = self.config.context
+            self._earlier = Earlier(built.store)
             if in_budget:
                 self._join_budget(reader, lock=policy == "locked")
             else:
@@ -175,12 +152,6 @@ class Model:
         share = Share(self.path, self.program, spare, prepare, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
-
-    def _context(self, wanted: int | None) -> int:
-        trained: int = self.config.context_length
-        if wanted is None:
-            return trained
-        return whole("context", wanted, 1, trained, why=", on which the model was trained")
 
     def close(self) -> None:
         """Frees the scratch and unmaps the file; while a step or a view needs them, an InUseError
@@ -265,14 +236,7 @@ class Model:
         """Built from the file's metadata when first asked for."""
         self._check_open()
         if self._tokenizer is None:
-            tokenizer = Tokenizer.from_metadata(self.file.metadata, self.path)
-            trim_heap()  # the vocabulary's lists, many megabytes, are garbage now
-            if tokenizer.vocab_size != self.vocab_size:
-                raise FormatError(
-                    f"{self.path}: tokenizer.ggml.tokens: {tokenizer.vocab_size} tokens where the "
-                    f"model has {self.vocab_size}"
-                )
-            self._tokenizer = tokenizer
+            self._tokenizer = build_tokenizer(self.file, self.vocab_size)
         return self._tokenizer
 
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:

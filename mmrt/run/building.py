@@ -1,0 +1,104 @@
+"""From a file to what runs it; and, of a file that does not run, what it takes that is missing."""
+
+import dataclasses
+from typing import NamedTuple
+
+from mmrt import models
+from mmrt.core.arguments import whole
+from mmrt.core.kernels import Pool, trim_heap
+from mmrt.core.program import Program
+from mmrt.core.state import StateStore
+from mmrt.errors import FormatError, UnsupportedError
+from mmrt.files.tensor_file import TensorFile
+from mmrt.models.parts.config import Config
+from mmrt.models.parts.fields import Fields
+from mmrt.models.parts.unread import refuse_unread_fields, refuse_unread_tensors
+from mmrt.models.parts.weights import Weights
+from mmrt.text.tokenizer import Tokenizer
+
+# As many tokens as a step takes at most, where steps wait for weights from the disk: each reads
+# them all.
+MOST_STEP_TOKENS = 1024
+
+
+class Built(NamedTuple):
+    """A model's configuration, the memory of its texts, and its program."""
+
+    config: Config
+    store: StateStore
+    program: Program
+
+
+def build(
+    file: TensorFile,
+    pool: Pool,
+    *,
+    context: int | None = None,
+    kv_k: str = "f16",
+    kv_v: str = "f16",
+    exact: bool = False,
+) -> Built:
+    """What runs the model in `file`; arguments as Model's. It refers to the file's pages.
+
+    Raises UnsupportedError, FormatError and ArgumentError as Model() does.
+    """
+    if file.format != "GGUF":
+        raise UnsupportedError(
+            f"{file.path}: models run from GGUF files, and this is {file.format}"
+        )
+    architecture = models.architecture(file.metadata, file.path)
+    fields = Fields(file.metadata, file.path, architecture.__name__.split(".")[-1])
+    config: Config = architecture.config(fields)
+    refuse_unread_fields(fields)
+    trained = config.context_length
+    if context is None:
+        context = trained
+    else:
+        context = whole("context", context, 1, trained, why=", on which the model was trained")
+    config = dataclasses.replace(config, context=context)
+    program = None
+    try:
+        store = StateStore(config.kept, kv_k, kv_v)
+        program = Program(pool, MOST_STEP_TOKENS, store, exact)
+        weights = Weights(file)
+        architecture.build(program, config, weights)
+        refuse_unread_tensors(weights, config)
+        program.finish()
+    except BaseException as error:
+        if program is not None:
+            program.close()  # which lets go of the file's pages
+        if isinstance(error, FormatError | UnsupportedError):
+            raise type(error)(f"{file.path}: {error}") from None
+        raise
+    return Built(config, store, program)
+
+
+def build_tokenizer(file: TensorFile, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer of the model in `file`. Raises UnsupportedError, and FormatError, also where it
+    has not the `vocab_size` tokens that the model has."""
+    tokenizer = Tokenizer.from_metadata(file.metadata, file.path)
+    trim_heap()  # the vocabulary's lists, many megabytes, are garbage now
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise FormatError(
+            f"{file.path}: tokenizer.ggml.tokens: {tokenizer.vocab_size} tokens where the "
+            f"model has {vocab_size}"
+        )
+    return tokenizer
+
+
+def obstacles(file: TensorFile) -> list[str]:
+    """Why no Model runs `file` and its texts: what Model() says to it, and what its tokenizer does.
+    Empty if it runs, given the memory. Reads the header, and of the weights next to none."""
+    found, vocab_size = [], None
+    try:
+        built = build(file, Pool(1))
+        vocab_size = built.program.vocab_size
+        built.program.close()
+    except (FormatError, UnsupportedError) as error:
+        found.append(str(error))
+    if file.format == "GGUF":
+        try:
+            build_tokenizer(file, vocab_size)
+        except (FormatError, UnsupportedError) as error:
+            found.append(str(error))
+    return [reason.removeprefix(f"{file.path}: ") for reason in found]
