@@ -331,12 +331,15 @@ typedef struct mmrt_plan {
     uint64_t total; /* of the matrices that a step reads */
     uint64_t kept;
     uint64_t ring;
+    uint64_t request; /* the most that is read at once, experts apart */
     uint64_t experts; /* their matrices, of which steps read those that are chosen */
-    uint64_t cache;   /* of slots for these, and for those that pass; 0: all are kept */
-    uint64_t slots;   /* experts that they have room for */
-    uint64_t rest;    /* what is kept beside the budget: vectors */
-    uint64_t least;   /* the smallest budget */
-    uint64_t most;    /* the one that keeps everything */
+    uint64_t chosen;  /* of these, by a token */
+    uint64_t n_experts;
+    uint64_t cache; /* of slots for these, and for those that pass; 0: all are kept */
+    uint64_t slots; /* experts that they have room for */
+    uint64_t rest;  /* what is kept beside the budget: vectors */
+    uint64_t least; /* the smallest budget */
+    uint64_t most;  /* the one that keeps everything */
 } mmrt_plan;
 
 /* What set_budget would do. kept: NULL, or room for the kept bytes of each weight. With NO_MEMORY
@@ -359,7 +362,7 @@ typedef struct mmrt_demand_stats {
 typedef struct mmrt_stream_stats {
     mmrt_reader reader;
     uint64_t steps;
-    uint64_t kept_bytes;     /* by the present plan; of matrices */
+    uint64_t kept_bytes;     /* by the present plan; of matrices, experts among them */
     uint64_t locked_bytes;   /* of these, so far */
     uint64_t streamed_bytes; /* likewise: what a step reads */
     uint64_t ring_bytes;

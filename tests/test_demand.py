@@ -1,6 +1,7 @@
 """Experts on demand: the same logits within any budget, and the reads that the rule of
 docs/streaming.md asks for, to the last."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import expert_cache
 import numpy as np
 import pytest
 import tiny_models
+from children import in_child
 from machine import needs_reader
 from numpy.typing import NDArray
 
 import mmrt
+from mmrt import counters
 from mmrt.core.program import Program
 from mmrt.core.streaming import READERS, Demand
+from mmrt.errors import FileError
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 200, 60)]
 COUNT, USED = 16, 3
@@ -82,13 +86,101 @@ def test_every_budget_gives_the_same_of_all_kinds(kind: str, tmp_path: Path) -> 
             assert demand(program).wanted > demand(program).found
 
 
+def test_experts_of_two_sizes(tmp_path: Path) -> None:
+    """Layers whose experts differ in size have slots of their own."""
+    tiny = tiny_models.qwen3moe(n_embd=256, n_layers=4, type="Q8_0", experts={"width": 256})
+    for i in range(4):
+        other = tiny_models.qwen3moe(
+            n_embd=256, n_layers=4, type="Q8_0", experts={"width": 256, "type": "Q4_0"}
+        )
+        for role in ("gate", "up") + (("down",) if i % 2 else ()):
+            name = f"blk.{i}.ffn_{role}_exps.weight"
+            tiny.tensors[name] = other.tensors[name]
+    with mmrt.Model(tiny.write(tmp_path / "m.gguf")) as model:
+        expected = read(model)
+        for part in (0.1, 0.5, 0.8):
+            program = limit(model, part)
+            assert np.array_equal(read(model), expected)
+            sizes = {each.slot_bytes: each.slots for _, each in program.demand}
+            assert len(sizes) == 2 and sum(sizes.values()) == demand(program).slots
+            assert max(sizes.values()) - min(sizes.values()) <= 1  # as many experts have either
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_texts_read_together(path: Path, exact: bool) -> None:
+    def together(model: mmrt.Model) -> list[str]:
+        prompts = [IDS[:9], IDS[9:30], IDS[30:33]]
+        return [str(text) for text in model.generate_all(prompts, max_tokens=12, temperature=0)]
+
+    with mmrt.Model(path, exact=exact) as model:
+        expected = together(model)
+        for part in (0, 0.4):
+            limit(model, part)
+            assert together(model) == expected
+
+
+def test_a_cut_file_names_the_expert(tmp_path: Path) -> None:
+    """A step ends with what it could not read; when the file is whole again, steps go on."""
+    tiny = tiny_models.qwen3moe(n_embd=128, n_layers=3, type="Q8_0", experts=EXPERTS)
+    name = "blk.1.ffn_down_exps.weight"
+    tiny.tensors[name] = tiny.tensors.pop(name)  # the last in the file
+    path = tiny.write(tmp_path / "cut.gguf")
+    needs_reader("threads", path)
+    whole = path.read_bytes()
+    with mmrt.Model(path) as model, model.sequence() as sequence:
+        expected = sequence.extend(IDS)
+        limit(model, 0, "threads")
+        sequence.truncate(0)
+        os.truncate(path, len(whole) - 128 * 102 * 8)  # half of them
+        with pytest.raises(FileError, match=rf"tensor {name}, expert \d+: .*cut\.gguf"):
+            sequence.extend(IDS)
+        with open(path, "r+b") as file:  # which cuts nothing
+            file.write(whole)
+        assert np.array_equal(sequence.extend(IDS), expected)
+
+
+def test_a_forked_child_goes_on(path: Path) -> None:
+    with mmrt.Model(path) as model:
+        expected = read(model)
+        limit(model, 0.4)
+        assert np.array_equal(read(model), expected)
+
+        def work() -> None:
+            assert np.array_equal(read(model), expected)
+
+        in_child(work)
+        assert np.array_equal(read(model), expected)
+
+
+def test_slots_are_given_back(tmp_path: Path) -> None:
+    """What a smaller budget takes away is the system's again, and what is left is still found."""
+    shape = {"n_embd": 1024, "n_layers": 2, "type": "Q8_0"}
+    experts = {"type": "Q8_0", "width": 512, "count": 32, "used": 4}
+    path = tiny_models.qwen3moe(experts=experts, **shape).write(tmp_path / "m.gguf")
+    needs_reader("threads", path)
+    with mmrt.Model(path) as model, model.sequence() as sequence:
+        program = limit(model, 0.9, "threads")
+        for i in IDS:
+            logits = sequence.extend([i])
+        before, full = counters.resident().anon, demand(program)
+        assert full.slot_bytes > 1 << 20
+        limit(model, 0.3, "threads")
+        fewer = full.slots - demand(program).slots
+        assert before - counters.resident().anon > (fewer - 8) * full.slot_bytes
+        sequence.truncate(len(IDS) - 1)
+        start = demand(program)
+        assert np.array_equal(sequence.extend(IDS[-1:]), logits)
+        again = demand(program) - start
+        assert again.found and again.read <= 1.02 * 3 * (again.wanted - again.found) * 557056
+
+
 # ---- the rule ----
 
 
 class Routed:
     """A model whose layers see tokens alone, so that what its routers choose can be told."""
 
-    def __init__(self, folder: Path, *, layers: int = 4, down: str = "Q8_0") -> None:
+    def __init__(self, folder: Path, layers: int = 4) -> None:
         self.layers = layers
         tiny = tiny_models.qwen3moe(n_embd=128, n_layers=layers, experts=EXPERTS)
         blocks = tiny.tensors

@@ -63,10 +63,18 @@ mmrt_status mmrt_source_plan(const mmrt_source *source, uint64_t budget, mmrt_pl
     *plan = (mmrt_plan){
         .total = source->total_bytes,
         .ring = (uint64_t)choice.n_slots * source->slot_bytes,
+        .request = source->slot_bytes,
         .experts = source->demand_bytes,
+        .n_experts = (uint64_t)source->cache.n_items,
         .least = least_budget(source),
         .most = source->total_cost + source->demand_cost,
     };
+    for (int32_t i = 0; i < source->cache.n_banks; i++) {
+        const struct mmrt_bank *bank = &source->cache.banks[i].shape;
+        const int32_t first = source->cache.banks[i].first_unit;
+        for (int32_t part = 0; part < bank->n_parts; part++)
+            plan->chosen += (uint64_t)bank->n_wanted * source->units[first + part].range.bytes;
+    }
     for (size_t i = 0; !status && i < choice.n_kept; i++)
         plan->kept += source->units[source->order[i]].range.bytes;
     if (choice.paged)

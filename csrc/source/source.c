@@ -300,7 +300,7 @@ void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats) {
         stats->stall_seconds += now - source->stalled_since;
     if (source->n_reading)
         stats->busy_seconds += now - source->busy_since;
-    stats->kept_bytes = source->kept_bytes;
+    stats->kept_bytes = source->kept_bytes + (source->cache.paged ? 0 : source->demand_bytes);
     stats->locked_bytes = source->locked_bytes;
     stats->streamed_bytes = source->total_bytes - source->kept_bytes;
     stats->ring_bytes = (uint64_t)source->wanted_slots * source->slot_bytes;

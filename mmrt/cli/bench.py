@@ -250,6 +250,12 @@ def _streaming(samples: list[_Sample]) -> dict[str, Any]:
         "streamed_bytes_per_step": sum(s.read for s in done) / steps if steps else 0,
         "stall_ns": round(1e9 * stalled),
         "overlap": 1 - min(stalled / busy, 1) if busy else 1.0,
+        "experts_wanted": sum(s.experts.wanted for s in done),
+        "experts_found": sum(s.experts.found for s in done),
+        "expert_slots": last.experts.slots if last else 0,
+        "expert_matrices_read": sum(s.experts.read_units for s in done),
+        "expert_bytes_read": sum(s.experts.read for s in done),
+        "expert_stall_ns": round(1e9 * sum(s.experts.stall_seconds for s in done)),
         "cgroup_peak": counters.cgroup_peak(),
     }
 

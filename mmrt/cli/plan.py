@@ -29,17 +29,24 @@ class Plans:
 
     def print(self) -> None:
         plan, machine = self.chosen.plan, self.chosen.machine
-        ring = plan.ring // self.chosen.request
+        ring = plan.ring // plan.request
         known = [
             ("budget", human(self.chosen.budget)),
-            ("a token reads", human(plan.total)),
+            ("the least", human(self.others[0].budget)),
+            ("a token reads", human(plan.total + plan.chosen)),
             ("kept in memory", f"{human(plan.kept)} ({plan.kept / plan.total:.1%})"),
         ]
         if plan.streamed:
             known += [
                 ("streamed", f"{human(plan.streamed)} a token"),
                 ("reader", f"{machine.reader}: {READERS[machine.reader]}"),
-                ("requests", f"at most {human(self.chosen.request)}, {ring} ahead"),
+                ("requests", f"at most {human(plan.request)}, {ring} ahead"),
+            ]
+        if plan.cache:
+            known += [
+                ("experts", f"{plan.n_experts}, {human(plan.experts)}, read on demand"),
+                ("slots", f"for {plan.slots} of them, {human(plan.cache)}"),
+                ("missed", f"{human(round(plan.missed))} a token, if it chooses all alike"),
             ]
         known += [
             ("disk", _speed(machine.disk)),
@@ -54,7 +61,7 @@ class Plans:
                 (printable(name), human(kept), human(streamed), f"{kept / (kept + streamed):.0%}")
                 for name, kept, streamed in self.layers
             ],
-            "Layers",
+            "Layers, experts apart" if plan.experts else "Layers",
         )
         print()
         print_table(
@@ -108,6 +115,9 @@ def _row(f: Forecast) -> dict[str, Any]:
         "kept": f.plan.kept,
         "streamed": f.plan.streamed,
         "ring": f.plan.ring,
+        "experts": f.plan.experts,
+        "expert_slots": f.plan.slots,
+        "expert_cache": f.plan.cache,
         "seconds_per_token": f.seconds,
     }
 

@@ -119,6 +119,13 @@ def _note_streaming(done: Streaming) -> None:
         f"streaming: {human(round(done.read_per_step))} a step, {done.stall_seconds:.1f} s waited "
         f"for the disk, {done.overlap:.0%} of the reading beside the arithmetic"
     )
+    experts = done.experts
+    if experts.wanted:
+        note(
+            f"experts: {experts.found} of {experts.wanted} found in {experts.slots} slots "
+            f"({experts.hit_rate:.1%}), {human(experts.read)} read in {experts.read_units} "
+            f"matrices, {experts.stall_seconds:.1f} s waited"
+        )
 
 
 def _note_counters(reads: counters.Reads) -> None:

@@ -367,7 +367,10 @@ cdef extern from "mmrt.h" nogil:
         uint64_t total
         uint64_t kept
         uint64_t ring
+        uint64_t request
         uint64_t experts
+        uint64_t chosen
+        uint64_t n_experts
         uint64_t cache
         uint64_t slots
         uint64_t rest

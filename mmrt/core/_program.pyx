@@ -265,8 +265,8 @@ cdef class CoreProgram:
         finally:
             free(kept)
         return Plan(
-            plan.total, plan.kept, plan.ring, plan.experts, plan.cache, plan.slots, plan.rest,
-            plan.least, plan.most, by_tensor,
+            plan.total, plan.kept, plan.ring, plan.request, plan.experts, plan.chosen,
+            plan.n_experts, plan.cache, plan.slots, plan.rest, plan.least, plan.most, by_tensor,
         )
 
     @property

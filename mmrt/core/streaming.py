@@ -14,7 +14,7 @@ class Plan:
     """What a budget for weights does; in bytes."""
 
     total: int
-    """Of the matrices that a step reads."""
+    """Of the matrices that every step reads."""
 
     kept: int
     """Of these, on mapped pages that stay in memory."""
@@ -22,8 +22,17 @@ class Plan:
     ring: int
     """Of the buffers that the others pass through; 0 if all are kept."""
 
+    request: int
+    """The most that is read at once, experts apart."""
+
     experts: int
     """Of the matrices of experts, of which a step reads those that its tokens have chosen."""
+
+    chosen: int
+    """Of these, by one token."""
+
+    n_experts: int
+    """Of all layers."""
 
     cache: int
     """Of the slots for experts, and of the buffers that others of them pass through; 0 if all
@@ -48,6 +57,12 @@ class Plan:
     def streamed(self) -> int:
         """What each step reads from the disk, experts apart."""
         return self.total - self.kept
+
+    @property
+    def missed(self) -> float:
+        """What a token reads of experts if it finds as many of them as there are slots for: if it
+        chooses all alike. Texts do not, and find more."""
+        return self.chosen * (1 - self.slots / self.n_experts) if self.cache else 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Streaming:
     """Of these, bytes locked in memory so far."""
 
     streamed: int
-    """Bytes of matrices that each step reads."""
+    """Bytes of matrices that each step reads, experts apart."""
 
     ring: int
     """Bytes of buffers that these pass through."""

@@ -17,7 +17,8 @@ class Memory:
     kept: of the weights, those that may stay in memory. Where a budget does not hold all of them,
     `streamed` ones are read again for each step, through a ring of buffers; `streaming` says how,
     and what that has cost (see mmrt.streaming). Of an embedding table that no step multiplies by,
-    single rows are read. cgroup_peak: the most that was ever charged to the cgroup around this
+    single rows are read. Experts are read when they are chosen, into slots that hold `cache` bytes.
+    cgroup_peak: the most that was ever charged to the cgroup around this
     process.
     """
 
@@ -40,8 +41,13 @@ class Memory:
         return self.streaming.ring if self.streaming else 0
 
     @property
+    def cache(self) -> int:
+        """Of slots for experts, and of what others of them pass through."""
+        return self.streaming.cache if self.streaming else 0
+
+    @property
     def anonymous(self) -> int:
-        return self.kv + self.scratch + self.ring
+        return self.kv + self.scratch + self.ring + self.cache
 
     def __str__(self) -> str:
         weights = f"weights {human(self.weights)} mapped"
@@ -50,6 +56,11 @@ class Memory:
                 f", {self.kept / self.weights:.0%} kept, {human(self.streamed)} streamed through "
                 f"{human(self.ring)} ({self.streaming.reader})"
             )
+        if self.streaming and self.cache:
+            experts = self.streaming.experts
+            weights += f", experts on demand in {experts.slots} slots, {human(self.cache)}"
+            if experts.wanted:
+                weights += f", of which {experts.hit_rate:.1%} were found"
         if self.streaming and self.streaming.locked:
             weights += f", {human(self.streaming.locked)} locked"
         budget = f"; budget {human(self.budget)}" if self.budget else ""

@@ -39,13 +39,14 @@ class Forecast:
 
     @property
     def disk_seconds(self) -> float:
-        """A token, for reading what is not kept."""
-        return self.plan.streamed / self.machine.disk if self.machine.disk else 0.0
+        """A token, for reading what is not kept, and the experts that it misses."""
+        n_bytes = self.plan.streamed + self.plan.missed
+        return n_bytes / self.machine.disk if self.machine.disk else 0.0
 
     @property
     def compute_seconds(self) -> float:
-        """A token, for multiplying with all weights."""
-        return self.plan.total / self.machine.memory
+        """A token, for multiplying with all weights that it needs."""
+        return (self.plan.total + self.plan.chosen) / self.machine.memory
 
     @property
     def seconds(self) -> float:
@@ -57,18 +58,13 @@ class Forecast:
         """Tokens a second."""
         return 1 / self.seconds
 
-    @property
-    def request(self) -> int:
-        """Bytes that are read at a time, at most."""
-        return self.plan.least // 4  # the smallest ring has room for four
-
     def by_layer(self, model: Model) -> list[tuple[str, int, int]]:
-        """(layer or tensor, bytes kept, bytes streamed) of what a step multiplies by."""
+        """(layer or tensor, bytes kept, bytes streamed) of what every step multiplies by."""
         everything = model.program.plan(self.plan.most).kept_by_tensor
         sums: dict[str, list[int]] = {}
         for tensor in model.program.weights:
             n_bytes, kept = everything[tensor.name], self.plan.kept_by_tensor[tensor.name]
-            if n_bytes:
+            if n_bytes and len(tensor.shape) < 3:  # stacks hold experts
                 row = sums.setdefault(layers.place(tensor.name).label, [0, 0])
                 row[0] += kept
                 row[1] += n_bytes - kept
