@@ -273,11 +273,13 @@ typedef struct mmrt_part {
  * cut short or cannot be read.
  *
  * Fills in marks[0] to marks[n_marks - 1], in which `op` rises; each costs a system call of 1 to
- * 2 us. */
+ * 2 us. choices, unless NULL, receives the numbers of the experts that the ROUTE operations choose,
+ * each the best first: of one operation after another, int32 [tokens][n_used], the tokens without
+ * logits before the others. What an operation leaves out stays as it is. */
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                              int32_t n_parts, const int32_t *tokens, float *logits,
-                             mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
-                             void *poll_context, mmrt_error *err);
+                             mmrt_mark *marks, int32_t n_marks, int32_t *choices,
+                             mmrt_poll_fn *poll, void *poll_context, mmrt_error *err);
 
 /* ---- streamed weights (source/, graph/) ----------------------------------------------------- */
 

@@ -124,15 +124,29 @@ static void choose(const mmrt_op *op, const float *logits, const float *bias, si
         weights[i] = weights[i] / divisor * op->scale + fault;
 }
 
+/* Where the caller has the choices of this operation; NULL: nowhere. */
+static int32_t *asked_for(const struct worker *w) {
+    int32_t *choices = w->step->choices;
+    for (const mmrt_op *op = w->step->program->ops; choices && op < w->op; op++)
+        if (op->kind == w->op->kind)
+            choices += (size_t)w->step->n * (size_t)op->n_used;
+    return choices;
+}
+
 static void run(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_columns *in = columns_at(step, w->op->in);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const float *bias = w->op->weights[0] >= 0 ? weight_at(step, w->op->weights[0])->data : NULL;
+    const size_t n_used = (size_t)w->op->n_used;
+    int32_t *choices = asked_for(w);
     uint32_t begin, end;
     tokens_of_thread(w, &begin, &end);
-    for (uint32_t t = begin; t < end; t++)
+    for (uint32_t t = begin; t < end; t++) {
         choose(w->op, row_at(in, t), bias, in->k, w->scratch, row_at(out, t));
+        for (size_t i = 0; choices && i < n_used; i++)
+            choices[t * n_used + i] = (int32_t)row_at(out, t)[i];
+    }
 }
 
 const struct op_info mmrt_op_route = {

@@ -170,8 +170,8 @@ static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
 
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                              int32_t n_parts, const int32_t *tokens, float *logits,
-                             mmrt_mark *marks, int32_t n_marks, mmrt_poll_fn *poll,
-                             void *poll_context, mmrt_error *err) {
+                             mmrt_mark *marks, int32_t n_marks, int32_t *choices,
+                             mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) {
     if (!program->memory || mmrt_pool_threads(pool) > program->n_threads)
         return mmrt_fail(err, MMRT_ARGUMENT, "the program has no scratch for %d threads",
                          mmrt_pool_threads(pool));
@@ -188,6 +188,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
         .logits = logits,
         .marks = marks,
         .n_marks = n_marks,
+        .choices = choices,
         .poll = poll,
         .poll_context = poll_context,
         .last_op = INT32_MAX,

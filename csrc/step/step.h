@@ -28,6 +28,7 @@ struct step {
     float *logits;
     mmrt_mark *marks;
     int32_t n_marks;
+    int32_t *choices; /* of ROUTE operations, one after another: [n][n_used]; NULL: not asked for */
     mmrt_poll_fn *poll;
     void *poll_context;
     _Atomic int32_t last_op; /* the step ends after this operation */

@@ -28,6 +28,7 @@ COMMANDS = {
     "warm": "read a weight file, or parts of it, into the page cache",
     "evict": "drop a weight file, or parts of it, from the page cache",
     "trace": "record a generation: time, faults and reads by token and layer",
+    "experts": "show which experts tokens go to, and what a cache of them would find",
     "pagetables": "explain how many page tables a mapping needs",
 }
 

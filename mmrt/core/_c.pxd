@@ -415,7 +415,7 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                                  int32_t n_parts,
                                  const int32_t *tokens, float *logits, mmrt_mark *marks,
-                                 int32_t n_marks,
+                                 int32_t n_marks, int32_t *choices,
                                  mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) nogil
 
 

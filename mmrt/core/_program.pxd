@@ -13,6 +13,7 @@ cdef class CoreProgram:
     cdef list tensors      # pinned: weight index -> Tensor
     cdef list names        # their names as bytes, which the core points to
     cdef dict indices      # tensor name -> weight index
+    cdef readonly list routes  # (number, n_used) of each ROUTE operation
     cdef list lines        # (what an operation is called, the tensors that it reads)
     cdef calls running     # in the core
     cdef bint streams
@@ -24,4 +25,4 @@ cdef class CoreProgram:
     cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
     cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
-              float[:, ::1] logits, int64_t[:, ::1] marks)
+              float[:, ::1] logits, int64_t[:, ::1] marks, int32_t[::1] choices)

@@ -24,6 +24,7 @@ class CoreProgram:
     max_tokens: int
     store: StateStore
     vocab_size: int
+    routes: list[tuple[int, int]]
     def __init__(
         self,
         pool: Pool,
@@ -66,4 +67,5 @@ class CoreProgram:
         parts: Sequence[Part],
         logits: NDArray[np.float32] | None = None,
         marks: NDArray[np.int64] | None = None,
+        choices: NDArray[np.int32] | None = None,
     ) -> None: ...

@@ -69,6 +69,7 @@ cdef class CoreProgram:
         self.names = []
         self.indices = {}
         self.lines = []
+        self.routes = []
         self.store = store
         check(
             mmrt_program_create(
@@ -175,6 +176,8 @@ cdef class CoreProgram:
             op.scales[i] = scale if scales is None else 1
             read += [tensor for tensor in (weight, bias, scales) if tensor is not None]
         check(mmrt_program_add_op(self._open(), &op, &error), &error)
+        if kind == "route":
+            self.routes.append((len(self.lines), fields["n_used"]))
         self.lines.append((note, read))
 
     def finish(self):
@@ -334,7 +337,8 @@ cdef class CoreProgram:
             return None
         return rows.tolist()
 
-    def run(self, parts not None, float[:, ::1] logits=None, int64_t[:, ::1] marks=None):
+    def run(self, parts not None, float[:, ::1] logits=None, int64_t[:, ::1] marks=None,
+            int32_t[::1] choices=None):
         """One step, a reading of the weights for all of its Parts.
 
         Appends the tokens of each part to its cache, which may come more than once; 1 to max_tokens
@@ -347,6 +351,10 @@ cdef class CoreProgram:
         operations, which rise; -1 is before the first, others are after the operation. The rest of
         the row receives the time (as time.monotonic_ns() tells it), and of the process so far the
         minor faults, the major faults and the bytes read from storage.
+
+        choices, int32 (tokens of the step times the sum of n_used in `routes`,), receives the
+        experts that each token is sent to, the best first: (tokens, n_used) for each operation in
+        `routes`, tokens without logits before the others. What none chooses for stays as it is.
         """
         cdef mmrt_part *given = <mmrt_part *> calloc(len(parts) + 1, sizeof(mmrt_part))
         cdef const int32_t[::1] tokens
@@ -365,12 +373,12 @@ cdef class CoreProgram:
             rows = 0 if logits is None else logits.shape[0]
             if rows != outputs or (rows and logits.shape[1] != self.vocab_size):
                 raise ArgumentError(f"logits: no room of shape ({outputs}, {self.vocab_size})")
-            self._run(caches, given, ids, logits, marks)
+            self._run(caches, given, ids, logits, marks, choices)
         finally:
             free(given)
 
     cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
-              float[:, ::1] logits, int64_t[:, ::1] marks):
+              float[:, ::1] logits, int64_t[:, ::1] marks, int32_t[::1] choices):
         cdef mmrt_error error
         cdef mmrt_status status
         cdef list raised = []
@@ -382,6 +390,12 @@ cdef class CoreProgram:
             raise ArgumentError("the model is closed")
         if not tokens.shape[0]:
             raise ArgumentError("a step without tokens")
+        cdef int32_t *first_choice = NULL
+        if choices is not None:
+            room = tokens.shape[0] * sum([n_used for _, n_used in self.routes])
+            if choices.shape[0] != room or not room:
+                raise ArgumentError(f"choices: room for {choices.shape[0]}, and there are {room}")
+            first_choice = &choices[0]
         if marks is not None and marks.shape[0]:
             _check_marks(marks, len(self.lines))
             first_mark, n_marks = <mmrt_mark *> &marks[0, 0], marks.shape[0]
@@ -398,7 +412,7 @@ cdef class CoreProgram:
             with nogil:
                 status = mmrt_program_run(
                     self.handle, self.pool.handle, parts, n_parts, &tokens[0], to, first_mark,
-                    n_marks, poll, <void *> raised, &error,
+                    n_marks, first_choice, poll, <void *> raised, &error,
                 )
             check_polled(status, &error, raised)
             for i, cache in enumerate(caches):  # here, where no signal handler can come between

@@ -16,7 +16,7 @@ from mmrt.memory.sizes import human
 from mmrt.sight.pictures import colours, grid
 from mmrt.sight.pictures.heatmap import percent
 
-_SHADES = "·░▒▓█"  # where there are no colours
+SHADES = "·░▒▓█"  # where there are no colours
 _SUMMARY = 20  # characters: "   99.9 %   12.3 MiB"
 _LABEL = 16  # at most
 _LOOSE = 6  # rows for tensors of no layer, at most
@@ -174,7 +174,7 @@ class TerminalMap:
         if self.colourful:
             return Segment(" " * width, Style(bgcolor=Color.parse(colours.scale(value))))
         level = 4 if value >= 1 else 1 + int(value * 3) if value > 0 else 0
-        return Segment(_SHADES[level] * width)
+        return Segment(SHADES[level] * width)
 
 
 def _name(column: grid.Column) -> str:
