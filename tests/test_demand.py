@@ -2,7 +2,9 @@
 docs/streaming.md asks for, to the last."""
 
 import os
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import expert_cache
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import tiny_models
 from children import in_child
-from machine import needs_reader
+from command import HOME
+from machine import memory_cgroup, needs_reader
 from numpy.typing import NDArray
 
 import mmrt
@@ -18,7 +21,9 @@ from mmrt import counters
 from mmrt.core.program import Program
 from mmrt.core.streaming import READERS, Demand
 from mmrt.errors import FileError
+from mmrt.memory import budget
 
+MIB = 1 << 20
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 200, 60)]
 COUNT, USED = 16, 3
 EXPERTS = {"type": "Q8_0", "width": 96, "count": COUNT, "used": USED}
@@ -152,13 +157,19 @@ def test_a_forked_child_goes_on(path: Path) -> None:
         assert np.array_equal(read(model), expected)
 
 
-def test_slots_are_given_back(tmp_path: Path) -> None:
-    """What a smaller budget takes away is the system's again, and what is left is still found."""
-    shape = {"n_embd": 1024, "n_layers": 2, "type": "Q8_0"}
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """106 MB of experts, and 256 KiB of keys and values for 32 tokens."""
+    shape = {"n_embd": 1024, "n_layers": 2, "head_dim": 64, "n_heads": 16, "n_kv_heads": 16}
     experts = {"type": "Q8_0", "width": 512, "count": 32, "used": 4}
-    path = tiny_models.qwen3moe(experts=experts, **shape).write(tmp_path / "m.gguf")
-    needs_reader("threads", path)
-    with mmrt.Model(path) as model, model.sequence() as sequence:
+    tiny = tiny_models.qwen3moe(type="Q8_0", context=4096, experts=experts, **shape)
+    return tiny.write(tmp_path_factory.mktemp("large") / "m.gguf")
+
+
+def test_slots_are_given_back(large: Path) -> None:
+    """What a smaller budget takes away is the system's again, and what is left is still found."""
+    needs_reader("threads", large)
+    with mmrt.Model(large) as model, model.sequence() as sequence:
         program = limit(model, 0.9, "threads")
         for i in IDS:
             logits = sequence.extend([i])
@@ -172,6 +183,61 @@ def test_slots_are_given_back(tmp_path: Path) -> None:
         assert np.array_equal(sequence.extend(IDS[-1:]), logits)
         again = demand(program) - start
         assert again.found and again.read <= 1.02 * 3 * (again.wanted - again.found) * 557056
+
+
+def test_texts_take_slots_back(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As keys and values grow there are fewer slots, and more again when the text is closed."""
+    used = counters.resident()
+    monkeypatch.setattr(counters, "resident", lambda: used)
+    with mmrt.Model(large, exact=True) as model, model.sequence() as sequence:
+        expected = [sequence.extend(IDS * 6) for _ in range(2)]
+    small = mmrt.Budget(sum(used) + 90 * MIB)  # which divides steps
+    with mmrt.Model(large, exact=True, memory=small) as model:
+        slots = [demand(model.program).slots]
+        with model.sequence() as sequence:
+            for logits in expected:
+                assert np.array_equal(sequence.extend(IDS * 6), logits)
+                slots.append(demand(model.program).slots)
+        assert slots[0] > slots[-1] > 0 and slots[1:] == sorted(slots[1:], reverse=True)
+        monkeypatch.setattr(budget, "_LOOK_SECONDS", 0.0)
+        with model.sequence() as sequence:
+            sequence.extend(IDS)
+            assert demand(model.program).slots > slots[-1]
+
+
+LEAST = """
+import re, sys
+import mmrt
+path, size, reader = sys.argv[1:]
+try:
+    with mmrt.Model(path, memory=size, reader=reader or None, threads=2) as model:
+        ids = model.tokenize("a cab abc " * 4)[:48]
+        assert len(list(model.stream(ids, max_tokens=64, temperature=1.0, seed=1))) > 1
+        assert model.memory.cache and model.streaming.experts.wanted
+except mmrt.OutOfMemoryError as error:
+    print(re.search(r"needs at least (\\d+) MiB", str(error))[1])
+"""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_least_is_enough(large: Path, reader: str) -> None:
+    """As a limit of a cgroup it is not even reached."""
+    needs_reader(reader, large)
+
+    def run(size: int, enter: Callable[[], None] | None = None) -> str:
+        command = [sys.executable, "-c", LEAST, str(large), f"{size}MiB", reader]
+        done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, preexec_fn=enter)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    least = int(run(1))
+    with memory_cgroup() as limit:
+        limit.write_text(str(least * MIB))
+
+        def enter() -> None:
+            limit.with_name("cgroup.procs").write_text(str(os.getpid()))
+
+        assert run(least, enter) == ""
 
 
 # ---- the rule ----

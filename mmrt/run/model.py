@@ -67,7 +67,8 @@ class Model:
 
     memory: what the process is to stay within, weights and all: bytes, or text such as "6.8GiB", or
     a Budget that several models share; None: what the cgroups around it and the machine leave. Of
-    weights that do not fit, a part is kept and the rest streamed from the disk for each step. The
+    weights that do not fit, a part is kept and the rest streamed from the disk for each step;
+    experts are read when they are chosen, and those that a text uses most stay in memory. The
     logits of one text are the same, to the bit; those of texts that are read together may be
     rounded otherwise, as a budget may divide their steps: see `exact`. reader: how, one of
     mmrt.streaming.READERS; None: the fastest. With policy "locked" what is kept is locked too, as
