@@ -11,7 +11,7 @@ import pytest
 import tiny_architectures
 from measures import FLIPS, Bound
 from tiny_architectures import CHANGES, tiny
-from tiny_models import TinyModel
+from tiny_models import Blocks, TinyModel
 
 import mmrt
 from mmrt import models
@@ -71,7 +71,9 @@ def test_the_readme_shows_the_figures_of_the_document() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["arcee", "cohere2", "gpt-oss", "olmo2", "mistral3"])
+@pytest.mark.parametrize(
+    "architecture", ["arcee", "cohere2", "gpt-oss", "mistral3", "olmo2", "qwen2moe"]
+)
 def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> None:
     """Of what needs operations that others do not."""
     path = tiny(architecture, True).write(tmp_path / "model.gguf")
@@ -272,6 +274,17 @@ def test_sinks_of_long_texts(kv: str, tmp_path: Path) -> None:
             (ROUNDING if kv == "f16" else FLIPS).assert_holds(expected, alone)
             ROUNDING.assert_holds(together, alone)
             assert not exact or np.array_equal(together, alone)
+
+
+def test_nan_in_a_sink_is_reported(tmp_path: Path) -> None:
+    model = tiny("gpt-oss", True)
+    values = model.tensors["blk.2.attn_sinks.weight"].data.view(np.float32).copy()
+    values[3] = np.nan
+    model.tensors["blk.2.attn_sinks.weight"] = Blocks("F32", values.view(np.uint8))
+    with mmrt.Model(model.write(tmp_path / "nan.gguf")) as opened:
+        for ids in (IDS[:1], IDS):
+            with pytest.raises(FormatError, match=r"'blk.2.attn_sinks.weight' holds NaN"):
+                opened.logits(ids)
 
 
 def test_layers_that_guess_further_tokens_do_not_run(tmp_path: Path) -> None:
