@@ -10,6 +10,7 @@ import oracle
 import pytest
 import tiny_architectures
 from measures import FLIPS, Bound
+from oracle_functions import Array
 from tiny_architectures import CHANGES, tiny
 from tiny_models import Blocks, TinyModel
 
@@ -33,12 +34,12 @@ each_architecture = pytest.mark.parametrize("architecture", sorted(CHANGES))
 each_model = pytest.mark.parametrize("rich", [True, False], ids=["rich", "bare"])
 
 
-def in_one_step(path: Path, exact: bool = False, context: int | None = None) -> oracle.Array:
+def in_one_step(path: Path, exact: bool = False, context: int | None = None) -> Array:
     with mmrt.Model(path, exact=exact, context=context) as model:
         return model.logits(IDS)
 
 
-def token_by_token(path: Path, exact: bool = False) -> oracle.Array:
+def token_by_token(path: Path, exact: bool = False) -> Array:
     with mmrt.Model(path, exact=exact) as model, model.sequence() as sequence:
         return np.stack([sequence.extend([token]) for token in IDS])
 
@@ -181,7 +182,7 @@ def assert_refused(path: Path, kind: type[MmrtError], *words: str) -> None:
         assert word in message, message
 
 
-def varied(model: TinyModel, tmp_path: Path, **fields: object) -> tuple[oracle.Array, Path]:
+def varied(model: TinyModel, tmp_path: Path, **fields: object) -> tuple[Array, Path]:
     """The logits of a model with these fields, which are checked, and its file."""
     tiny_architectures.with_fields(model, **fields)
     path = model.write(tmp_path / "varied.gguf")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_quant import q2_0
+from own_types import q2_0
 
 import mmrt
 from mmrt.errors import FormatError

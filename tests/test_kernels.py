@@ -15,7 +15,9 @@ import tiny_models
 from command import HOME
 from instruction_sets import ISAS
 from numpy.typing import NDArray
-from tiny_models import FLOATS, TYPES, Blocks
+from own_types import OWN
+from tiny_models import FLOATS, Blocks
+from tiny_models import TYPES as KNOWN
 
 import mmrt
 from mmrt.core.kernels import Pool, cpu_info, matmul, variants
@@ -29,6 +31,7 @@ ROUNDING = 1e-6
 # What rounding an activation to bfloat16 takes of it at most.
 BF16_ROUNDING = 2.0**-8
 
+TYPES = (*KNOWN, *OWN)
 ROWS = (1, 2, 15, 16, 17, 33)
 COLUMNS = (1, 2, 3, 4, 5, 7, 8, 9, 33)
 FEW = 4  # columns that are multiplied without panels

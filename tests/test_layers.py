@@ -195,3 +195,26 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_every_layer_is_there() -> None:
     assert set(PYTHON_LAYERS) <= {layer_of(module) for module in MODULES}
     assert set(C_LAYERS) <= {path.name for path in CORE.iterdir()}
+
+
+def test_no_file_is_too_long() -> None:
+    folders = ["csrc", "mmrt", "tests", "bench"]
+    kinds = {".c", ".h", ".inc", ".def", ".py", ".pyx", ".pxd", ".pyi"}
+    files = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in kinds]
+    assert len(files) > 300
+    lines = {path: len(path.read_text().splitlines()) for path in files}
+    assert not {str(path): n for path, n in lines.items() if n > 600}
+
+
+def test_an_operation_has_one_home() -> None:
+    """Its file describes it; no other asks which kind an operation is."""
+    kinds = re.findall(r"^MMRT_OP\((\w+), (\w+), ", (CORE / "graph/ops.def").read_text(), re.M)
+    assert len(kinds) > 10
+    for upper, name in kinds:
+        assert f"const struct op_info mmrt_op_{name} = {{" in (CORE / f"ops/{name}.c").read_text()
+        for path in [
+            *CORE.rglob("*.[ch]"),
+            *(ROOT / "mmrt").rglob("*.py"),
+            *(ROOT / "mmrt").rglob("*.pyx"),
+        ]:
+            assert f"MMRT_OP_{upper}" not in path.read_text(), path

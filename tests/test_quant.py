@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from own_types import OWN
 
 from bench.blocks import HALVES, set_halves
 from mmrt.core.quant import TYPES, dequantize
@@ -16,22 +17,6 @@ SCALED = [*HALVES, "IQ1_M"]  # types with scales in binary16
 # NaNs, of both signs.
 POSITIVE = [0x0000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0x7C00, 0x7C01, 0x7E00, 0x7FFF]
 SPECIAL_HALVES = np.array(POSITIVE + [h | 0x8000 for h in POSITIVE], np.uint16)
-
-
-def q1_0(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    d = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little")
-    return np.where(bits == 1, d, -d).reshape(-1)
-
-
-def q2_0(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    d = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    pairs = blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
-    return (d * (pairs.reshape(len(blocks), -1).astype(np.float32) - 1)).reshape(-1)
-
-
-# Types that the package does not know.
-OWN = {"Q1_0": q1_0, "Q2_0": q2_0, "PQ2_0": q2_0}
 
 
 def random_blocks(name: str, count: int, seed: int) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
 from numpy.typing import NDArray
+from own_types import OWN
 from vocabularies import CONTROL, MERGES, NORMAL, byte_level
 
 from bench import blocks as made
@@ -26,7 +27,7 @@ TYPES = (
     *ROUNDED,
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
-    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0", "PQ2_0"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
 )
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -44,10 +45,15 @@ class Blocks(NamedTuple):
 
 def elements_of(type: str) -> int:
     """Elements in a block."""
+    if type in OWN:
+        return {"Q1_0": 128, "Q2_0": 64, "PQ2_0": 128}[type]
     return GGML_QUANT_SIZES[GGMLQuantizationType[type]][0]
 
 
 def dequantize(blocks: Blocks) -> NDArray[np.float32]:
+    if blocks.type in OWN:
+        of_block = 2 + elements_of(blocks.type) // (8 if blocks.type == "Q1_0" else 4)
+        return OWN[blocks.type](blocks.data.reshape(-1, of_block)).reshape(len(blocks.data), -1)
     values = quants.dequantize(blocks.data, GGMLQuantizationType[blocks.type])
     return np.asarray(values, np.float32)
 

@@ -64,10 +64,12 @@ cpdef Pool default_pool():
 
 
 def float_array(x):
-    """x, an array of numbers or what makes one, as float32. ArgumentError for anything else,
-    complex numbers among it."""
+    """x, an array of numbers, what makes one, or a tensor, as float32. ArgumentError for anything
+    else, complex numbers among it."""
     import numpy
 
+    if hasattr(x, "dequantize"):
+        return x.dequantize()
     try:
         given = numpy.asarray(x)
         if given.dtype.kind not in "cmMSUO":  # which NumPy would convert somehow
@@ -75,6 +77,16 @@ def float_array(x):
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"{x!r:.60} is no array of numbers: {error}") from None
     raise ArgumentError(f"an array of {given.dtype} holds no real numbers")
+
+
+def into(out, product):
+    """`out`, an array, with the values of `product`. ArgumentError: they are of two shapes."""
+    import numpy
+
+    if numpy.shape(out) != product.shape:
+        raise ArgumentError(f"out: a product of {product.shape} is no {numpy.shape(out)}")
+    numpy.copyto(out, product, casting="same_kind")
+    return out
 
 
 # Columns whose largest element is within 2^-88 to 2^88 in size multiply as they are. Sums of others

@@ -30,7 +30,7 @@ from mmrt.errors import (
     ArgumentError, MmrtError, NoArrayError, NotFoundError, OutOfMemoryError, UnsupportedError,
     ViewError,
 )
-from mmrt.core.kernels import float_array, out_of_range, within_range
+from mmrt.core.kernels import float_array, into, out_of_range, within_range
 from mmrt.core.mapping import reopen_shared
 from mmrt.core.quant import TYPES
 
@@ -281,21 +281,13 @@ cdef class Tensor:
             if any(isinstance(x, Tensor) and (<Tensor> x).letter is None for x in inputs):
                 left, right = inputs
                 product = left @ right if isinstance(left, Tensor) else right.__rmatmul__(left)
-                return self._into(out[0], product) if out else product
+                with self._named():
+                    return into(out[0], product) if out else product
         if out:
             options["out"] = out
         arrays = [numpy.asarray(x) if isinstance(x, Tensor) else x for x in inputs]
         with self._named():
             return getattr(ufunc, method)(*arrays, **options)
-
-    def _into(self, out, product):
-        import numpy
-
-        with self._named():
-            if numpy.shape(out) != product.shape:
-                raise ArgumentError(f"out: a product of {product.shape} is no {numpy.shape(out)}")
-            numpy.copyto(out, product, casting="same_kind")
-        return out
 
     cdef object checked_whole(self, object copy):
         self.mapping.check_read(self.offset, self.nbytes)
@@ -343,7 +335,8 @@ cdef class Tensor:
         cdef pid_t begun = self.mapping.begin()
         try:
             with self._named():
-                return multiply(self.type, self.data(), self.nbytes, self.shape, _floats(x), None)
+                x = float_array(x)
+                return multiply(self.type, self.data(), self.nbytes, self.shape, x, None)
         finally:
             self.mapping.end(begun)
 
@@ -356,7 +349,7 @@ cdef class Tensor:
                 return numpy.asarray(self) @ _array(x)
             if self.type not in ELEMENTS:
                 raise UnsupportedError(f"no kernel multiplies {self.type}")
-            given = _floats(x)
+            given = float_array(x)
             if len(self.shape) != 2 or given.ndim not in (1, 2) or len(given) != self.shape[1]:
                 raise ArgumentError(
                     f"a matrix of {self.shape} cannot multiply an array of {given.shape}"
@@ -379,7 +372,7 @@ cdef class Tensor:
         with self._named():
             if self.letter is not None and (self.format is NULL or self.format.unpack is NULL):
                 return _array(x) @ numpy.asarray(self)
-            given = _floats(x)
+            given = float_array(x)
             if len(self.shape) != 2 or given.ndim not in (1, 2) or given.shape[-1] != len(self):
                 raise ArgumentError(
                     f"an array of {given.shape} cannot multiply a tensor of {self.shape}"
@@ -473,9 +466,8 @@ cdef class Tensor:
             raise self._no_array()
         if max_version is None or max_version[0] < 1:
             raise ViewError("only DLPack 1.0 and later can say that a tensor is read-only")
-        if stream is not None or dl_device not in (None, (dl.CPU, 0)):
+        if stream is not None or (dl_device is not None and dl_device != (dl.CPU, 0)):
             raise ViewError("the tensor is in the memory of the CPU")
-
         if not copy and self.offset % (element.bytes // (2 if element.dlpack == COMPLEX else 1)):
             raise ViewError(
                 f"tensor {self.name!r} begins at byte {self.offset}, where no {self.type} may for "
@@ -536,12 +528,8 @@ cdef class Tensor:
 def _array(x):
     import numpy
 
-    is_lacked = isinstance(x, Tensor) and (<Tensor> x).letter is None
-    return x.dequantize() if is_lacked else numpy.asarray(x)
-
-
-def _floats(x):
-    return x.dequantize() if isinstance(x, Tensor) else float_array(x)
+    lacks = isinstance(x, Tensor) and (<Tensor> x).letter is None
+    return x.dequantize() if lacks else numpy.asarray(x)
 
 
 def _reopen(identity, place, about):

@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import measures  # noqa: E402
 import oracle  # noqa: E402
+from oracle_functions import Array  # noqa: E402
 
 SETTINGS: dict[str, Any] = {
     "n_ctx": 1280,
@@ -35,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def peer_logits(path: Path, passage: bytes) -> tuple[list[int], oracle.Array]:
+def peer_logits(path: Path, passage: bytes) -> tuple[list[int], Array]:
     """Token ids, with a beginning-of-sequence token where the file asks for one, and logits."""
     peer = Llama(str(path), logits_all=True, verbose=False, **SETTINGS)
     add_bos = peer.metadata.get("tokenizer.ggml.add_bos_token") == "true"
