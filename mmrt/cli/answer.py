@@ -1,5 +1,6 @@
 """Showing what a model writes: the text as it comes, and what there is to say of it."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -39,9 +40,12 @@ class Written(NamedTuple):
                 note(f"cut at {limit} tokens: -n {2 * limit} allows more, -n -1 any number")
 
 
-def show(model: "Model", start: "Callable[[Update], Iterator[Piece]]") -> Written:
+def show(
+    model: "Model", start: "Callable[[Update], Iterator[Piece]]", hide_reasoning: bool = False
+) -> Written:
     """Prints the pieces that `start` gives, and ends the line, also after Ctrl-C. `start` takes
-    what the progress of reading the prompt is told to.
+    what the progress of reading the prompt is told to. Reasoning is for terminals alone, dim, and
+    may be hidden there too.
     """
     n_read = 0
 
@@ -56,22 +60,34 @@ def show(model: "Model", start: "Callable[[Update], Iterator[Piece]]") -> Writte
             pieces = start(update)
             first = next(pieces)
         read = time.perf_counter()
-        text, n_written, finish = _write(chain([first], pieces), line)
+        text, n_written, finish = _write(chain([first], pieces), line, hide_reasoning)
         return Written(text, n_read, n_written, finish, read - began, time.perf_counter() - read)
 
 
-def _write(pieces: "Iterator[Piece]", line: Live) -> "tuple[str, int, Finish | None]":
+def _write(
+    pieces: "Iterator[Piece]", line: Live, hide_reasoning: bool
+) -> "tuple[str, int, Finish | None]":
+    """(the answer, the number of tokens, how it ended)."""
+    hide_reasoning = hide_reasoning or not sys.stdout.isatty()
     text, n_tokens, finish = "", 0, None
+    shown = channel = ""  # of what was written: its end, and where it belongs
     try:
         for piece in pieces:
             line.begin()
-            text += piece.text
             n_tokens += piece.token is not None
             finish = piece.finish
-            write(piece.text)
+            reasoning = piece.channel == "reasoning"
+            if not reasoning:
+                text += piece.text
+            if not piece.text or (reasoning and hide_reasoning):
+                continue
+            if channel not in ("", piece.channel):
+                write("\n\n")
+            shown, channel = piece.text, piece.channel
+            write(piece.text, dim=reasoning)
     finally:
         line.begin()
-        if text and not text.endswith("\n"):
+        if shown and not shown.endswith("\n"):
             print(flush=True)
     return text, n_tokens, finish
 

@@ -125,7 +125,9 @@ def _turn(
                 note(f"{error}: the message is not part of the conversation")
                 return False
             written = show(
-                model, lambda update: conversation.stream(text, **options, on_prefill=update)
+                model,
+                lambda update: conversation.stream(text, **options, on_prefill=update),
+                arguments.hide_reasoning,
             )
         written.note_cut(model, arguments.n_predict)
         if written.finish == "stop" and not written.text:

@@ -136,6 +136,11 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template-kwargs", type=_variables, default={}, metavar="JSON",
         help="what else the template reads, such as '{\"enable_thinking\": false}'",
     )  # fmt: skip
+    parser.add_argument(
+        "--hide-reasoning", action="store_true",
+        help="do not show what a model thinks before it answers (a terminal shows it dim; files "
+        "and pipes never get it)",
+    )  # fmt: skip
     parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
 
 

@@ -26,10 +26,13 @@ def note(text: str) -> None:
     print(f"mmrt: {tame(text)}", file=sys.stderr, flush=True)
 
 
-def write(text: str) -> None:
+def write(text: str, dim: bool = False) -> None:
     """Prints a part of what a model writes, at once. A terminal gets it without what would steer
-    it; unlike in tame(), what joins letters and emoji, and spaces of all widths, stay."""
+    it; unlike in tame(), what joins letters and emoji, and spaces of all widths, stay.
+    dim: on a terminal."""
     shown = _STEERING.sub(lambda c: tame(c[0]), text) if sys.stdout.isatty() else text
+    if dim and sys.stdout.isatty():
+        shown = f"\x1b[2m{shown}\x1b[0m"
     print(shown, end="", flush=True)
 
 

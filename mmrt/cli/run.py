@@ -1,9 +1,9 @@
 """`mmrt run`: answers a prompt, or continues a text."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.answer import show
 from mmrt.cli.llama_cpp import RUN, add_foreign_arguments
@@ -16,7 +16,7 @@ from mmrt.cli.options import (
     open_model,
     recommended,
 )
-from mmrt.cli.output import note
+from mmrt.cli.output import Update, note
 from mmrt.cli.prompt import add_prompt_arguments, model_and_prompt
 from mmrt.core.streaming import Streaming
 from mmrt.errors import ArgumentError, FormatError
@@ -24,6 +24,7 @@ from mmrt.memory import counters
 from mmrt.memory.sizes import human
 
 if TYPE_CHECKING:
+    from mmrt.run.generation import Piece
     from mmrt.run.model import Model
 
 DESCRIPTION = """\
@@ -65,8 +66,14 @@ def run(arguments: argparse.Namespace) -> None:
         options = recommended(model.file.metadata) | given
         before, streamed = counters.reads(), model.streaming
         is_answer = not arguments.raw and _can_answer(model, arguments)
-        ids = _tokens(model, prompt, arguments) if is_answer else model.tokenize(prompt)
-        written = show(model, lambda update: model.stream(ids, on_prefill=update, **options))
+
+        def start(update: Update) -> "Iterator[Piece]":
+            if not is_answer:
+                return model.stream(prompt, on_prefill=update, **options)
+            with _pointing_to_raw():
+                return _answer(model, prompt, arguments, on_prefill=update, **options)
+
+        written = show(model, start, arguments.hide_reasoning)
         written.note_cut(model, arguments.n_predict, is_answer)
         if written.finish == "stop" and not written.text:
             _note_empty(model, is_answer)
@@ -85,14 +92,17 @@ def _can_answer(model: "Model", arguments: argparse.Namespace) -> bool:
         return told or model.chat_template is not None
 
 
-def _tokens(model: "Model", prompt: str, arguments: argparse.Namespace) -> Sequence[int]:
+def _answer(
+    model: "Model", prompt: str, arguments: argparse.Namespace, **options: Any
+) -> "Iterator[Piece]":
     if not prompt:
         raise ArgumentError("the prompt is empty")
     messages = [{"role": "user", "content": prompt}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
-    with _pointing_to_raw():
-        return model.chat_tokens(messages, **arguments.chat_template_kwargs)
+    return model.stream_chat(
+        messages, chat_template_kwargs=arguments.chat_template_kwargs, **options
+    )
 
 
 @contextmanager

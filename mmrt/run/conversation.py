@@ -96,7 +96,7 @@ class Conversation:
         answer = ""
         try:
             for piece in pieces:
-                answer += piece.text
+                answer += piece.text if piece.channel == "final" else ""
                 yield piece
         finally:
             if answer:

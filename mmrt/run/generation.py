@@ -1,9 +1,10 @@
 """From logits to text: the loop that samples, decodes and knows when to stop."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmrt.errors import ArgumentError, InUseError
 from mmrt.run.sampler import Sampler, mask_without, sample_together
 from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
+from mmrt.text.channels import Channel, Channels, Run, Undivided
 from mmrt.text.tokenizer import StreamDecoder, Tokenizer
 
 Finish = Literal["stop", "length"]
@@ -25,13 +27,16 @@ class Piece(NamedTuple):
     """A part of generated text.
 
     text: whole characters; may be empty while one is incomplete. token: its last token's id, None
-    for text that was only held back. finish: None but in the last piece: "stop" after an
-    end-of-text token or a stop string, "length" at max_tokens or the end of the context.
+    for text that was only held back, or that a token has beside that of another piece. finish: None
+    but in the last piece: "stop" after an end-of-text token or a stop string, "length" at
+    max_tokens or the end of the context. channel: "reasoning" for what a model thinks in a chat
+    before it answers; else "final".
     """
 
     text: str
     token: int | None
     finish: Finish | None = None
+    channel: Channel = "final"
 
 
 class Options(Filters, total=False):
@@ -81,7 +86,8 @@ class Text(str):
 
     finish: why it ended, as in Piece. prompt_tokens: tokens before it that the model has read, and
     cached_tokens: those of them that it had read before. tokens: those written, an end-of-text
-    token among them. seconds: how long reading and writing took.
+    token among them. seconds: how long reading and writing took. reasoning: what the model thought
+    before it answered, in a chat; it is no part of the text.
     """
 
     def __new__(
@@ -92,18 +98,29 @@ class Text(str):
         cached_tokens: int = 0,
         tokens: int = 0,
         seconds: float = 0.0,
+        reasoning: str = "",
     ) -> "Text":
         made = super().__new__(cls, text)
         made.finish = finish
         made.prompt_tokens, made.cached_tokens = prompt_tokens, cached_tokens
         made.tokens, made.seconds = tokens, seconds
+        made.reasoning = reasoning
         return made
+
+    @classmethod
+    def of(cls, pieces: Iterable[Piece], finish: Finish | None = None, **known: Any) -> "Text":
+        """What `pieces` make; known: as the constructor's."""
+        said: dict[Channel, str] = {"final": "", "reasoning": ""}
+        for piece in pieces:
+            said[piece.channel] += piece.text
+        return cls(said["final"], finish, reasoning=said["reasoning"], **known)
 
     finish: Finish | None
     prompt_tokens: int
     cached_tokens: int
     tokens: int
     seconds: float
+    reasoning: str
 
 
 @dataclass
@@ -173,9 +190,14 @@ class Stream(Iterator[Piece]):
 
     def text(self) -> Text:
         """All that is still to come, whole."""
-        text = "".join(piece.text for piece in self)
-        return Text(
-            text, self.finish, self.prompt_tokens, self.cached_tokens, self.tokens, self.seconds
+        pieces = list(self)
+        return Text.of(
+            pieces,
+            self.finish,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            tokens=self.tokens,
+            seconds=self.seconds,
         )
 
     def __repr__(self) -> str:
@@ -195,36 +217,38 @@ class StopStrings:
             raise ArgumentError(f"stop: {stops!r:.60} is not a list of non-empty strings")
         self._stops = tuple(stops)
         self._held = ""
-        self._visible: list[bool] = []  # of each held character
+        self._where: list[Channel | None] = []  # each held character belongs
 
-    def feed(self, text: str, visible: bool = True) -> tuple[str, bool]:
-        """(text that can be shown, whether a stop string has come)."""
+    def feed(self, runs: Iterable[Run]) -> tuple[list[Run], bool]:
+        """(what can be shown, whether a stop string has come)."""
         if not self._stops:
-            return text if visible else "", False
-        self._held += text
-        self._visible += [visible] * len(text)
+            return [run for run in runs if run[1]], False
+        for text, where in runs:
+            self._held += text
+            self._where += [where] * len(text)
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             shown = self._shown(min(found))
-            self._held, self._visible = "", []
+            self._held, self._where = "", []
             return shown, True
         cut = len(self._held) - max(self._overlap(stop) for stop in self._stops)
         shown = self._shown(cut)
-        self._held, self._visible = self._held[cut:], self._visible[cut:]
+        self._held, self._where = self._held[cut:], self._where[cut:]
         return shown, False
 
-    def _shown(self, end: int) -> str:
-        return "".join(compress(self._held[:end], self._visible))
+    def _shown(self, end: int) -> list[Run]:
+        runs = groupby(zip(self._held[:end], self._where[:end], strict=True), itemgetter(1))
+        return [("".join(c for c, _ in run), where) for where, run in runs if where]
 
     def _overlap(self, stop: str) -> int:
         """The length of the longest end of the held text that begins `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
-    def finish(self) -> str:
+    def finish(self) -> list[Run]:
         """What was held back, once no more text comes."""
         shown = self._shown(len(self._held))
-        self._held, self._visible = "", []
+        self._held, self._where = "", []
         return shown
 
 
@@ -232,15 +256,23 @@ class Answer:
     """What a model writes in one sequence, a token at a time."""
 
     def __init__(
-        self, tokenizer: Tokenizer, context: int, sequence: TokenSequence, settings: Settings
+        self,
+        tokenizer: Tokenizer,
+        context: int,
+        sequence: TokenSequence,
+        settings: Settings,
+        channels: Channels | None = None,
     ) -> None:
-        """context: tokens that the sequence can have."""
+        """context: tokens that the sequence can have. channels: where its parts belong; None: all
+        is answer."""
         self.sequence = sequence
         self.sampler = Sampler.of(settings.sampling)
         self.mask: NDArray[np.uint32] | None = None  # of the tokens that may be drawn; None: all
         if settings.ignore_eos:
             self.mask = mask_without(list(tokenizer.stop_ids), tokenizer.vocab_size)
         self._tokenizer, self._context = tokenizer, context
+        self._channels = Undivided() if channels is None else channels
+        self._channel: Channel = "final"  # of the last piece
         self._stops = StopStrings(settings.stop)
         self._decoder = StreamDecoder(tokenizer)
         self._max_tokens = settings.max_tokens
@@ -262,22 +294,45 @@ class Answer:
         pieces: list[Piece] = []
         if self._left > 0:
             if token in self._tokenizer.stop_ids:
-                rest = self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
-                return [Piece(rest, token, "stop")], None
+                return self._rest(token, "stop"), None
             self._left -= 1
-            text, stopped = self._stops.feed(self._decoder.feed(token))
-            if not stopped and self._tokenizer.is_special(token):
-                hidden = self._tokenizer.token_bytes(token).decode("utf-8", "replace")
-                more, stopped = self._stops.feed(hidden, visible=False)
-                text += more
+            runs = self._channels.feed(self._decoder.feed(token), self._mark(token))
+            shown, stopped = self._stops.feed(runs)
+            pieces = self._pieces(shown, token, "stop" if stopped else None)
             if stopped:
-                return [Piece(text, token, "stop")], None
-            pieces.append(Piece(text, token))
+                return pieces, None
             if self._left:
                 return pieces, token
-        text, stopped = self._stops.feed(self._decoder.finish())
-        pieces.append(Piece(text + self._stops.finish(), None, "stop" if stopped else "length"))
-        return pieces, None
+        return pieces + self._rest(None, "length"), None
+
+    def _mark(self, token: int) -> str:
+        """A control token as it is spelled; nothing for others."""
+        if not self._tokenizer.is_special(token):
+            return ""
+        return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    def _rest(self, token: int | None, finish: Finish) -> list[Piece]:
+        """The last pieces, of what was held back."""
+        runs = [*self._channels.feed(self._decoder.finish()), *self._channels.finish()]
+        shown, stopped = self._stops.feed(runs)
+        return self._pieces([*shown, *self._stops.finish()], token, "stop" if stopped else finish)
+
+    def _pieces(self, runs: Sequence[Run], token: int | None, finish: Finish | None) -> list[Piece]:
+        """A piece for each channel in turn, one at least."""
+        parts: list[tuple[Channel, str]] = []
+        for text, channel in runs:
+            if text and channel is not None:
+                parts.append((channel, text))
+        joined = [
+            (channel, "".join(text for _, text in group))
+            for channel, group in groupby(parts, itemgetter(0))
+        ]
+        pieces = [Piece(text, None, None, channel) for channel, text in joined]
+        if not pieces:
+            pieces = [Piece("", None, None, self._channel)]
+        self._channel = pieces[-1].channel
+        pieces[-1] = pieces[-1]._replace(token=token, finish=finish)
+        return pieces
 
 
 def next_tokens(
@@ -329,8 +384,8 @@ def generate_together(
                 to_read[i] = [token]
     seconds = time.perf_counter() - started
     return [
-        Text(
-            "".join(piece.text for piece in pieces),
+        Text.of(
+            pieces,
             pieces[-1].finish,
             prompt_tokens=len(prompt),
             tokens=sum(piece.token is not None for piece in pieces),

@@ -124,22 +124,21 @@ class Handle:
 
     def text(self) -> Text:
         """All that is still to come, whole; waits for it."""
-        text = "".join(piece.text for piece in self)
-        return self._as_text(text)
+        return self._as_text(list(self))
 
     async def text_async(self) -> Text:
         """The same, for a coroutine."""
-        return self._as_text("".join([piece.text async for piece in self]))
+        return self._as_text([piece async for piece in self])
 
-    def _as_text(self, text: str) -> Text:
+    def _as_text(self, pieces: Sequence[Piece]) -> Text:
         ended = self._submitted if self._ended is None else self._ended
-        return Text(
-            text,
+        return Text.of(
+            pieces,
             self.finish,
-            self.prompt_tokens,
-            self.cached_tokens,
-            self.tokens,
-            ended - self._submitted,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            tokens=self.tokens,
+            seconds=ended - self._submitted,
         )
 
     def cancel(self) -> None:

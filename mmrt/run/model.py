@@ -41,6 +41,7 @@ from mmrt.run.prefixes import Earlier
 from mmrt.run.sampler import Sampler
 from mmrt.run.sequence import Sequence
 from mmrt.text import chat
+from mmrt.text.channels import Channels, channels
 from mmrt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -370,8 +371,10 @@ class Model:
         """The token ids of a prompt that begins a text, as stream() has them."""
         return self._ids(prompt, parse_special)
 
-    def _answer_in(self, sequence: Sequence, settings: Settings) -> Answer:
-        return Answer(self.tokenizer, self.context, sequence, settings)
+    def _answer_in(
+        self, sequence: Sequence, settings: Settings, parts: Channels | None = None
+    ) -> Answer:
+        return Answer(self.tokenizer, self.context, sequence, settings, parts)
 
     def _ids(
         self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
@@ -431,15 +434,9 @@ class Model:
         (`<|im_end|>`) do not become those tokens, as those of the template do.
         """
         variables["add_generation_prompt"] = add_generation_prompt
-        return self._chat_ids(messages, tools, variables)
+        return self._chat_ids(self._prompt(messages, tools, variables))
 
-    def _chat_ids(
-        self,
-        messages: List[Mapping[str, Any]],
-        tools: List[Mapping[str, Any]] | None,
-        variables: Mapping[str, Any],
-    ) -> list[int]:
-        prompt = self._prompt(messages, tools, variables)
+    def _chat_ids(self, prompt: chat.Prompt) -> list[int]:
         if not prompt.text.strip():
             raise ArgumentError(f"{self.path}: the chat template gives no text for these messages")
         ids = self.tokenizer.encode(prompt.text, add_bos=False, guarded=prompt.guarded)
@@ -484,6 +481,10 @@ class Model:
     ) -> Stream:
         """Yields pieces of the answer to `messages`; options and errors as for stream().
 
+        Where the template marks reasoning (<think>, or the channels of gpt-oss), pieces say by
+        their `channel` what is reasoning and what is the answer; a Text is the answer alone, and
+        has `reasoning` beside it.
+
         tools, chat_template_kwargs: as tools and variables of render_chat(). What messages and
         tools say is plain text, as chat_tokens() has it.
 
@@ -494,12 +495,15 @@ class Model:
         """
         settings = Settings(**options)
         self._check_owner(sequence)
-        ids = self._chat_ids(messages, tools, chat.require_variables(chat_template_kwargs))
+        prompt = self._prompt(messages, tools, chat.require_variables(chat_template_kwargs))
+        ids = self._chat_ids(prompt)
         self.require_room(len(ids))
+        parts = channels(self._template(with_tools=bool(tools)), prompt.guarded)
         reading = Reading(len(ids))
         if sequence is None:
-            return Stream(reading, self._converse(reading, ids, settings))
-        return Stream(reading, self._answer(reading, ids, sequence.unlent(), settings), sequence)
+            return Stream(reading, self._converse(reading, ids, settings, parts))
+        pieces = self._answer(reading, ids, sequence.unlent(), settings, parts)
+        return Stream(reading, pieces, sequence)
 
     def chat(
         self,
@@ -527,23 +531,28 @@ class Model:
         return Conversation(self, system, chat_template_kwargs)
 
     def _converse(
-        self, reading: Reading, ids: list[int], settings: Settings
+        self, reading: Reading, ids: list[int], settings: Settings, parts: Channels
     ) -> Generator[Piece, None, None]:
         earlier = self._earlier
         assert earlier is not None
         cache = earlier.take(ids)
         try:
-            yield from self._answer(reading, ids, Sequence(self, cache), settings)
+            yield from self._answer(reading, ids, Sequence(self, cache), settings, parts)
         finally:
             if not self.closed:
                 earlier.keep(cache, self.spare_bytes // _KEPT)
 
     def _answer(
-        self, reading: Reading, ids: list[int], text: Sequence, settings: Settings
+        self,
+        reading: Reading,
+        ids: list[int],
+        text: Sequence,
+        settings: Settings,
+        parts: Channels,
     ) -> Generator[Piece, None, None]:
         reading.cached = text.keep_prefix(ids)
         rest = ids[reading.cached :]
-        yield from generate(self._answer_in(text, settings), rest, settings.on_prefill)
+        yield from generate(self._answer_in(text, settings, parts), rest, settings.on_prefill)
 
 
 def _prepare(model: weakref.ref[Model]) -> None:
