@@ -11,9 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from children import in_child
 
 import mmrt
-from mmrt.errors import ArgumentError, FormatError, InUseError, OutOfMemoryError
+from mmrt.errors import (
+    ArgumentError,
+    FormatError,
+    InUseError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
 from mmrt.run.cost import StepCost
 from mmrt.run.engine import Engine
 from mmrt.run.generation import Options
@@ -228,6 +235,25 @@ def test_an_engine_that_is_dropped_ends(path: Path) -> None:
         thread.join(10)
         gc.collect()
         assert not thread.is_alive() and gone() is None
+
+
+def test_a_forked_child_makes_an_engine_of_its_own(model: mmrt.Model) -> None:
+    expected = str(model.generate(IDS[:40], max_tokens=6))
+
+    def child() -> None:
+        for act in (lambda: next(handle), lambda: engine.submit([1]), handle.cancel):
+            with pytest.raises(UnsupportedError, match="in the parent process"):
+                act()
+        engine.close()
+        with model.engine() as own:
+            assert own.submit(IDS[:40], max_tokens=6).text() == expected
+
+    with model.engine() as engine:
+        handle = engine.submit(IDS[:300], max_tokens=200, ignore_eos=True)
+        next(handle)
+        for _ in range(5):
+            in_child(child)
+        assert handle.text().finish == "length"
 
 
 def test_coroutines_read_pieces(model: mmrt.Model) -> None:

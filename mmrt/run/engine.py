@@ -1,5 +1,6 @@
 """Many texts at once on one model: an engine that reads, writes, shares and schedules them."""
 
+import os
 import threading
 import time
 import weakref
@@ -13,12 +14,17 @@ from mmrt.core.arguments import number, whole
 from mmrt.core.kernels import Pool
 from mmrt.core.program import Part
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
-from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
+from mmrt.errors import (
+    ArgumentError,
+    InUseError,
+    MmrtError,
+    OutOfMemoryError,
+)
 from mmrt.memory.sizes import human
 from mmrt.run.cost import StepCost
 from mmrt.run.feedback import Feedback, Job
 from mmrt.run.generation import Answer, Options, Settings, next_tokens
-from mmrt.run.handle import Handle
+from mmrt.run.handle import Handle, require_process
 from mmrt.run.prefixes import Kept, Prefixes, common, spare
 from mmrt.run.sequence import Progress, Runner, Sequence
 
@@ -131,11 +137,17 @@ class Engine:
         self._inbox: deque[_Writing] = deque()
         self._active: dict[Handle, _Writing] = {}
         self._cancelled: set[Handle] = set()
-        self._changed = threading.Condition()
+        # Entered as the lock itself, in C: see Handle.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._closing = False
+        self._process = os.getpid()
         # It holds the engine only while it has something to do.
         self._thread = threading.Thread(
-            target=_work, args=(weakref.ref(self), self._changed), name="mmrt-engine", daemon=True
+            target=_work,
+            args=(weakref.ref(self), self._lock, self._changed),
+            name="mmrt-engine",
+            daemon=True,
         )
         self._thread.start()
 
@@ -166,11 +178,12 @@ class Engine:
         ids = self._model.prompt_ids(prompt, parse_special)
         self._model.require_room(len(ids))
         handle = Handle(len(ids), self._cancel)
+        require_process(self._process)
         text = Sequence(self._model, Cache(self._model.store))
         answer = Answer(self._model.tokenizer, self._model.context, text, settings)
         job = _Writing(handle, answer, list(ids), salt, priority)
         job.progress = settings.on_prefill
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise ArgumentError("the engine is closed")
             if len(self._active) + len(self._inbox) >= self._most_waiting:
@@ -180,13 +193,15 @@ class Engine:
         return handle
 
     def _cancel(self, handle: Handle) -> None:
-        with self._changed:
+        with self._lock:
             self._cancelled.add(handle)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends all texts and gives their memory back."""
-        with self._changed:
+        """Ends all texts and gives their memory back; in a forked child, does nothing."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
@@ -208,7 +223,7 @@ class Engine:
 
     def _turn(self) -> bool:
         """One step, if there is something to do; False: the engine is closed."""
-        with self._changed:
+        with self._lock:
             if self._closing:
                 return False
             came, cancelled = list(self._inbox), self._cancelled
@@ -225,7 +240,7 @@ class Engine:
         return True
 
     def _shut(self, error: BaseException) -> None:
-        with self._changed:
+        with self._lock:
             self._closing = True
             jobs = [*self._active.values(), *self._inbox]
             self._inbox.clear()
@@ -236,7 +251,7 @@ class Engine:
     def _leave(self, job: _Writing, error: BaseException | None) -> None:
         """The text has ended; what was read of it stays for others."""
         self._feedback.leave(job)
-        with self._changed:
+        with self._lock:
             self._active.pop(job.handle, None)
         if job.kept is not None:
             self.prefixes.release(job.kept)
@@ -427,9 +442,11 @@ class Engine:
                 job.ids.append(following)
 
 
-def _work(engine: "weakref.ref[Engine]", changed: threading.Condition) -> None:
+def _work(
+    engine: "weakref.ref[Engine]", lock: "threading.RLock", changed: threading.Condition
+) -> None:
     while True:
-        with changed:
+        with lock:
             alive = engine()
             while alive is not None and not alive._has_work():
                 alive = None

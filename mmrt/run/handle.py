@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -9,7 +10,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from mmrt.errors import UnsupportedError
 from mmrt.run.generation import Finish, Piece, Text
+
+
+def require_process(process: int) -> None:
+    """Raises UnsupportedError in a child that was forked by `process`: the engine's thread is the
+    parent's."""
+    if os.getpid() != process:
+        raise UnsupportedError("the engine goes on in the parent process: make one of your own")
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,11 @@ class Handle:
     def __init__(self, prompt_tokens: int, cancel: Callable[["Handle"], None]) -> None:
         self.prompt_tokens = prompt_tokens
         self._cancel = cancel
-        self._changed = threading.Condition()
+        # Entered as the lock itself, in C: what a signal's handler raises amid Condition.__enter__
+        # would leave it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._process = os.getpid()
         self._pieces: deque[Piece] = deque()
         self._waiters: list[Callable[[], object]] = []
         self._error: BaseException | None = None
@@ -70,7 +83,7 @@ class Handle:
         if written:
             self._last = now
         self.tokens += written
-        with self._changed:
+        with self._lock:
             self._pieces.extend(pieces)
             if pieces and pieces[-1].finish is not None:
                 self.finish, self._over, self._ended = pieces[-1].finish, True, now
@@ -78,7 +91,7 @@ class Handle:
 
     def end(self, error: BaseException | None) -> None:
         """Nothing more comes, if that was not clear before."""
-        with self._changed:
+        with self._lock:
             if not self._over:
                 self._error, self._over, self._ended = error, True, time.monotonic()
             self._wake()
@@ -97,7 +110,8 @@ class Handle:
 
     def __next__(self) -> Piece:
         """The next piece; raises what ended the text, if it was an error."""
-        with self._changed:
+        require_process(self._process)
+        with self._lock:
             while not self._pieces and not self._over:
                 self._changed.wait()
             return self._next(StopIteration)
@@ -113,9 +127,10 @@ class Handle:
         return self
 
     async def __anext__(self) -> Piece:
+        require_process(self._process)
         loop = asyncio.get_running_loop()
         while True:
-            with self._changed:
+            with self._lock:
                 if self._pieces or self._over:
                     return self._next(StopAsyncIteration)
                 came = asyncio.Event()
@@ -143,6 +158,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Ends it before the engine's next step; what was written is still there to be read."""
+        require_process(self._process)
         self._cancel(self)
 
     @property
