@@ -114,8 +114,14 @@ class Disk:
 
 
 def run(engine: str, path: str, limit: int | None, prompt: int, n: int, threads: int) -> Run:
-    command = [sys.executable, "-m", "bench.limited", engine, path]
-    command += [str(number) for number in (prompt, n, threads)]
+    numbers = [str(number) for number in (prompt, n, threads)]
+    return start("bench.limited", engine, path, limit, numbers)
+
+
+def start(module: str, engine: str, path: str, limit: int | None, rest: list[str]) -> Run:
+    """A process of its own: `python -m MODULE ENGINE PATH REST...`, which prints JSON; whenever it
+    writes an empty line, the disk is measured."""
+    command = [sys.executable, "-m", module, engine, path, *rest]
     evict(path)
     result = Run(engine, limit)
     if limit is None:
