@@ -14,14 +14,14 @@
  *
  * - A step (struct step, its runs and sections_done): its own threads. A child does not reach it:
  * it lives and ends with the call of the parent's thread.
- * - A program's scratch, in_order, columns.last and rope tables: the one step that holds the pool
- * or the stream's pass. A step writes them before it reads them, in a child too.
+ * - A program's scratch, in_order, wanted, recent, columns.last and rope tables: the one step that
+ * holds the pool or the stream's pass. A step writes them before it reads them, in a child too.
  * - A program's row_scratch: the threads of a step, and the disk, for which a child must not share
  * its pages: there they are zeros.
  * - A pool's threads, events and mutex: who holds `busy`. A child makes them anew at its first job.
  * Its CPUs are whole at every instant, the old ones or the new.
- * - A stream's ring, slots, threads, unit states, counts and mutexes: as ring.h says. A child
- * builds them anew from the plan, whatever part of a new plan it finds.
+ * - A stream's ring, cache, slots, threads, unit states, counts and mutexes: under its locks. A
+ * child builds them anew from the plan, whatever part of a new plan it finds.
  * - A stream's reader and files: who holds `pass`. Amid a change the reader is MAPPED.
  * - A stream's statistics: who holds `lock`. A child goes on counting.
  * - What sequences hold (tables, pages, blocks, and who holds them): who holds the lock of store.c,

@@ -71,7 +71,7 @@ mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt
         kept[i] = 0;
         for (int32_t j = 0; j < place->n_units; j++) {
             const uint64_t first = (uint64_t)j * place->unit_rows;
-            const uint64_t left = w->stack * w->rows - first;
+            const uint64_t left = mmrt_all_rows(w) - first;
             if (is_kept[place->units[j]])
                 kept[i] += (left < place->unit_rows ? left : place->unit_rows) * mmrt_row_bytes(w);
         }

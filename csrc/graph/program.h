@@ -100,6 +100,11 @@ static inline uint64_t width_of(const mmrt_program *program, int32_t buffer) {
     return program->buffers[buffer].columns.k;
 }
 
+/* Of all its matrices. */
+static inline uint64_t mmrt_all_rows(const mmrt_weight *w) {
+    return w->stack > 1 ? w->stack * w->rows : w->rows;
+}
+
 static inline mmrt_source *source_of(const mmrt_program *program) {
     return program->units ? program->units->source : NULL;
 }

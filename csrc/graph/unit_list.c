@@ -12,7 +12,7 @@ bool mmrt_list_add(struct list *units, const mmrt_weight *w, const struct place 
         units->at = grown;
         units->room = room;
     }
-    const uint64_t left = w->stack * w->rows - first;
+    const uint64_t left = mmrt_all_rows(w) - first;
     const uint64_t rows = left < place->unit_rows ? left : place->unit_rows;
     units->at[units->n++] = (struct mmrt_unit){
         .file = place->file,

@@ -43,6 +43,7 @@ void mmrt_cache_measure(mmrt_source *source) {
     struct cache *cache = &source->cache;
     uint64_t largest = 0;
     int32_t n_passing = 0;
+    pthread_mutex_lock(&source->lock); /* of whoever asks for statistics */
     cache->n_slabs = 0;
     for (int32_t i = 0; i < cache->n_banks; i++) {
         struct bank *bank = &cache->banks[i];
@@ -59,6 +60,7 @@ void mmrt_cache_measure(mmrt_source *source) {
     }
     cache->passing.slot_bytes = largest;
     cache->passing.n_slots = n_passing;
+    pthread_mutex_unlock(&source->lock);
 }
 
 /* Memory is taken in such pages. Those of a small slab are not huge: they would be a large part. */
@@ -96,18 +98,19 @@ int32_t mmrt_cache_share(const mmrt_source *source, const struct slab *slab, uin
 mmrt_status mmrt_cache_create(mmrt_source *source, const struct mmrt_bank *banks, int32_t n_banks,
                               mmrt_error *err) {
     struct cache *cache = &source->cache;
-    int32_t unit = cache->first, most_items = 0;
+    int32_t unit = cache->first, n_items = 0, most_items = 0;
     for (int32_t i = 0; i < n_banks; i++) {
-        cache->n_items += banks[i].n_items;
+        n_items += banks[i].n_items;
         most_items = banks[i].n_items > most_items ? banks[i].n_items : most_items;
     }
-    cache->n_banks = n_banks;
     cache->banks = calloc((size_t)n_banks + 1, sizeof *cache->banks);
     cache->slabs = calloc((size_t)n_banks + 1, sizeof *cache->slabs);
-    cache->items = calloc((size_t)cache->n_items + 1, sizeof *cache->items);
+    cache->items = calloc((size_t)n_items + 1, sizeof *cache->items);
     cache->missing = calloc((size_t)most_items + 1, sizeof *cache->missing);
     if (!cache->banks || !cache->slabs || !cache->items || !cache->missing)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan of %d units", source->n_units);
+    cache->n_banks = n_banks;
+    cache->n_items = n_items;
     int32_t item = 0;
     for (int32_t i = 0; i < n_banks; i++) {
         cache->banks[i] = (struct bank){banks[i], unit, item, 0, {0}};

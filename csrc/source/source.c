@@ -82,13 +82,13 @@ mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
     source->n_files = n_files;
     source->n_units = n_units;
     source->cache.first = n_in_order;
+    for (int32_t i = 0; i < n_files; i++)
+        source->files[i] = (struct mmrt_source_file){.mapping = files[i], .fd = -1, .align = 4096};
     mmrt_status status = mmrt_cache_create(source, banks, n_banks, err);
     if (status) {
         mmrt_source_free(source);
         return status;
     }
-    for (int32_t i = 0; i < n_files; i++)
-        source->files[i] = (struct mmrt_source_file){.mapping = files[i], .fd = -1, .align = 4096};
     measure_units(source, units);
     *out = source;
     return MMRT_OK;

@@ -9,6 +9,7 @@
 #include "mmrt.h"
 #include "after_faults.h"
 #include "base/pool.h"
+#include "demand_faults.h"
 #include "quant/quant.h"
 #include "state/state.h"
 
@@ -257,6 +258,10 @@ end:
         mmrt_state_free(states[i]);
     mmrt_state_store_free(store);
     mmrt_mapping_close(mapping);
+}
+
+static void units_on_demand(void) {
+    demand_passes(path, file_bytes, reader);
 }
 
 static void measured_disk(void) {
@@ -561,6 +566,8 @@ int main(int argc, char **argv) {
         }
         snprintf(name, sizeof name, "steps streamed by %s", mmrt_reader_name(reader));
         fail_each(name, streamed_steps);
+        snprintf(name, sizeof name, "units on demand by %s", mmrt_reader_name(reader));
+        fail_each(name, units_on_demand);
         snprintf(name, sizeof name, "the disk measured by %s", mmrt_reader_name(reader));
         fail_each(name, measured_disk);
     }
