@@ -1,14 +1,16 @@
 """Make tokens.json: the token ids that llama.cpp gives for a list of texts.
 
-    python tests/golden/make_tokens.py SMOLLM2.gguf GEMMA3.gguf     (needs llama-cpp-python, gguf)
+    python tests/golden/make_tokens.py SMOLLM2.gguf GEMMA3.gguf CODER.gguf
 
-Besides the two models as they are, it asks for variants of them that differ in one field of the
-metadata, to cover the ways of cutting words that no model at hand uses.
+It needs llama-cpp-python and gguf. Besides the models as they are, it asks for variants of the
+first two that differ in one field of the metadata, to cover the ways of cutting words that no
+model at hand uses.
 """
 
 import json
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,17 @@ TEXTS = [
     "fin.\n\n  - item\n  - item 2\n\n1. one\n2. two\n\n> quote\n\n```py\nx = 1\n```\n",
     "$E = mc^2$, \\frac{a}{b} ∑ᵢ xᵢ² ≤ ∞ → ∀x∈ℝ: ¬p ∧ q ≈ ±½ €10 £5 ¥100",
     "ǅungla ʰaspirated ªº ſ K'S I'ſ it'ſ",
+    "fn main() {\n    let v: Vec<u32> = (1..=10).filter(|x| x % 2 == 0).collect();\n}\n",
+    "func (s *Server) Serve(l net.Listener) error {\n\tif err != nil {\n\t\treturn err\n\t}\n}",
+    "public static void main(String[] args) { List<? extends T> l = new ArrayList<>(); }",
+    "const f = async ({a, ...rest}) => `${a ?? 'none'}: ${await g(rest)}`; // ok\n",
+    "main = do\n  xs <- traverse readMaybe <$> getLine\n  print $ foldl' (+) 0 xs\n",
+    "template <typename T>\nauto operator<=>(const T&, const T&) = default;\n",
+    "SELECT id, COUNT(*) AS n\nFROM t LEFT JOIN u USING (id)\nGROUP BY 1 HAVING n > 10;\n",
+    "for f in *.{c,h}; do sed -i 's/\\bfoo\\b/bar/g' \"$f\" && echo ${f%.c}; done 2>&1 | tee log\n",
+    "<?php $x = ['a' => 1]; foreach ($x as $k => $v) { echo \"$k=$v\\n\"; } ?>",
+    "class A:\n    @property\n    def x(self) -> list[int]:\n        return {**self._x}\n\n\n",
+    "   \n12345678 1234567 123456 12 345,678.90\t٣٤٥٦٧\n",
     "x.y,z;w:v!u?t(s)r[q]p{o}n<m>l/k\\j|i-h_g=f+e*d&c^b%a$@#`~",
 ]
 
@@ -83,14 +96,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 } | {"space prefix": ("gemma3", {SPACE_PREFIX: True})}
 
 
+@cache
+def tokenizer_of(source: Path) -> tuple[str, dict[str, tuple[Any, ...]]]:
+    """The architecture, and of each field of the tokenizer its value and types."""
+    fields = GGUFReader(source).fields
+    values = {
+        name: (field.contents(), *field.types)
+        for name, field in fields.items()
+        if name.startswith("tokenizer.")
+    }
+    return fields["general.architecture"].contents(), values
+
+
 def write_vocabulary(source: Path, changes: dict[str, Any], target: Path) -> None:
     """A GGUF file without tensors: `source`'s tokenizer with some fields changed."""
-    fields = GGUFReader(source).fields
-    writer = GGUFWriter(target, fields["general.architecture"].contents())
-    for name, field in fields.items():
-        if name.startswith("tokenizer.") and name not in changes:
-            value_type, *element_type = field.types
-            writer.add_key_value(name, field.contents(), value_type, *element_type[-1:])
+    architecture, values = tokenizer_of(source)
+    writer = GGUFWriter(target, architecture)
+    for name, (value, value_type, *element_type) in values.items():
+        if name not in changes:
+            writer.add_key_value(name, value, value_type, *element_type[-1:])
     for name, value in changes.items():
         writer.add_key_value(name, value, GGUFValueType.get_type(value))
     writer.write_header_to_file()
@@ -104,7 +128,7 @@ def tokenize(path: Path, special: bool, add_bos: bool = False) -> list[list[int]
 
 
 def main() -> None:
-    models = {"smollm2": Path(sys.argv[1]), "gemma3": Path(sys.argv[2])}
+    models = dict(zip(("smollm2", "gemma3", "coder"), map(Path, sys.argv[1:]), strict=True))
     golden: dict[str, Any] = {"texts": TEXTS, "models": {}, "variants": {}}
     for name, path in models.items():
         golden["models"][name] = {
