@@ -23,7 +23,7 @@ import fetch_models  # noqa: E402  as these import mmrt
 from instruction_sets import ISAS  # noqa: E402
 from skips import pytest_addoption, pytest_configure  # noqa: E402, F401
 
-REAL_MODELS = {"smollm2_path", "gemma3_path", "real_path"}
+REAL_MODELS = {"smollm2_path", "gemma3_path", "coder_path", "real_path"}
 
 # Asked for at once: tests set caches of their own.
 CACHED = fetch_models.cached()
@@ -62,6 +62,11 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def gemma3_path() -> Path:
     return _model("MMRT_TEST_GEMMA3")
+
+
+@pytest.fixture(scope="session")
+def coder_path() -> Path:
+    return _model("MMRT_TEST_CODER")
 
 
 @pytest.fixture(params=["smollm2", "gemma3"])

