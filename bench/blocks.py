@@ -102,6 +102,8 @@ def random_blocks(random: np.random.Generator, type: str, n: int, spread: float)
     blocks = np.frombuffer(random.bytes(n * kind.bytes), np.uint8).reshape(n, kind.bytes).copy()
     if type == "TQ2_0":  # a pair of bits could hold a fourth value, but quantisers give it none
         blocks[:, :64] = _TERNARY[blocks[:, :64] % 81]
+    elif type in ("Q2_0", "PQ2_0"):  # likewise
+        blocks[:, 2:] = _TERNARY[blocks[:, 2:] % 81]
     set_scales(type, blocks, np.ones(n))
     sample = blocks[:64]
     unit = dequantize(type, sample.tobytes(), len(sample) * kind.elements).std()

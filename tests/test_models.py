@@ -63,7 +63,7 @@ COUNTS = (0, -1, HUGE, 2**31, 1.5, "1", True, [1], [1.5, 1.5])
 # A field, and what it cannot be.
 FIELDS: list[tuple[str, tuple[Any, ...]]] = [
     ("context_length", (MISSING, *COUNTS)),
-    ("block_count", (MISSING, *COUNTS)),
+    ("block_count", (MISSING, 4097, 2**31 - 1, *COUNTS)),
     ("embedding_length", (MISSING, *COUNTS)),
     ("feed_forward_length", (MISSING, *COUNTS)),
     ("attention.head_count", (MISSING, *COUNTS, 3, 2**30)),

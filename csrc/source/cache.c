@@ -43,7 +43,6 @@ void mmrt_cache_measure(mmrt_source *source) {
     struct cache *cache = &source->cache;
     uint64_t largest = 0;
     int32_t n_passing = 0;
-    pthread_mutex_lock(&source->lock); /* of whoever asks for statistics */
     cache->n_slabs = 0;
     for (int32_t i = 0; i < cache->n_banks; i++) {
         struct bank *bank = &cache->banks[i];
@@ -60,7 +59,6 @@ void mmrt_cache_measure(mmrt_source *source) {
     }
     cache->passing.slot_bytes = largest;
     cache->passing.n_slots = n_passing;
-    pthread_mutex_unlock(&source->lock);
 }
 
 /* Memory is taken in such pages. Those of a small slab are not huge: they would be a large part. */

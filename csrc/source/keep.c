@@ -32,7 +32,8 @@ static uint64_t least_budget(const mmrt_source *source) {
     return (uint64_t)MMRT_LEAST_SLOTS * source->slot_bytes + mmrt_passing_bytes(source);
 }
 
-/* Units that every pass uses come first; the rest of the budget is for units on demand. */
+/* Under the lock, as sizes of slots depend on the reader. Units that every pass uses come first;
+ * the rest of the budget is for units on demand. */
 static mmrt_status choose(const mmrt_source *source, uint64_t budget, struct choice *out,
                           mmrt_error *err) {
     const size_t n = (size_t)source->cache.first;
@@ -56,9 +57,11 @@ static mmrt_status choose(const mmrt_source *source, uint64_t budget, struct cho
     return MMRT_OK;
 }
 
-mmrt_status mmrt_source_plan(const mmrt_source *source, uint64_t budget, mmrt_plan *plan,
+mmrt_status mmrt_source_plan(mmrt_source *source, uint64_t budget, mmrt_plan *plan,
                              mmrt_error *err) {
     struct choice choice;
+    mmrt_source_adopt(source);
+    pthread_mutex_lock(&source->lock);
     mmrt_status status = choose(source, budget, &choice, err);
     *plan = (mmrt_plan){
         .total = source->total_bytes,
@@ -85,6 +88,7 @@ mmrt_status mmrt_source_plan(const mmrt_source *source, uint64_t budget, mmrt_pl
         plan->cache += mmrt_slab_bytes(slab, n_slots);
         plan->slots += (uint64_t)n_slots;
     }
+    pthread_mutex_unlock(&source->lock);
     return status;
 }
 
@@ -92,10 +96,14 @@ int32_t mmrt_source_units(const mmrt_source *source) {
     return source->n_units;
 }
 
-void mmrt_source_kept(const mmrt_source *source, uint64_t budget, bool *kept) {
+void mmrt_source_kept(mmrt_source *source, uint64_t budget, bool *kept) {
     struct choice choice;
     memset(kept, 0, (size_t)source->n_units * sizeof *kept);
-    if (choose(source, budget, &choice, NULL) != MMRT_OK)
+    mmrt_source_adopt(source);
+    pthread_mutex_lock(&source->lock);
+    const mmrt_status status = choose(source, budget, &choice, NULL);
+    pthread_mutex_unlock(&source->lock);
+    if (status)
         return;
     for (size_t i = 0; i < choice.n_kept; i++)
         kept[source->order[i]] = true;
@@ -162,7 +170,7 @@ static mmrt_status apply(mmrt_source *source, const struct choice *choice, mmrt_
         if (status)
             return status;
     }
-    if (!choice->paged)
+    if (!choice->paged && source->cache.made) /* then no reader runs now */
         mmrt_cache_free(source);
     pthread_mutex_lock(&source->lock);
     source->wanted_slots = choice->n_slots;
@@ -186,10 +194,12 @@ static mmrt_status apply(mmrt_source *source, const struct choice *choice, mmrt_
 
 mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_error *err) {
     struct choice choice;
+    mmrt_source_adopt(source);
+    pthread_mutex_lock(&source->lock);
     mmrt_status status = choose(source, budget, &choice, err);
+    pthread_mutex_unlock(&source->lock);
     if (status)
         return status;
-    mmrt_source_adopt(source);
     pthread_mutex_lock(&source->pass);
     status = apply(source, &choice, err);
     pthread_mutex_unlock(&source->pass);

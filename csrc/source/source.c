@@ -31,8 +31,10 @@ static uint64_t slot_for(const mmrt_source *source, int32_t first, int32_t end) 
 }
 
 static void measure_slots(mmrt_source *source) {
+    pthread_mutex_lock(&source->lock); /* of whoever asks for plans and statistics */
     source->slot_bytes = slot_for(source, 0, source->cache.first);
     mmrt_cache_measure(source);
+    pthread_mutex_unlock(&source->lock);
 }
 
 static void measure_units(mmrt_source *source, const struct mmrt_unit *units) {

@@ -54,10 +54,10 @@ mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_er
 void mmrt_source_lock_kept(mmrt_source *source);
 
 /* A dry run of set_budget. */
-mmrt_status mmrt_source_plan(const mmrt_source *source, uint64_t budget, mmrt_plan *plan,
+mmrt_status mmrt_source_plan(mmrt_source *source, uint64_t budget, mmrt_plan *plan,
                              mmrt_error *err);
 int32_t mmrt_source_units(const mmrt_source *source);
-void mmrt_source_kept(const mmrt_source *source, uint64_t budget, bool *kept); /* [units] */
+void mmrt_source_kept(mmrt_source *source, uint64_t budget, bool *kept); /* [units] */
 void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats);
 
 /* A pass uses or skips every unit that is used in order, in order. One at a time: begin waits for

@@ -7,6 +7,9 @@ from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.fields import Fields, PerLayer
 from mmrt.models.parts.rope import Rope, rope_from, rope_in_window_from
 
+# What a layer keeps is listed before its tensors are looked for, so there must be an end to layers.
+_MOST_BLOCKS = 4096
+
 
 @dataclass(frozen=True)
 class SlidingWindow:
@@ -82,6 +85,8 @@ def transformer_config(
     that may have some.
     """
     n_blocks = fields.integer("block_count")
+    if n_blocks > _MOST_BLOCKS:
+        raise fields.error("block_count", f"{n_blocks} exceeds the supported {_MOST_BLOCKS}")
     n_predicting = fields.integer("nextn_predict_layers", 0, least=0)
     if n_predicting >= n_blocks:
         raise fields.error(
