@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.arguments import choice, function, token_ids, whole
-from mmrt.core.program import ALIKE_TOKENS, Part
+from mmrt.core.program import Part
 from mmrt.core.state import Cache
 from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError
+from mmrt.run.prefixes import common, spare
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
 
@@ -183,9 +184,7 @@ class Sequence:
         in steps as long, or the model is exact.
         """
         ids = token_ids("ids", ids)
-        pairs = enumerate(zip(self.history, ids, strict=False))
-        shared = next((i for i, (a, b) in pairs if a != b), min(len(self), len(ids)))
-        return self.truncate(max(min(shared, len(ids) - ALIKE_TOKENS), 0))
+        return self.truncate(min(common(self.history, ids), spare(ids)))
 
     def close(self) -> None:
         """Gives its memory back; a stream that writes in it ends. It is then empty, and may begin
