@@ -16,6 +16,7 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,31 @@ def words(model: mmrt.Model, n: int, seed: int) -> list[int]:
 
 
 def batch(model: mmrt.Model, texts: int, tokens: int, seed: int) -> dict[str, float]:
+    """The rate while all texts write: none ends before each has written `tokens` on average."""
     with model.engine(keep=0) as engine:
         handles = [
-            engine.submit(words(model, 16, seed + i), max_tokens=tokens + 1, ignore_eos=True)
+            engine.submit(words(model, 16, seed + i), max_tokens=None, ignore_eos=True)
             for i in range(texts)
         ]
-        for handle in handles:
-            next(handle)  # all prompts are read
-        while any(handle.tokens < 2 for handle in handles):
-            time.sleep(0.001)
-        before, in_steps, started = sum(h.tokens for h in handles), engine.step_seconds, now()
-        for handle in handles:
-            handle.text()
+
+        def wait_for(is_so: Callable[[], bool]) -> int:
+            while not is_so() and not any(handle.report.ended for handle in handles):
+                time.sleep(0.001)
+            return written()
+
+        def written() -> int:
+            return sum(handle.tokens for handle in handles)
+
+        before = wait_for(lambda: all(handle.tokens >= 2 for handle in handles))
+        in_steps, started = engine.step_seconds, now()
+        after = wait_for(lambda: written() >= before + texts * tokens)
         seconds = now() - started
-        written = sum(handle.tokens for handle in handles) - before
-        return {
-            "tokens_per_second": written / seconds,
-            "own_share": 1 - (engine.step_seconds - in_steps) / seconds,
-        }
+        in_steps = engine.step_seconds - in_steps
+        if any(handle.report.ended for handle in handles):
+            raise RuntimeError(f"a text of {texts} ended within the measured time")
+        for handle in handles:
+            handle.cancel()
+    return {"tokens_per_second": (after - before) / seconds, "own_share": 1 - in_steps / seconds}
 
 
 def now() -> float:

@@ -15,7 +15,8 @@ def test_figures(tmp_path: Path) -> None:
     with mmrt.Model(path, threads=2) as model:
         found = serving.run(model, ["batch", "gap", "share"], 1, 8)
         assert found["batch 1"]["ratio"] == 1
-        assert all(0 < found[f"batch {n}"]["own_share"] < 1 for n in (1, 4, 8, 16))
+        for made in (found[f"batch {n}"] for n in (1, 4, 8, 16)):
+            assert made["tokens_per_second"] > 0 and made["own_share"] < 1
         assert found["gap"]["worst_gap"] > 0
         share = found["share"]
         assert share["turn_tokens_beyond_new"] <= 32
