@@ -19,6 +19,7 @@ from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
 from mmrt.text.channels import Channel, Channels, Run, Undivided
 from mmrt.text.tokenizer import StreamDecoder, Tokenizer
+from mmrt.text.toolcalls import ToolParser, gather
 
 Finish = Literal["stop", "length"]
 
@@ -87,7 +88,9 @@ class Text(str):
     finish: why it ended, as in Piece. prompt_tokens: tokens before it that the model has read, and
     cached_tokens: those of them that it had read before. tokens: those written, an end-of-text
     token among them. seconds: how long reading and writing took. reasoning: what the model thought
-    before it answered, in a chat; it is no part of the text.
+    before it answered, in a chat; it is no part of the text. tool_calls: the calls of tools that it
+    wrote, in a chat with tools, as OpenAI's messages have them: each a dict with `id`, `type` and
+    `function`, which has `name` and `arguments`, JSON in a str.
     """
 
     def __new__(
@@ -99,21 +102,32 @@ class Text(str):
         tokens: int = 0,
         seconds: float = 0.0,
         reasoning: str = "",
+        tool_calls: Sequence[dict[str, Any]] = (),
     ) -> "Text":
         made = super().__new__(cls, text)
         made.finish = finish
         made.prompt_tokens, made.cached_tokens = prompt_tokens, cached_tokens
         made.tokens, made.seconds = tokens, seconds
         made.reasoning = reasoning
+        made.tool_calls = list(tool_calls)
         return made
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece], finish: Finish | None = None, **known: Any) -> "Text":
-        """What `pieces` make; known: as the constructor's."""
+    def of(
+        cls,
+        pieces: Iterable[Piece],
+        finish: Finish | None = None,
+        parser: ToolParser | None = None,
+        **known: Any,
+    ) -> "Text":
+        """What `pieces` make; parser: of the calls in it; known: as the constructor's."""
         said: dict[Channel, str] = {"final": "", "reasoning": ""}
         for piece in pieces:
             said[piece.channel] += piece.text
-        return cls(said["final"], finish, reasoning=said["reasoning"], **known)
+        text, calls = said["final"], list[dict[str, Any]]()
+        if parser is not None:
+            text, calls = gather([*parser.feed(text), *parser.end()])
+        return cls(text, finish, reasoning=said["reasoning"], tool_calls=calls, **known)
 
     finish: Finish | None
     prompt_tokens: int
@@ -121,6 +135,7 @@ class Text(str):
     tokens: int
     seconds: float
     reasoning: str
+    tool_calls: list[dict[str, Any]]
 
 
 @dataclass
@@ -141,10 +156,12 @@ class Stream(Iterator[Piece]):
         reading: Reading,
         pieces: Generator[Piece, None, None],
         sequence: TokenSequence | None = None,
+        parser: ToolParser | None = None,
     ) -> None:
-        """sequence: the one that it writes in, where others know that too. Raises InUseError if
-        another stream does."""
+        """sequence: the one that it writes in, where others know that too. parser: of the calls in
+        the text. Raises InUseError if another stream writes there."""
         self.pieces = pieces  # what it goes through
+        self._parser = parser
         self._give_back = None if sequence is None else sequence.lend(self)
         self.finish: Finish | None = None
         self.tokens = 0
@@ -194,6 +211,7 @@ class Stream(Iterator[Piece]):
         return Text.of(
             pieces,
             self.finish,
+            self._parser,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             tokens=self.tokens,

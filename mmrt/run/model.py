@@ -43,6 +43,7 @@ from mmrt.run.sequence import Sequence
 from mmrt.text import chat
 from mmrt.text.channels import Channels, channels
 from mmrt.text.tokenizer import Tokenizer
+from mmrt.text.toolcalls import ToolParser, parser_for
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -470,6 +471,11 @@ class Model:
             spelling=tokenizer.spelling_characters,
         )
 
+    def tool_parser(self, tools: List[Mapping[str, Any]]) -> ToolParser | None:
+        """A parser of the calls in what stream_chat(tools=tools) yields: see mmrt.toolcalls. None:
+        the chat template shows none of the ways to write them that mmrt knows."""
+        return parser_for(self._template(with_tools=True), tools)
+
     def stream_chat(
         self,
         messages: List[Mapping[str, Any]],
@@ -486,7 +492,8 @@ class Model:
         has `reasoning` beside it.
 
         tools, chat_template_kwargs: as tools and variables of render_chat(). What messages and
-        tools say is plain text, as chat_tokens() has it.
+        tools say is plain text, as chat_tokens() has it. With tools, pieces spell the calls as the
+        model writes them, for tool_parser(); a Text has them as `tool_calls`, apart from the text.
 
         What they share with earlier conversations is not read again: the model keeps the keys and
         values of the last one until it is closed or a memory budget needs them, and of others while
@@ -498,12 +505,15 @@ class Model:
         prompt = self._prompt(messages, tools, chat.require_variables(chat_template_kwargs))
         ids = self._chat_ids(prompt)
         self.require_room(len(ids))
-        parts = channels(self._template(with_tools=bool(tools)), prompt.guarded)
+        parser = self.tool_parser(tools) if tools else None
+        shown = frozenset() if parser is None else parser.marks
+        parts = channels(self._template(with_tools=bool(tools)), prompt.guarded, shown)
         reading = Reading(len(ids))
         if sequence is None:
-            return Stream(reading, self._converse(reading, ids, settings, parts))
-        pieces = self._answer(reading, ids, sequence.unlent(), settings, parts)
-        return Stream(reading, pieces, sequence)
+            pieces = self._converse(reading, ids, settings, parts)
+        else:
+            pieces = self._answer(reading, ids, sequence.unlent(), settings, parts)
+        return Stream(reading, pieces, sequence, parser)
 
     def chat(
         self,

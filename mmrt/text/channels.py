@@ -5,6 +5,7 @@ before each part of it. Which marks a model has, its chat template says.
 """
 
 import re
+from collections.abc import Set
 from typing import Literal, Protocol
 
 Channel = Literal["final", "reasoning"]
@@ -17,6 +18,7 @@ _TAGS = (
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel>thought", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
 _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
@@ -37,15 +39,15 @@ class Channels(Protocol):
         ...
 
 
-def channels(template: str | None, prompt: str) -> Channels:
-    """For what follows `prompt`, which the chat template `template` made."""
+def channels(template: str | None, prompt: str, shown: Set[str] = frozenset()) -> Channels:
+    """For what follows `prompt`, which the chat template `template` made. shown: the spellings of
+    control tokens that are text, for parsers of calls (see toolcalls)."""
     template = template or ""
     if _CHANNEL in template and _MESSAGE in template:
         return Headed(prompt.rpartition(_START)[2])
-    for opening, closing in _TAGS:
-        if closing in template or opening in template:
-            return Tagged(opening, closing, prompt.rstrip().endswith(opening))
-    return Undivided()
+    tags = next((tags for tags in _TAGS if any(tag in template for tag in tags)), None)
+    within = Tagged(*tags, prompt.rstrip().endswith(tags[0])) if tags else Undivided()
+    return Spelled(within, shown) if shown else within
 
 
 class Undivided:
@@ -56,6 +58,21 @@ class Undivided:
 
     def finish(self) -> list[Run]:
         return [("", "final")]
+
+
+class Spelled:
+    """Some control tokens are text, and sorted like the text around them."""
+
+    def __init__(self, within: Channels, shown: Set[str]) -> None:
+        self._within, self._shown = within, shown
+
+    def feed(self, text: str, mark: str = "") -> list[Run]:
+        if mark in self._shown:
+            text, mark = text + mark, ""
+        return self._within.feed(text, mark)
+
+    def finish(self) -> list[Run]:
+        return self._within.finish()
 
 
 class Tagged:

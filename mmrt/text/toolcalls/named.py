@@ -1,0 +1,54 @@
+"""Calls whose function is named outside the JSON of its arguments."""
+
+import re
+from collections.abc import Sequence
+
+from mmrt.text.toolcalls.objects import ObjectParser
+from mmrt.text.toolcalls.parser import ToolParser
+from mmrt.text.toolcalls.reader import Malformed, Steps
+
+_LONGEST_HEADER = 256
+
+
+class MistralParser(ObjectParser):
+    """[TOOL_CALLS] and a list of objects, or since late 2024 a name, [ARGS] and the arguments, once
+    for each call."""
+
+    def __init__(self) -> None:
+        super().__init__(["[TOOL_CALLS]"])
+        self.marks |= {"[ARGS]", "[CALL_ID]"}
+
+    def calls(self, opening: str) -> Steps[None]:
+        yield from self.space()
+        if (yield from self.peek()) in ("[", "{"):
+            yield from self.listed()
+            return
+        name, end = yield from self.until("[ARGS]", "[CALL_ID]", "{", most=_LONGEST_HEADER)
+        if end == "[CALL_ID]":
+            _, end = yield from self.until("[ARGS]", "{", most=_LONGEST_HEADER)
+        if end == "{":
+            self.back(end)
+        self.begin(name.strip())
+        yield from self.arguments(self.argue)
+        self.finish()
+
+
+class HarmonyParser(ToolParser):
+    """gpt-oss: a part of the answer whose header has "to=functions." and a name. The header may
+    lack what stands before that."""
+
+    marks = frozenset(("<|channel|>", "<|constrain|>", "<|message|>", "<|start|>"))
+
+    def openings(self) -> Sequence[str]:
+        return ["<|channel|>", "to=functions."]
+
+    def calls(self, opening: str) -> Steps[None]:
+        header, _ = yield from self.until("<|message|>", most=_LONGEST_HEADER)
+        named = re.search(r"to=functions\.([\w.:/-]+)", opening + header)
+        if named is None:
+            raise Malformed
+        self.begin(named[1])
+        yield from self.arguments(self.argue)
+        self.finish()
+        yield from self.space()
+        yield from self.choice("<|call|>", "<|end|>", "<|return|>")

@@ -1,0 +1,89 @@
+"""Calls that are JSON: an object with a name and arguments, or several in a list."""
+
+from collections.abc import Sequence
+
+from mmrt.text.toolcalls.parser import ToolParser
+from mmrt.text.toolcalls.reader import Malformed, Steps
+
+_NAMES = ("name", "tool_name")
+_ARGUMENTS = ("arguments", "parameters")
+_MEMBERS = ("name", "arguments", "type", "id")
+
+
+class ObjectParser(ToolParser):
+    """Objects, or a list of them, behind a tag: <tool_call>{"name": .., "arguments": ..}."""
+
+    def __init__(self, openings: Sequence[str], closing: str = "") -> None:
+        super().__init__()
+        self._openings, self._closing = openings, closing
+        self.marks = frozenset((*openings, closing)) - {""}
+
+    def openings(self) -> Sequence[str]:
+        return self._openings
+
+    def calls(self, opening: str) -> Steps[None]:
+        yield from self.listed()
+        if self._closing:
+            yield from self.space()
+            yield from self.choice(self._closing)
+
+    def listed(self) -> Steps[None]:
+        """An object, or a list of them."""
+        yield from self.space()
+        if (yield from self.choice("[")):
+            while True:
+                yield from self.object()
+                yield from self.space()
+                if (yield from self.choice("]")):
+                    return
+                yield from self.expect(",")
+        yield from self.object()
+
+    def object(self) -> Steps[None]:
+        """One call."""
+        yield from self.space()
+        yield from self.expect("{")
+        yield from self.members()
+
+    def members(self, strict: bool = False) -> Steps[None]:
+        """What is in a call's object. strict: nothing else than belongs there."""
+        named = False
+        arguments: list[str] = []
+        seen: set[str] = set()
+        while (key := (yield from self.key(first=not seen))) is not None:
+            kind = "name" if key in _NAMES else "arguments" if key in _ARGUMENTS else key
+            if kind in seen or (strict and kind not in _MEMBERS):
+                raise Malformed
+            seen.add(kind)
+            if kind == "name":
+                self.begin((yield from self.text()))
+                named = True
+                self.argue("".join(arguments))
+            elif kind == "arguments":
+                yield from self.arguments(self.argue if named else arguments.append)
+            else:
+                yield from self.value(lambda _: None)
+        if not named or (strict and "arguments" not in seen):
+            raise Malformed
+        if "arguments" not in seen:
+            self.argue("{}")
+        self.finish()
+
+
+class BareParser(ObjectParser):
+    """Llama's: an object that the answer begins with, or several; what is no call is an answer in
+    JSON, of which nothing may be held back."""
+
+    def __init__(self) -> None:
+        super().__init__(["<|python_tag|>"])
+
+    def openings(self) -> Sequence[str]:
+        return self._openings if self.said else [*self._openings, "{"]
+
+    def calls(self, opening: str) -> Steps[None]:
+        if opening != "{":
+            yield from self.space()
+            yield from self.expect("{")
+        yield from self.members(strict=True)
+        yield from self.space()
+        yield from self.choice(";")
