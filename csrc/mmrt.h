@@ -151,6 +151,16 @@ void mmrt_state_store_free(mmrt_state_store *store);
 uint64_t mmrt_state_store_bytes(mmrt_state_store *store);      /* held by all sequences together */
 uint64_t mmrt_state_page_bytes(const mmrt_state_store *store); /* of 32 tokens, in all layers */
 
+/* What sequences share. */
+typedef struct mmrt_state_sharing {
+    uint64_t held;    /* bytes in memory: as mmrt_state_store_bytes */
+    uint64_t logical; /* bytes that they would hold together if none shared any */
+    uint64_t
+        copies; /* pages that were copied so far, as a sequence went on in one that others held */
+} mmrt_state_sharing;
+
+void mmrt_state_store_sharing(mmrt_state_store *store, mmrt_state_sharing *sharing);
+
 /* What a model keeps of one sequence. One call at a time may change it; other threads may ask for
  * its length and bytes during that call. */
 typedef struct mmrt_state mmrt_state;
@@ -163,6 +173,15 @@ uint64_t mmrt_state_length(const mmrt_state *state); /* tokens */
  * holds too. */
 uint64_t mmrt_state_bytes(const mmrt_state *state);
 uint64_t mmrt_state_shared_bytes(const mmrt_state *state);
+
+/* One of its pages. */
+typedef struct mmrt_page_held {
+    uint64_t number;  /* the same in all sequences that hold this page, and in no others */
+    uint32_t holders; /* so many sequences */
+} mmrt_page_held;
+
+/* Its pages in order, the first `most` of them; returns how many it holds. */
+uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, uint64_t most);
 
 /* Bytes that would be taken for the sequence to become `length` tokens long. */
 uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length);

@@ -175,6 +175,6 @@ def test_sizes_for_people(n_bytes: int, expected: str) -> None:
 
 
 def test_a_memory_in_words() -> None:
-    memory = Memory(weights=1 << 20, kept=1 << 20, kv=0, kv_page=4096, scratch=2048)
+    memory = Memory(weights=1 << 20, kept=1 << 20, kv=0, kv_logical=0, kv_page=4096, scratch=2048)
     assert memory.anonymous == 2048
     assert re.fullmatch(r"weights 1.00 MiB mapped; keys and values 0 bytes, .*", str(memory))

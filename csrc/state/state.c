@@ -90,6 +90,18 @@ uint64_t mmrt_state_shared_bytes(const mmrt_state *state) {
     return n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
 }
 
+uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, uint64_t most) {
+    mmrt_state_lock();
+    for (uint64_t i = 0; i < state->n_pages && i < most; i++) {
+        const struct mmrt_page page = state->pages[i];
+        pages[i].number = page.extent->number * MMRT_EXTENT_PAGES + page.slot;
+        pages[i].holders = page.extent->holders[page.slot];
+    }
+    const uint64_t n_pages = state->n_pages;
+    mmrt_state_unlock();
+    return n_pages;
+}
+
 /* Whether the page that the next token belongs to is held, and by another sequence too. */
 static bool must_copy(const mmrt_state *state) {
     const uint64_t last = state->length / MMRT_PAGE_KEYS;
@@ -251,12 +263,12 @@ static mmrt_status copy_tables(mmrt_state *to, const mmrt_state *from, mmrt_erro
         return status;
     for (uint64_t i = 0; i < n_pages; i++) {
         const struct mmrt_page page = from->pages[i];
-        page.extent->holders[page.slot]++;
+        mmrt_page_hold(to->store, page);
         set_page(to, i, page);
     }
     to->n_pages = n_pages;
     if (from->block) {
-        from->block->holders++;
+        mmrt_block_hold(to->store, from->block);
         to->block = from->block;
     }
     to->length = from->length;

@@ -90,6 +90,15 @@ uint64_t mmrt_state_store_bytes(mmrt_state_store *store) {
     return bytes;
 }
 
+void mmrt_state_store_sharing(mmrt_state_store *store, mmrt_state_sharing *sharing) {
+    mmrt_state_lock();
+    sharing->held = store->n_pages * store->page_bytes + store->n_blocks * store->block_bytes;
+    sharing->logical =
+        store->n_page_holds * store->page_bytes + store->n_block_holds * store->block_bytes;
+    sharing->copies = store->n_copies;
+    mmrt_state_unlock();
+}
+
 uint64_t mmrt_state_page_bytes(const mmrt_state_store *store) {
     return store->page_bytes;
 }
@@ -150,12 +159,13 @@ static void settle(mmrt_state_store *store, struct mmrt_extent *extent) {
     free(extent);
 }
 
-static struct mmrt_extent *new_extent(const mmrt_state_store *store) {
+static struct mmrt_extent *new_extent(mmrt_state_store *store) {
     struct mmrt_extent *extent = calloc(1, sizeof *extent);
     if (extent && !(extent->base = map(store->extent_bytes))) {
         free(extent);
         return NULL;
     }
+    extent->number = store->n_extents++;
     return extent;
 }
 
@@ -189,7 +199,13 @@ mmrt_status mmrt_page_take(mmrt_state_store *store, struct mmrt_extent **open,
     page->slot = (uint32_t)__builtin_ctz(free_pages(*open));
     page->extent->holders[page->slot] = 1;
     store->n_pages++;
+    store->n_page_holds++;
     return MMRT_OK;
+}
+
+void mmrt_page_hold(mmrt_state_store *store, struct mmrt_page page) {
+    page.extent->holders[page.slot]++;
+    store->n_page_holds++;
 }
 
 /* The memory of pages first to end - 1, which are free, while those around them are not. */
@@ -224,6 +240,7 @@ static void give_back_runs(const mmrt_state_store *store, const struct mmrt_exte
 }
 
 void mmrt_pages_drop(mmrt_state_store *store, const struct mmrt_page *pages, uint64_t n) {
+    store->n_page_holds -= n;
     while (n) {
         struct mmrt_extent *extent = pages[n - 1].extent;
         unsigned freed = 0;
@@ -239,7 +256,8 @@ void mmrt_pages_drop(mmrt_state_store *store, const struct mmrt_page *pages, uin
     }
 }
 
-void mmrt_page_copy(const mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from) {
+void mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from) {
+    store->n_copies++;
     for (uint32_t i = 0; i < store->n_layers; i++) {
         const struct mmrt_state_layer *layer = &store->layers[i];
         if (layer->spec.kind != MMRT_STATE_PAGES)
@@ -264,14 +282,23 @@ mmrt_status mmrt_block_take(mmrt_state_store *store, struct mmrt_block **block, 
     }
     new->holders = 1;
     store->n_blocks++;
+    store->n_block_holds++;
     *block = new;
     return MMRT_OK;
+}
+
+void mmrt_block_hold(mmrt_state_store *store, struct mmrt_block *block) {
+    block->holders++;
+    store->n_block_holds++;
 }
 
 void mmrt_block_drop(mmrt_state_store *store, struct mmrt_block **block) {
     struct mmrt_block *dropped = *block;
     *block = NULL;
-    if (!dropped || --dropped->holders)
+    if (!dropped)
+        return;
+    store->n_block_holds--;
+    if (--dropped->holders)
         return;
     munmap(dropped->bytes, store->block_bytes);
     free(dropped);

@@ -11,6 +11,7 @@ enum { MMRT_EXTENT_PAGES = 8 };
 
 struct mmrt_extent {
     uint8_t *base;
+    uint64_t number;                     /* of all that the store has had */
     uint32_t holders[MMRT_EXTENT_PAGES]; /* sequences that hold each of its pages; 0: it is free */
     bool claimed; /* a sequence goes on here: its free pages are for that one alone */
     bool spare;   /* it is in the store's list: not claimed, and some of its pages are free */
@@ -36,7 +37,9 @@ struct mmrt_state_store {
     uint64_t page_bytes, extent_bytes, block_bytes;
     /* under the lock */
     uint32_t n_users;
-    uint64_t n_pages, n_blocks; /* held */
+    uint64_t n_pages, n_blocks;           /* held */
+    uint64_t n_page_holds, n_block_holds; /* the same, counted for each sequence that holds one */
+    uint64_t n_extents, n_copies;         /* so far */
     struct mmrt_extent *spares;
 };
 
@@ -66,10 +69,14 @@ void mmrt_extent_claim(mmrt_state_store *store, struct mmrt_extent **open,
 mmrt_status mmrt_page_take(mmrt_state_store *store, struct mmrt_extent **open,
                            struct mmrt_page *page, mmrt_error *err);
 
+/* Another sequence holds it too. */
+void mmrt_page_hold(mmrt_state_store *store, struct mmrt_page page);
+void mmrt_block_hold(mmrt_state_store *store, struct mmrt_block *block);
+
 /* Pages that a sequence lets go of. The memory of those that no other holds goes to the system. */
 void mmrt_pages_drop(mmrt_state_store *store, const struct mmrt_page *pages, uint64_t n);
 
-void mmrt_page_copy(const mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from);
+void mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from);
 
 /* A block of zeros. */
 mmrt_status mmrt_block_take(mmrt_state_store *store, struct mmrt_block **block, mmrt_error *err);

@@ -297,6 +297,13 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_state_store_bytes(mmrt_state_store *store)
     uint64_t mmrt_state_page_bytes(const mmrt_state_store *store)
 
+    ctypedef struct mmrt_state_sharing:
+        uint64_t held
+        uint64_t logical
+        uint64_t copies
+
+    void mmrt_state_store_sharing(mmrt_state_store *store, mmrt_state_sharing *sharing)
+
     ctypedef struct mmrt_state:
         pass
 
@@ -305,6 +312,12 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_state_length(const mmrt_state *state)
     uint64_t mmrt_state_bytes(const mmrt_state *state)
     uint64_t mmrt_state_shared_bytes(const mmrt_state *state)
+
+    ctypedef struct mmrt_page_held:
+        uint64_t number
+        uint32_t holders
+
+    uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, uint64_t most)
     uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length)
     mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err)
     uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length)

@@ -5,10 +5,11 @@ from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
     MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room, mmrt_layer_state,
-    mmrt_state_bytes, mmrt_state_create,
+    mmrt_page_held, mmrt_state_bytes, mmrt_state_create,
     mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length, mmrt_state_page_bytes,
-    mmrt_state_rewind, mmrt_state_shared_bytes, mmrt_state_store_bytes, mmrt_state_store_create,
-    mmrt_state_store_free,
+    mmrt_state_page_table, mmrt_state_rewind, mmrt_state_shared_bytes, mmrt_state_sharing,
+    mmrt_state_store_bytes, mmrt_state_store_create, mmrt_state_store_free,
+    mmrt_state_store_sharing,
 )
 from mmrt.core._calls cimport calls_now
 from mmrt.core._status cimport check
@@ -29,6 +30,28 @@ class KeyValues(NamedTuple):
     n_heads: int
     head_dim: int
     window: int = 0
+
+
+class Page(NamedTuple):
+    """A page of 32 tokens, as a text holds it. number: the same in all texts that hold this page,
+    and in no others. holders: so many texts."""
+
+    number: int
+    holders: int
+
+
+class Sharing(NamedTuple):
+    """What texts share, in bytes. held: in memory. logical: what they would hold together if none
+    shared any. copies: pages that were copied so far, as a text went on in one that others held."""
+
+    held: int
+    logical: int
+    copies: int
+
+    @property
+    def saved(self) -> int:
+        """Bytes that would be taken besides."""
+        return self.logical - self.held
 
 
 cdef class StateStore:
@@ -87,6 +110,13 @@ cdef class StateStore:
     def nbytes(self):
         """Bytes that all caches hold together: what several share counts once."""
         return mmrt_state_store_bytes(self.handle)
+
+    @property
+    def sharing(self):
+        """What the texts share now."""
+        cdef mmrt_state_sharing sharing
+        mmrt_state_store_sharing(self.handle, &sharing)
+        return Sharing(sharing.held, sharing.logical, sharing.copies)
 
     @property
     def page_bytes(self):
@@ -152,6 +182,23 @@ cdef class Cache:
         """Of these, those that others hold too."""
         self.settle()
         return mmrt_state_shared_bytes(self.handle)
+
+    def pages(self):
+        """Its pages in order: page i holds the tokens from 32 * i on."""
+        cdef uint64_t room = mmrt_state_page_table(self.handle, NULL, 0), n
+        cdef mmrt_page_held *held
+        self.settle()
+        while True:
+            held = <mmrt_page_held *> calloc(room + 1, sizeof(mmrt_page_held))
+            if held is NULL:
+                raise MemoryError
+            try:
+                n = mmrt_state_page_table(self.handle, held, room)
+                if n <= room:
+                    return [Page(held[i].number, held[i].holders) for i in range(n)]
+                room = n  # another thread has gone on meanwhile
+            finally:
+                free(held)
 
     def growth(self, uint64_t length):
         """Bytes that it would take to become `length` tokens long."""

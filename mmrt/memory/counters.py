@@ -121,6 +121,12 @@ def resident() -> Resident:
     return Resident(*(status.get(name, 0) for name in ("RssAnon", "RssFile", "VmPTE")))
 
 
+def anonymous_share() -> int | None:
+    """Bytes of this process's anonymous memory, each page divided by the number of processes that
+    have it (Pss_Anon). Takes as long as footprint()."""
+    return _fields("smaps_rollup").get("Pss_Anon")
+
+
 def page_tables() -> int | None:
     """Bytes of this process's page tables (VmPTE), without the rest of a Footprint."""
     return _fields("status").get("VmPTE")

@@ -25,6 +25,7 @@ class Memory:
     weights: int
     kept: int
     kv: int
+    kv_logical: int  # what the sequences would hold if none shared any
     kv_page: int  # by which each sequence grows, every 32 tokens
     scratch: int
     streaming: Streaming | None = None  # None: all weights may stay
@@ -63,8 +64,9 @@ class Memory:
                 weights += f", of which {experts.hit_rate:.1%} were found"
         if self.streaming and self.streaming.locked:
             weights += f", {human(self.streaming.locked)} locked"
+        sharing = f" ({human(self.kv_logical)} without sharing)" * (self.kv_logical > self.kv)
         budget = f"; budget {human(self.budget)}" if self.budget else ""
         return (
-            f"{weights}; keys and values {human(self.kv)}, "
+            f"{weights}; keys and values {human(self.kv)}{sharing}, "
             f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}{budget}"
         )

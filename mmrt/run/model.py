@@ -215,11 +215,13 @@ class Model:
         """What the model holds now."""
         share, streaming = self._share, self.streaming
         weights = sum(tensor.nbytes for tensor in self.program.weights)
+        sharing = self.store.sharing
         return Memory(
             weights=weights,
             kept=streaming.kept + share.extremes.rest if share and streaming else weights,
-            kv=self.program.store.nbytes,
-            kv_page=self.program.store.page_bytes,
+            kv=sharing.held,
+            kv_logical=sharing.logical,
+            kv_page=self.store.page_bytes,
             scratch=self.program.step_bytes(STEP_TOKENS),
             streaming=streaming,
             budget=self.budget.size,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mmrt.core.arguments import choice, function, token_ids, whole
 from mmrt.core.program import Part
-from mmrt.core.state import Cache
+from mmrt.core.state import Cache, Page
 from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError
 from mmrt.run.prefixes import common, spare
 
@@ -112,6 +112,11 @@ class Sequence:
     def shared_nbytes(self) -> int:
         """Of these, those that other sequences hold too: they are in memory once."""
         return self._cache.shared_nbytes
+
+    def pages(self) -> list[Page]:
+        """The pages of keys and values held, in order: each its number, the same in all texts that
+        hold it, and how many do. Page i has the tokens from 32 * i on."""
+        return self._cache.pages()
 
     def fork(self) -> "Sequence":
         """Another sequence of the same tokens; from here on the two go on apart.

@@ -68,6 +68,27 @@ static uint8_t *page_address(const struct text *text, uint64_t page) {
     return mmrt_state_pages(text->state, 0)[page];
 }
 
+/* What all sequences would hold if none shared any, in pages, and the pages copied so far. */
+static void check_sharing(mmrt_state_store *store, uint64_t logical, uint64_t copies) {
+    mmrt_state_sharing sharing;
+    mmrt_state_store_sharing(store, &sharing);
+    CHECK(sharing.held == mmrt_state_store_bytes(store));
+    CHECK(sharing.logical == logical * mmrt_state_page_bytes(store) && sharing.copies == copies);
+}
+
+/* Pages have one number if they are one page. */
+static void check_tables(const struct text *a, const struct text *b) {
+    mmrt_page_held of_a[MOST_TOKENS], of_b[MOST_TOKENS];
+    CHECK(mmrt_state_page_table(a->state, of_a, MOST_TOKENS) == pages_of(a->n));
+    CHECK(mmrt_state_page_table(b->state, of_b, MOST_TOKENS) == pages_of(b->n));
+    for (uint64_t i = 0; i < pages_of(a->n); i++)
+        for (uint64_t j = 0; j < pages_of(b->n); j++) {
+            const bool same = of_a[i].number == of_b[j].number;
+            CHECK(same == (page_address(a, i) == page_address(b, j)));
+            CHECK(!same || of_a[i].holders == of_b[j].holders);
+        }
+}
+
 /* ---- layouts ---- */
 
 static void test_what_is_refused(void) {
@@ -230,7 +251,10 @@ static void test_a_fork_copies_one_page_when_it_is_written(void) {
     CHECK(mmrt_state_growth(child.state, 101) == page);
     CHECK(mmrt_state_growth(child.state, 100 + 32) == 2 * page);
 
+    check_sharing(store, 12, 0);
     extend(&child, 1, 2); /* two of the three copy the last page */
+    check_sharing(store, 12, 1);
+    check_tables(&child, &grandchild);
     check_store(store, 5);
     check_held(&child, 4, 3);
     check_held(&parent, 4, 4);
@@ -373,6 +397,8 @@ static void test_any_order_of_calls(mmrt_state_store *store) {
         else
             end_text(text);
         const int which = (int)(text - texts);
+        if (text->state && texts[number % N_TEXTS].state)
+            check_tables(text, &texts[number % N_TEXTS]);
         uint64_t shared, pages = count_pages(texts, which, &shared);
         check_store(store, pages);
         if (text->state)
@@ -413,6 +439,9 @@ static void test_blocks(mmrt_state_store *store, uint64_t block_bytes) {
     struct text child = fork_text(&text);
     CHECK(mmrt_state_store_bytes(store) == 2 * block_bytes + 2 * page);
     CHECK(mmrt_state_shared_bytes(child.state) == block_bytes + 2 * page);
+    mmrt_state_sharing sharing;
+    mmrt_state_store_sharing(store, &sharing);
+    CHECK(sharing.logical == 3 * block_bytes + 4 * page); /* the child has no next block yet */
     extend(&child, 1, 4);
     check_block(&text);
     CHECK(mmrt_state_store_bytes(store) == 3 * block_bytes + 3 * page);
