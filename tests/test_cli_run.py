@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from command import STORY, Ended, call, start
 
 import mmrt
@@ -113,6 +114,18 @@ def test_what_the_file_recommends_goes_before_our_own(capsys: pytest.CaptureFixt
         "mmrt: general.sampling.top_p is 7.0, which is passed over",
         "mmrt: general.sampling.min_p is 'low', which is passed over",
     ]
+
+
+def test_a_way_of_cutting_words_in_place_of_the_files(tmp_path: Path) -> None:
+    made = tiny_models.speaker(b"ok")
+    made.metadata["tokenizer.ggml.pre"] = "of-tomorrow"
+    path = made.write(tmp_path / "m.gguf")
+    call("run", path, "a").assert_refused(1, "'of-tomorrow'", "--pre names one to use")
+    assert call("run", path, "a", "--pre", "qwen2").out == "ok\n"
+    call("run", path, "a", "--pre", "qwen").assert_refused(1, "pre: there is no 'qwen'; there are ")
+    with mmrt.Model(path, pre="qwen2") as model:
+        assert model.generate("a") == "ok"
+    call("run", path, "a", "--override-kv", "x=str:y").assert_refused(2, "but for --pre")
 
 
 @pytest.mark.slow

@@ -93,8 +93,8 @@ def test_ids_of_a_coder_equal_llama_cpp(coder_path: Path) -> None:
 def test_every_word_rule_is_recorded() -> None:
     from mmrt.text.words import WORD_RULES
 
-    recorded = {name.removeprefix("pre ") for name in GOLDEN["variants"]} | {"smollm"}
-    assert recorded >= WORD_RULES.keys()
+    recorded = {name.removeprefix("pre ") for name in GOLDEN["variants"]}
+    assert recorded | {"smollm", "whitespace"} >= WORD_RULES.keys()
 
 
 CUTS: dict[str, tuple[str, list[str]]] = {
@@ -116,6 +116,35 @@ CUTS: dict[str, tuple[str, list[str]]] = {
     "seed-coder": ("It'S 12 !!\n\nx Да", ["It", "'S", " ", "1", "2", " !!", "\n\n", "x", " Да"]),
     "glm4": ("it's 12345 ok!!\n\nx", ["it", "'s", " ", "123", "45", " ok", "!!\n\n", "x"]),
     "exaone4": ("it's 12345 ok!!\n\nx", ["it", "'s", " 12345", " ok", "!!", "\n", "\n", "x"]),
+    "kimi-k2": (
+        "It's漢字HelloWorld IT'S 12345 é漢ab //\nかな漢",
+        [
+            *("It's", "漢字", "HelloWorld", " IT'S", " ", "123", "45", " é", "漢", "ab"),
+            *(" //\n", "かな", "漢"),
+        ],
+    ),
+    "youtu": (
+        "한글 漢字かなAB、、ㄅ12 don't\n",
+        ["한글", " ", "漢字かな", "AB", "、、", "ㄅ", "1", "2", " don't", "\n"],
+    ),
+    "tiny_aya": (
+        "1234567 don't 12345a École",
+        ["1", "234", "567", " don't", " ", "12", "345", "a", " École"],
+    ),
+    "granite-embed-multi-97m": ("c\u0301dE 1234", ["c\u0301d", "E", " ", "123", "4"]),
+    "jais-2": (
+        "it's" + " " * 7 + "x" + " " * 6 + "\n1234",
+        ["it", "'s", " " * 4, " " * 2, " x", " " * 6 + "\n", "123", "4"],
+    ),
+    "chameleon": (
+        "IMGIMGACZa    b  12, (c)",
+        ["IMGIMGACZ", "a", "    ", "b", "  ", "1", "2", ",", " ", "(", "c", ")"],
+    ),
+    "whitespace": (" it's  12\n", [" ", "it's", "  ", "12", "\n"]),
+    "deepseek-llm": (
+        "it's 1234, ½ 漢字かな  \nхорошо  ",
+        ["it", "'", "s", " ", "1234", ",", " ", "½", " ", "漢字かな", "  ", "\n", "хорошо", "  "],
+    ),
     "command-r": ("it's 123 x", ["it", "'s", " ", "1", "2", "3", " x"]),
 }
 
@@ -358,6 +387,33 @@ def test_an_end_that_is_a_tag_elsewhere_counts_where_it_is_a_control_token() -> 
     assert Tokenizer.from_metadata(metadata, "tiny").stop_ids == {2, 259}
     metadata["tokenizer.ggml.token_type"][2] = USER_DEFINED  # as in Gemma's vocabulary
     assert Tokenizer.from_metadata(metadata, "tiny").stop_ids == {259}
+
+
+def test_a_way_of_cutting_words_in_place_of_the_files() -> None:
+    merges = ["1 2", "3 4"]
+    for said in ("of-tomorrow", "gpt-2", 7):
+        metadata = byte_level(merges, pre=said)
+        for pre, expected in ("gpt-2", [b"12", b"34"]), ("qwen2", [b"1", b"2", b"3", b"4"]):
+            tokenizer = Tokenizer.from_metadata(metadata, "tiny", pre)
+            assert [tokenizer.token_bytes(token) for token in tokenizer.encode("1234")] == expected
+    unknown = r"^tiny: tokenizer\.ggml\.pre: unknown .* 'of-tomorrow'; Model\(pre=\.\.\.\) or --pre"
+    with pytest.raises(UnsupportedError, match=unknown + " .*, gpt-2, .*, qwen2, "):
+        Tokenizer.from_metadata(byte_level(merges, pre="of-tomorrow"), "tiny")
+    for wrong in ("of-tomorrow", "", 7):
+        with pytest.raises(ArgumentError, match=r"^pre: there is no .*; there are .*, qwen2, "):
+            Tokenizer.from_metadata(metadata, "tiny", wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"^pre: tiny has a SentencePiece vocabulary"):
+        Tokenizer.from_metadata(sentence_piece(PIECES), "tiny", "qwen2")
+
+
+def test_tokens_that_are_spelled_as_they_are_written() -> None:
+    texts = ["a", "b", "é", "ab", "abé", "日"]
+    metadata = byte_level([], pre="whitespace")
+    metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"] = texts, ["a b", "ab é"]
+    metadata["tokenizer.ggml.token_type"] = [NORMAL] * len(texts)
+    tokenizer = Tokenizer.from_metadata(metadata, "tiny")
+    assert tokenizer.encode(" abé\n日ü b") == [4, 5, 1]
+    assert tokenizer.decode([4, 5, 2]) == "abé日é"
 
 
 def test_whole_words_come_first_where_the_rule_says() -> None:

@@ -88,7 +88,7 @@ MODEL = [
     Foreign("-md --model-draft", "ignored", "mmrt does not draft with a second model"),
     Foreign("-mu --model-url", "refused", "mmrt fetches no URLs: fetch the file, and name it"),
     Foreign("-hft --hf-token", "refused", "huggingface_hub reads the environment's HF_TOKEN"),
-    Foreign("--override-kv", "refused", "mmrt runs a file as it describes itself"),
+    Foreign("--override-kv", "refused", "mmrt runs a file as it describes itself, but for --pre"),
     Foreign("--rope-scaling", "refused", _ROPE),
     Foreign("--rope-scale", "refused", _ROPE),
     Foreign("--rope-freq-base", "refused", _ROPE, moot=_OFF),

@@ -116,6 +116,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute each token as in a step of its own: results then depend on its text alone, "
         "to the bit, and prompts are read more slowly",
     )  # fmt: skip
+    parser.add_argument(
+        "--pre", metavar="NAME",
+        help="how texts are cut into words, where the file's tokenizer.ggml.pre names a way that "
+        "mmrt does not know: qwen2, llama-bpe or another that it does",
+    )  # fmt: skip
     add_foreign_arguments(parser, MODEL)
 
 
@@ -314,6 +319,7 @@ def open_model(
             kv_v=arguments.cache_type_v,
             chat_template=getattr(arguments, "chat_template", None),
             exact=arguments.exact,
+            pre=arguments.pre,
         )
     for warning in raised:
         note(str(warning.message))

@@ -73,10 +73,12 @@ def build(
     return Built(config, store, program)
 
 
-def build_tokenizer(file: TensorFile, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of the model in `file`. Raises UnsupportedError, and FormatError, also where it
-    has not the `vocab_size` tokens that the model has."""
-    tokenizer = Tokenizer.from_metadata(file.metadata, file.path)
+def build_tokenizer(
+    file: TensorFile, vocab_size: int | None = None, pre: str | None = None
+) -> Tokenizer:
+    """The tokenizer of the model in `file`; pre: as of Model. Raises UnsupportedError,
+    ArgumentError, and FormatError, also where it has not the `vocab_size` tokens of the model."""
+    tokenizer = Tokenizer.from_metadata(file.metadata, file.path, pre)
     trim_heap()  # the vocabulary's lists, many megabytes, are garbage now
     if vocab_size not in (None, tokenizer.vocab_size):
         raise FormatError(

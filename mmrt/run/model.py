@@ -42,7 +42,7 @@ from mmrt.run.sampler import Sampler
 from mmrt.run.sequence import Sequence
 from mmrt.text import chat
 from mmrt.text.channels import Channels, channels
-from mmrt.text.tokenizer import Tokenizer
+from mmrt.text.tokenizer import Tokenizer, require_pre
 from mmrt.text.toolcalls import ToolParser, parser_for
 
 if TYPE_CHECKING:
@@ -85,6 +85,9 @@ class Model:
 
     chat_template: in Jinja, instead of the file's own.
 
+    pre: how texts are cut into words before they become tokens, where the file names a way that
+    mmrt does not know: "qwen2", "llama-bpe" or another value of tokenizer.ggml.pre that it does.
+
     Any number of Python threads may use one model: its steps queue. So may a child that is forked
     at any time: a sequence that another thread had in a step is there as it was before.
 
@@ -106,6 +109,7 @@ class Model:
         kv_v: str = "f16",
         exact: bool = False,
         chat_template: str | None = None,
+        pre: str | None = None,
     ) -> None:
         apply = policies.policy(policy)
         if chat_template is not None:
@@ -120,6 +124,7 @@ class Model:
             choice("reader", reader, READERS)
         choice("kv_k", kv_k, KV_TYPES)
         choice("kv_v", kv_v, KV_TYPES)
+        self._pre = require_pre(pre)
         self.budget = budget.of(memory)
         self.budget.begin()
         self._earlier: Earlier | None = None  # keys and values that conversations have left
@@ -241,7 +246,7 @@ class Model:
         """Built from the file's metadata when first asked for."""
         self._check_open()
         if self._tokenizer is None:
-            self._tokenizer = build_tokenizer(self.file, self.vocab_size)
+            self._tokenizer = build_tokenizer(self.file, self.vocab_size, self._pre)
         return self._tokenizer
 
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:

@@ -202,8 +202,8 @@ class Merge(NamedTuple):
 
 class ByteLevelModel:
     """BPE in the manner of GPT-2, by the `tokenizers` library: a text is cut into words by regular
-    expressions, and the bytes of each word are merged by rank. Bytes that the vocabulary lacks are
-    left out, as elsewhere.
+    expressions, and the bytes of each word are merged by rank; or its characters, if `as_written`.
+    Those that the vocabulary lacks are left out, as elsewhere.
     """
 
     def __init__(
@@ -237,10 +237,14 @@ class ByteLevelModel:
                 and merge.left + merge.right not in gone
             ]
         bpe = models.BPE(vocabulary, merges, ignore_merges=rule.whole_words_first)
-        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
-        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        cuts: list[pre_tokenizers.PreTokenizer] = [
+            pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns
+        ]
+        self.as_written = rule.as_written
+        if not rule.as_written:
+            cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         self._tokenizer = Tokenizer(bpe)
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, letters])
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a stretch of plain text. Raises ArgumentError for one that the library

@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
-from mmrt.core.arguments import flag, instance, token_ids, whole
+from mmrt.core.arguments import choice, flag, instance, token_ids, whole
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.text.bpe import (
     LETTER_BYTES,
@@ -29,7 +29,7 @@ from mmrt.text.bpe import (
 from mmrt.text.standins import significant, spelling
 from mmrt.text.words import WORD_RULES, WordRule
 
-__all__ = ["StreamDecoder", "Tokenizer", "require_utf8"]
+__all__ = ["StreamDecoder", "Tokenizer", "require_pre", "require_utf8"]
 
 
 class _Kind(IntEnum):
@@ -104,20 +104,26 @@ class Tokenizer:
     stop_ids: frozenset[int]
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], source: str) -> "Tokenizer":
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], source: str, pre: str | None = None
+    ) -> "Tokenizer":
         """The tokenizer described by a GGUF file's `metadata`; nothing of it is kept alive.
 
-        `source` names the file in error messages. Raises FormatError when a field is missing or
-        makes no sense, UnsupportedError for a kind of vocabulary that mmrt does not know.
+        `source` names the file in error messages; `pre` stands in place of its tokenizer.ggml.pre,
+        which says how words are cut. Raises FormatError when a field is missing or makes no sense,
+        UnsupportedError for a kind of vocabulary or way of cutting words that mmrt does not know,
+        ArgumentError for such a `pre`, or one where the vocabulary needs none.
         """
-        return cls(_Fields(metadata, source))
+        return cls(_Fields(metadata, source, require_pre(pre)))
 
     def __init__(self, fields: "_Fields") -> None:
         kind = fields.text("model")
         if kind not in ("gpt2", "llama"):
             raise UnsupportedError(fields.complaint("model", f"unknown vocabulary {kind!r}"))
         sentence_piece = kind == "llama"
-        if not sentence_piece:
+        if sentence_piece:
+            fields.refuse_pre()
+        else:
             load_library()
         texts = fields.strings("tokens")
         if not texts:
@@ -313,6 +319,8 @@ class Tokenizer:
         if special or kind == _Kind.USER_DEFINED:
             return text
         if isinstance(self._model, ByteLevelModel):
+            if self._model.as_written:
+                return text
             letters = text.decode("utf-8", "surrogateescape")
             try:
                 return bytes(LETTER_BYTES[letter] for letter in letters)
@@ -353,6 +361,11 @@ def require_utf8(text: str, what: str = "the text") -> str:
     return text
 
 
+def require_pre(pre: str | None) -> str | None:
+    """`pre`, if it names a way of cutting words or is None. Raises ArgumentError."""
+    return None if pre is None else choice("pre", pre, sorted(WORD_RULES))
+
+
 class StreamDecoder:
     """Turns tokens into text as they come, holding back characters that are not whole yet.
 
@@ -386,9 +399,10 @@ class _Fields:
     its value is of the wrong kind, length or range.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
+    def __init__(self, metadata: Mapping[str, Any], source: str, pre: str | None) -> None:
         self._metadata = metadata
         self._source = source
+        self._pre = pre  # in place of the file's
 
     def complaint(self, name: str, what: str) -> str:
         """An error message about the field `name`."""
@@ -467,13 +481,19 @@ class _Fields:
         return merges
 
     def word_rule(self, name: str) -> WordRule:
-        rule = self.text(name, "default")
+        rule = self._pre or self.text(name, "default")
         if rule not in WORD_RULES:
+            what = f"unknown way of cutting words {rule!r:.60}; Model(pre=...) or --pre names one"
             known = ", ".join(sorted(WORD_RULES))
-            raise UnsupportedError(
-                self.complaint(name, f"unknown way of cutting words {rule!r:.60} (known: {known})")
-            )
+            raise UnsupportedError(self.complaint(name, f"{what} to use instead, of {known}"))
         return WORD_RULES[rule]
+
+    def refuse_pre(self) -> None:
+        if self._pre is not None:
+            raise ArgumentError(
+                f"pre: {self._source} has a SentencePiece vocabulary, for which a text is not cut "
+                "into words"
+            )
 
     def _get(self, name: str, default: Any = None) -> Any:
         value = self._metadata.get(f"tokenizer.ggml.{name}", default)

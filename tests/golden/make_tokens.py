@@ -90,9 +90,12 @@ TEXTS = [
 PRE = "tokenizer.ggml.pre"
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 
+# The model's own, and one that llama.cpp aborts on where two spaces follow each other.
+NO_VARIANTS = {"smollm", "whitespace"}
+
 # name -> (model, changed metadata)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"pre {pre}": ("smollm2", {PRE: pre}) for pre in WORD_RULES if pre != "smollm"
+    f"pre {pre}": ("smollm2", {PRE: pre}) for pre in WORD_RULES if pre not in NO_VARIANTS
 } | {"space prefix": ("gemma3", {SPACE_PREFIX: True})}
 
 
