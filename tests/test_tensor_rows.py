@@ -44,6 +44,26 @@ def test_rows_are_tensors_on_the_same_pages(file: TensorFile) -> None:
     assert np.shares_memory(np.asarray(file["floats"][1:]), np.asarray(file["floats"]))
 
 
+def test_matrices_of_a_stack_are_tensors_on_the_same_pages(tmp_path: Path) -> None:
+    blocks = tiny_models.random_blocks(np.random.default_rng(0), "Q4_K", 12, 512, 1.0)
+    stack = placed(tmp_path, "Q4_K", (4, 3, 512), blocks.data.tobytes(), 0)
+    values, x = stack.dequantize(), np.linspace(-1, 1, 512, dtype=np.float32)
+    for number in (0, 3, -1, -4, np.int32(2)):
+        matrix = stack[number]
+        first = number % 4
+        assert (matrix.shape, matrix.type) == ((3, 512), "Q4_K")
+        assert matrix.offset == stack.offset + first * matrix.nbytes
+        assert matrix.mapping is stack.mapping and matrix.name == f"t[{first}]"
+        assert np.shares_memory(matrix.blocks(), stack.blocks())
+        assert np.array_equal(matrix.dequantize(), values[number])
+        assert np.array_equal(matrix[-1].dequantize(), values[number, -1])
+        np.testing.assert_allclose(matrix @ x, values[number] @ x, rtol=0.05, atol=0.5)
+    assert stack[1:3].shape == (2, 3, 512) and np.array_equal(stack[1:3].dequantize(), values[1:3])
+    for number in (4, -5, 1 << 70):
+        with pytest.raises(NotFoundError, match=f"'t' has 4 rows, and none of number {number}"):
+            stack[number]
+
+
 def test_rows_of_one_dimension_are_whole_blocks(tmp_path: Path) -> None:
     blocks = tiny_models.random_blocks(np.random.default_rng(0), "Q8_0", 1, 128, 1.0)
     tensor = placed(tmp_path, "Q8_0", (128,), blocks.data.tobytes(), 0)
