@@ -7,10 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.engine import Engine, tokens
 from bench.llama import ik_llama_cpp, llama_cpp
+
+if TYPE_CHECKING:
+    from mmrt.core.program import Program
 
 
 class Mmrt:
@@ -42,7 +45,8 @@ class Mmrt:
 
 class Limit:
     """The machine itself: what reading the weights that a token needs takes at least, and what the
-    multiply-adds of a prompt take, each measured when asked for."""
+    multiply-adds of a prompt take, each measured when asked for. Of experts, those count that a
+    token goes to."""
 
     version = ""
 
@@ -52,13 +56,8 @@ class Limit:
         self.file = mmrt.open(path)
         self.pool = mmrt.kernels.Pool(threads)
         self.roof = mmrt.kernels.roof
-        tensors = dict(self.file)
-        if "output.weight" in tensors:
-            del tensors["token_embd.weight"]  # of which a token reads one row
-        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        head = tensors.get("output.weight", tensors.get("token_embd.weight"))
-        matrices = [t for t in tensors.values() if len(t.shape) == 2 and t is not head]
-        self.products = sum(t.shape[0] * t.shape[1] for t in matrices)
+        with mmrt.Model(path, threads=threads) as model:
+            self.nbytes, self.products = needs(model.program)
 
     def prefill(self, n: int) -> float:
         return n * self.products / self.roof("int8", None, self.pool)
@@ -66,6 +65,23 @@ class Limit:
     def decode(self, n: int, depth: int = 1) -> float:
         with memoryview(next(iter(self.file.values())).mapping) as pages:
             return n * self.nbytes / self.roof("read", pages, self.pool)
+
+
+def needs(program: "Program") -> tuple[int, int]:
+    """What a token needs: bytes of weights that are read for it, and the multiply-adds of one whose
+    logits nobody wants."""
+    used = max((n for _, n in program.routes), default=0)
+    nbytes = products = 0
+    for what, tensors in program.operations:
+        for tensor in tensors if what != "embed" else ():  # of which a token reads one row
+            is_matrix = tensor.name.endswith(".weight") and tensor.ndim > 1
+            # Matrices of experts are stacks, and their biases the rows of a matrix.
+            is_stack = tensor.ndim == 3 or (tensor.ndim == 2 and not is_matrix)
+            taken, of = (used, tensor.shape[0]) if is_stack else (1, 1)
+            nbytes += tensor.nbytes * taken // of
+            if is_matrix and what != "logits":
+                products += tensor.size * taken // of
+    return nbytes, products
 
 
 def installed() -> list[str]:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from command import HOME
 from conftest import ROOT
+from tiny_architectures import tiny
 
+import mmrt
 from bench import peers
-from bench.engines import LIMIT, OURS, EngineError
+from bench.engines import LIMIT, OURS, EngineError, needs
 from bench.make_model import Shape, make_model
 
 PEER = "llama.cpp mapped"
@@ -51,6 +53,24 @@ def test_a_small_run(tmp_path: Path) -> None:
     assert "| small.gguf | decode 4 after 3 | mmrt" in done.stdout
     svg = out.with_suffix(".svg").read_text()
     assert "small.gguf, prefill 8" in svg and "tokens/s" in svg
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3moe", "gpt-oss"])
+def test_a_token_needs_some_experts_alone(name: str, tmp_path: Path) -> None:
+    path = tiny(name, rich=True).write(tmp_path / "m.gguf")
+    nbytes = products = 0
+    with mmrt.Model(path) as model:
+        used, n_experts = (
+            model.file.metadata.get(f"{name}.{key}", 1)
+            for key in ("expert_used_count", "expert_count")
+        )
+        for tensor in model.program.weights:
+            share = used / n_experts if "_exps." in tensor.name else 1
+            if tensor.name != "token_embd.weight" or "output.weight" not in model.file:
+                nbytes += tensor.nbytes * share
+            if tensor.name.startswith("blk.") and tensor.name.endswith(".weight"):
+                products += tensor.size * share if tensor.ndim > 1 else 0
+        assert needs(model.program) == (nbytes, products)
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
