@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import call
+from command import await_text, call, start
 from tiny_models import speaker
 from vocabularies import CONTROL
 
@@ -37,8 +37,8 @@ def sort(parts: Channels, text: str, pieces: int) -> list[Run]:
             runs += parts.feed("", stretch)
             continue
         cuts = sorted(random.Random(pieces).choices(range(len(stretch) + 1), k=pieces))
-        for start, end in zip([0, *cuts], [*cuts, len(stretch)], strict=True):
-            runs += parts.feed(stretch[start:end])
+        for first, end in zip([0, *cuts], [*cuts, len(stretch)], strict=True):
+            runs += parts.feed(stretch[first:end])
     return joined([*runs, *parts.finish()])
 
 
@@ -157,6 +157,17 @@ def test_channels_of_gpt_oss(tmp_path: Path) -> None:
     with mmrt.Model(thinker(tmp_path, *says, template=HARMONY)) as model:
         answer = model.chat(ASK)
         assert (answer, answer.reasoning) == ("", "Hm")
+
+
+def test_a_terminal_shows_reasoning_dim(tmp_path: Path, terminal: tuple[int, int]) -> None:
+    path, (ours, theirs) = thinker(tmp_path, *WORDS), terminal
+    for options, expected in (
+        ((), "\x1b[2mSo\x1b[0m\x1b[2m it\x1b[0m\n\nIs 42\n"),
+        (("--hide-reasoning",), "Is 42\n"),
+    ):
+        process = start("run", path, "a", "--temp", 0, *options, stdout=theirs)
+        written = await_text(ours, b"42\r\n").decode().replace("\r\n", "\n")
+        assert (written, process.wait(60)) == (expected, 0)
 
 
 def test_the_command_shows_the_answer(tmp_path: Path) -> None:

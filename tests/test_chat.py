@@ -10,7 +10,7 @@ import command
 import pytest
 
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
-from mmrt.text.chat import choose_template, render
+from mmrt.text.chat import choose_template, render, template_names
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -188,6 +188,26 @@ def test_the_template_is_chosen_among_several() -> None:
     assert choose_template({"tokenizer.chat_template": "a"}, "x", with_tools=True) == "a"
     with pytest.raises(FormatError, match=r"x: tokenizer\.chat_template: expected text, found 3"):
         choose_template({"tokenizer.chat_template": 3}, "x", with_tools=False)
+
+
+def test_a_template_may_be_chosen_by_its_name() -> None:
+    fields: dict[str, Any] = {
+        "tokenizer.chat_template": "a", "tokenizer.chat_template.tool_use": "t",
+        "tokenizer.chat_template.rag": 3, "tokenizer.chat_templates": ["tool_use", "rag"],
+    }  # fmt: skip
+    assert template_names(fields) == ["default", "rag", "tool_use"]
+    assert template_names({"tokenizer.chat_template.default": "d"}) == ["default"]
+    assert template_names({"tokenizer.ggml.pre": "x"}) == []
+    for with_tools in (False, True):
+        for name, template in ("default", "a"), ("tool_use", "t"), ("{{ x }}", "{{ x }}"):
+            found = choose_template(fields, "f", given=name, with_tools=with_tools)
+            assert found == template
+    with pytest.raises(ArgumentError, match=r"f: no .* called 'rug': the file has default, rag, t"):
+        choose_template(fields, "f", given="rug", with_tools=False)
+    with pytest.raises(ArgumentError, match="called '': the file has none"):
+        choose_template({}, "f", given="", with_tools=True)
+    with pytest.raises(FormatError, match=r"tokenizer\.chat_template\.rag: expected text, found 3"):
+        choose_template(fields, "f", given="rag", with_tools=False)
 
 
 def test_a_refusal_is_one_printable_line() -> None:

@@ -65,7 +65,6 @@ def test_version() -> None:
         "run a -m b -hf c/d",
         "run a -hff b",
         "run a --raw --system b",
-        "run a --chat-template chatml",
         "run a --chat-template-file no/such",
         "chat a -hf b/c",
         "run a -n many",

@@ -194,6 +194,64 @@ def test_variables_and_numbers_that_make_no_sense(
     call("run", smollm2_path, "-p", "a", *options).assert_refused(status, words)
 
 
+def advising(tmp_path: Path) -> Path:
+    """A model whose file advises a sampling and has three templates."""
+    made = tiny_models.speaker(b"ok")
+    for name, value in ("temp", 0.6), ("top_k", 20):
+        made.metadata[f"general.sampling.{name}"] = value
+    for name in ("", ".tool_use", ".rag"):
+        made.metadata[f"tokenizer.chat_template{name}"] = f"{{{{ messages[0].content }}}}{name}"
+    return made.write(tmp_path / "advising.gguf")
+
+
+def test_help_says_how_answers_are_drawn(tmp_path: Path) -> None:
+    lines = call("chat", advising(tmp_path), "--top-k", 5, stdin="/help\n").out.splitlines()
+    assert lines[-2:] == [
+        "Answers are drawn with --temp 0.6 --top-k 5 --top-p 0.95 --min-p 0.05 --repeat-penalty 1 "
+        "--presence-penalty 0 --frequency-penalty 0 --repeat-last-n 64; options set others.",
+        "The model's file advises --temp 0.6 --top-k 20.",
+    ]
+    shown = " ".join(call("chat", "--help").out.split())
+    assert "(default: the file's temp, or 0.8)" in shown
+    assert "what the model's file advises (general.sampling.*) goes before" in shown
+
+
+def test_a_chat_begins_with_what_the_file_advises(
+    tmp_path: Path, terminal: tuple[int, int]
+) -> None:
+    ours, theirs = terminal
+    path = advising(tmp_path)
+    for given, said in ((), "--temp 0.6 --top-k 20"), (("--temp", 0), "--top-k 20"):
+        chat = start("chat", path, *given, stdin=theirs, stdout=theirs, stderr=theirs)
+        try:
+            written = await_text(ours, b"> ").decode()
+            assert f"as the model's file advises: {said}; these options set others" in written
+            os.write(ours, b"\x04")
+            assert chat.wait(60) == 0
+        finally:
+            chat.kill()
+            chat.wait()
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_template_by_its_name(tmp_path: Path, command: str) -> None:
+    path = advising(tmp_path)
+    prompt = ["-p", "a"] if command == "run" else []
+    for name in ("default", "tool_use", "rag"):
+        assert call(command, path, *prompt, "--chat-template", name, stdin="a").out == "ok\n"
+        with mmrt.Model(path, chat_template=name) as model:
+            ending = "" if name == "default" else f".{name}"
+            asked = [{"role": "user", "content": "a"}]
+            assert model.render_chat(asked, tools=[{"name": "f"}]) == f"a{ending}"
+    call(command, path, *prompt, "--chat-template", "rug", stdin="a").assert_refused(
+        1, "no chat template is called 'rug': the file has default, rag, tool_use"
+    )
+    (tmp_path / "name").write_text("tool_use")
+    call(
+        command, path, *prompt, "--chat-template-file", tmp_path / "name", stdin="a"
+    ).assert_refused(2, "no Jinja template")
+
+
 def test_statistics_of_each_turn(smollm2_path: Path) -> None:
     ended = call("chat", smollm2_path, "-n", 3, "--stats", stdin="Hello!\nHello again!\n")
     rates = [line for line in ended.err.splitlines() if "tokens/s" in line]

@@ -10,13 +10,15 @@ from mmrt.cli.answer import show
 from mmrt.cli.llama_cpp import CHAT, add_foreign_arguments
 from mmrt.cli.messages import Message, messages, unseen_typing
 from mmrt.cli.options import (
+    OURS,
     add_chat_arguments,
     add_generation_arguments,
     add_model_arguments,
+    advised,
     generation,
     one_model,
     open_model,
-    recommended,
+    spelled,
 )
 from mmrt.cli.output import note
 from mmrt.errors import ArgumentError, FormatError
@@ -70,10 +72,17 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = _seeds(arguments.seed)
     heard_all = True
     with open_model(one_model(arguments), arguments, arguments.ctx_size) as model:
-        options = recommended(model.file.metadata) | given
+        advice = advised(model.file.metadata)
+        options = OURS | advice | given
         conversation = model.conversation(arguments.system, arguments.chat_template_kwargs)
         if sys.stdin.isatty():
             note("/help shows what there is besides talking")
+            followed = {name: value for name, value in advice.items() if name not in given}
+            if followed:
+                note(
+                    f"answers are drawn as the model's file advises: {spelled(followed)}; these "
+                    "options set others"
+                )
         for message in messages():
             command = _command(message)
             if command is None:
@@ -84,7 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
             elif command == "/clear":
                 conversation.clear()
             elif command in ("/help", "/?"):
-                print(HELP)
+                print(f"{HELP}\n\nAnswers are drawn with {spelled(options)}; options set others.")
+                if advice:
+                    print(f"The model's file advises {spelled(advice)}.")
             else:
                 note(f"no command {command}: there are {', '.join(COMMANDS)}")
     if not heard_all and not sys.stdin.isatty():

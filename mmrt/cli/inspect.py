@@ -16,6 +16,7 @@ from mmrt.files import formats
 from mmrt.files.formats import TensorFile
 from mmrt.memory.sizes import human
 from mmrt.run.building import obstacles
+from mmrt.text.chat import template_names
 
 DESCRIPTION = """\
 Shows what is in a weight file: the model, whether it runs here (if not, what is
@@ -197,7 +198,8 @@ def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
         "model": metadata["tokenizer.ggml.model"],
         "pre": metadata.get("tokenizer.ggml.pre"),
         "tokens": _length(metadata, "tokenizer.ggml.tokens"),
-        "chat_template": "tokenizer.chat_template" in metadata,
+        "chat_template": bool(template_names(metadata)),
+        "chat_templates": template_names(metadata),
     }
 
 
@@ -218,9 +220,12 @@ def _is_longer(value: Any, most: int) -> bool:
     return isinstance(value, list) and len(value) > most
 
 
-def _length(metadata: Mapping[str, Any], key: str) -> int:
+def _length(metadata: Mapping[str, Any], key: str) -> int | None:
+    """Of a list; None for another value."""
     found = _beginning(metadata, key, 0) if key in metadata else []
-    return found.length if isinstance(found, Beginning) else len(found)
+    if isinstance(found, Beginning):
+        return found.length
+    return len(found) if isinstance(found, list) else None
 
 
 def _abbreviated(value: Any) -> Any:

@@ -130,8 +130,9 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the model is told beforehand",
     )  # fmt: skip
     parser.add_argument(
-        "--chat-template", type=_template, metavar="JINJA",
-        help="how messages become a prompt (default: as the model's file says)",
+        "--chat-template", metavar="JINJA",
+        help="how messages become a prompt, or the name of one of several templates in the model's "
+        "file, such as tool_use (default: as the file says)",
     )  # fmt: skip
     parser.add_argument(
         "--chat-template-file", type=_template_file, dest="chat_template", metavar="FILE",
@@ -164,27 +165,23 @@ def _variables(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _template(text: str) -> str:
-    if "{" not in text:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no Jinja template; mmrt has none of its own to name"
-        )
-    return text
-
-
 def _template_file(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read()
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+    if "{" not in text:
+        raise argparse.ArgumentTypeError(f"{path}: this is no Jinja template: it has no braces")
+    return text
 
 
 class Setting(NamedTuple):
     """An argument that sets a field of Sampling.
 
     answers: its value in run and chat, where neither the user nor the model's file says another:
-    greedy choice makes small models repeat themselves. key: the file's, if there is one.
+    greedy choice makes small models repeat themselves. key: the file's, if there is one, after
+    general.sampling.
     """
 
     spellings: str
@@ -215,6 +212,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+# The sampling of answers, where nobody says another.
+OURS = {setting.name: setting.answers for setting in SETTINGS}
+
+
+def spelled(sampling: Mapping[str, Any]) -> str:
+    """`sampling` as options: "--temp 0.6 --top-k 20"."""
+    given = [setting for setting in SETTINGS if setting.name in sampling]
+    return " ".join(f"{s.spellings.split()[0]} {sampling[s.name]:g}" for s in given)
+
+
 def add_generation_arguments(
     parser: argparse.ArgumentParser, n_predict: int, answers: bool = False
 ) -> None:
@@ -231,12 +238,15 @@ def add_generation_arguments(
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
     sampling = parser.add_argument_group(
         "sampling",
-        "Defaults give way to what the model's file recommends (general.sampling.*)."
+        "Where none is given, what the model's file advises (general.sampling.*) goes before the "
+        "other defaults."
         if answers
         else None,
     )
     for setting in SETTINGS:
         default = setting.answers if answers else getattr(Sampling, setting.name)
+        if answers and setting.key:
+            default = f"the file's {setting.key}, or {default}"
         sampling.add_argument(
             *setting.spellings.split(), dest=setting.name, type=setting.kind,
             metavar=setting.name[0].upper(), help=f"{setting.help} (default: {default})",
@@ -271,9 +281,13 @@ def generation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def recommended(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling that answers have: the file's, and our own where it says nothing."""
+    return OURS | advised(metadata)
+
+
+def advised(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling that a model's file advises; what makes no sense is passed over, and said so."""
     found: dict[str, Any] = {}
     for setting in SETTINGS:
-        found[setting.name] = setting.answers
         key = f"general.sampling.{setting.key}"
         value = metadata.get(key) if setting.key else None
         if value is not None:

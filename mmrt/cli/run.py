@@ -22,6 +22,7 @@ from mmrt.core.streaming import Streaming
 from mmrt.errors import ArgumentError, FormatError
 from mmrt.memory import counters
 from mmrt.memory.sizes import human
+from mmrt.text.chat import template_names
 
 if TYPE_CHECKING:
     from mmrt.run.generation import Piece
@@ -118,7 +119,7 @@ def _note_empty(model: "Model", is_answer: bool) -> None:
     what, advice = "the answer", ""
     if not is_answer:
         what = "the text"
-        if "tokenizer.chat_template" in model.file.metadata:
+        if template_names(model.file.metadata):
             advice = "; it has a chat template, and answers without --raw"
     note(f"the model ended {what} at once{advice}")
 

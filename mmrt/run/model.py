@@ -83,7 +83,8 @@ class Model:
     they depend, by rounding, on how many tokens the steps have that read these: one, two to seven,
     or more. It makes prompts slower to read, but no single token.
 
-    chat_template: in Jinja, instead of the file's own.
+    chat_template: in Jinja, instead of the file's own; or the name of one of these, where the file
+    has several ("default", "tool_use"): else the one for tools serves where tools are given.
 
     pre: how texts are cut into words before they become tokens, where the file names a way that
     mmrt does not know: "qwen2", "llama-bpe" or another value of tokenizer.ggml.pre that it does.
@@ -140,6 +141,8 @@ class Model:
             built = build(self.file, self._pool, context=context, kv_k=kv_k, kv_v=kv_v, exact=exact)
             self.config, self.program = built.config, built.program
             self.context = self.config.context
+            if chat_template is not None:
+                self._template(with_tools=False)
             self._earlier = Earlier(built.store)
             if in_budget:
                 self._join_budget(reader, lock=policy == "locked")
@@ -410,9 +413,9 @@ class Model:
         return self._template(with_tools=False)
 
     def _template(self, with_tools: bool) -> str | None:
-        if self._chat_template is not None:
-            return self._chat_template
-        return chat.choose_template(self.file.metadata, self.path, with_tools=with_tools)
+        return chat.choose_template(
+            self.file.metadata, self.path, given=self._chat_template, with_tools=with_tools
+        )
 
     def render_chat(
         self,

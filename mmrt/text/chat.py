@@ -19,7 +19,14 @@ from mmrt.text.allowance import Allowance, LimitError
 from mmrt.text.standins import StandIns
 from mmrt.text.tokenizer import require_utf8
 
-__all__ = ["Prompt", "choose_template", "prompt", "require_text", "require_variables"]
+__all__ = [
+    "Prompt",
+    "choose_template",
+    "prompt",
+    "require_text",
+    "require_variables",
+    "template_names",
+]
 
 _FIELD = "tokenizer.chat_template"
 
@@ -35,18 +42,47 @@ _PROBE = "Is anybody there?"
 _NO_STAND_INS = StandIns((), ())
 
 
-def choose_template(metadata: Mapping[str, Any], source: str, *, with_tools: bool) -> str | None:
-    """The chat template in a file's metadata: with tools, the one that is made for them if there
-    is one; None if there is none. Raises FormatError for one that is no text."""
-    fields = [_FIELD, f"{_FIELD}.default"]
-    named = [f"{_FIELD}.tool_use"]
-    for field in [*named, *fields] if with_tools else [*fields, *named]:
+_DEFAULT, _TOOL_USE = "default", "tool_use"
+
+
+def template_names(metadata: Mapping[str, Any]) -> list[str]:
+    """The names of the chat templates in a file's metadata; "default" is the one without a name."""
+    found = {key.removeprefix(f"{_FIELD}.") for key in metadata if key.startswith(f"{_FIELD}.")}
+    return sorted(found | {_DEFAULT}) if _FIELD in metadata else sorted(found)
+
+
+def choose_template(
+    metadata: Mapping[str, Any], source: str, *, given: str | None = None, with_tools: bool
+) -> str | None:
+    """The chat template to follow: `given`, if that is Jinja, or the one in the file's metadata of
+    this name; else, with tools, the one that is made for them if there is one, or the default. None
+    if there is none. Raises ArgumentError for a name that no template has, FormatError for a
+    template that is no text."""
+    if given is not None and "{" in given:
+        return given
+    if given is not None:
+        names = template_names(metadata)
+        if given not in names:
+            there = f"has {', '.join(names)}" if names else "has none"
+            raise ArgumentError(
+                f"{source}: no chat template is called {given!r:.60}: the file {there}"
+            )
+        order = [given]
+    else:
+        order = [_TOOL_USE, _DEFAULT] if with_tools else [_DEFAULT, _TOOL_USE]
+    for field in (field for name in order for field in _fields_of(name)):
         template = metadata.get(field)
         if template is not None:
             if not isinstance(template, str):
                 raise FormatError(f"{source}: {field}: expected text, found {template!r:.60}")
             return template
     return None
+
+
+def _fields_of(name: str) -> list[str]:
+    """Where a file may have the template of this name."""
+    named = f"{_FIELD}.{name}"
+    return [_FIELD, named] if name == _DEFAULT else [named]
 
 
 def require_text(messages: Sequence[Mapping[str, Any]]) -> None:
