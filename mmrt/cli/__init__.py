@@ -29,6 +29,7 @@ COMMANDS = {
     "evict": "drop a weight file, or parts of it, from the page cache",
     "trace": "record a generation: time, faults and reads by token and layer",
     "experts": "show which experts tokens go to, and what a cache of them would find",
+    "kv": "draw the pages of a running engine, and who shares them",
     "pagetables": "explain how many page tables a mapping needs",
 }
 

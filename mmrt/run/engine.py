@@ -1,32 +1,38 @@
 """Many texts at once on one model: an engine that reads, writes, shares and schedules them."""
 
+import itertools
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmrt.core.arguments import number, whole
-from mmrt.core.kernels import Pool
 from mmrt.core.program import Part
-from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
+from mmrt.core.state import PAGE_TOKENS, Cache
 from mmrt.errors import (
     ArgumentError,
     InUseError,
     MmrtError,
     OutOfMemoryError,
 )
+from mmrt.memory.counters import anonymous_share
 from mmrt.memory.sizes import human
 from mmrt.run.cost import StepCost
-from mmrt.run.feedback import Feedback, Job
+from mmrt.run.feedback import Feedback
 from mmrt.run.generation import Answer, Options, Settings, next_tokens
 from mmrt.run.handle import Handle, require_process
-from mmrt.run.prefixes import Kept, Prefixes, common, spare
-from mmrt.run.sequence import Progress, Runner, Sequence
+from mmrt.run.phases import Phases
+from mmrt.run.prefixes import Prefixes, common, spare
+from mmrt.run.sequence import Sequence
+from mmrt.run.snapshot import Snapshot, kept_text
+from mmrt.run.window import Window
+from mmrt.run.writing import Serving, Writing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,54 +55,6 @@ _WORTH_JOINING = 8
 _STAYS = 2
 
 
-class Serving(Runner, Protocol):
-    """What an engine needs of its model."""
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    @property
-    def context(self) -> int: ...
-
-    @property
-    def pool(self) -> Pool: ...
-
-    @property
-    def spare_bytes(self) -> int: ...
-
-    @property
-    def store(self) -> StateStore: ...
-
-    def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]: ...
-
-
-class _Writing(Job):
-    """A text that the engine has taken up."""
-
-    def __init__(
-        self, handle: Handle, answer: Answer, ids: list[int], salt: str, priority: int
-    ) -> None:
-        super().__init__(priority)
-        self.handle = handle
-        self.answer = answer
-        self.ids = ids  # of the prompt and what was written, read or not
-        self.salt = salt
-        self.progress: Progress | None = None
-        self.cache: Cache | None = None  # None: it has not begun, or is parked
-        self.kept: Kept | None = None
-        self.writes = False  # its prompt was read: one token at a time
-        self.seen = -1  # the tree's version when it last looked for more of its beginning
-        self.stays_until = 0.0
-
-    @property
-    def length(self) -> int:
-        return 0 if self.cache is None else self.cache.length
-
-    @property
-    def to_read(self) -> int:
-        return len(self.ids) - self.length
-
-
 class Engine:
     """Writes many texts at once, each as it would be written alone; a context manager.
 
@@ -111,7 +69,8 @@ class Engine:
     four readings of the weights if that is more. kv: bytes that keys and values may take in all;
     None: what the model's budget leaves. keep: texts that have ended stay in memory, for others
     that begin alike, while keys and values take no more bytes than this; None: a quarter of what is
-    free beside the weights. waiting: texts that may be under way at once.
+    free beside the weights. waiting: texts that may be under way at once. sight: the path of a
+    socket to make, at which `mmrt kv` sees the engine: see mmrt.run.window.
     """
 
     def __init__(
@@ -122,6 +81,7 @@ class Engine:
         kv: int | None = None,
         keep: int | None = None,
         waiting: int = 1024,
+        sight: str | os.PathLike[str] | None = None,
     ) -> None:
         self._model = model
         self._max_gap = None if max_gap is None else number("max_gap", max_gap, 0, 3600, above=True)
@@ -134,14 +94,20 @@ class Engine:
         self.step_seconds = 0.0  # in the model's steps
         self.evaluated_tokens = 0
         self._feedback = Feedback(_INTERVAL, self._now())
-        self._inbox: deque[_Writing] = deque()
-        self._active: dict[Handle, _Writing] = {}
+        self._inbox: deque[Writing] = deque()
+        self._active: dict[Handle, Writing] = {}
         self._cancelled: set[Handle] = set()
         # Entered as the lock itself, in C: see Handle.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closing = False
         self._process = os.getpid()
+        self._numbers = itertools.count(1)
+        self._phases = Phases(time.monotonic())
+        self._asked: list[Future[Snapshot]] = []
+        self._window = None if sight is None else Window(sight, weakref.WeakMethod(self._seen))
+        if self._window is not None:
+            weakref.finalize(self, self._window.close)
         # It holds the engine only while it has something to do.
         self._thread = threading.Thread(
             target=_work,
@@ -181,16 +147,34 @@ class Engine:
         require_process(self._process)
         text = Sequence(self._model, Cache(self._model.store))
         answer = Answer(self._model.tokenizer, self._model.context, text, settings)
-        job = _Writing(handle, answer, list(ids), salt, priority)
+        job = Writing(handle, answer, list(ids), salt, priority)
         job.progress = settings.on_prefill
         with self._lock:
             if self._closing:
                 raise ArgumentError("the engine is closed")
             if len(self._active) + len(self._inbox) >= self._most_waiting:
                 raise InUseError(f"{self._most_waiting} texts are under way already")
+            handle.number = next(self._numbers)
             self._inbox.append(job)
             self._changed.notify_all()
         return handle
+
+    def snapshot(self) -> Snapshot:
+        """What the engine holds and does now: who shares which pages, and what each text did so
+        far. A step that goes on ends first. Raises ArgumentError if the engine is closed."""
+        require_process(self._process)
+        if threading.current_thread() is self._thread:
+            return self._look()
+        answer: Future[Snapshot] = Future()
+        with self._lock:
+            if self._closing:
+                raise ArgumentError("the engine is closed")
+            self._asked.append(answer)
+            self._changed.notify_all()
+        return answer.result()
+
+    def _seen(self) -> str:
+        return self.snapshot().to_json()
 
     def _cancel(self, handle: Handle) -> None:
         with self._lock:
@@ -201,6 +185,8 @@ class Engine:
         """Ends all texts and gives their memory back; in a forked child, does nothing."""
         if os.getpid() != self._process:
             return
+        if self._window is not None:
+            self._window.close()
         with self._lock:
             self._closing = True
             self._changed.notify_all()
@@ -219,7 +205,8 @@ class Engine:
     # ---- the engine's thread ----
 
     def _has_work(self) -> bool:
-        return bool(self._closing or self._inbox or self._cancelled or self._active)
+        waits = self._inbox or self._cancelled or self._active or self._asked
+        return bool(self._closing or waits)
 
     def _turn(self) -> bool:
         """One step, if there is something to do; False: the engine is closed."""
@@ -228,29 +215,57 @@ class Engine:
                 return False
             came, cancelled = list(self._inbox), self._cancelled
             self._inbox.clear()
+            asked, self._asked = self._asked, []
             self._cancelled = set()
             self._active.update((job.handle, job) for job in came)
         now = self._now()
         for job in came:
             self._feedback.join(job, now)
+            self._phases.note([(job.handle.number, "waiting")], job.handle.submitted)
         for handle in cancelled & self._active.keys():
             self._leave(self._active[handle], None)
         self._feedback.advance(now)
+        for answer in asked:
+            try:
+                answer.set_result(self._look())
+            except Exception as error:
+                answer.set_exception(error)
         self._step()
         return True
+
+    def _look(self) -> Snapshot:
+        now, store = time.monotonic(), self._model.store
+        doing = self._phases.doing
+        texts = [job.state(doing(job.handle.number) or "waiting") for job in self._active.values()]
+        texts += map(kept_text, self.prefixes.ended())
+        return Snapshot(
+            model=os.path.basename(self._model.path),
+            process=self._process,
+            page_bytes=store.page_bytes,
+            **store.sharing._asdict(),
+            kv=self._kv,
+            pss=anonymous_share(),
+            seconds=now - self._phases.began,
+            texts=sorted(texts, key=lambda text: text.number),
+            spans=self._phases.spans(now),
+        )
 
     def _shut(self, error: BaseException) -> None:
         with self._lock:
             self._closing = True
             jobs = [*self._active.values(), *self._inbox]
             self._inbox.clear()
+            asked, self._asked = self._asked, []
+        for answer in asked:
+            answer.set_exception(error)
         for job in jobs:
             self._leave(job, error)
         self.prefixes.clear()
 
-    def _leave(self, job: _Writing, error: BaseException | None) -> None:
+    def _leave(self, job: Writing, error: BaseException | None) -> None:
         """The text has ended; what was read of it stays for others."""
         self._feedback.leave(job)
+        self._phases.end(job.handle.number, time.monotonic())
         with self._lock:
             self._active.pop(job.handle, None)
         if job.kept is not None:
@@ -262,10 +277,13 @@ class Engine:
     # ---- one step ----
 
     def _step(self) -> None:
-        jobs = [job for job in self._feedback.ready() if isinstance(job, _Writing)]
+        jobs = [job for job in self._feedback.ready() if isinstance(job, Writing)]
         chosen = self._choose(jobs)
         while chosen and not self._make_room(chosen, jobs):
             chosen.pop()
+        taking_part = {job for job, _ in chosen}
+        doing = ((job.handle.number, job.doing(job in taking_part)) for job in jobs)
+        self._phases.note(doing, time.monotonic())
         if not chosen:
             if jobs:  # not even one has room
                 self._leave(jobs[0], self._no_room(jobs[0]))
@@ -279,15 +297,15 @@ class Engine:
             for job, _ in chosen:
                 self._leave(job, error)
 
-    def _no_room(self, job: _Writing) -> OutOfMemoryError:
+    def _no_room(self, job: Writing) -> OutOfMemoryError:
         room = "the budget" if self._kv is None else f"kv={human(self._kv)}"
         return OutOfMemoryError(f"a text of {len(job.ids)} tokens has no room in {room}")
 
-    def _choose(self, jobs: list[_Writing]) -> list[tuple[_Writing, int]]:
+    def _choose(self, jobs: list[Writing]) -> list[tuple[Writing, int]]:
         """Who takes part in the next step, and with how many tokens."""
         gap = max(_GAP, 4 * self.cost.weights) if self._max_gap is None else self._max_gap
         within = gap if len(jobs) > 1 else max(gap, _GAP_ALONE)
-        chosen: list[tuple[_Writing, int]] = []
+        chosen: list[tuple[Writing, int]] = []
         parts: list[tuple[int, int]] = []
         room = self._model.step_tokens(1 << 16)
         for job in jobs:
@@ -314,7 +332,7 @@ class Engine:
             parts.append((n, job.length))
         return chosen
 
-    def _begin(self, job: _Writing, earlier: list[_Writing]) -> bool:
+    def _begin(self, job: Writing, earlier: list[Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
         another that is reading the same, or for room."""
         most = spare(job.ids)
@@ -334,18 +352,19 @@ class Engine:
             self._take(job, Cache(self._model.store))
         return True
 
-    def _take(self, job: _Writing, cache: Cache) -> None:
+    def _take(self, job: Writing, cache: Cache) -> None:
         if job.kept is not None:
             self.prefixes.drop(job.kept)
         job.handle.begin(cache.length)
         job.cache = cache
         job.kept = self.prefixes.follow(cache, job.salt)
+        job.kept.number = job.handle.number
         job.answer.sequence = Sequence(self._model, cache)
         job.stays_until = self._now() + _STAYS * _INTERVAL
 
     # ---- memory ----
 
-    def _has_room_for(self, job: _Writing, earlier: list[_Writing]) -> bool:
+    def _has_room_for(self, job: Writing, earlier: list[Writing]) -> bool:
         """Whether the text may begin: there is room for all of it and some more, or it would be
         the only one."""
         if self._kv is None or not earlier:
@@ -354,7 +373,7 @@ class Engine:
         wanted = self._model.store.nbytes + pages * self._model.store.page_bytes - self._kv
         return wanted <= 0 or self.prefixes.give_back(wanted) >= wanted
 
-    def _make_room(self, chosen: list[tuple[_Writing, int]], jobs: list[_Writing]) -> bool:
+    def _make_room(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> bool:
         """Whether keys and values of the step have room, made by texts that have ended and, if
         need be, by those that would run last."""
         if self._kv is None:
@@ -371,7 +390,7 @@ class Engine:
                 if not chosen:
                     return False
 
-    def _park_one(self, jobs: list[_Writing], beside: _Writing) -> bool:
+    def _park_one(self, jobs: list[Writing], beside: Writing) -> bool:
         """Has the text that would run last give its memory up, if it comes after `beside`."""
         held = [job for job in jobs if job.cache is not None]
         if not held or held[-1] is jobs[0] or jobs.index(held[-1]) < jobs.index(beside):
@@ -387,10 +406,10 @@ class Engine:
 
     # ---- running ----
 
-    def _run(self, chosen: list[tuple[_Writing, int]]) -> None:
+    def _run(self, chosen: list[tuple[Writing, int]]) -> None:
         parts: list[Part] = []
         costs = []
-        ends: list[_Writing] = []
+        ends: list[Writing] = []
         for job, n in chosen:
             assert job.cache is not None
             start = job.length
@@ -415,7 +434,7 @@ class Engine:
         if logits is not None:
             self._write(ends, logits)
 
-    def _report_progress(self, readers: list[_Writing]) -> None:
+    def _report_progress(self, readers: list[Writing]) -> None:
         for job in readers:
             if job.progress is not None and not job.answer.started:
                 try:
@@ -423,7 +442,7 @@ class Engine:
                 except Exception as error:
                     self._leave(job, error)
 
-    def _write(self, jobs: list[_Writing], logits: Any) -> None:
+    def _write(self, jobs: list[Writing], logits: Any) -> None:
         drawn = next_tokens([job.answer for job in jobs], logits, self._model.pool)
         now = time.monotonic()
         for job, token in zip(jobs, drawn, strict=True):

@@ -42,6 +42,7 @@ class Handle:
     use it."""
 
     def __init__(self, prompt_tokens: int, cancel: Callable[["Handle"], None]) -> None:
+        self.number = 0  # of its engine's texts, by order of submit()
         self.prompt_tokens = prompt_tokens
         self._cancel = cancel
         # Entered as the lock itself, in C: what a signal's handler raises amid Condition.__enter__
@@ -53,7 +54,7 @@ class Handle:
         self._waiters: list[Callable[[], object]] = []
         self._error: BaseException | None = None
         self._over = False
-        self._submitted = time.monotonic()
+        self.submitted = time.monotonic()
         self.started: float | None = None
         self._first: float | None = None
         self._last: float | None = None
@@ -146,14 +147,14 @@ class Handle:
         return self._as_text([piece async for piece in self])
 
     def _as_text(self, pieces: Sequence[Piece]) -> Text:
-        ended = self._submitted if self._ended is None else self._ended
+        ended = self.submitted if self._ended is None else self._ended
         return Text.of(
             pieces,
             self.finish,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             tokens=self.tokens,
-            seconds=ended - self._submitted,
+            seconds=ended - self.submitted,
         )
 
     def cancel(self) -> None:
@@ -165,7 +166,7 @@ class Handle:
     def report(self) -> Report:
         """What became of it so far."""
         times = self.started, self._first, self._ended
-        queued, first, ended = (None if t is None else t - self._submitted for t in times)
+        queued, first, ended = (None if t is None else t - self.submitted for t in times)
         return Report(
             queued,
             first,

@@ -373,10 +373,11 @@ class Model:
         kv: int | None = None,
         keep: int | None = None,
         waiting: int = 1024,
+        sight: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """Writes many texts at once, and shares what they begin with: see mmrt.Engine."""
         self._check_open()
-        return Engine(self, max_gap=max_gap, kv=kv, keep=keep, waiting=waiting)
+        return Engine(self, max_gap=max_gap, kv=kv, keep=keep, waiting=waiting, sight=sight)
 
     def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]:
         """The token ids of a prompt that begins a text, as stream() has them."""

@@ -40,6 +40,7 @@ class Kept:
         self.salt = salt
         self.in_use = True  # it goes on: only then does it grow, and only else may it be cut
         self.last_use = 0
+        self.number = 0  # by which its engine calls it
         self.path = [root]  # and a node for each of its whole pages that are in the tree
 
 
@@ -58,6 +59,10 @@ class Prefixes:
 
     def __len__(self) -> int:
         return sum(len(root.texts) for root in self._roots.values())
+
+    def ended(self) -> list[Kept]:
+        """Those that have ended, the least recently used first."""
+        return list(self._idle)
 
     # ---- finding ----
 

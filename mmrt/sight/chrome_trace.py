@@ -4,6 +4,7 @@ https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 
 from typing import Any
 
+from mmrt.run.snapshot import Snapshot
 from mmrt.sight.trace import Span, Step, Trace
 
 _PID = _TID = 1
@@ -83,3 +84,20 @@ def _about(trace: Trace) -> dict[str, Any]:
         before, after = trace.page_tables
         about["page_tables_predicted"] = {"before": before.nbytes, "after": after.nbytes}
     return about
+
+
+def of_texts(snapshot: Snapshot) -> dict[str, Any]:
+    """What an engine's texts did, for json.dump: a row for each text, a slice for each span."""
+    names = [("process_name", 0, f"mmrt {snapshot.model}")]
+    numbers = sorted({span.text for span in snapshot.spans})
+    names += [("thread_name", number, f"text {number}") for number in numbers]
+    found: list[Event] = [
+        {"ph": "M", "pid": _PID, "tid": thread, "name": what, "args": {"name": name}}
+        for what, thread, name in names
+    ]
+    for span in snapshot.spans:
+        found.append({
+            "ph": "X", "pid": _PID, "tid": span.text, "name": span.doing, "cat": "text",
+            "ts": span.start * 1e6, "dur": (span.end - span.start) * 1e6, "args": {},
+        })  # fmt: skip
+    return {"traceEvents": found, "displayTimeUnit": "ms"}

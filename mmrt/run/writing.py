@@ -1,0 +1,78 @@
+"""A text that an engine has taken up, and what an engine needs of its model."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from mmrt.core.kernels import Pool
+from mmrt.core.state import Cache, StateStore
+from mmrt.run.feedback import Job
+from mmrt.run.generation import Answer
+from mmrt.run.handle import Handle
+from mmrt.run.phases import Doing
+from mmrt.run.prefixes import Kept
+from mmrt.run.sequence import Progress, Runner
+from mmrt.run.snapshot import TextState
+
+
+class Serving(Runner, Protocol):
+    """What an engine needs of its model."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def pool(self) -> Pool: ...
+
+    @property
+    def spare_bytes(self) -> int: ...
+
+    @property
+    def store(self) -> StateStore: ...
+
+    def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]: ...
+
+
+class Writing(Job):
+    """A text that the engine has taken up."""
+
+    def __init__(
+        self, handle: Handle, answer: Answer, ids: list[int], salt: str, priority: int
+    ) -> None:
+        super().__init__(priority)
+        self.handle = handle
+        self.answer = answer
+        self.ids = ids  # of the prompt and what was written, read or not
+        self.salt = salt
+        self.progress: Progress | None = None
+        self.cache: Cache | None = None  # None: it has not begun, or is parked
+        self.kept: Kept | None = None
+        self.writes = False  # its prompt was read: one token at a time
+        self.seen = -1  # the tree's version when it last looked for more of its beginning
+        self.stays_until = 0.0
+
+    @property
+    def length(self) -> int:
+        return 0 if self.cache is None else self.cache.length
+
+    @property
+    def to_read(self) -> int:
+        return len(self.ids) - self.length
+
+    def state(self, doing: Doing) -> TextState:
+        """How it looks to others."""
+        pages = [] if self.cache is None else self.cache.pages()
+        n_prompt = self.handle.prompt_tokens
+        number = self.handle.number
+        return TextState(number, doing, self.rank_class, self.p, n_prompt, self.length, pages)
+
+    def doing(self, takes_part: bool) -> Doing:
+        """What it does in a step."""
+        if takes_part:
+            return "writing" if self.writes else "reading"
+        return "parked" if self.cache is None and self.handle.parked else "waiting"
