@@ -37,6 +37,10 @@ def gelu(x: Array) -> Array:
     )
 
 
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
 def relu2(x: Array) -> Array:
     return np.maximum(x, 0) ** 2
 

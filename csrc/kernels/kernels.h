@@ -129,7 +129,9 @@ enum mmrt_activation {
     MMRT_GELU,         /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
     MMRT_RELU2,        /* x^2 where x > 0, else 0 (So et al. 2021, arXiv:2109.08668) */
     MMRT_CLAMPED_SILU, /* x / (1 + exp(-1.702 x)) of x up to 7 (OpenAI 2025, arXiv:2508.10925) */
+    MMRT_RELU,         /* x where x > 0, else 0 */
 };
+enum { MMRT_ACTIVATIONS = MMRT_RELU + 1 };
 #define MMRT_CLAMP       7.0f
 #define MMRT_CLAMP_SLOPE 1.702f
 

@@ -1,9 +1,12 @@
 /* Gated units: activation(gate x) * (up x). Gate and up rows are multiplied side by side into
- * scratch, so that their product is formed while both are in the cache. */
+ * scratch, so that their product is formed while both are in the cache. Where the activation of a
+ * gate is zero the product is zero, and few tokens leave out the rows of `up` that none needs. */
 #include "graph/check.h"
 #include "graph/pieces.h"
 #include "ops/multiply.h"
 #include "step/rows.h"
+
+#include <string.h>
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     mmrt_status status = mmrt_check_buffer(program, op->in, err);
@@ -38,12 +41,60 @@ static uint64_t rows_of_piece(const struct worker *w, const mmrt_weight *gate, s
     return twice ? TWICE : ONCE;
 }
 
+/* Gates up to the threshold become zero; NaN stays NaN. */
+static void cut(float *gates, size_t n, float threshold) {
+    for (size_t i = 0; i < n; i++)
+        gates[i] = gates[i] <= threshold ? 0 : gates[i];
+}
+
+static bool has_zeros(const mmrt_op *op) {
+    return op->activation == MMRT_RELU || op->activation == MMRT_RELU2;
+}
+
+/* Rows of gate and up that a thread has multiplied, or is about to. */
+struct at_hand {
+    uint64_t first, n;  /* of the matrices' rows */
+    const float *gates; /* [tokens][stride] */
+    uint64_t stride;
+    size_t tokens;
+};
+
+/* The first row from `row` on, counted from the first at hand, that the activation of some token's
+ * gate is not zero for; if `zero`, for which all are. n: there is none. */
+static uint64_t find_row(const struct at_hand *h, uint64_t row, bool zero) {
+    for (; row < h->n; row++) {
+        bool needed = false;
+        for (size_t t = 0; t < h->tokens; t++)
+            needed |= !(h->gates[t * h->stride + row] <= 0); /* NaN too */
+        if (needed != zero)
+            break;
+    }
+    return row;
+}
+
+/* ups: zero for the rows that are left out. A row's product does not depend on which others are
+ * multiplied with it, and zero times it is zero, if it is finite. */
+static void multiply_needed(struct worker *w, const struct at_hand *h, const uint8_t *rows,
+                            const uint8_t *next, float *ups, void *scratch) {
+    const size_t bytes = mmrt_row_bytes(weight_at(w->step, w->op->weights[1]));
+    memset(ups, 0, h->tokens * h->stride * sizeof *ups);
+    uint64_t row = find_row(h, 0, false);
+    while (row < h->n) {
+        const uint64_t end = find_row(h, row, true), after = find_row(h, end, false);
+        mmrt_op_multiply(w, 1, rows + row * bytes, h->first + row, end - row,
+                         after < h->n ? rows + after * bytes : next, ups + row, h->stride, scratch);
+        row = after;
+    }
+}
+
 static void run(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
     const mmrt_weight *gate = weight_at(step, w->op->weights[0]);
+    const mmrt_weight *up = weight_at(step, w->op->weights[1]);
     const struct mmrt_columns *out = columns_at(step, w->op->out);
     const size_t token = first_token(w), n = step->n - token;
+    const bool leaves_out = has_zeros(w->op) && n <= kernels->few[up->type];
     const uint64_t rows = rows_of_piece(w, gate, n);
     float *gates = w->scratch, *ups = gates + n * rows;
     void *scratch = ups + n * rows;
@@ -59,7 +110,13 @@ static void run(struct worker *w) {
         const uint8_t *next = gate_rows + (end - first) * mmrt_row_bytes(gate);
         mmrt_op_multiply(w, 0, gate_rows, first, end - first, up_rows, gates, rows, scratch);
         rows_done(w, w->op->weights[0], first, end);
-        mmrt_op_multiply(w, 1, up_rows, first, end - first, next, ups, rows, scratch);
+        for (size_t t = 0; w->op->threshold > 0 && t < n; t++)
+            cut(gates + t * rows, end - first, w->op->threshold);
+        const struct at_hand hand = {first, end - first, gates, rows, n};
+        if (leaves_out)
+            multiply_needed(w, &hand, up_rows, next, ups, scratch);
+        else
+            mmrt_op_multiply(w, 1, up_rows, first, end - first, next, ups, rows, scratch);
         rows_done(w, w->op->weights[1], first, end);
         for (size_t t = 0; t < n; t++) {
             kernels->glu((enum mmrt_activation)w->op->activation, gates + t * rows, ups + t * rows,

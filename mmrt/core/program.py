@@ -14,7 +14,7 @@ __all__ = ["ALIKE_TOKENS", "Matrix", "Part", "Program"]
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
 ALIKE_TOKENS = 8
 
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2, "clamped_silu": 3}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2, "clamped_silu": 3, "relu": 4}
 _GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
 
 
@@ -121,15 +121,20 @@ class Program(CoreProgram):
         out: int,
         activation: str,
         outputs_only: bool = False,
+        threshold: float = 0.0,
     ) -> None:
         """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix.
 
-        activation is "silu", "gelu" (with tanh), "relu2" (x^2 where x > 0, else 0) or
+        activation is "silu", "gelu" (with tanh), "relu", "relu2" (x^2 where x > 0, else 0) or
         "clamped_silu": x / (1 + exp(-1.702 x)) of x up to 7, times `up` from -7 to 7 and one more.
+        threshold: if above zero, gates up to it count as zero. With "relu" and "relu2", steps of a
+        few tokens do not multiply the rows of `up` whose gates are zero: the result is the same,
+        but NaN in such a row is not noticed.
         """
         fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
         fields["activation"] = _activation(activation)
-        self.append("glu", f"{activation}-gated multiply", [gate, up], **fields)
+        note = f"{activation}-gated multiply"
+        self.append("glu", note, [gate, up], threshold=threshold, **fields)
 
     def route(
         self,

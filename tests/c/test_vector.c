@@ -192,7 +192,9 @@ static void test_add(struct kernel *kernel) {
     guarded_free(x_room);
 }
 
-static const char *const activation_names[] = {" SiLU", " GELU", " squared ReLU", " clamped SiLU"};
+static const char *const activation_names[] = {
+    " SiLU", " GELU", " squared ReLU", " clamped SiLU", " ReLU",
+};
 
 static float any_argument(void) {
     static const float odd[] = {0,    -0.0f, 1e-40f, -1e-40f, 1e-6f,    -1e-6f,    87,  -87,  88.5f,
@@ -236,7 +238,7 @@ static void test_activate_of(struct kernel *kernel, enum mmrt_activation activat
 
 static void test_activate(struct kernel *kernel) {
     for (int round = 0; round < 10; round++)
-        for (int activation = MMRT_SILU; activation <= MMRT_CLAMPED_SILU; activation++)
+        for (int activation = 0; activation < MMRT_ACTIVATIONS; activation++)
             test_activate_of(kernel, (enum mmrt_activation)activation);
 }
 
@@ -267,7 +269,7 @@ static void test_glu_of(struct kernel *kernel, enum mmrt_activation activation) 
 
 static void test_glu(struct kernel *kernel) {
     for (int round = 0; round < 10; round++)
-        for (int activation = MMRT_SILU; activation <= MMRT_CLAMPED_SILU; activation++)
+        for (int activation = 0; activation < MMRT_ACTIVATIONS; activation++)
             test_glu_of(kernel, (enum mmrt_activation)activation);
 }
 

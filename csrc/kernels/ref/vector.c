@@ -60,8 +60,10 @@ void mmrt_add_ref(float *y, const float *x, size_t n) {
 
 /* 1 + tanh u = 2 / (1 + e^-2u): the left side loses its digits where tanh u is near -1. */
 static double activate(enum mmrt_activation activation, double x) {
+    if (activation == MMRT_RELU)
+        return x < 0 ? 0 : x; /* NaN stays NaN */
     if (activation == MMRT_RELU2)
-        return x < 0 ? 0 : x * x; /* NaN stays NaN */
+        return x < 0 ? 0 : x * x;
     if (activation == MMRT_CLAMPED_SILU && x > MMRT_CLAMP)
         x = MMRT_CLAMP;
     double z = activation == MMRT_CLAMPED_SILU ? MMRT_CLAMP_SLOPE * x : x;

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mmrt.core.state import KeyValues
+from mmrt.models.parts.activation import SILU, Activation
 from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.fields import Fields, PerLayer
 from mmrt.models.parts.rope import Rope, rope_from, rope_in_window_from
@@ -49,6 +50,7 @@ class Config:
     logit_softcap: float  # 0: none
     window: SlidingWindow
     experts: Experts | None
+    activation: Activation = SILU  # of units, where the architecture has no other
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what each part adds to the stream
     logit_scale: float = 1.0

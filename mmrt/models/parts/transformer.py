@@ -162,21 +162,28 @@ class Transformer:
         return self._tables[key]
 
     def gated_unit(
-        self, layer: Layer, activation: str, *, fused: bool = False, post: Tensor | None = None
+        self,
+        layer: Layer,
+        activation: str,
+        threshold: float = 0.0,
+        *,
+        fused: bool = False,
+        post: Tensor | None = None,
     ) -> None:
-        """down @ (activation(gate @ x) * (up @ x)); activation: as Program.glu()'s. fused: gate and
-        up are one matrix, gate first. post: the norm of what is added to the stream."""
+        """down @ (activation(gate @ x) * (up @ x)); activation, threshold: as Program.glu()'s.
+        fused: gate and up are one matrix, gate first. post: the norm of what is added to the
+        stream."""
         width, only = self._config.n_ff[layer.index], self._outputs_only
         if fused:
             gate, up = layer.split("ffn_up", width, width)
         else:
             gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
         hidden = self._hidden_of(width)
-        self._program.glu(self._input, gate, up, hidden, activation, outputs_only=only)
+        self._program.glu(self._input, gate, up, hidden, activation, only, threshold)
         self._down(layer, "ffn_down", hidden, post)
 
     def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
-        """down @ activation(up @ x); activation is "relu2". post: as gated_unit()'s."""
+        """down @ activation(up @ x); activation is "relu" or "relu2". post: as gated_unit()'s."""
         hidden = self._hidden_of(self._config.n_ff[layer.index])
         up, only = layer.matrix("ffn_up"), self._outputs_only
         self._program.unit(self._input, up, hidden, activation, outputs_only=only)
@@ -193,14 +200,19 @@ class Transformer:
         self._changed, self._post = True, post
 
     def gated_unit_or_experts(
-        self, layer: Layer, activation: str, *, shared_gate: Tensor | None = None
+        self,
+        layer: Layer,
+        activation: str,
+        threshold: float = 0.0,
+        *,
+        shared_gate: Tensor | None = None,
     ) -> None:
         """What the layer has of the two; beside experts one that all tokens go through, if there is
-        one. shared_gate (n_embd,): its result is multiplied by the sigmoid of this times what
-        experts read."""
+        one. threshold: of the unit alone. shared_gate (n_embd,): its result is multiplied by the
+        sigmoid of this times what experts read."""
         experts = self._config.experts
         if experts is None or not experts.in_layer(layer.index):
-            self.gated_unit(layer, activation)
+            self.gated_unit(layer, activation, threshold)
             return
         self._experts(layer, experts, activation)
         if experts.shared_width:
