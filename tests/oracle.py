@@ -525,7 +525,29 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
     return norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
-FORWARD = {"llama": llama, "gemma3": gemma3}
+def opt(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Pre-norm blocks with ReLU and biases everywhere; embeddings of positions, after two rows of
+    none, in place of rotations."""
+    epsilon = model.get("attention.layer_norm_epsilon")
+    head_dim = model.get("attention.key_length")
+
+    def norm(x: Array, name: str) -> Array:
+        y = layer_norm(x, model.tensor(f"{name}.weight"), epsilon)
+        return y + model.tensor(f"{name}.bias") if f"{name}.bias" in model.tensors else y
+
+    positions = model.tensor("position_embd.weight")[2:]
+    x = model.tensor("token_embd.weight", ids) + positions[: len(ids)]
+    for index in range(model.get("block_count")):
+        weight = model.layer(index)
+        q, k, v = weight.queries_keys_values(norm(x, f"{weight.prefix}attn_norm"), head_dim)
+        k, v = model.stored(k), model.stored(v)
+        x = x + weight.product(attention(q, k, v), "attn_output")
+        h = relu(weight.product(norm(x, f"{weight.prefix}ffn_norm"), "ffn_up"))
+        x = x + weight.product(h, "ffn_down")
+    return norm(x, "output_norm")
+
+
+FORWARD = {"llama": llama, "gemma3": gemma3, "opt": opt}
 
 
 def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context: int = 0) -> Array:

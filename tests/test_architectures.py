@@ -16,7 +16,9 @@ from tiny_models import Blocks, TinyModel
 
 import mmrt
 from mmrt import models
-from mmrt.errors import FormatError, MmrtError, UnsupportedError
+from mmrt.core.program import Part
+from mmrt.core.state import Cache
+from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
 
 IDS = np.random.default_rng(8).integers(0, 300, 70).tolist()
 # Rounding of keys and values: up to 9e-8 and 8e-4 were seen; and through 64 layers.
@@ -73,7 +75,7 @@ def test_the_readme_shows_the_figures_of_the_document() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "architecture", ["arcee", "cohere2", "gpt-oss", "mistral3", "olmo2", "qwen2moe"]
+    "architecture", ["arcee", "cohere2", "gpt-oss", "mistral3", "olmo2", "opt", "qwen2moe"]
 )
 def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> None:
     """Of what needs operations that others do not."""
@@ -147,7 +149,7 @@ def test_what_is_unknown_is_refused(architecture: str, tmp_path: Path) -> None:
     tiny_architectures.with_fields(model, **{"attention.something_new": 3})
     path = model.write(tmp_path / "field.gguf")
     assert_refused(path, UnsupportedError, f"{architecture}.attention.something_new")
-    for name in ("blk.1.attn_other.weight", "blk.1.attn_norm.bias", "something_new.weight"):
+    for name in ("blk.1.attn_other.weight", "blk.1.attn_q_norm.bias", "something_new.weight"):
         model = tiny(architecture, False)
         model.tensors[name] = model.tensors["output_norm.weight"]
         assert_refused(model.write(tmp_path / "tensor.gguf"), UnsupportedError, f"tensor {name}")
@@ -314,3 +316,28 @@ def test_queries_of_mistral3_grow(tmp_path: Path) -> None:
     plain, _ = varied(model, tmp_path, **{"attention.temperature_scale": 0.0})
     changed = np.abs(grown - plain).max(axis=1) > 1e-3
     assert not changed[:32].any() and changed[32:].all()
+
+
+def test_opt_has_embeddings_of_positions(tmp_path: Path) -> None:
+    """After two rows that are of none; a text that is longer than the others is refused."""
+    model = tiny("opt", False, context=40)
+    path = model.write(tmp_path / "model.gguf")
+    with mmrt.Model(path) as opened:
+        before = opened.logits(IDS[:40])
+        cache = Cache(opened.store)
+        opened.program.run([Part(cache, np.array(IDS[:30], np.int32))])
+        with pytest.raises(ArgumentError, match=r"41 tokens, where the model has .* 40 positions"):
+            opened.program.run([Part(cache, np.array(IDS[:11], np.int32))])
+        assert cache.length == 30
+        opened.program.run([Part(cache, np.array(IDS[:10], np.int32))])
+    table = model.tensors["position_embd.weight"].data
+    table[:2] = 0xFF  # NaN
+    with mmrt.Model(model.write(tmp_path / "unread.gguf")) as opened:
+        assert np.array_equal(before, opened.logits(IDS[:40]))
+
+
+def test_opt_with_norms_after_sublayers_is_refused(tmp_path: Path) -> None:
+    model = tiny("opt", False)
+    tiny_architectures.with_fields(model, do_layer_norm_before=False)
+    path = model.write(tmp_path / "model.gguf")
+    assert_refused(path, UnsupportedError, "opt.do_layer_norm_before: false")

@@ -312,6 +312,23 @@ def arcee(model: TinyModel, rich: bool) -> None:
         table(model, "rope_freqs", 8.0)
 
 
+def opt(model: TinyModel, rich: bool) -> None:
+    random, n_embd = np.random.default_rng(16), field(model, "embedding_length")
+    without(model, "ffn_gate")
+    del model.metadata["opt.attention.layer_norm_rms_epsilon"], model.metadata["opt.rope.freq_base"]
+    del model.metadata["opt.rope.dimension_count"]
+    with_fields(model, **{"attention.layer_norm_epsilon": 1e-5})
+    rows = field(model, "context_length") + 2
+    table = tiny_models.random_blocks(random, "F32", rows, n_embd, 0.3)
+    model.tensors["position_embd.weight"] = table
+    if rich:
+        biases(model)
+        norms = ("attn_norm.bias", "ffn_norm.bias", "attn_output.bias", "ffn_down.bias")
+        each_layer(model, dict.fromkeys(norms, n_embd))
+        each_layer(model, {"ffn_up.bias": field(model, "feed_forward_length")})
+        model.tensors["output_norm.bias"] = floats(random, n_embd)
+
+
 def gemma3(model: TinyModel, rich: bool) -> None:
     head_norms(model)
     norms_after(model)
@@ -341,6 +358,7 @@ CHANGES: dict[str, Change] = {
     "mistral3": mistral3,
     "olmo2": olmo2,
     "olmoe": olmoe,
+    "opt": opt,
     "phi3": phi3,
     "qwen2": qwen2,
     "qwen2moe": qwen2moe,

@@ -13,6 +13,8 @@ static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, 
     mmrt_status status = MMRT_OK;
     if (op->out >= 0)
         status = mmrt_check_vector(program, op->weights[0], width, err);
+    if (!status && op->biases[0] >= 0)
+        status = mmrt_check_vector(program, op->biases[0], width, err);
     if (!status && op->weights[1] >= 0)
         status = mmrt_check_vector(program, op->weights[1], width, err);
     return status;
@@ -43,8 +45,8 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
 }
 
 /* stream += in * scale, or stream += norm(in) * weights[1] * scale where there is that weight
- * (norms after a sub-layer); out = norm(stream) * weights[0], of the stream less its mean if
- * centred. */
+ * (norms after a sub-layer); out = norm(stream) * weights[0] + its bias, if any, of the stream less
+ * its mean if centred. */
 static void run(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
@@ -72,6 +74,8 @@ static void run(struct worker *w) {
             }
             kernels->rms_norm(normed, weight_at(step, op->weights[0])->data, op->eps,
                               row_at(out, t), out->k);
+            if (op->biases[0] >= 0)
+                kernels->add(row_at(out, t), weight_at(step, op->biases[0])->data, out->k);
         }
         quantize_row(step, out ? out : stream, t);
     }

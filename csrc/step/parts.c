@@ -81,6 +81,12 @@ mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given
         positions[i] = mmrt_state_length(state);
         for (int32_t j = 0; j < i; j++) /* it goes on where the part before it ends */
             positions[i] += given[j].state == state ? given[j].n : 0;
+        if (!status && program->positions && positions[i] + given[i].n > program->positions)
+            status = mmrt_fail(err, MMRT_ARGUMENT,
+                               "a text of %llu tokens, where the model has embeddings of %llu "
+                               "positions",
+                               (unsigned long long)(positions[i] + given[i].n),
+                               (unsigned long long)program->positions);
     }
     if (!status)
         put_in_order(parts, given, n_given, positions, tokens);

@@ -45,14 +45,23 @@ class Program(CoreProgram):
             self._shared[key] = self.buffer(width, per_token)
         return self._shared[key]
 
-    def embed(self, weight: Tensor, out: int, scale: float = 1.0) -> None:
-        """out = rows of `weight` (vocabulary, width) for the step's tokens, times `scale`."""
-        self.append("embed", "embed", [weight], out=out, scale=scale)
+    def embed(
+        self,
+        weight: Tensor,
+        out: int,
+        scale: float = 1.0,
+        positions: Tensor | None = None,
+        first: int = 0,
+    ) -> None:
+        """out = rows of `weight` (vocabulary, width) for the step's tokens, times `scale`, plus
+        those of `positions` (rows, width) for theirs, if given: row `first` is that of position 0,
+        and a text that is longer than these raises ArgumentError."""
+        self.append("embed", "embed", [weight, positions], out=out, scale=scale, first=first)
 
     def norm(
         self,
         stream: int,
-        weight: Tensor,
+        weight: Tensor | Matrix,
         out: int,
         eps: float,
         add: int = -1,
@@ -62,7 +71,7 @@ class Program(CoreProgram):
         outputs_only: bool = False,
     ) -> None:
         """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream
-        less its mean if `centred`, which makes it a LayerNorm."""
+        less its mean if `centred`, which makes it a LayerNorm. The bias of a Matrix is added."""
         fields = {"stream": stream, "in_": add, "out": out, "eps": eps, "scale": scale}
         note = "norm" if add < 0 else "add, norm"
         only = outputs_only

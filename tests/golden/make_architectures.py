@@ -34,6 +34,9 @@ must, read 70 tokens here and with llama.cpp. The figures are mean KL divergence
   two, as mmrt reads all tokens in one step and one by one
 - rounding: of llama.cpp with keys and values in float16 from llama.cpp with them in float32
 
+llama.cpp does not run `opt`: there the reference stands in its place, with keys and values in
+float32 and float16.
+
 | architecture | models | formulas | mmrt | rounding |
 | --- | --- | --- | --- | --- |
 """

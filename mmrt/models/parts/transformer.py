@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from mmrt.core.program import Program
+from mmrt.core.program import Matrix, Program
 from mmrt.core.tensor import Tensor
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.rope import Rope, divisors_from
-from mmrt.models.parts.weights import Layer, Weights
+from mmrt.models.parts.weights import Layer, Weights, require_rows
 
 
 class Transformer:
@@ -38,20 +38,28 @@ class Transformer:
     def layers(self) -> Iterator[Layer]:
         return (self._weights.layer(i) for i in range(self._config.n_layers))
 
-    def embed(self, scale: float = 1.0, *, normed: bool = True) -> None:
+    def embed(
+        self, scale: float = 1.0, *, normed: bool = True, first_position: int | None = None
+    ) -> None:
         """The stream begins with the tokens' embeddings times `scale`. normed: a norm comes before
-        the first part reads it."""
+        the first part reads it. first_position: positions have embeddings too, which are added;
+        that of position 0 comes after so many rows."""
         self._embedding = self._weights["token_embd.weight"]
-        self._program.embed(self._embedding, self._stream, scale)
+        if first_position is None:
+            self._program.embed(self._embedding, self._stream, scale)
+        else:
+            positions = self._weights["position_embd.weight"]
+            require_rows(positions, self._config.context_length + first_position)
+            self._program.embed(self._embedding, self._stream, scale, positions, first_position)
         if not normed:
             self._program.add(self._stream)
 
-    def norm(self, weight: Tensor, *, centred: bool = False) -> None:
+    def norm(self, weight: Tensor, *, bias: Tensor | None = None, centred: bool = False) -> None:
         """Adds the latest change, if there is one, to the stream, which is then normed for the
-        next part. centred: by a LayerNorm, not an RMS norm."""
+        next part. bias: added to that. centred: by a LayerNorm, not an RMS norm."""
         self._program.norm(
             self._stream,
-            weight,
+            Matrix(weight, bias),
             self._normed,
             self._config.norm_eps,
             add=self._change if self._changed else -1,

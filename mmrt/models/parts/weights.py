@@ -86,7 +86,7 @@ class Layer:
         """The matrices of a layer's experts (experts, rows, width), with biases, and a scale of all
         or of each, where the file has them; rows: as matrix()'s."""
         weight, scales = self[name], self.beside(f"{name}.scale")
-        _require_rows(weight, rows)
+        require_rows(weight, rows)
         bias = self.beside(f"{name}.bias")
         if scales is not None and scales.size > 1:
             return Matrix(weight, bias, scales)
@@ -95,7 +95,7 @@ class Layer:
     def matrix(self, name: str, rows: int = 0) -> Matrix:
         """As Weights.matrix(); rows: how many it must have, if not 0."""
         matrix = self._weights.matrix(f"{self._prefix}{name}")
-        _require_rows(matrix.weight, rows)
+        require_rows(matrix.weight, rows)
         return matrix
 
     def split(self, name: str, *rows: int) -> list[Matrix]:
@@ -115,7 +115,7 @@ class Layer:
         return matrices
 
 
-def _require_rows(tensor: Tensor, rows: int) -> None:
+def require_rows(tensor: Tensor, rows: int) -> None:
     """FormatError if a matrix, or each of a stack, has another number of rows; 0: any will do."""
     found = tensor.shape
     if rows and len(found) > 1 and found[-2] != rows:
