@@ -1,12 +1,15 @@
-"""Makes a GGUF file of a llama's shape, or of a mixture of experts, with random weights:
+"""Makes a GGUF file of a llama's shape, of a mixture of experts, or of a model whose activation is
+zero for most units, with random weights:
 
     python -m bench.make_model 8B Q4_0 out.gguf
     python -m bench.make_model 30B-A3B Q4_0 out.gguf --n-layers 12 --routing skewed
+    python -m bench.make_model 7B-ReLU Q4_0 out.gguf --zeros 0.89
 
 What such a model writes is noise, but it takes the time, the memory and the reads of a real one of
 that shape and type: all matrices are of the type given, norms are float32, logits are finite. The
 vocabulary is byte-level, with as many merges as it has room for, and serves other runtimes too.
-Experts are chosen at random, and evenly, or as --routing says: see bench/routing.py.
+Experts are chosen at random, and evenly, or as --routing says: see bench/routing.py. Which units
+are zero is random too; biases of what decides it make them as many as --zeros says.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice, product
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,8 @@ from mmrt.core.quant import TYPES
 from mmrt.errors import MmrtError, UnsupportedError
 from mmrt.files.gguf_writer import Entry, write_gguf
 from mmrt.text.bpe import BYTE_LETTERS
+
+_DECIDES = {"llama": "ffn_gate", "opt": "ffn_up"}
 
 _NORMAL, _CONTROL = 1, 3
 _SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>"]
@@ -47,11 +53,22 @@ class Shape:
     n_used: int = 0  # experts of each token
     n_ff_expert: int = 0
     window: int = 0  # of attention
+    zeros: float = 0.0  # the part of units that ReLU leaves at zero; 0: a llama has SiLU
     architecture: str = "llama"
 
     @property
     def head_width(self) -> int:
         return self.head_dim or self.n_embd // self.n_heads
+
+    @property
+    def biases(self) -> dict[str, float]:
+        """Of what decides which units are zero, by its role: for each of its rows the same."""
+        if not self.zeros:
+            return {}
+        if self.architecture not in _DECIDES or not 0 < self.zeros < 1:
+            raise UnsupportedError(f"zeros: {self.zeros} of the units of a {self.architecture}")
+        # A row times a normed input is about normal, with standard deviation 1.
+        return {_DECIDES[self.architecture]: -NormalDist().inv_cdf(self.zeros)}
 
 
 SHAPES = {
@@ -66,6 +83,9 @@ SHAPES = {
         36, 2880, 2880, 64, 8, 201088, 131072, 150000.0, 64, n_experts=128, n_used=4,
         n_ff_expert=2880, window=128, architecture="gpt-oss",
     ),
+    # Of OPT (arXiv:2205.01068) and of ProSparse-Llama-2 (arXiv:2402.13516), zeros and all.
+    "6.7B-OPT": Shape(32, 4096, 16384, 32, 32, 50272, 2048, zeros=0.97, architecture="opt"),
+    "7B-ReLU": Shape(32, 4096, 11008, 32, 32, 32000, 4096, 10000.0, zeros=0.89),
 }  # fmt: skip
 
 
@@ -101,7 +121,7 @@ def _merges(letters: str) -> Iterator[str]:
 
 
 def metadata(name: str, shape: Shape) -> dict[str, Any]:
-    fields = {
+    fields: dict[str, Any] = {
         "vocab_size": shape.n_vocab,
         "context_length": shape.context,
         "block_count": shape.n_layers,
@@ -123,6 +143,11 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
         }
     if shape.window:
         fields["attention.sliding_window"] = shape.window
+    if shape.architecture == "opt":
+        del fields["rope.dimension_count"], fields["rope.freq_base"]
+        fields["attention.layer_norm_epsilon"] = fields.pop("attention.layer_norm_rms_epsilon")
+    elif shape.zeros:
+        fields["hidden_activation"] = "relu"
     return {
         "general.architecture": shape.architecture,
         "general.name": f"random {name}",
@@ -155,7 +180,10 @@ def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]
             "ffn_up": (type, (shape.n_ff, shape.n_embd)),
             "ffn_down": (type, (shape.n_embd, shape.n_ff)),
         }
+    if shape.architecture == "opt":
+        return _opt_tensors(shape, type, embedding, layer)
     named = {f"{role}.weight": kind for role, kind in layer.items()}
+    named |= {f"{role}.bias": ("F32", layer[role][1][:-1]) for role in shape.biases}
     if shape.architecture == "qwen3moe":
         named |= {f"attn_{x}_norm.weight": ("F32", (shape.head_width,)) for x in "qk"}
     elif shape.architecture == "gpt-oss":
@@ -178,19 +206,43 @@ def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]
     ]
 
 
+def _opt_tensors(
+    shape: Shape, type: str, embedding: str, layer: dict[str, tuple[str, tuple[int, ...]]]
+) -> list[Entry]:
+    """Biases everywhere; the embedding is the output's matrix too."""
+    del layer["ffn_gate"]
+    both = {"weight": layer, "bias": {role: ("F32", s[:1]) for role, (_, s) in layer.items()}}
+    return [
+        Entry("token_embd.weight", embedding, (shape.n_vocab, shape.n_embd)),
+        Entry("position_embd.weight", type, (shape.context + 2, shape.n_embd)),
+        *(
+            Entry(f"blk.{i}.{role}.{part}", *kind)
+            for i in range(shape.n_layers)
+            for part, roles in both.items()
+            for role, kind in roles.items()
+        ),
+        *(Entry(f"output_norm.{part}", "F32", (shape.n_embd,)) for part in both),
+    ]
+
+
 class Weights:
     """The bytes of random tensors: cuts from a pool of random blocks, each from another place; but
-    what decides which experts are chosen is as `routing` has it, if there is one."""
+    what decides which experts are chosen is as `routing` has it, if there is one. Biases are zero,
+    or as `biases` has them by their role."""
 
-    def __init__(self, seed: int, routing: Routing | None = None) -> None:
+    def __init__(
+        self, seed: int, routing: Routing | None = None, biases: dict[str, float] | None = None
+    ) -> None:
         self._random = np.random.default_rng(seed)
         self._routing = routing
+        self._biases = biases or {}
         self._pools: dict[tuple[str, float], bytes] = {}
 
     def __call__(self, tensor: Entry) -> Iterator[memoryview]:
         *_, role, kind = tensor.name.split(".")
         if kind == "bias":
-            yield memoryview(bytes(tensor.nbytes))
+            values = np.full(tensor.shape, self._biases.get(role, 0.0), np.float32)
+            yield memoryview(values.data).cast("B")
         elif len(tensor.shape) == 1:
             norm = 1 + 0.1 * self._random.standard_normal(tensor.shape, np.float32)
             if self._routing and role.endswith("norm"):
@@ -264,7 +316,7 @@ def make_model(
     """Writes the file and returns its tensors' bytes. embedding, output: types, if not `type`.
     routing: see routing_of()."""
     entries = tensors(shape, type, embedding or type, output or type)
-    weights = Weights(seed, routing)
+    weights = Weights(seed, routing, shape.biases)
     with write_gguf(path, metadata(name, shape), entries) as writer:
         for entry in entries:
             for part in weights(entry):
@@ -309,7 +361,9 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     name = arguments.pop("shape")
     given = {field.name: arguments.pop(field.name) for field in fields(Shape)[:-1]}
-    shape = replace(SHAPES[name], **{key: value for key, value in given.items() if value})
+    shape = replace(
+        SHAPES[name], **{key: value for key, value in given.items() if value is not None}
+    )
     start = time.perf_counter()
     preset = arguments.pop("routing")
     try:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from gguf import GGUFReader
 
 import mmrt
 from bench.blocks import FLOATS, random_blocks
-from bench.make_model import Shape, make_model
+from bench.make_model import SHAPES, Shape, make_model
 from mmrt.core.quant import TYPES, dequantize
 
 SMALL = Shape(2, n_embd=256, n_ff=512, n_heads=4, n_kv_heads=2, n_vocab=3000)
@@ -60,6 +61,25 @@ def test_the_same_seed_makes_the_same_file(tmp_path: Path) -> None:
         make_model(str(file), SMALL, "Q4_K", seed=seed)
     a, b, c = (file.read_bytes() for file in files)
     assert a == b and a != c
+
+
+@pytest.mark.parametrize("name", ["6.7B-OPT", "7B-ReLU"])
+@pytest.mark.parametrize("type", ["F16", "Q4_0"])
+def test_so_many_units_are_zero(name: str, type: str, tmp_path: Path) -> None:
+    shape = replace(SHAPES[name], n_layers=2, n_embd=256, n_ff=2048, n_heads=4, n_kv_heads=4)
+    shape = replace(shape, n_vocab=3000, context=64)
+    path = tmp_path / "model.gguf"
+    make_model(str(path), shape, type)
+    with mmrt.Model(path) as model:
+        assert np.isfinite(model.logits(model.tokenize(TEXT))).all()
+        role = "ffn_up" if shape.architecture == "opt" else "ffn_gate"
+        layer = {
+            part: model.file[f"blk.1.{part}"].dequantize()
+            for part in (f"{role}.weight", f"{role}.bias", "ffn_norm.weight")
+        }
+    x = np.random.default_rng(2).standard_normal((64, shape.n_embd)) * layer["ffn_norm.weight"]
+    sums = x @ layer[f"{role}.weight"].T + layer[f"{role}.bias"]
+    assert abs(np.mean(sums <= 0) - shape.zeros) < 0.02
 
 
 def test_the_command(tmp_path: Path) -> None:
