@@ -33,6 +33,7 @@ from mmrt.run.sequence import Sequence
 from mmrt.run.snapshot import Snapshot, kept_text
 from mmrt.run.window import Window
 from mmrt.run.writing import Serving, Writing
+from mmrt.text.channels import Channels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -130,12 +131,15 @@ class Engine:
         priority: int = 0,
         salt: str = "",
         parse_special: bool = True,
+        channels: Channels | None = None,
         **options: "Unpack[Options]",
     ) -> Handle:
         """Begins a text after `prompt` (text, or token ids) and returns at once.
 
         priority: texts of a lower number run first, whatever they have had. salt: only texts of the
-        same salt share what is in memory of their prompts. options: see mmrt.Options.
+        same salt share what is in memory of their prompts. channels: what tells reasoning from the
+        answer, of the text's own, as Model.chat_prompt() makes it; None: all is answer. options:
+        see mmrt.Options.
 
         Raises ArgumentError as Model.stream() does, InUseError if too many texts are under way.
         """
@@ -146,7 +150,7 @@ class Engine:
         handle = Handle(len(ids), self._cancel)
         require_process(self._process)
         text = Sequence(self._model, Cache(self._model.store))
-        answer = Answer(self._model.tokenizer, self._model.context, text, settings)
+        answer = Answer(self._model.tokenizer, self._model.context, text, settings, channels)
         job = Writing(handle, answer, list(ids), salt, priority)
         job.progress = settings.on_prefill
         with self._lock:

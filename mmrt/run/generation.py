@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.arguments import flag, function, known, whole
+from mmrt.core.draw import Drawn
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError, InUseError
@@ -31,13 +32,15 @@ class Piece(NamedTuple):
     for text that was only held back, or that a token has beside that of another piece. finish: None
     but in the last piece: "stop" after an end-of-text token or a stop string, "length" at
     max_tokens or the end of the context. channel: "reasoning" for what a model thinks in a chat
-    before it answers; else "final".
+    before it answers; else "final". drawn: with `logprobs`, the token with its log-probability and
+    the likeliest in its place.
     """
 
     text: str
     token: int | None
     finish: Finish | None = None
     channel: Channel = "final"
+    drawn: Drawn | None = None
 
 
 class Options(Filters, total=False):
@@ -51,6 +54,9 @@ class Options(Filters, total=False):
     """Texts before which to stop; they may spell control tokens."""
     ignore_eos: bool
     """Go on where the text would end: tokens that end it are never drawn."""
+    logprobs: int | None
+    """Tell with each piece its token's log-probability, and so many of the likeliest tokens: as
+    Sampler.sample() does. None: do not."""
     on_prefill: Progress | None
     """Called as the prompt is read, with (tokens done, tokens in all); first with 0 done."""
 
@@ -68,6 +74,7 @@ class Settings:
         max_tokens: int | None = MOST_TOKENS,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        logprobs: int | None = None,
         on_prefill: Progress | None = None,
         **sampling: Any,
     ) -> None:
@@ -77,6 +84,7 @@ class Settings:
         self.max_tokens = None if max_tokens is None else whole("max_tokens", max_tokens, 0)
         self.stop = stop
         self.ignore_eos = flag("ignore_eos", ignore_eos)
+        self.logprobs = None if logprobs is None else whole("logprobs", logprobs, 0)
         self.on_prefill = on_prefill
         self.sampling = Sampling(**sampling)
         StopStrings(stop)
@@ -285,6 +293,7 @@ class Answer:
         is answer."""
         self.sequence = sequence
         self.sampler = Sampler.of(settings.sampling)
+        self.logprobs = settings.logprobs
         self.mask: NDArray[np.uint32] | None = None  # of the tokens that may be drawn; None: all
         if settings.ignore_eos:
             self.mask = mask_without(list(tokenizer.stop_ids), tokenizer.vocab_size)
@@ -301,27 +310,36 @@ class Answer:
         """Whether a token was drawn."""
         return self._left is not None
 
-    def take(self, token: int) -> tuple[list[Piece], int | None]:
+    def take(self, drawn: Drawn) -> tuple[list[Piece], int | None]:
         """Pieces that come after the last token read, and the token to read next; None: it ends.
 
-        token: what was drawn after the last one. It is not taken where the text has no room.
+        drawn: after the last one. It is not taken where the text has no room.
         """
+        token = drawn.token
         if self._left is None:
             room = self._context - len(self.sequence)
             self._left = room if self._max_tokens is None else min(self._max_tokens, room)
         pieces: list[Piece] = []
         if self._left > 0:
             if token in self._tokenizer.stop_ids:
-                return self._rest(token, "stop"), None
+                return self._told(self._rest(token, "stop"), drawn), None
             self._left -= 1
             runs = self._channels.feed(self._decoder.feed(token), self._mark(token))
             shown, stopped = self._stops.feed(runs)
             pieces = self._pieces(shown, token, "stop" if stopped else None)
+            pieces = self._told(pieces, drawn)
             if stopped:
                 return pieces, None
             if self._left:
                 return pieces, token
         return pieces + self._rest(None, "length"), None
+
+    def _told(self, pieces: list[Piece], drawn: Drawn) -> list[Piece]:
+        """With log-probabilities, where these are wanted."""
+        if self.logprobs is not None:
+            listed = drawn.alternatives[: self.logprobs]
+            pieces[-1] = pieces[-1]._replace(drawn=drawn._replace(alternatives=listed))
+        return pieces
 
     def _mark(self, token: int) -> str:
         """A control token as it is spelled; nothing for others."""
@@ -355,16 +373,17 @@ class Answer:
 
 def next_tokens(
     answers: Sequence[Answer], logits: NDArray[np.float32], pool: Pool | None = None
-) -> list[int]:
+) -> list[Drawn]:
     """What is drawn for each answer from its row of logits."""
-    drawn = sample_together(
+    listed = [answer.logprobs for answer in answers if answer.logprobs is not None]
+    return sample_together(
         [answer.sampler for answer in answers],
         logits,
         [answer.sequence.history for answer in answers],
         [answer.mask for answer in answers],
-        pool=pool,
+        max(listed) if listed else None,
+        pool,
     )
-    return [one.token for one in drawn]
 
 
 def generate(

@@ -41,7 +41,7 @@ from mmrt.run.prefixes import Earlier
 from mmrt.run.sampler import Sampler
 from mmrt.run.sequence import Sequence
 from mmrt.text import chat
-from mmrt.text.channels import Channels, channels
+from mmrt.text.channels import Channels
 from mmrt.text.tokenizer import Tokenizer, require_pre
 from mmrt.text.toolcalls import ToolParser, parser_for
 
@@ -448,6 +448,18 @@ class Model:
         variables["add_generation_prompt"] = add_generation_prompt
         return self._chat_ids(self._prompt(messages, tools, variables))
 
+    def chat_prompt(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> chat.ChatPrompt:
+        """The prompt of a chat, for Engine.submit(); arguments as of stream_chat()."""
+        prompt = self._prompt(messages, tools, chat.require_variables(chat_template_kwargs))
+        template = self._template(with_tools=bool(tools))
+        return chat.ChatPrompt(self._chat_ids(prompt), template, prompt.guarded, tools)
+
     def _chat_ids(self, prompt: chat.Prompt) -> list[int]:
         if not prompt.text.strip():
             raise ArgumentError(f"{self.path}: the chat template gives no text for these messages")
@@ -513,12 +525,9 @@ class Model:
         """
         settings = Settings(**options)
         self._check_owner(sequence)
-        prompt = self._prompt(messages, tools, chat.require_variables(chat_template_kwargs))
-        ids = self._chat_ids(prompt)
+        prompt = self.chat_prompt(messages, tools=tools, chat_template_kwargs=chat_template_kwargs)
+        ids, parts, parser = prompt.ids, prompt.channels(), prompt.parser()
         self.require_room(len(ids))
-        parser = self.tool_parser(tools) if tools else None
-        shown = frozenset() if parser is None else parser.marks
-        parts = channels(self._template(with_tools=bool(tools)), prompt.guarded, shown)
         reading = Reading(len(ids))
         if sequence is None:
             pieces = self._converse(reading, ids, settings, parts)

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 from mmrt.core.arguments import flag, instance
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.text.allowance import Allowance, LimitError
+from mmrt.text.channels import Channels, channels
 from mmrt.text.standins import StandIns
 from mmrt.text.tokenizer import require_utf8
+from mmrt.text.toolcalls import ToolParser, parser_for
 
 __all__ = [
+    "ChatPrompt",
     "Prompt",
     "choose_template",
     "prompt",
@@ -118,6 +121,25 @@ class Prompt(NamedTuple):
 
     text: str
     guarded: str
+
+
+class ChatPrompt(NamedTuple):
+    """A prompt that a chat template made. text: with stand-ins for what is not the template's own.
+    template: the one that made it. tools: that it names."""
+
+    ids: list[int]
+    template: str | None
+    text: str
+    tools: Sequence[Mapping[str, Any]] | None
+
+    def parser(self) -> ToolParser | None:
+        """A parser of the calls of tools in one text that follows; None: there are none."""
+        return parser_for(self.template, self.tools) if self.tools else None
+
+    def channels(self) -> Channels:
+        """What tells reasoning from the answer in one text that follows."""
+        parser = self.parser()
+        return channels(self.template, self.text, parser.marks if parser else frozenset())
 
 
 def render(
