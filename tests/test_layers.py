@@ -28,7 +28,7 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 # Files and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
     *["errors", "core", "memory", "files", "text", "models", "run", "sight"],
-    *["__init__", "cli", "__main__"],
+    *["__init__", "serving", "cli", "__main__"],
 ]
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">]+)[">]', re.MULTILINE)

@@ -21,6 +21,7 @@ from mmrt.errors import MmrtError
 COMMANDS = {
     "run": "answer a prompt, or continue a text",
     "chat": "converse with a model",
+    "serve": "answer over HTTP, as OpenAI's clients expect",
     "inspect": "show what is in a weight file",
     "quantize": "write a smaller file of a model",
     "bench": "measure prefill and decode speed",

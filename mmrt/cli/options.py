@@ -129,6 +129,16 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "-sys", "--system", "--system-prompt", metavar="TEXT",
         help="what the model is told beforehand",
     )  # fmt: skip
+    add_template_arguments(parser)
+    parser.add_argument(
+        "--hide-reasoning", action="store_true",
+        help="do not show what a model thinks before it answers (a terminal shows it dim; files "
+        "and pipes never get it)",
+    )  # fmt: skip
+    parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
+
+
+def add_template_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat-template", metavar="JINJA",
         help="how messages become a prompt, or the name of one of several templates in the model's "
@@ -142,12 +152,6 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template-kwargs", type=_variables, default={}, metavar="JSON",
         help="what else the template reads, such as '{\"enable_thinking\": false}'",
     )  # fmt: skip
-    parser.add_argument(
-        "--hide-reasoning", action="store_true",
-        help="do not show what a model thinks before it answers (a terminal shows it dim; files "
-        "and pipes never get it)",
-    )  # fmt: skip
-    parser.add_argument("--stats", action="store_true", help="say on stderr how it went")
 
 
 def _variables(text: str) -> dict[str, Any]:

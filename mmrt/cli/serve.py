@@ -1,0 +1,220 @@
+"""`mmrt serve`: models behind HTTP, for OpenAI's clients and others."""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmrt.cli.options import (
+    UsageError,
+    add_model_arguments,
+    add_template_arguments,
+    open_model,
+    or_none,
+    positive,
+    recommended,
+    seconds,
+    size,
+)
+from mmrt.cli.output import note
+from mmrt.errors import FileError, UnsupportedError
+
+if TYPE_CHECKING:
+    from mmrt.serving.access import Access
+    from mmrt.serving.house import House
+    from mmrt.serving.limits import Limits
+
+DESCRIPTION = """\
+Serves models over HTTP, as OpenAI's clients expect of a server:
+
+  /v1/chat/completions  /v1/completions  /v1/models
+  /tokenize  /detokenize  /apply-template  /props  /health
+
+Each MODEL is a GGUF file, called by its file's name without .gguf, or
+NAME=FILE. They share one memory budget. Requests that name no model get the
+first one. On this machine alone, unless --host says otherwise.
+
+The first SIGTERM or Ctrl-C lets answers that are under way end for a while, the
+second one ends all at once. docs/serve.md says more.\
+"""
+
+
+class Limit(NamedTuple):
+    """An argument that sets a field of Limits."""
+
+    spelling: str
+    name: str
+    kind: Callable[[str], Any]
+    metavar: str
+    help: str
+
+
+LIMITS = [
+    Limit("--queue", "queue", positive, "N",
+          "texts under way at once for a model, those that wait among them; beyond: 429"),
+    Limit("--max-connections", "connections", positive, "N", "connections at once"),
+    Limit("--max-header", "header", size, "SIZE", "the head of a request"),
+    Limit("--max-body", "body", size, "SIZE", "the body of a request"),
+    Limit("--max-bodies", "bodies", size, "SIZE", "the bodies of all requests under way"),
+    Limit("--max-depth", "depth", positive, "N", "nesting of a body"),
+    Limit("--max-values", "marks", positive, "N", "brackets, commas and colons in a body"),
+    Limit("--max-messages", "messages", positive, "N", "messages in a chat"),
+    Limit("--max-tools", "tools", positive, "N", "tools in a request"),
+    Limit("--max-n", "n", positive, "N", "answers to one request"),
+    Limit("--max-stop", "stop", positive, "N", "stop strings in a request"),
+    Limit("--max-stop-bytes", "stop_bytes", positive, "N", "bytes of a stop string"),
+    Limit("--max-logit-bias", "logit_bias", positive, "N", "tokens in logit_bias"),
+    Limit("--idle-timeout", "idle_seconds", seconds, "S", "between requests on a connection"),
+    Limit("--header-timeout", "header_seconds", seconds, "S", "for the head of a request"),
+    Limit("--body-timeout", "body_seconds", seconds, "S", "for its body"),
+    Limit("--write-timeout", "write_seconds", seconds, "S", "in which a client takes nothing"),
+    Limit("--ping", "ping_seconds", seconds, "S", "after which a silent stream says that it lives"),
+    Limit("--stop-timeout", "stop_seconds", seconds, "S", "for answers under way at the end"),
+]  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mmrt.serving.limits import Limits
+
+    parser.usage = "mmrt serve [MODEL...] [options]"
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="a GGUF file, or NAME=FILE")
+    add_model_arguments(parser)
+    add_template_arguments(parser)
+    parser.add_argument(
+        "-c", "--ctx-size", type=or_none(1, 0), metavar="N",
+        help="tokens that the context can hold (default: the model's own limit)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS",
+        help="listen at this address (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=_port, default=8080, metavar="N",
+        help="and this port; 0: any that is free (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="answer only who has one of its keys, one on each line",
+    )
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME",
+        help="a name by which requests may call this server, beside localhost and addresses",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        help="web pages of this origin (https://example.org) may use it; *: all may",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-gap", type=seconds, metavar="S",
+        help="for which an answer may stand still while prompts of others are read "
+        "(default: 0.25, or four readings of the weights)",
+    )  # fmt: skip
+    parser.add_argument("--no-access-log", action="store_true", help="do not log each request")
+    group = parser.add_argument_group("limits")
+    for limit in LIMITS:
+        default = getattr(Limits, limit.name)
+        group.add_argument(
+            limit.spelling, dest=limit.name, type=limit.kind, default=default,
+            metavar=limit.metavar, help=f"{limit.help} (default: %(default)s)",
+        )  # fmt: skip
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {value}")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> None:
+    named = _named(arguments)
+    try:
+        from mmrt.serving.server import Server
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"mmrt serve needs the package {error.name}: pip install 'mmrt[serve]'"
+        ) from None
+    access = _access(arguments)
+    server = Server(
+        lambda house: _load(house, named, arguments),
+        host=arguments.host,
+        port=arguments.port,
+        access=access,
+        limits=_limits(arguments),
+        note=note,
+        started=_say_where,
+        access_log=not arguments.no_access_log,
+    )
+    if not access.keys and arguments.host in ("0.0.0.0", "::", ""):
+        note("anybody who reaches this machine may use it: --api-key-file asks for a key")
+    try:
+        server.run()
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(
+            error.errno, f"{arguments.host}:{arguments.port}: {error.strerror}"
+        ) from None
+
+
+def _say_where(addresses: list[tuple[str, int]]) -> None:
+    for host, port in addresses:
+        shown = f"[{host}]" if ":" in host else host
+        note(f"listening at http://{shown}:{port}")
+
+
+def _named(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """The models by name; None: the one that -hf names, or the default one."""
+    given = [*arguments.models, *filter(None, [arguments.model_option])]
+    if not given:
+        return {"": None}
+    if arguments.hf_repo:
+        raise UsageError("the model is given twice")
+    named: dict[str, str | None] = {}
+    for word in given:
+        name, separator, path = word.partition("=")
+        if not separator or os.path.exists(word):
+            name, path = _name_of(word), word
+        if not name or name in named:
+            raise UsageError(f"two models are called {name!r}: NAME=FILE calls one otherwise")
+        named[name] = path
+    return named
+
+
+def _name_of(path: str) -> str:
+    return os.path.basename(path).removesuffix(".gguf")
+
+
+def _access(arguments: argparse.Namespace) -> "Access":
+    from mmrt.serving.access import Access, read_keys
+
+    keys = read_keys(arguments.api_key_file) if arguments.api_key_file else []
+    hosts = {name.lower() for name in [arguments.host, *arguments.allowed_host]}
+    return Access(keys, frozenset(hosts), frozenset(arguments.cors_origin))
+
+
+def _limits(arguments: argparse.Namespace) -> "Limits":
+    from mmrt.serving.limits import Limits
+
+    return Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
+
+
+def _load(house: "House", named: dict[str, str | None], arguments: argparse.Namespace) -> None:
+    """Opens the models, in one budget. Each one's engine keeps an equal part of what ended texts
+    may hold."""
+    from mmrt.memory.budget import Budget
+    from mmrt.serving.house import Served
+
+    if arguments.memory is not None:
+        arguments.memory = Budget(arguments.memory)
+    for name, path in named.items():
+        model = open_model(path, arguments, arguments.ctx_size)
+        _ = model.tokenizer
+        keep = model.spare_bytes // (4 * len(named))
+        engine = model.engine(max_gap=arguments.max_gap, keep=keep, waiting=arguments.queue + 1)
+        called = name or _name_of(str(model.path))
+        defaults, variables = recommended(model.file.metadata), arguments.chat_template_kwargs
+        house.add(Served(called, model, engine, defaults, arguments.queue, variables))
+        note(f"{called}: {model.memory}")

@@ -1,0 +1,153 @@
+"""How a client wants its text written: the fields that all kinds of requests share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mmrt.serving.fields import Fields
+from mmrt.serving.house import Served
+from mmrt.serving.limits import Limits
+
+# Fields of other servers and of OpenAI that would change what comes out. Those that change nothing
+# here (store, metadata, user, verbosity, prompt_cache_key, ...) are passed over, as all unknown
+# ones are.
+_NOT_HERE = "this server does not know it"
+_NOT_YET = "this server does not know it yet"
+UNSUPPORTED = {
+    "audio": "this server makes text alone",
+    "functions": "say it with tools",
+    "function_call": "say it with tool_choice",
+    "web_search_options": "this server searches nothing",
+    "grammar": "this server knows JSON schemas, not grammars",
+    "guided_json": "say it with response_format",
+    "guided_regex": _NOT_HERE,
+    "guided_choice": _NOT_HERE,
+    "guided_grammar": _NOT_HERE,
+    "structured_outputs": "say it with response_format",
+    "use_beam_search": _NOT_HERE,
+    "length_penalty": _NOT_HERE,
+    "min_tokens": _NOT_HERE,
+    "stop_token_ids": "say it with stop",
+    "bad_words": _NOT_HERE,
+    "allowed_token_ids": _NOT_HERE,
+    "truncate_prompt_tokens": "this server cuts no prompts",
+    "truncation": "this server cuts no prompts",
+    "prompt_logprobs": "say it with echo and logprobs of /v1/completions",
+    "mirostat": _NOT_HERE,
+    "dry_multiplier": _NOT_HERE,
+    "xtc_probability": _NOT_HERE,
+    "dynatemp_range": _NOT_HERE,
+    "top_n_sigma": _NOT_HERE,
+    "samplers": _NOT_HERE,
+    "lora": _NOT_HERE,
+    "tools": _NOT_YET,
+    "logit_bias": _NOT_YET,
+    "response_format": _NOT_YET,
+    "n_discard": "this server cuts no prompts",
+    "id_slot": "this server has no slots: all prompts find what is in memory of them",
+}
+
+# Values of fields above that ask for what is so anyway.
+_HARMLESS = {
+    "response_format": {"type": "text"},
+    "truncation": "disabled",
+    "length_penalty": 1.0,
+    "function_call": "none",
+}
+
+_MOST = 2**31 - 1
+_LEAST_TOP_P = 1e-9
+
+# The class of a text by its service tier: the lower, the earlier it runs.
+_TIERS = {"auto": 0, "default": 0, "flex": 1, "priority": -1, "standard_only": 0, "scale": 0}
+
+
+@dataclass
+class Asked:
+    """options: those of Engine.submit() that choose tokens. n: texts after each prompt."""
+
+    options: dict[str, Any]
+    n: int = 1
+    priority: int = 0
+    salt: str = ""
+    tier: str = "default"
+    stream: bool = False
+    include_usage: bool = False
+    logprobs: int | None = None
+
+    def ask_logprobs(self, alternatives: int) -> None:
+        """Has each token told with its log-probability, and so many of the likeliest."""
+        self.logprobs = self.options["logprobs"] = alternatives
+
+    def options_of(self, index: int) -> dict[str, Any]:
+        """Those of the text `index`: each draws otherwise."""
+        seed = self.options.get("seed")
+        if seed is None or not index:
+            return self.options
+        return {**self.options, "seed": seed + index}
+
+
+def read(fields: Fields, served: Served, limits: Limits, owner: str) -> Asked:
+    """What a request says of it. owner: whose it is; texts of different owners share nothing.
+    Raises Refused."""
+    said = {
+        name: why for name, why in UNSUPPORTED.items() if fields.get(name) != _HARMLESS.get(name)
+    }
+    fields.refuse(said)
+    options: dict[str, Any] = {"max_tokens": None, **served.defaults}
+    options |= _sampling(fields, limits)
+    tier = fields.choice("service_tier", _TIERS) or "auto"
+    priority = fields.whole("priority", -_MOST, _MOST)
+    salt = fields.text("cache_salt") or ""
+    stream_options = fields.object("stream_options") or Fields({})
+    return Asked(
+        options,
+        n=fields.whole("n", 1, limits.n, 1) or 1,
+        priority=_TIERS[tier] if priority is None else priority,
+        salt=f"{owner}:{salt}" if owner or salt else "",
+        tier=tier if tier in ("flex", "priority") else "default",
+        stream=fields.flag("stream"),
+        include_usage=stream_options.flag("include_usage"),
+    )
+
+
+def _sampling(fields: Fields, limits: Limits) -> dict[str, Any]:
+    top_k = fields.whole("top_k", -1, _MOST)
+    top_p = fields.number("top_p", 0, 1)
+    repeat = "repeat_penalty" if fields.has("repeat_penalty") else "repetition_penalty"
+    found = {
+        "temperature": fields.number("temperature", 0, 100),
+        "top_k": None if top_k is None else max(top_k, 0),
+        "top_p": None if top_p is None else max(top_p, _LEAST_TOP_P),
+        "min_p": fields.number("min_p", 0, 1),
+        "repeat_penalty": fields.number(repeat, 0.01, 100),
+        "presence_penalty": fields.number("presence_penalty", -2, 2),
+        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
+        "repeat_last_n": fields.whole("repeat_last_n", -1, _MOST),
+        "seed": _seed(fields),
+        "stop": _stop(fields, limits),
+        "ignore_eos": fields.flag("ignore_eos") or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _seed(fields: Fields) -> int | None:
+    """-1 asks for another one each time, as it does of llama-server."""
+    seed = fields.whole("seed", -(2**63), 2**64 - 1)
+    return None if seed in (None, -1) else seed % 2**64
+
+
+def _stop(fields: Fields, limits: Limits) -> list[str] | None:
+    field_name = "stop_sequences" if fields.has("stop_sequences") else "stop"
+    stop = fields.get(field_name)
+    if stop is None:
+        return None
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        raise fields.bad(field_name, "a string or a list of strings, none of them empty")
+    if len(stops) > limits.stop or any(
+        len(s.encode("utf-8", "replace")) > limits.stop_bytes for s in stops
+    ):
+        raise fields.bad(
+            field_name, f"{limits.stop} strings at most, of {limits.stop_bytes} bytes at most"
+        )
+    return stops

@@ -1,0 +1,134 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from mmrt.serving import openai
+from mmrt.serving.answers import Answers, Said
+from mmrt.serving.asking import Asked
+from mmrt.serving.desk import Desk
+from mmrt.serving.fields import Fields
+from mmrt.serving.house import Served
+from mmrt.serving.http import Request, Response, json_response
+from mmrt.serving.messages import read_messages, read_template_variables, read_tools
+from mmrt.serving.problems import Refused
+
+_OBJECT = "chat.completion"
+_MOST_LOGPROBS = 20
+
+
+async def respond(desk: Desk, request: Request) -> Response:
+    fields, served = await desk.read(request)
+    asked = desk.asked(request, fields, served)
+    limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
+    openai.limit_tokens(asked, fields.whole(limit, -1, openai.MOST))
+    _read_logprobs(fields, asked)
+    _require_text(fields)
+    given, tools = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+    answers = await desk.chat(served, asked, given, tools, read_template_variables(fields))
+    if asked.stream:
+        return openai.stream(chunks(answers, asked, served), request, answers, desk.limits)
+    try:
+        return json_response(await whole(answers, asked, served))
+    finally:
+        request.note = openai.note(answers)
+        answers.texts.close()
+
+
+def _read_logprobs(fields: Fields, asked: Asked) -> None:
+    top = fields.whole("top_logprobs", 0, _MOST_LOGPROBS)
+    if fields.flag("logprobs"):
+        asked.ask_logprobs(top or 0)
+    elif top:
+        raise Refused(400, "top_logprobs: wants logprobs to be true", param="top_logprobs")
+
+
+def _require_text(fields: Fields) -> None:
+    modalities = fields.get("modalities")
+    if modalities is not None and modalities != ["text"]:
+        raise fields.bad("modalities", '["text"]')
+
+
+async def whole(answers: Answers, asked: Asked, served: Served) -> dict[str, Any]:
+    """The response when all has been written."""
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": ""} for _ in answers.texts.handles
+    ]
+    reasons: list[str | None] = [None for _ in messages]
+    odds: list[list[dict[str, Any]]] = [[] for _ in messages]
+    async for said in answers:
+        message = messages[said.choice]
+        if said.what == "end":
+            reasons[said.choice] = said.text
+        else:
+            _add(message, said)
+        if said.token is not None and said.drawn is not None:
+            odds[said.choice].append(openai.token_odds(served.model, said.token, said.drawn))
+    for message in messages:
+        if message.get("tool_calls") and not message["content"]:
+            message["content"] = None
+    choices = [
+        {
+            "index": i,
+            "message": message,
+            "logprobs": None if asked.logprobs is None else {"content": odds[i], "refusal": None},
+            "finish_reason": reasons[i],
+        }
+        for i, message in enumerate(messages)
+    ]
+    head = openai.envelope("chatcmpl", _OBJECT, served.name, asked)
+    return {**head, "choices": choices, "usage": openai.usage(answers)}
+
+
+def _add(message: dict[str, Any], said: Said) -> None:
+    """Adds what was said to a message."""
+    if said.what == "text":
+        message["content"] += said.text
+    elif said.what == "reasoning":
+        message["reasoning_content"] = message.get("reasoning_content", "") + said.text
+    elif said.what == "call":
+        function = {"name": said.name, "arguments": ""}
+        call = {"id": said.id, "type": "function", "function": function}
+        message.setdefault("tool_calls", []).append(call)
+    else:
+        message["tool_calls"][said.call]["function"]["arguments"] += said.text
+
+
+async def chunks(answers: Answers, asked: Asked, served: Served) -> AsyncIterator[dict[str, Any]]:
+    """The response as it is written."""
+    head = openai.envelope("chatcmpl", f"{_OBJECT}.chunk", served.name, asked)
+    empty = {"usage": None} if asked.include_usage else {}
+
+    def chunk(
+        index: int, delta: dict[str, Any], odds: Any = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": odds, "finish_reason": reason}
+        return {**head, "choices": [choice], **empty}
+
+    for i in range(len(answers.texts.handles)):
+        yield chunk(i, {"role": "assistant", "content": ""})
+    async for said in answers:
+        if said.what == "end":
+            yield chunk(said.choice, {}, reason=said.text)
+            continue
+        odds = None
+        if said.token is not None and said.drawn is not None:
+            one = openai.token_odds(served.model, said.token, said.drawn)
+            odds = {"content": [one], "refusal": None}
+        if said.what != "text" or said.text or odds:
+            yield chunk(said.choice, _delta(said), odds)
+    if asked.include_usage:
+        yield {**head, "choices": [], "usage": openai.usage(answers)}
+
+
+def _delta(said: Said) -> dict[str, Any]:
+    if said.what == "text":
+        return {"content": said.text}
+    if said.what == "reasoning":
+        return {"reasoning_content": said.text}
+    if said.what == "call":
+        function = {"name": said.name, "arguments": ""}
+        call = {"index": said.call, "id": said.id, "type": "function", "function": function}
+    else:
+        call = {"index": said.call, "function": {"arguments": said.text}}
+    return {"tool_calls": [call]}

@@ -1,0 +1,230 @@
+"""POST /v1/completions: texts that go on from a prompt, as it is."""
+
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from mmrt.core.draw import Drawn
+from mmrt.serving import openai
+from mmrt.serving.answers import Answers
+from mmrt.serving.asking import Asked
+from mmrt.serving.desk import Desk
+from mmrt.serving.fields import Fields
+from mmrt.serving.house import Served
+from mmrt.serving.http import Request, Response, json_response
+from mmrt.serving.problems import Refused
+from mmrt.serving.scoring import score
+
+_OBJECT = "text_completion"
+_MOST_LOGPROBS = 20
+_MOST_TOKENS = 16  # where a request says nothing, as OpenAI has it
+
+
+async def respond(desk: Desk, request: Request) -> Response:
+    fields, served = await desk.read(request)
+    fields.refuse({"suffix": "this server does not fill in the middle"})
+    asked = desk.asked(request, fields, served)
+    openai.limit_tokens(asked, fields.whole("max_tokens", -1, openai.MOST, _MOST_TOKENS))
+    if (fields.whole("best_of", 1, desk.limits.n) or asked.n) != asked.n:
+        raise Refused(400, "best_of: this server chooses none: it must be n", param="best_of")
+    logprobs = fields.whole("logprobs", 0, _MOST_LOGPROBS)
+    if logprobs is not None:
+        asked.ask_logprobs(logprobs)
+    most = max(desk.limits.queue // asked.n, 1)
+    prompts = await desk.house.apart(read_prompts, fields, served, most)
+    echoes = await _echoes(prompts, asked, served, desk) if fields.flag("echo") else [NO_ECHO]
+    if asked.options["max_tokens"] == 0 and fields.flag("echo"):
+        return json_response(scored(prompts, echoes, asked, served))
+    answers = desk.begin(served, asked, [prompt.ids for prompt in prompts])
+    if asked.stream:
+        told = chunks(answers, asked, served, echoes)
+        return openai.stream(told, request, answers, desk.limits)
+    try:
+        return json_response(await whole(answers, asked, served, echoes))
+    finally:
+        request.note = openai.note(answers)
+        answers.texts.close()
+
+
+class Prompt(NamedTuple):
+    """text: None where it was given as token ids."""
+
+    ids: list[int]
+    text: str | None
+
+
+def read_prompts(fields: Fields, served: Served, most: int) -> list[Prompt]:
+    """The prompts of a request: a string, a list of strings, token ids or lists of these. Slow."""
+    fields.require("prompt")
+    given, special = fields.get("prompt"), fields.flag("parse_special", True)
+    several = isinstance(given, list) and given and isinstance(given[0], str | list)
+    prompts = given if several else [given]
+    if len(prompts) > most:
+        raise Refused(400, f"prompt: {len(prompts)} are more than {most}", param="prompt")
+    return [_prompt(fields, one, served, special) for one in prompts]
+
+
+def _prompt(fields: Fields, given: Any, served: Served, special: bool) -> Prompt:
+    if isinstance(given, str):
+        ids, text = served.model.tokenize(given, parse_special=special), given
+    elif isinstance(given, list) and all(type(one) is int for one in given):
+        ids, text = given, None
+        vocabulary = served.model.vocab_size
+        wrong = next((one for one in ids if not 0 <= one < vocabulary), None)
+        if wrong is not None:
+            raise Refused(
+                400, f"prompt: {wrong!r:.40} is no token id below {vocabulary}", param="prompt"
+            )
+    else:
+        raise fields.bad("prompt", "a string, a list of strings, token ids or lists of these")
+    if not ids:
+        raise Refused(400, "prompt: it is empty", param="prompt")
+    return Prompt(ids, text)
+
+
+class Listed:
+    """The tokens of a text with their log-probabilities, in the form of completions."""
+
+    def __init__(self, served: Served) -> None:
+        self._model = served.model
+        self._offset = 0
+        self._take()
+
+    def _take(self) -> None:
+        self.tokens: list[str] = []
+        self.logprobs: list[float | None] = []
+        self.top: list[dict[str, float] | None] = []
+        self.offsets: list[int] = []
+
+    def add(self, token: int, drawn: Drawn | None) -> None:
+        self.offsets.append(self._offset)
+        self.tokens.append(self._text(token))
+        self._offset += len(self.tokens[-1])
+        if drawn is None or drawn.logprob is None:
+            self.logprobs.append(None)
+            self.top.append(None)
+            return
+        self.logprobs.append(openai.finite(drawn.logprob))
+        top = {self._text(one): openai.finite(logprob) for one, logprob in drawn.alternatives}
+        self.top.append(top or None)
+
+    def _text(self, token: int) -> str:
+        return self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    def take(self) -> dict[str, Any]:
+        """What was added since the last time."""
+        found = {
+            "tokens": self.tokens,
+            "token_logprobs": self.logprobs,
+            "top_logprobs": self.top,
+            "text_offset": self.offsets,
+        }
+        self._take()
+        return found
+
+
+class Echo(NamedTuple):
+    """A prompt that is told again before what was written after it."""
+
+    text: str
+    scores: list[tuple[int, Drawn | None]]
+
+
+NO_ECHO = Echo("", [])
+
+
+async def _echoes(
+    prompts: Sequence[Prompt], asked: Asked, served: Served, desk: Desk
+) -> list[Echo]:
+    """The prompts as they are told again; with log-probabilities, if these were asked for."""
+    texts = [
+        served.model.detokenize(prompt.ids) if prompt.text is None else prompt.text
+        for prompt in prompts
+    ]
+    if asked.logprobs is None:
+        return [Echo(text, []) for text in texts]
+    for prompt in prompts:
+        served.require_room(len(prompt.ids) - 1)
+    served.reserve(1)
+    given_up = threading.Event()
+    found = []
+    try:
+        for prompt, text in zip(prompts, texts, strict=True):
+            scores = await desk.house.score(
+                score, served.model, prompt.ids, asked.logprobs, given_up
+            )
+            found.append(Echo(text, list(zip(prompt.ids, scores, strict=True))))
+    finally:
+        given_up.set()
+        served.free(1)
+    return found
+
+
+def scored(
+    prompts: Sequence[Prompt], echoes: Sequence[Echo], asked: Asked, served: Served
+) -> dict[str, Any]:
+    """The response where nothing is to be written."""
+    choices = []
+    for i in range(len(prompts) * asked.n):
+        listed, echo = Listed(served), echoes[i // asked.n]
+        for token, drawn in echo.scores:
+            listed.add(token, drawn)
+        odds = None if asked.logprobs is None else listed.take()
+        choices.append(_choice(i, echo.text, odds, "length"))
+    n_prompt = sum(len(prompt.ids) for prompt in prompts)
+    counts = {"prompt_tokens": n_prompt, "completion_tokens": 0, "total_tokens": n_prompt}
+    head = openai.envelope("cmpl", _OBJECT, served.name, asked)
+    return {**head, "choices": choices, "usage": counts}
+
+
+async def whole(
+    answers: Answers, asked: Asked, served: Served, echoes: Sequence[Echo]
+) -> dict[str, Any]:
+    """The response when all has been written."""
+    choices: dict[int, dict[str, Any]] = {}
+    head: dict[str, Any] = {}
+    async for chunk in chunks(answers, asked, served, echoes):
+        head = chunk
+        for choice in chunk["choices"]:
+            merged = choices.setdefault(choice["index"], choice)
+            if merged is not choice:
+                merged["text"] += choice["text"]
+                merged["finish_reason"] = choice["finish_reason"]
+                for name, values in (choice["logprobs"] or {}).items():
+                    merged["logprobs"][name] += values
+    ordered = [choices[i] for i in sorted(choices)]
+    return {**head, "choices": ordered, "usage": openai.usage(answers)}
+
+
+async def chunks(
+    answers: Answers, asked: Asked, served: Served, echoes: Sequence[Echo]
+) -> AsyncIterator[dict[str, Any]]:
+    """The response as it is written."""
+    head = openai.envelope("cmpl", _OBJECT, served.name, asked)
+    empty = {"usage": None} if asked.include_usage else {}
+    n_texts = len(answers.texts.handles)
+    lists = [Listed(served) for _ in range(n_texts)]
+
+    def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+        odds = None if asked.logprobs is None else lists[index].take()
+        return {**head, "choices": [_choice(index, text, odds, reason)], **empty}
+
+    for i in range(n_texts):
+        echo = echoes[i * len(echoes) // n_texts]
+        for token, drawn in echo.scores:
+            lists[i].add(token, drawn)
+        if echo.text:
+            yield chunk(i, echo.text)
+    async for said in answers:
+        if said.token is not None and said.drawn is not None:
+            lists[said.choice].add(said.token, said.drawn)
+        if said.what == "end":
+            yield chunk(said.choice, "", said.text)
+        elif said.text:
+            yield chunk(said.choice, said.text)
+    if asked.include_usage:
+        yield {**head, "choices": [], "usage": openai.usage(answers)}
+
+
+def _choice(index: int, text: str, odds: Any, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": odds, "finish_reason": reason}

@@ -1,0 +1,101 @@
+"""From a request to texts under way: what all kinds of requests for answers share."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmrt.errors import MmrtError, OutOfMemoryError
+from mmrt.run.model import Model
+from mmrt.serving import asking
+from mmrt.serving.access import Access
+from mmrt.serving.answers import Answers
+from mmrt.serving.asking import Asked
+from mmrt.serving.fields import Fields
+from mmrt.serving.house import House, Served, Texts, Wanted
+from mmrt.serving.http import Request
+from mmrt.serving.limits import Limits, parse_json
+from mmrt.serving.problems import Refused
+from mmrt.text.channels import Channels
+from mmrt.text.chat import ChatPrompt
+
+# Bytes of a body from which on it is parsed in another thread.
+_LARGE_BODY = 1 << 18
+
+
+class Desk:
+    """Reads requests and has texts begun."""
+
+    def __init__(self, house: House, access: Access, limits: Limits) -> None:
+        self.house, self.access, self.limits = house, access, limits
+
+    async def read(self, request: Request) -> tuple[Fields, Served]:
+        """The body's fields, and the model that they name. Raises Refused."""
+        if len(request.body) < _LARGE_BODY:
+            found = parse_json(request.body)
+        else:
+            found = await self.house.apart(parse_json, request.body)
+        request.body = b""
+        fields = Fields(found)
+        return fields, self.house.get(fields.text("model"))
+
+    def asked(self, request: Request, fields: Fields, served: Served) -> Asked:
+        """How the texts are to be written."""
+        return asking.read(fields, served, self.limits, self.access.owner(request))
+
+    async def chat(
+        self,
+        served: Served,
+        asked: Asked,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> Answers:
+        """Begins the answers to a chat."""
+        variables = {**served.variables, **variables}
+        prompt = await self.house.apart(chat_prompt, served.model, messages, tools, variables)
+        return self.begin(served, asked, [prompt.ids], prompt.channels)
+
+    def begin(
+        self,
+        served: Served,
+        asked: Asked,
+        prompts: Sequence[Sequence[int]],
+        channels: Callable[[], Channels | None] = lambda: None,
+    ) -> Answers:
+        """Begins `asked.n` texts after each prompt. channels: makes what sorts one of them."""
+        for ids in prompts:
+            served.require_room(len(ids))
+        wanted = [
+            Wanted(ids, asked.options_of(i), channels())
+            for i, ids in enumerate(ids for ids in prompts for _ in range(asked.n))
+        ]
+        return Answers(Texts.begin(served, wanted, asked.n, asked.priority, asked.salt))
+
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
+
+
+def chat_prompt(
+    model: Model, messages: Messages, tools: Tools, variables: Mapping[str, Any]
+) -> ChatPrompt:
+    """The prompt of a chat. Raises Refused."""
+    with _of_the_client():
+        return model.chat_prompt(messages, tools=tools, chat_template_kwargs=variables)
+
+
+def chat_text(model: Model, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> str:
+    """The prompt of a chat, as text. Raises Refused."""
+    with _of_the_client():
+        return model.render_chat(messages, tools=tools, **variables)
+
+
+@contextmanager
+def _of_the_client() -> Iterator[None]:
+    """What a chat template does not take is the client's fault."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except MmrtError as error:
+        raise Refused(400, str(error), param="messages", code="chat_template") from None

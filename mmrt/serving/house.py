@@ -1,0 +1,228 @@
+"""The models that a server has, and the texts that they write for its clients."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from mmrt.errors import InUseError
+from mmrt.run.engine import Engine
+from mmrt.run.generation import Piece
+from mmrt.run.handle import Handle
+from mmrt.run.model import Model
+from mmrt.serving.problems import Refused, busy, too_long
+from mmrt.text.channels import Channels
+
+Result = TypeVar("Result")
+
+# How much of the mean time between two ends the newest has.
+_NEWEST = 0.2
+
+_MOST_RETRY_SECONDS = 60
+
+
+class Served:
+    """A model under a name. defaults: of sampling, where a request says nothing. queue: texts that
+    may be under way at once. variables: of its chat template."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        engine: Engine,
+        defaults: Mapping[str, Any],
+        queue: int,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.engine = engine
+        self.defaults = dict(defaults)
+        self.variables = dict(variables or {})
+        self.created = int(time.time())
+        self._queue = queue
+        self.under_way = 0
+        self._last_end: float | None = None
+        self._between_ends = 1.0  # seconds, a moving mean
+
+    def reserve(self, n: int) -> None:
+        """Takes room for n texts. Raises Refused where there is none: a 429 that says when there
+        may be."""
+        if self.under_way + n > self._queue:
+            raise busy(min(max(round(self._between_ends), 1), _MOST_RETRY_SECONDS))
+        self.under_way += n
+
+    def free(self, n: int) -> None:
+        """Gives it back."""
+        self.under_way -= n
+        now = time.monotonic()
+        if self._last_end is not None:
+            seconds = now - self._last_end
+            self._between_ends += _NEWEST * (seconds - self._between_ends)
+        self._last_end = now if self.under_way else None
+
+    def require_room(self, n_prompt: int) -> None:
+        """Raises Refused for a prompt that leaves no room for an answer."""
+        if n_prompt >= self.model.context:
+            raise too_long(n_prompt, self.model.context)
+
+
+class House:
+    """All of them, the first one for requests that name none."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, Served] = {}
+        self.is_ready = False
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="mmrt-texts")
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="mmrt-scores")
+
+    def add(self, served: Served) -> None:
+        self.models[served.name] = served
+
+    def get(self, name: str | None) -> Served:
+        """Raises Refused where there is no such model."""
+        if not self.is_ready:
+            raise Refused(
+                503, "the model is being loaded", code="loading", type="unavailable_error"
+            )
+        if not name:
+            return next(iter(self.models.values()))
+        try:
+            return self.models[name]
+        except KeyError:
+            names = ", ".join(self.models)
+            raise Refused(
+                404,
+                f"there is no model {name!r:.80}; there are {names}",
+                param="model",
+                code="model_not_found",
+            ) from None
+
+    async def apart(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls what takes long, such as rendering and tokenising, in a thread of its own."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, function, *arguments)
+
+    async def score(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Likewise, for what takes very long."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._scorer, function, *arguments)
+
+    def close(self) -> None:
+        """Ends all texts, and closes the models."""
+        for workers in (self._workers, self._scorer):
+            workers.shutdown(wait=True, cancel_futures=True)
+        for served in self.models.values():
+            served.engine.close()
+            served.model.close()
+
+
+class Wanted(NamedTuple):
+    """A text that is to be written. options: of Engine.submit(). channels: of its own."""
+
+    ids: Sequence[int]
+    options: Mapping[str, Any]
+    channels: Channels | None = None
+
+
+class Told(NamedTuple):
+    """A piece of the text `choice`."""
+
+    choice: int
+    piece: Piece
+
+
+class Texts:
+    """Texts that a request has asked for, as they are written: an asynchronous iterator. Closing it
+    ends them."""
+
+    def __init__(self, served: Served, handles: Sequence[Handle], n: int) -> None:
+        """n: texts after each prompt. They are in room that was reserved, which is given back when
+        this is closed."""
+        self.served = served
+        self.handles = handles
+        self._n = n
+        self._came: asyncio.Queue[Told | BaseException | None] = asyncio.Queue()
+        self._pumps: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    @classmethod
+    def begin(
+        cls,
+        served: Served,
+        wanted: Sequence[Wanted],
+        n: int,
+        priority: int,
+        salt: str,
+    ) -> "Texts":
+        """The texts that are wanted, n after each prompt. Raises Refused."""
+        served.reserve(len(wanted))
+        handles: list[Handle] = []
+        try:
+            for ids, options, channels in wanted:
+                handle = served.engine.submit(
+                    ids, priority=priority, salt=salt, channels=channels, **options
+                )
+                handles.append(handle)
+        except BaseException as error:
+            for handle in handles:
+                handle.cancel()
+            served.free(len(wanted))
+            if isinstance(error, InUseError):
+                raise busy(1) from None
+            raise
+        return cls(served, handles, n)
+
+    async def __aiter__(self) -> AsyncIterator[Told]:
+        self._pumps = [
+            asyncio.ensure_future(self._pump(i, handle)) for i, handle in enumerate(self.handles)
+        ]
+        left = len(self._pumps)
+        while left:
+            came = await self._came.get()
+            if came is None:
+                left -= 1
+            elif isinstance(came, BaseException):
+                raise came
+            else:
+                yield came
+
+    async def _pump(self, index: int, handle: Handle) -> None:
+        try:
+            async for piece in handle:
+                self._came.put_nowait(Told(index, piece))
+        except Exception as error:
+            self._came.put_nowait(error)
+        else:
+            self._came.put_nowait(None)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for pump in self._pumps:
+            pump.cancel()
+        for handle in self.handles:
+            if handle.finish is None:
+                handle.cancel()
+        self.served.free(len(self.handles))
+
+    # ---- what they took ----
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(handle.prompt_tokens for handle in self.handles[:: self._n])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of these, those that were in memory before the request: texts after the same prompt share
+        what the first of them reads."""
+        cached = [handle.cached_tokens for handle in self.handles]
+        return sum(min(cached[i : i + self._n]) for i in range(0, len(cached), self._n))
+
+    @property
+    def tokens(self) -> int:
+        """Written in all."""
+        return sum(handle.tokens for handle in self.handles)

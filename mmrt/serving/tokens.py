@@ -1,0 +1,56 @@
+"""POST /tokenize, /detokenize and /apply-template: what texts and chats are to a model."""
+
+from typing import Any
+
+from mmrt.serving.desk import Desk, chat_prompt, chat_text
+from mmrt.serving.house import Served
+from mmrt.serving.http import Request, Response, json_response
+from mmrt.serving.messages import read_messages, read_template_variables, read_tools
+
+
+async def tokenize(desk: Desk, request: Request) -> Response:
+    fields, served = await desk.read(request)
+    if fields.has("messages"):
+        chat = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+        variables = read_template_variables(fields)
+        variables = {**served.variables, **variables}
+        prompt = await desk.house.apart(chat_prompt, served.model, *chat, variables)
+        ids = prompt.ids
+    else:
+        name = "content" if fields.has("content") else "prompt"
+        fields.require(name)
+        text, parse = fields.text(name) or "", fields.flag("parse_special", True)
+        special = fields.flag("add_special")
+        ids = await desk.house.apart(served.model.tokenize, text, special, parse)
+    tokens: list[Any] = list(ids)
+    if fields.flag("with_pieces"):
+        tokens = [{"id": one, "piece": _piece(served, one)} for one in ids]
+    return json_response(
+        {"tokens": tokens, "count": len(ids), "max_model_len": served.model.context}
+    )
+
+
+def _piece(served: Served, token: int) -> Any:
+    """The token's text, or its bytes where they are only a part of a character."""
+    spelled = served.model.tokenizer.token_bytes(token)
+    try:
+        return spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(spelled)
+
+
+async def detokenize(desk: Desk, request: Request) -> Response:
+    fields, served = await desk.read(request)
+    ids, most = fields.get("tokens"), served.model.vocab_size
+    if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < most for one in ids):
+        raise fields.bad("tokens", f"a list of token ids below {most}")
+    text = await desk.house.apart(served.model.detokenize, ids)
+    return json_response({"content": text, "prompt": text})
+
+
+async def apply_template(desk: Desk, request: Request) -> Response:
+    fields, served = await desk.read(request)
+    chat = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+    variables = {**served.variables, **read_template_variables(fields)}
+    text = await desk.house.apart(chat_text, served.model, *chat, variables)
+    return json_response({"prompt": text})
