@@ -7,11 +7,15 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
 from children import in_child
+from test_channels import WORDS, thinker
+from test_chat import CHATML
+from test_toolcalls import SAID, TOOLS, caller, functions
 
 import mmrt
 from mmrt.errors import (
@@ -86,16 +90,59 @@ def test_branches_at_once_read_what_they_share_once(model: mmrt.Model) -> None:
         assert sum(handle.cached_tokens for handle in handles) >= 3 * 630
 
 
-def test_many_answers_to_one_prompt_share_it(model: mmrt.Model) -> None:
+def at_once(engine: Engine, prompts: list[list[int]], **options: Any) -> list[mmrt.Handle]:
+    """Submits these while the engine is held up, so that it sees them together; text i has seed
+    i."""
+    gate = threading.Event()
+    holds = engine.submit([1], max_tokens=0, on_prefill=lambda *_: gate.wait(20))
+    handles = [engine.submit(ids, seed=i, **options) for i, ids in enumerate(prompts)]
+    gate.set()
+    holds.text()
+    return handles
+
+
+@pytest.mark.parametrize("length", [5, 40, 641, 670])
+def test_many_answers_to_one_prompt_read_it_once(model: mmrt.Model, length: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 2.0, "ignore_eos": True}
+    expected = [str(model.generate(IDS[:length], seed=i, **options)) for i in range(8)]
+    assert len(set(expected)) == 8
     with model.engine() as engine:
-        handles = [
-            engine.submit(IDS[:640], max_tokens=32, temperature=1.0, seed=i, ignore_eos=True)
-            for i in range(8)
-        ]
-        texts = {str(handle.text()) for handle in handles}
-        assert len(texts) == 8
-        pages = model.store.nbytes / model.store.page_bytes
-        assert pages <= 1.1 * (20 + 8 * 2)
+        handles = at_once(engine, [IDS[:length]] * 8, **options)
+        assert [str(handle.text()) for handle in handles] == expected
+        own = (length + 39 + 31) // 32 - length // 32
+        pages = model.store.nbytes // model.store.page_bytes
+        assert pages <= length // 32 + 8 * own + 1  # that of the text that held the engine up
+        if length > 600:
+            assert engine.evaluated_tokens == 1 + length + 8 * 39
+            assert all(handle.cached_tokens == length for handle in handles[1:])
+
+
+def test_many_answers_to_one_prompt_share_its_pages(model: mmrt.Model) -> None:
+    with model.engine() as engine:
+        prompt = IDS * 2
+        handles = at_once(engine, [prompt[:1507]] * 8, max_tokens=140, ignore_eos=True)
+        assert sum(handle.text().tokens for handle in handles) == 8 * 140
+        tokens = model.store.nbytes / model.store.page_bytes * 32
+        assert tokens <= 1.1 * (1507 + 8 * 140)
+
+
+def test_answers_go_on_without_the_one_that_read(model: mmrt.Model) -> None:
+    expected = [str(model.generate(IDS[:640], max_tokens=5)) for _ in range(3)]
+    with model.engine(max_gap=1e-9) as engine:
+        handles: list[mmrt.Handle] = []
+
+        def leave(done: int, total: int) -> None:
+            handles[0].cancel()
+
+        gate = threading.Event()
+        engine.submit([1], max_tokens=0, on_prefill=lambda *_: gate.wait(20))
+        handles.append(engine.submit(IDS[:640], on_prefill=leave))
+        handles += [engine.submit(IDS[:640], max_tokens=5) for _ in range(3)]
+        other = engine.submit(IDS[:640], max_tokens=5, salt="other")
+        gate.set()
+        assert [str(handle.text()) for handle in handles[1:]] == expected
+        assert handles[0].finish is None
+        assert str(other.text()) == expected[0] and other.cached_tokens == 0
 
 
 def test_salts_share_nothing(model: mmrt.Model) -> None:
@@ -284,6 +331,50 @@ def test_many_threads_submit(model: mmrt.Model) -> None:
         for thread in threads:
             thread.join()
     assert found == expected
+
+
+# ---- chats ----
+
+ASK: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
+
+
+def test_a_chat_is_that_of_the_model(tmp_path: Path) -> None:
+    with mmrt.Model(thinker(tmp_path, *WORDS)) as model, model.engine() as engine:
+        handle = engine.submit_chat(ASK)
+        pieces = list(model.stream_chat(ASK))
+        assert list(handle) == pieces and "reasoning" in {piece.channel for piece in pieces}
+        answer = engine.submit_chat(ASK).text()
+        assert (answer, answer.reasoning, answer.finish) == ("Is 42", "So it", "stop")
+        other = engine.submit_chat(ASK, chat_template_kwargs={"no": True}, max_tokens=2)
+        assert other.prompt_tokens == len(model.chat_tokens(ASK, no=True)) > handle.prompt_tokens
+        with pytest.raises(ArgumentError, match="messages"):
+            engine.submit_chat(5)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="max_tokens"):
+            engine.submit_chat(ASK, max_tokens=-1)
+
+
+def test_a_chat_has_calls_of_tools(tmp_path: Path) -> None:
+    template, says = SAID["mistral"]
+    with mmrt.Model(caller(tmp_path, template, *says)) as model, model.engine() as engine:
+        answer = engine.submit_chat(ASK, tools=TOOLS).text()
+        assert answer == "Yes." and functions(answer.tool_calls) == [("f", {"a": 1})]
+        assert engine.submit_chat(ASK).text().tool_calls == []
+
+
+def test_turns_of_a_chat_evaluate_what_is_new(tmp_path: Path) -> None:
+    tiny = tiny_models.llama(type="Q8_0", context=2048)
+    tiny.metadata["tokenizer.chat_template"] = CHATML
+    with mmrt.Model(tiny.write(tmp_path / "m.gguf")) as model, model.engine() as engine:
+        messages: list[dict[str, Any]] = [{"role": "system", "content": "one two three " * 60}]
+        before = 0
+        for turn in range(3):
+            messages.append({"role": "user", "content": f"number {turn}"})
+            answer = engine.submit_chat(messages, max_tokens=8, ignore_eos=True).text()
+            assert answer == model.chat(messages, max_tokens=8, ignore_eos=True) or turn
+            new = engine.evaluated_tokens - before
+            before = engine.evaluated_tokens
+            assert turn == 0 or new < 150 < answer.prompt_tokens
+            messages.append({"role": "assistant", "content": answer})
 
 
 # ---- what a step costs ----

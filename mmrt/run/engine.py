@@ -6,8 +6,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as List
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from mmrt.run.snapshot import Snapshot, kept_text
 from mmrt.run.window import Window
 from mmrt.run.writing import Serving, Writing
 from mmrt.text.channels import Channels
+from mmrt.text.toolcalls import ToolParser
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -144,11 +147,41 @@ class Engine:
         Raises ArgumentError as Model.stream() does, InUseError if too many texts are under way.
         """
         settings = Settings(**options)
-        whole("priority", priority, -(2**31), 2**31)
         ids = self._model.prompt_ids(prompt, parse_special)
+        return self._submit(ids, settings, priority, salt, channels)
+
+    def submit_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        salt: str = "",
+        **options: "Unpack[Options]",
+    ) -> Handle:
+        """Begins the answer to `messages`. These, `tools` and `chat_template_kwargs` are as for
+        Model.stream_chat(), and so are the pieces; all else is as for submit()."""
+        settings = Settings(**options)
+        prompt = self._model.chat_prompt(
+            messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
+        sorts = prompt.channels(), prompt.parser()
+        return self._submit(prompt.ids, settings, priority, salt, *sorts)
+
+    def _submit(
+        self,
+        ids: list[int],
+        settings: Settings,
+        priority: int,
+        salt: str,
+        channels: Channels | None,
+        parser: ToolParser | None = None,
+    ) -> Handle:
+        whole("priority", priority, -(2**31), 2**31)
         self._model.require_room(len(ids))
-        handle = Handle(len(ids), self._cancel)
         require_process(self._process)
+        handle = Handle(len(ids), self._cancel, parser)
         text = Sequence(self._model, Cache(self._model.store))
         answer = Answer(self._model.tokenizer, self._model.context, text, settings, channels)
         job = Writing(handle, answer, list(ids), salt, priority)
@@ -293,7 +326,7 @@ class Engine:
                 self._leave(jobs[0], self._no_room(jobs[0]))
             return
         try:
-            self._run(chosen)
+            self._run(chosen, jobs)
         except OutOfMemoryError as error:
             if not self.prefixes.give_back(1) and not self._park_one(jobs, beside=jobs[0]):
                 self._leave(jobs[0], error)
@@ -410,7 +443,7 @@ class Engine:
 
     # ---- running ----
 
-    def _run(self, chosen: list[tuple[Writing, int]]) -> None:
+    def _run(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> None:
         parts: list[Part] = []
         costs = []
         ends: list[Writing] = []
@@ -434,9 +467,30 @@ class Engine:
             if job.kept is not None:
                 self.prefixes.grow(job.kept)
         self.cost.observe(costs, seconds)
-        self._report_progress([job for job, _ in chosen if not job.writes])
+        readers = [job for job, _ in chosen if not job.writes]
+        if logits is not None:
+            rows = list(range(len(ends)))
+            for row, job in enumerate(ends[:]):
+                twins = [] if job.writes else self._twins(job, jobs)
+                ends += twins
+                readers += twins
+                rows += [row] * len(twins)
+            logits = logits[rows] if len(rows) > len(logits) else logits
+        self._report_progress(readers)
         if logits is not None:
             self._write(ends, logits)
+
+    def _twins(self, job: Writing, jobs: list[Writing]) -> list[Writing]:
+        """Texts that wait with the very tokens that were just read: they go on from here too."""
+        twins = []
+        for other in jobs:
+            waits = other.to_read and not other.writes
+            if waits and other.salt == job.salt and other.ids == job.ids:
+                with suppress(OutOfMemoryError):  # it reads by itself, later
+                    assert job.cache is not None
+                    self._take(other, job.cache.fork())
+                    twins.append(other)
+        return twins
 
     def _report_progress(self, readers: list[Writing]) -> None:
         for job in readers:

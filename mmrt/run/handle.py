@@ -12,6 +12,7 @@ from functools import partial
 
 from mmrt.errors import UnsupportedError
 from mmrt.run.generation import Finish, Piece, Text
+from mmrt.text.toolcalls import ToolParser
 
 
 def require_process(process: int) -> None:
@@ -41,10 +42,17 @@ class Handle:
     """A text that an engine writes: an iterator of Pieces, also an asynchronous one. Any thread may
     use it."""
 
-    def __init__(self, prompt_tokens: int, cancel: Callable[["Handle"], None]) -> None:
+    def __init__(
+        self,
+        prompt_tokens: int,
+        cancel: Callable[["Handle"], None],
+        parser: ToolParser | None = None,
+    ) -> None:
+        """parser: of the calls in the text."""
         self.number = 0  # of its engine's texts, by order of submit()
         self.prompt_tokens = prompt_tokens
         self._cancel = cancel
+        self._parser = parser
         # Entered as the lock itself, in C: what a signal's handler raises amid Condition.__enter__
         # would leave it held.
         self._lock = threading.RLock()
@@ -151,6 +159,7 @@ class Handle:
         return Text.of(
             pieces,
             self.finish,
+            self._parser,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             tokens=self.tokens,

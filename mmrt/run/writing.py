@@ -1,6 +1,7 @@
 """A text that an engine has taken up, and what an engine needs of its model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as List
 from typing import Any, Protocol
 
 from mmrt.core.kernels import Pool
@@ -12,6 +13,7 @@ from mmrt.run.phases import Doing
 from mmrt.run.prefixes import Kept
 from mmrt.run.sequence import Progress, Runner
 from mmrt.run.snapshot import TextState
+from mmrt.text.chat import ChatPrompt
 
 
 class Serving(Runner, Protocol):
@@ -36,6 +38,14 @@ class Serving(Runner, Protocol):
     def store(self) -> StateStore: ...
 
     def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]: ...
+
+    def chat_prompt(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> ChatPrompt: ...
 
 
 class Writing(Job):
