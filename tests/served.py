@@ -22,6 +22,14 @@ TEMPLATE = (
 )
 
 
+TOOLS_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\nCall them as <tool_call>:{% for t in tools %} {{ t.function "
+    "| tojson }}{% endfor %}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}"
+    "\n{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}"
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
 def write_speaker(path: Path, *says: bytes, template: str = TEMPLATE, **options: Any) -> Path:
     """A chat model that says this, whatever it is asked."""
     model = tiny_models.speaker(*says, **options)

@@ -3,12 +3,13 @@
 All kinds of responses are made of these, whole ones and streams, so that both say the same.
 """
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Literal, NamedTuple
 
 from mmrt.core.draw import Drawn
 from mmrt.run.generation import Piece
 from mmrt.serving.house import Texts
+from mmrt.text.toolcalls import CallArguments, CallBegin, Event, TextDelta, ToolParser
 
 What = Literal["reasoning", "text", "call", "arguments", "end"]
 
@@ -32,37 +33,83 @@ class Said(NamedTuple):
     drawn: Drawn | None = None
 
 
-class Parser(Protocol):
-    """Finds calls of tools in an answer as it comes: see mmrt.text.toolcalls."""
+class _Answer:
+    """One of them, as it is written."""
 
-    def feed(self, text: str) -> list[Any]: ...
+    def __init__(self, choice: int, parser: ToolParser | None, most_calls: int | None) -> None:
+        self._choice = choice
+        self._parser = parser
+        self._most_calls = most_calls
+        self._calls = 0  # that are whole
+        self.is_over = False
 
-    def end(self) -> list[Any]: ...
+    def take(self, piece: Piece) -> list[Said]:
+        """What a piece adds."""
+        if self.is_over:
+            return []
+        said: list[Said] = []
+        if piece.channel == "reasoning":
+            said += [Said(self._choice, "reasoning", piece.text)] if piece.text else []
+        elif piece.drawn is not None and piece.finish != "stop":
+            token = piece.token
+            text = piece.text if self._parser is None else ""
+            said.append(Said(self._choice, "text", text, token=token, drawn=piece.drawn))
+        elif self._parser is None and piece.text:
+            said.append(Said(self._choice, "text", piece.text))
+        if self._parser is not None:
+            events = self._parser.feed(piece.text) if piece.channel == "final" else []
+            if piece.finish is not None:
+                events = [*events, *self._parser.end()]
+            said += self._of_events(events)
+        if piece.finish is not None and not self.is_over:
+            said.append(self._end(piece.finish))
+        return said
+
+    def _of_events(self, events: Iterable[Event]) -> list[Said]:
+        said: list[Said] = []
+        for event in events:
+            if isinstance(event, TextDelta):
+                said.append(Said(self._choice, "text", event.text))
+            elif isinstance(event, CallBegin):
+                said.append(
+                    Said(self._choice, "call", call=event.index, id=event.id, name=event.name)
+                )
+            elif isinstance(event, CallArguments):
+                said.append(Said(self._choice, "arguments", event.text, call=event.index))
+            else:
+                self._calls += 1
+                if self._calls == self._most_calls:
+                    said.append(self._end("stop"))
+                    break
+        return said
+
+    def _end(self, finish: str) -> Said:
+        self.is_over = True
+        reason = "tool_calls" if finish == "stop" and self._calls else finish
+        return Said(self._choice, "end", reason)
 
 
 class Answers:
     """The answers that a request has asked for: an asynchronous iterator of Said."""
 
-    def __init__(self, texts: Texts, parser: Callable[[], Parser | None] = lambda: None) -> None:
-        """parser: makes one for each answer, where calls of tools may come."""
+    def __init__(
+        self,
+        texts: Texts,
+        parser: Callable[[], ToolParser | None] = lambda: None,
+        most_calls: int | None = None,
+    ) -> None:
+        """parser: makes one for each answer, where calls of tools may come. most_calls: of tools,
+        after which an answer ends."""
         self.texts = texts
-        self._parsers = [parser() for _ in texts.handles]
-        self._calls = [0] * len(texts.handles)
+        self._answers = [_Answer(i, parser(), most_calls) for i in range(len(texts.handles))]
         self.reasoning_tokens = 0
 
     async def __aiter__(self) -> AsyncIterator[Said]:
-        async for index, piece in self.texts:
-            for said in self._said(index, piece):
+        async for choice, piece in self.texts:
+            if piece.channel == "reasoning":
+                self.reasoning_tokens += piece.token is not None
+            answer = self._answers[choice]
+            for said in answer.take(piece):
                 yield said
-
-    def _said(self, index: int, piece: Piece) -> list[Said]:
-        written = piece.token is not None and piece.finish != "stop"
-        token, drawn = (piece.token, piece.drawn) if written else (None, None)
-        if piece.channel == "reasoning":
-            self.reasoning_tokens += piece.token is not None
-            said = [Said(index, "reasoning", piece.text)] if piece.text else []
-        else:
-            said = [Said(index, "text", piece.text, token=token, drawn=drawn)]
-        if piece.finish is not None:
-            said.append(Said(index, "end", piece.finish))
-        return said
+            if answer.is_over and piece.finish is None:
+                self.texts.handles[choice].cancel()

@@ -39,7 +39,6 @@ UNSUPPORTED = {
     "top_n_sigma": _NOT_HERE,
     "samplers": _NOT_HERE,
     "lora": _NOT_HERE,
-    "tools": _NOT_YET,
     "logit_bias": _NOT_YET,
     "response_format": _NOT_YET,
     "n_discard": "this server cuts no prompts",

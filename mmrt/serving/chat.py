@@ -10,8 +10,9 @@ from mmrt.serving.desk import Desk
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
-from mmrt.serving.messages import read_messages, read_template_variables, read_tools
+from mmrt.serving.messages import read_messages, read_template_variables
 from mmrt.serving.problems import Refused
+from mmrt.serving.tools import read_tools
 
 _OBJECT = "chat.completion"
 _MOST_LOGPROBS = 20

@@ -15,6 +15,7 @@ from mmrt.serving.house import House, Served, Texts, Wanted
 from mmrt.serving.http import Request
 from mmrt.serving.limits import Limits, parse_json
 from mmrt.serving.problems import Refused
+from mmrt.serving.tools import Tools
 from mmrt.text.channels import Channels
 from mmrt.text.chat import ChatPrompt
 
@@ -47,44 +48,58 @@ class Desk:
         served: Served,
         asked: Asked,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Tools,
         variables: Mapping[str, Any],
     ) -> Answers:
-        """Begins the answers to a chat."""
+        """Begins the answers to a chat. Raises Refused."""
         variables = {**served.variables, **variables}
-        prompt = await self.house.apart(chat_prompt, served.model, messages, tools, variables)
-        return self.begin(served, asked, [prompt.ids], prompt.channels)
+        offered = tools.offered
+        prompt = await self.house.apart(chat_prompt, served.model, messages, offered, variables)
+        if offered and prompt.parser() is None:
+            raise Refused(
+                400,
+                f"tools: the chat template of {served.name} shows no known way to call them",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        texts = self._texts(served, asked, [prompt.ids], prompt.channels)
+        return Answers(texts, prompt.parser, tools.most_calls)
 
-    def begin(
+    def begin(self, served: Served, asked: Asked, prompts: Sequence[Sequence[int]]) -> Answers:
+        """Begins `asked.n` texts after each prompt. Raises Refused."""
+        return Answers(self._texts(served, asked, prompts, lambda: None))
+
+    def _texts(
         self,
         served: Served,
         asked: Asked,
         prompts: Sequence[Sequence[int]],
-        channels: Callable[[], Channels | None] = lambda: None,
-    ) -> Answers:
-        """Begins `asked.n` texts after each prompt. channels: makes what sorts one of them."""
+        channels: Callable[[], Channels | None],
+    ) -> Texts:
         for ids in prompts:
             served.require_room(len(ids))
         wanted = [
             Wanted(ids, asked.options_of(i), channels())
             for i, ids in enumerate(ids for ids in prompts for _ in range(asked.n))
         ]
-        return Answers(Texts.begin(served, wanted, asked.n, asked.priority, asked.salt))
+        return Texts.begin(served, wanted, asked.n, asked.priority, asked.salt)
 
 
 Messages = Sequence[Mapping[str, Any]]
-Tools = Sequence[Mapping[str, Any]] | None
+Offered = Sequence[Mapping[str, Any]] | None
 
 
 def chat_prompt(
-    model: Model, messages: Messages, tools: Tools, variables: Mapping[str, Any]
+    model: Model, messages: Messages, tools: Offered, variables: Mapping[str, Any]
 ) -> ChatPrompt:
     """The prompt of a chat. Raises Refused."""
     with _of_the_client():
         return model.chat_prompt(messages, tools=tools, chat_template_kwargs=variables)
 
 
-def chat_text(model: Model, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> str:
+def chat_text(
+    model: Model, messages: Messages, tools: Offered, variables: Mapping[str, Any]
+) -> str:
     """The prompt of a chat, as text. Raises Refused."""
     with _of_the_client():
         return model.render_chat(messages, tools=tools, **variables)

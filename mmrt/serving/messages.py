@@ -89,19 +89,6 @@ def _call(call: Fields, names: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def read_tools(fields: Fields, limits: Limits) -> list[dict[str, Any]] | None:
-    """The `tools` of a request, or None where it has none."""
-    tools = fields.objects("tools", limits.tools)
-    for tool in tools or []:
-        if tool.choice("type", ["function"], "function"):
-            tool.require("function")
-            function = tool.object("function") or Fields({})
-            function.require("name")
-            function.text("name")
-            function.object("parameters")
-    return [tool.plain() for tool in tools] if tools else None
-
-
 def read_template_variables(fields: Fields) -> dict[str, Any]:
     """What else a request tells the chat template."""
     given = fields.object("chat_template_kwargs")

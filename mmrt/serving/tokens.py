@@ -5,13 +5,14 @@ from typing import Any
 from mmrt.serving.desk import Desk, chat_prompt, chat_text
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
-from mmrt.serving.messages import read_messages, read_template_variables, read_tools
+from mmrt.serving.messages import read_messages, read_template_variables
+from mmrt.serving.tools import read_tools
 
 
 async def tokenize(desk: Desk, request: Request) -> Response:
     fields, served = await desk.read(request)
     if fields.has("messages"):
-        chat = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+        chat = read_messages(fields, desk.limits), read_tools(fields, desk.limits).offered
         variables = read_template_variables(fields)
         variables = {**served.variables, **variables}
         prompt = await desk.house.apart(chat_prompt, served.model, *chat, variables)
@@ -50,7 +51,7 @@ async def detokenize(desk: Desk, request: Request) -> Response:
 
 async def apply_template(desk: Desk, request: Request) -> Response:
     fields, served = await desk.read(request)
-    chat = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+    chat = read_messages(fields, desk.limits), read_tools(fields, desk.limits).offered
     variables = {**served.variables, **read_template_variables(fields)}
     text = await desk.house.apart(chat_text, served.model, *chat, variables)
     return json_response({"prompt": text})

@@ -1,0 +1,137 @@
+"""The server and tools: calls in whole answers and in streams, and what comes back of them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from served import TOOLS_TEMPLATE, Reply, Running, running, write_speaker, write_talker
+
+SAID = [
+    *("Let me ", "see.", "<tool", "_call>", '{"name": "wea', 'ther", "argu', 'ments": {"city": '),
+    *(
+        '"Zür',
+        'ich"}}',
+        "</tool_",
+        'call><tool_call>{"name": "time", "arguments": {}}</tool_call>.',
+    ),
+]
+
+FUNCTION = {"name": "weather", "description": "How it is.", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+TIME = {"type": "function", "function": {"name": "time"}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("served")
+    says = [text.encode() for text in SAID]
+    models = {
+        "caller": write_speaker(folder / "c.gguf", *says, template=TOOLS_TEMPLATE, context=2048),
+        "talker": write_talker(folder / "t.gguf"),
+    }
+    with running(models) as found:
+        yield found
+
+
+def calls(message: Any) -> list[tuple[str, Any]]:
+    functions = [call["function"] for call in message.get("tool_calls", [])]
+    return [(function["name"], json.loads(function["arguments"])) for function in functions]
+
+
+def gathered(reply: Reply) -> tuple[dict[str, Any], str | None]:
+    """The message that a stream tells, and why it ended."""
+    message: dict[str, Any] = {"content": ""}
+    reason = None
+    for event in reply.events:
+        (choice,) = event["choices"]
+        delta = choice["delta"]
+        reason = choice["finish_reason"] or reason
+        message["content"] += delta.get("content") or ""
+        for part in delta.get("tool_calls", []):
+            known = message.setdefault("tool_calls", [])
+            if part["index"] == len(known):
+                assert part["id"] and part["type"] == "function" and part["function"]["name"]
+                known.append({"function": {"name": part["function"]["name"], "arguments": ""}})
+            else:
+                assert "id" not in part and "name" not in part["function"]
+            known[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+    return message, reason
+
+
+def test_calls_are_told_whole_and_in_streams(server: Running) -> None:
+    (choice,) = server.chat(tools=[*TOOLS, TIME]).json["choices"]
+    message = choice["message"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert message["content"] == "Let me see.."
+    assert calls(message) == [("weather", {"city": "Zürich"}), ("time", {})]
+    assert all(call["id"] and call["type"] == "function" for call in message["tool_calls"])
+    told, reason = gathered(server.chat(tools=[*TOOLS, TIME], stream=True))
+    assert reason == "tool_calls" and calls(told) == calls(message)
+    assert told["content"] == message["content"]
+
+
+def test_one_call_where_no_more_are_wanted(server: Running) -> None:
+    fields: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False}
+    (choice,) = server.chat(**fields).json["choices"]
+    assert calls(choice["message"]) == [("weather", {"city": "Zürich"})]
+    assert choice["finish_reason"] == "tool_calls"
+    told, reason = gathered(server.chat(stream=True, **fields))
+    assert (calls(told), reason) == (calls(choice["message"]), "tool_calls")
+
+
+def test_without_tools_there_are_no_calls(server: Running) -> None:
+    none: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}]
+    for fields in none:
+        (choice,) = server.chat(**fields).json["choices"]
+        assert "tool_calls" not in choice["message"] and choice["finish_reason"] == "stop"
+        assert choice["message"]["content"] == "".join(SAID)
+
+
+def test_a_call_that_is_cut_off_is_no_call(server: Running) -> None:
+    (choice,) = server.chat(tools=TOOLS, max_tokens=6).json["choices"]
+    assert choice["finish_reason"] == "length" and "tool_calls" not in choice["message"]
+
+
+def test_what_cannot_be_held_is_refused(server: Running) -> None:
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"tools": TOOLS, "model": "talker"}, "tools"),  # its template shows none
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": True}}]}, "strict"),
+        ({"tools": TOOLS * 1000}, "tools"),
+    ]
+    for fields, name in bad:
+        reply = server.chat(**fields)
+        assert reply.status == 400 and name in reply.error["param"], reply
+
+
+def test_answers_of_tools_reach_the_template(server: Running) -> None:
+    function = {"name": "weather", "arguments": '{"city": "Zürich", "days": 2}'}
+    text = {"type": "text", "text": "Fine<|im_end|>"}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "How is it?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "a1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "a1", "content": [text]},
+    ]
+    body = {"messages": messages, "tools": TOOLS}
+    prompt = server.post("/apply-template", body).json["prompt"]
+    assert '<tool_call>{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}' in prompt
+    assert "<|im_start|>tool\nFine<|im_end|><|im_end|>" in prompt
+    tokenizer = server.served("caller").model.tokenizer
+    ids = server.post("/tokenize", body).json["tokens"]
+    assert sum(tokenizer.is_special(one) for one in ids) == 2 * 4 + 1  # none by the tool
+    assert server.post("/v1/chat/completions", body).status == 200
+
+
+def test_the_order_of_keys_stays(server: Running) -> None:
+    """Another order would be another prompt, read anew."""
+    function = {"description": "x", "parameters": {"z": 1, "a": 2}, "name": "weather"}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [{"function": function}]}
+    prompt = server.post("/apply-template", body).json["prompt"]
+    assert json.dumps(function) in prompt
