@@ -228,6 +228,15 @@ def test_keys_hosts_and_origins(talker: Path, tmp_path: Path) -> None:
         assert cached("secret-2") == 0  # what others have asked shows in no figure
 
 
+def test_metrics_without_a_key_where_that_is_meant(talker: Path) -> None:
+    access = Access(["k"])
+    with running({"talker": talker}, access=access) as server:
+        assert server.get("/metrics").status == 401
+        access.without_key |= {"/metrics"}
+        assert server.get("/metrics").status == 200
+        assert server.get("/v1/models").status == 401
+
+
 def test_files_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     with pytest.raises(FileError, match="keys"):

@@ -29,7 +29,7 @@ DESCRIPTION = """\
 Serves models over HTTP, as OpenAI's clients expect of a server:
 
   /v1/chat/completions  /v1/completions  /v1/models
-  /tokenize  /detokenize  /apply-template  /props  /health
+  /tokenize  /detokenize  /apply-template  /props  /health  /metrics
 
 Each MODEL is a GGUF file, called by its file's name without .gguf, or
 NAME=FILE. They share one memory budget. Requests that name no model get the
@@ -97,6 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file",
         metavar="FILE",
         help="answer only who has one of its keys, one on each line",
+    )
+    parser.add_argument(
+        "--open-metrics", action="store_true", help="answer /metrics without a key too"
     )
     parser.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME",
@@ -192,7 +195,10 @@ def _access(arguments: argparse.Namespace) -> "Access":
 
     keys = read_keys(arguments.api_key_file) if arguments.api_key_file else []
     hosts = {name.lower() for name in [arguments.host, *arguments.allowed_host]}
-    return Access(keys, frozenset(hosts), frozenset(arguments.cors_origin))
+    access = Access(keys, frozenset(hosts), frozenset(arguments.cors_origin))
+    if arguments.open_metrics:
+        access.without_key |= {"/metrics"}
+    return access
 
 
 def _limits(arguments: argparse.Namespace) -> "Limits":

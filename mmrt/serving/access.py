@@ -37,18 +37,20 @@ def read_keys(path: str) -> list[str]:
 @dataclass
 class Access:
     """The rules. keys: none: nobody needs one. hosts: names by which this server may be called,
-    beside localhost and IP addresses. origins: of web pages that may use it; "*": all."""
+    beside localhost and IP addresses. origins: of web pages that may use it; "*": all. without_key:
+    paths for which nobody needs a key."""
 
     keys: Iterable[str] = ()
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    without_key: frozenset[str] = frozenset({"/health", "/v1/health"})
     _digests: list[bytes] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._digests = [_digest(key) for key in self.keys]
 
-    def check(self, request: Request, is_open: bool) -> None:
-        """Raises Refused unless the request may be answered. is_open: without a key.
+    def check(self, request: Request, path: str) -> None:
+        """Raises Refused unless the request for `path` may be answered.
 
         A name other than these in Host is how a web page reaches a server on the reader's own
         machine: by a name of its own that it has point there (DNS rebinding).
@@ -63,7 +65,7 @@ class Access:
             raise Refused(
                 403, f"pages of {origin!r:.80} may not ask: --cors-origin lets them", code="origin"
             )
-        if not is_open:
+        if request.method != "OPTIONS" and path not in self.without_key:
             self.owner(request)
 
     def _knows(self, host: str) -> bool:

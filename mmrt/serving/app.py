@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mmrt import __version__
-from mmrt.serving import about, chat, completions, tokens
+from mmrt.serving import about, chat, completions, metrics, tokens
 from mmrt.serving.desk import Desk
 from mmrt.serving.http import Handler, Request, Response, json_response
 from mmrt.serving.problems import Refused
@@ -22,8 +22,8 @@ _GET = {
     "/v1/health": about.health,
     about.MODELS: about.models,
     "/props": about.props,
+    "/metrics": metrics.respond,
 }
-_WITHOUT_KEY = {"/health", "/v1/health"}
 
 
 class App:
@@ -37,7 +37,7 @@ class App:
     def find(self, request: Request) -> Handler:
         path = request.path.rstrip("/")
         access, methods = self._desk.access, self._methods(path)
-        access.check(request, request.method == "OPTIONS" or path in _WITHOUT_KEY)
+        access.check(request, path)
         if not methods:
             raise Refused(404, f"there is nothing at {request.path[:80]!r}", code="not_found")
         allowed = ", ".join([*methods, "OPTIONS"])

@@ -12,6 +12,7 @@ from mmrt.run.generation import Piece
 from mmrt.run.handle import Handle
 from mmrt.run.model import Model
 from mmrt.serving.problems import Refused, busy, too_long
+from mmrt.serving.record import Record
 from mmrt.text.channels import Channels
 
 Result = TypeVar("Result")
@@ -43,6 +44,8 @@ class Served:
         self.created = int(time.time())
         self._queue = queue
         self.under_way = 0
+        self.live: set[Handle] = set()  # texts that are under way
+        self.record = Record()
         self._last_end: float | None = None
         self._between_ends = 1.0  # seconds, a moving mean
 
@@ -50,6 +53,7 @@ class Served:
         """Takes room for n texts. Raises Refused where there is none: a 429 that says when there
         may be."""
         if self.under_way + n > self._queue:
+            self.record.refused += 1
             raise busy(min(max(round(self._between_ends), 1), _MOST_RETRY_SECONDS))
         self.under_way += n
 
@@ -146,6 +150,8 @@ class Texts:
         self._came: asyncio.Queue[Told | BaseException | None] = asyncio.Queue()
         self._pumps: list[asyncio.Task[None]] = []
         self._closed = False
+        self._failed: set[Handle] = set()
+        served.live.update(handles)
 
     @classmethod
     def begin(
@@ -189,10 +195,17 @@ class Texts:
                 yield came
 
     async def _pump(self, index: int, handle: Handle) -> None:
+        last: float | None = None
         try:
             async for piece in handle:
                 self._came.put_nowait(Told(index, piece))
+                if piece.token is not None:
+                    now = time.monotonic()
+                    if last is not None:
+                        self.served.record.between_tokens.observe(now - last)
+                    last = now
         except Exception as error:
+            self._failed.add(handle)
             self._came.put_nowait(error)
         else:
             self._came.put_nowait(None)
@@ -206,6 +219,8 @@ class Texts:
         for handle in self.handles:
             if handle.finish is None:
                 handle.cancel()
+            self.served.live.discard(handle)
+            self.served.record.end(handle, handle in self._failed)
         self.served.free(len(self.handles))
 
     # ---- what they took ----
