@@ -80,12 +80,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="GGUF files")
     parser.add_argument("-n", type=int, default=512, help="positions (default 512)")
     parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
+    engines = [name for name in installed() if name != LIMIT]
+    parser.add_argument(
+        "-e", nargs="+", default=engines, metavar="ENGINE", choices=engines,
+        help=f"which to compare (default: {', '.join(engines)})",
+    )  # fmt: skip
     parser.add_argument("-o", type=Path, help="also write the rows as JSON to this file")
     arguments = parser.parse_args()
-    engines = [name for name in installed() if name != LIMIT]
     rows = []
     for path in arguments.models:
-        rows += compare(path, arguments.n, arguments.t, engines)
+        rows += compare(path, arguments.n, arguments.t, arguments.e)
     print("| model | runtime | mean KL to float32 logits |\n|---|---|---:|")
     for row in rows:
         print(f"| {row.model} | {row.engine} {row.version} | {row.kl_mean:.3e} |")

@@ -64,6 +64,17 @@ def test_real_models_lose_little_to_rounding(reference: Reference, isa: str) -> 
     assert abs(actual / expected - 1) <= 0.005
 
 
+def test_a_coder_loses_no_more_than_llama_cpp(coder_path: Path) -> None:
+    """On few positions, as the reference takes a minute."""
+    golden = GOLDEN["qwen2"]
+    ids, peer = golden["ids"], golden["llama_cpp"]
+    reference, found = oracle.logits(coder_path, ids), logits_of(coder_path, ids)
+    divergence = kl_divergence(reference, found).mean()
+    print(f"\n{coder_path.name}: mean KL {divergence:.2e} (llama.cpp {peer['kl_mean']:.2e})")
+    assert divergence <= min(peer["kl_mean"], 4e-3)
+    assert abs(perplexity(found, ids) / perplexity(reference, ids) - 1) <= 0.005
+
+
 @pytest.mark.parametrize(("kv_k", "kv_v"), [("q8_0", "f16"), ("f16", "q8_0"), ("q8_0", "q8_0")])
 def test_int8_keys_and_values_lose_little(reference: Reference, kv_k: str, kv_v: str) -> None:
     """Hardly more than other rounding does, which is a few times 1e-3."""
