@@ -232,6 +232,19 @@ def test_what_inspect_misses_is_what_a_model_says(tmp_path: Path) -> None:
         assert [f"{path}: {reason}" for reason in mmrt.obstacles(file)] == [str(refused.value)]
 
 
+@pytest.mark.parametrize("value", [5, "ab", 0.5, True])
+def test_inspect_of_a_vocabulary_that_is_no_list(tmp_path: Path, value: Any) -> None:
+    model = llama()
+    model.metadata |= {"tokenizer.ggml.tokens": value, "tokenizer.chat_template.rag": "{{ x }}"}
+    path = model.write(tmp_path / "m.gguf")
+    assert runs(path).startswith("no: tokenizer.ggml.tokens: expected a list, found ")
+    report = json.loads(call("inspect", path, "--json").out)["tokenizer"]
+    assert report == {
+        "model": "gpt2", "pre": "gpt-2", "tokens": None, "chat_template": True,
+        "chat_templates": ["rag"],
+    }  # fmt: skip
+
+
 def test_inspect_of_a_type_that_is_unknown(tmp_path: Path) -> None:
     path = llama().write(tmp_path / "m.gguf")
     data = path.read_bytes()
