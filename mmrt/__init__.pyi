@@ -46,6 +46,7 @@ from mmrt.run.sampler import Sampler as Sampler
 from mmrt.run.sequence import Sequence as Sequence
 from mmrt.sight import pagetables as pagetables
 from mmrt.sight import trace as trace
+from mmrt.text import grammar as grammar
 from mmrt.text import toolcalls as toolcalls
 from mmrt.text.tokenizer import Tokenizer as Tokenizer
 

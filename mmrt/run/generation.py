@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import flag, function, known, whole
+from mmrt.core.arguments import flag, function, instance, known, whole
 from mmrt.core.draw import Drawn
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
@@ -19,6 +19,8 @@ from mmrt.run.sampler import Sampler, mask_without, sample_together
 from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
 from mmrt.text.channels import Channel, Channels, Run, Undivided
+from mmrt.text.constraint import Constraint
+from mmrt.text.grammar import Grammar, Json, json_by
 from mmrt.text.tokenizer import StreamDecoder, Tokenizer
 from mmrt.text.toolcalls import ToolParser, gather
 
@@ -57,6 +59,13 @@ class Options(Filters, total=False):
     logprobs: int | None
     """Tell with each piece its token's log-probability, and so many of the likeliest tokens: as
     Sampler.sample() does. None: do not."""
+    json_schema: Any
+    """The answer is JSON that is valid by this schema: a dict, a bool, or the JSON text of one. It
+    is whole unless `finish` is "length", or a stop string cut it."""
+    json_object: bool
+    """The answer is a JSON object."""
+    grammar: Grammar | None
+    """What the answer has to be: see mmrt.grammar."""
     on_prefill: Progress | None
     """Called as the prompt is read, with (tokens done, tokens in all); first with 0 done."""
 
@@ -75,6 +84,9 @@ class Settings:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         logprobs: int | None = None,
+        json_schema: Any = None,
+        json_object: bool = False,
+        grammar: Grammar | None = None,
         on_prefill: Progress | None = None,
         **sampling: Any,
     ) -> None:
@@ -85,9 +97,31 @@ class Settings:
         self.stop = stop
         self.ignore_eos = flag("ignore_eos", ignore_eos)
         self.logprobs = None if logprobs is None else whole("logprobs", logprobs, 0)
+        self._json: Json | None = None
+        if flag("json_object", json_object):
+            self._json = json_by({"type": "object"})
+        if json_schema is not None:
+            self._json = json_by(json_schema)
+        self._grammar = (
+            grammar if grammar is None else instance("grammar", grammar, tuple, "a tuple of parts")
+        )
+        if (json_schema is not None) + json_object + (grammar is not None) > 1:
+            raise ArgumentError("json_schema, json_object, grammar: only one can be held")
+        if ignore_eos and (self._json or grammar is not None):
+            raise ArgumentError("ignore_eos: JSON and grammars have an end")
         self.on_prefill = on_prefill
         self.sampling = Sampling(**sampling)
         StopStrings(stop)
+
+    def constraint(self, tokenizer: Tokenizer, channels: Channels) -> Constraint | None:
+        """What holds a new text to its schema or grammar; None: it may be any text. Raises
+        ArgumentError for what cannot be held, UnsupportedError where llguidance is missing."""
+        if self._json is not None:
+            parts = (*channels.thoughts, *channels.heading, self._json)
+            return Constraint(tokenizer, parts, "json_schema")
+        if self._grammar is not None:
+            return Constraint(tokenizer, (*channels.thoughts, *self._grammar))
+        return None
 
 
 class Text(str):
@@ -298,7 +332,10 @@ class Answer:
         if settings.ignore_eos:
             self.mask = mask_without(list(tokenizer.stop_ids), tokenizer.vocab_size)
         self._tokenizer, self._context = tokenizer, context
-        self._channels = Undivided() if channels is None else channels
+        self._channels: Channels = Undivided() if channels is None else channels
+        self._constraint = settings.constraint(tokenizer, self._channels)
+        if self._constraint is not None:
+            self.mask = self._constraint.mask
         self._channel: Channel = "final"  # of the last piece
         self._stops = StopStrings(settings.stop)
         self._decoder = StreamDecoder(tokenizer)
@@ -330,6 +367,8 @@ class Answer:
             pieces = self._told(pieces, drawn)
             if stopped:
                 return pieces, None
+            if self._is_whole(token):
+                return pieces + self._rest(None, "stop"), None
             if self._left:
                 return pieces, token
         return pieces + self._rest(None, "length"), None
@@ -340,6 +379,13 @@ class Answer:
             listed = drawn.alternatives[: self.logprobs]
             pieces[-1] = pieces[-1]._replace(drawn=drawn._replace(alternatives=listed))
         return pieces
+
+    def _is_whole(self, token: int) -> bool:
+        """Whether nothing can follow `token`, by the text's schema or grammar."""
+        if self._constraint is None:
+            return False
+        self._constraint.take(token)
+        return self._constraint.over
 
     def _mark(self, token: int) -> str:
         """A control token as it is spelled; nothing for others."""

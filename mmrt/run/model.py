@@ -528,6 +528,7 @@ class Model:
         prompt = self.chat_prompt(messages, tools=tools, chat_template_kwargs=chat_template_kwargs)
         ids, parts, parser = prompt.ids, prompt.channels(), prompt.parser()
         self.require_room(len(ids))
+        settings.constraint(self.tokenizer, parts)  # refuses now what cannot be held
         reading = Reading(len(ids))
         if sequence is None:
             pieces = self._converse(reading, ids, settings, parts)

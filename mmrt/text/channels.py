@@ -8,6 +8,8 @@ import re
 from collections.abc import Set
 from typing import Literal, Protocol
 
+from mmrt.text.grammar import Grammar, OneOf, Until
+
 Channel = Literal["final", "reasoning"]
 
 # A stretch of text and where it belongs; None: a mark, which is not shown.
@@ -26,8 +28,19 @@ _ENDS = ("<|end|>", "<|return|>", "<|call|>", _START)
 _LONGEST_HEADER = 256  # characters; what is longer is an answer without one
 
 
+# What may stand between reasoning and the answer.
+_GAP = OneOf((("\n\n",), ("\n",), ()))
+
+
 class Channels(Protocol):
-    """Sorts a text as it comes."""
+    """Sorts a text as it comes.
+
+    thoughts: what may or must be written before an answer or a call. heading: what an answer must
+    begin with.
+    """
+
+    thoughts: Grammar
+    heading: Grammar
 
     def feed(self, text: str, mark: str = "") -> list[Run]:
         """`text`, then the control token that is spelled `mark`, sorted; what may be the beginning
@@ -53,6 +66,9 @@ def channels(template: str | None, prompt: str, shown: Set[str] = frozenset()) -
 class Undivided:
     """All is answer."""
 
+    thoughts: Grammar = ()
+    heading: Grammar = ()
+
     def feed(self, text: str, mark: str = "") -> list[Run]:
         return [(text, "final"), (mark, None)]
 
@@ -65,6 +81,7 @@ class Spelled:
 
     def __init__(self, within: Channels, shown: Set[str]) -> None:
         self._within, self._shown = within, shown
+        self.thoughts, self.heading = within.thoughts, within.heading
 
     def feed(self, text: str, mark: str = "") -> list[Run]:
         if mark in self._shown:
@@ -81,6 +98,9 @@ class Tagged:
     def __init__(self, opening: str, closing: str, inside: bool) -> None:
         """inside: the prompt had the opening tag already."""
         self._opening, self._closing = opening, closing
+        rest: Grammar = (Until(closing), _GAP)
+        self.thoughts: Grammar = rest if inside else (OneOf(((opening, *rest), ())),)
+        self.heading: Grammar = ()
         self._held = ""
         self._awaits_opening = not inside
         self._channel: Channel = "reasoning" if inside else "final"
@@ -153,6 +173,14 @@ class Headed:
         self._header: str | None = None if found else ""  # what there is of it; None: read
         self._marked = bool(found)  # whether there was a header, or a part of one
         self._channel = self._channel_of(header) if found else "final"
+        next_part: Grammar = (Until("<|end|>"), f"{_START}assistant")
+        thinks: Grammar = (f"{_CHANNEL}analysis{_MESSAGE}", *next_part)
+        if found:
+            self.thoughts: Grammar = next_part if self._channel == "reasoning" else ()
+        else:
+            self.thoughts = (OneOf((thinks, ())),)
+        answers = bool(found) and self._channel == "final"
+        self.heading: Grammar = () if answers else (f"{_CHANNEL}final{_MESSAGE}",)
 
     @staticmethod
     def _is_call(header: str) -> bool:

@@ -258,6 +258,18 @@ class Tokenizer:
             tokens.append(self.eos_id)
         return tokens
 
+    def at_controls(self, text: str) -> list[str | int]:
+        """`text` in stretches, and the ids of the control tokens that are spelled in it."""
+        parts: list[str | int] = []
+        for part in self._split_at_specials(text, text, parse_special=True):
+            if isinstance(part, int) and not self.is_special(part):
+                part = self.token_bytes(part).decode()
+            if parts and isinstance(part, str) and isinstance(parts[-1], str):
+                parts[-1] += part
+            else:
+                parts.append(part)
+        return parts
+
     def _split_at_specials(
         self, text: str, guarded: str, parse_special: bool
     ) -> Iterator[str | int]:
