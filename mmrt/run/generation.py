@@ -35,7 +35,7 @@ class Piece(NamedTuple):
     but in the last piece: "stop" after an end-of-text token or a stop string, "length" at
     max_tokens or the end of the context. channel: "reasoning" for what a model thinks in a chat
     before it answers; else "final". drawn: with `logprobs`, the token with its log-probability and
-    the likeliest in its place.
+    the likeliest in its place. stop: the stop string that came, in the last piece.
     """
 
     text: str
@@ -43,6 +43,7 @@ class Piece(NamedTuple):
     finish: Finish | None = None
     channel: Channel = "final"
     drawn: Drawn | None = None
+    stop: str | None = None
 
 
 class Options(Filters, total=False):
@@ -276,6 +277,7 @@ class StopStrings:
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
             raise ArgumentError(f"stop: {stops!r:.60} is not a list of non-empty strings")
         self._stops = tuple(stops)
+        self.found: str | None = None  # the one that has come
         self._held = ""
         self._where: list[Channel | None] = []  # each held character belongs
 
@@ -286,9 +288,10 @@ class StopStrings:
         for text, where in runs:
             self._held += text
             self._where += [where] * len(text)
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            shown = self._shown(min(found))
+            at, self.found = min(found)
+            shown = self._shown(at)
             self._held, self._where = "", []
             return shown, True
         cut = len(self._held) - max(self._overlap(stop) for stop in self._stops)
@@ -413,7 +416,7 @@ class Answer:
         if not pieces:
             pieces = [Piece("", None, None, self._channel)]
         self._channel = pieces[-1].channel
-        pieces[-1] = pieces[-1]._replace(token=token, finish=finish)
+        pieces[-1] = pieces[-1]._replace(token=token, finish=finish, stop=self._stops.found)
         return pieces
 
 

@@ -19,8 +19,9 @@ class Said(NamedTuple):
 
     what: "text" and "reasoning": `text` more of it; "call": the call number `call` of a tool
     begins, with an `id` and the tool's `name`; "arguments": `text` more of its arguments; "end":
-    nothing more comes, for the reason in `text`: "stop", "length" or "tool_calls". token, drawn:
-    with text that a token ends with, that token and its log-probability, if it was asked for.
+    nothing more comes, for the reason in `text`: "stop", "length" or "tool_calls"; stop: the stop
+    string that it came before. token, drawn: with text that a token ends with, that token and its
+    log-probability, if it was asked for.
     """
 
     choice: int
@@ -31,6 +32,7 @@ class Said(NamedTuple):
     name: str = ""
     token: int | None = None
     drawn: Drawn | None = None
+    stop: str | None = None
 
 
 class _Answer:
@@ -62,7 +64,7 @@ class _Answer:
                 events = [*events, *self._parser.end()]
             said += self._of_events(events)
         if piece.finish is not None and not self.is_over:
-            said.append(self._end(piece.finish))
+            said.append(self._end(piece.finish, piece.stop))
         return said
 
     def _of_events(self, events: Iterable[Event]) -> list[Said]:
@@ -83,10 +85,10 @@ class _Answer:
                     break
         return said
 
-    def _end(self, finish: str) -> Said:
+    def _end(self, finish: str, stop: str | None = None) -> Said:
         self.is_over = True
         reason = "tool_calls" if finish == "stop" and self._calls else finish
-        return Said(self._choice, "end", reason)
+        return Said(self._choice, "end", reason, stop=stop)
 
 
 class Answers:

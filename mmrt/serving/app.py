@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mmrt import __version__
-from mmrt.serving import about, chat, completions, metrics, tokens
+from mmrt.serving import about, anthropic, chat, completions, metrics, tokens
 from mmrt.serving.desk import Desk
 from mmrt.serving.http import Handler, Request, Response, json_response
 from mmrt.serving.problems import Refused
@@ -13,6 +13,8 @@ from mmrt.serving.problems import Refused
 _POST = {
     "/v1/chat/completions": chat.respond,
     "/v1/completions": completions.respond,
+    anthropic.PATH: anthropic.respond,
+    f"{anthropic.PATH}/count_tokens": anthropic.count_tokens,
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
     "/apply-template": tokens.apply_template,
@@ -65,7 +67,9 @@ class App:
         return {"GET": _GET[path], "HEAD": _GET[path]} if path in _GET else {}
 
     def problem(self, request: Request | None, problem: Refused) -> Response:
-        response = json_response(problem.body(), problem.status)
+        of_anthropic = request is not None and anthropic.is_path(request.path)
+        body = anthropic.problem_body(problem) if of_anthropic else problem.body()
+        response = json_response(body, problem.status)
         response.headers += problem.headers
         return response
 

@@ -1,0 +1,124 @@
+"""Messages and tools, from what Anthropic's clients send to what chat templates read."""
+
+import re
+from typing import Any
+
+from mmrt.serving.fields import Fields
+from mmrt.serving.limits import Limits
+from mmrt.serving.problems import Refused
+from mmrt.serving.tools import Tools
+
+# A line that Claude Code writes first, with other digits each time: whatever follows it would have
+# to be read anew. It tells Anthropic who pays, and a model nothing.
+_BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
+
+
+def read_messages(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
+    """`system` and `messages` of a request. Raises Refused."""
+    found: list[dict[str, Any]] = []
+    if system := _system(fields):
+        found.append({"role": "system", "content": system})
+    fields.require("messages")
+    given = fields.objects("messages", limits.messages) or []
+    if not given:
+        raise Refused(400, "messages: the list is empty", param="messages")
+    for one in given:
+        found += _message(one)
+    return found
+
+
+def _system(fields: Fields) -> str:
+    if isinstance(fields.get("system"), str):
+        texts = [fields.text("system") or ""]
+    else:
+        texts = [_text(block) for block in fields.objects("system", 1 << 10) or []]
+    kept = [_BILLING.sub("", text) for text in texts]
+    return "\n".join(text for text in kept if text)
+
+
+def _text(block: Fields) -> str:
+    if block.text("type") != "text":
+        name = block.name("type")
+        raise Refused(400, f"{name}: {block.text('type')!r:.40} is no text", param=name)
+    block.require("text")
+    return block.text("text") or ""
+
+
+def _message(fields: Fields) -> list[dict[str, Any]]:
+    """One message, or several: what tools have answered is one of its own for each."""
+    fields.require("role")
+    fields.require("content")
+    role = fields.choice("role", ["user", "assistant", "system"])
+    if isinstance(fields.get("content"), str):
+        return [{"role": role, "content": fields.text("content")}]
+    texts: list[dict[str, str]] = []
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    thoughts = ""
+    for block in fields.objects("content", 1 << 12) or []:
+        kind = block.text("type")
+        if kind == "tool_use" and role == "assistant":
+            calls.append(_call(block))
+        elif kind == "tool_result" and role == "user":
+            results.append(_result(block))
+        elif kind == "thinking":
+            thoughts += block.text("thinking") or ""
+        elif kind != "redacted_thinking":
+            texts.append({"type": "text", "text": _text(block)})
+    message: dict[str, Any] = {"role": role, "content": texts}
+    if calls:
+        message |= {"tool_calls": calls, "content": texts or None}
+    if thoughts:
+        message["reasoning_content"] = thoughts
+    return results + ([message] if texts or calls or not results else [])
+
+
+def _call(block: Fields) -> dict[str, Any]:
+    block.require("name")
+    arguments = block.object("input")
+    function = {"name": block.text("name"), "arguments": arguments.plain() if arguments else {}}
+    return {"id": block.text("id") or "", "type": "function", "function": function}
+
+
+def _result(block: Fields) -> dict[str, Any]:
+    if isinstance(block.get("content"), str):
+        text = block.text("content") or ""
+    else:
+        text = "\n".join(_text(part) for part in block.objects("content", 1 << 12) or [])
+    if block.flag("is_error"):
+        text = f"Error: {text}"
+    return {"role": "tool", "tool_call_id": block.text("tool_use_id") or "", "content": text}
+
+
+def read_tools(fields: Fields, limits: Limits) -> Tools:
+    """`tools` and `tool_choice` of a request. Raises Refused."""
+    found = [_tool(tool) for tool in fields.objects("tools", limits.tools) or []]
+    choice = fields.object("tool_choice") or Fields({})
+    kind = choice.choice("type", ["auto", "none", "any", "tool"], "auto")
+    if kind in ("any", "tool"):
+        raise Refused(
+            400,
+            f"tool_choice.type: this server cannot make a model call a tool, as {kind!r} asks",
+            param="tool_choice.type",
+        )
+    alone = choice.flag("disable_parallel_tool_use")
+    return Tools(found, 1 if alone else None) if found and kind != "none" else Tools()
+
+
+def _tool(tool: Fields) -> dict[str, Any]:
+    """A tool, as OpenAI describes it."""
+    tool.choice("type", ["custom"], "custom")
+    tool.require("name")
+    schema = tool.object("input_schema")
+    function: dict[str, Any] = {"name": tool.text("name")}
+    if tool.has("description"):
+        function["description"] = tool.text("description")
+    function["parameters"] = schema.plain() if schema else {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
+def read_variables(fields: Fields) -> dict[str, Any]:
+    """What else a request tells the chat template."""
+    thinking = fields.object("thinking") or Fields({})
+    kind = thinking.choice("type", ["enabled", "disabled", "adaptive"])
+    return {} if kind in (None, "adaptive") else {"enable_thinking": kind == "enabled"}
