@@ -9,6 +9,7 @@
     mmrt_matvec_fn mmrt_matvec_##type##_##isa;                                                     \
     mmrt_matmul_fn mmrt_matmul_##type##_##isa;                                                     \
     extern const size_t mmrt_few_##type##_##isa;
+#define MMRT_COLUMN_KERNEL(ISA, isa, type) mmrt_by_columns_fn mmrt_by_columns_##type##_##isa;
 #define MMRT_VECTOR_KERNEL(ISA, isa, name) mmrt_##name##_fn mmrt_##name##_##isa;
 #include "kernels/kernels.def"
 
@@ -30,6 +31,9 @@ static void apply(struct mmrt_kernels *table, mmrt_isa isa) {
         table->few[MMRT_TYPE_##type] = mmrt_few_##type##_##name;                                   \
         table->matrix_isa[MMRT_TYPE_##type] = isa;                                                 \
     }
+#define MMRT_COLUMN_KERNEL(ISA, name, type)                                                        \
+    if (isa == MMRT_ISA_##ISA)                                                                     \
+        table->by_columns[MMRT_TYPE_##type] = mmrt_by_columns_##type##_##name;
 #define MMRT_VECTOR_KERNEL(ISA, name, op)                                                          \
     if (isa == MMRT_ISA_##ISA)                                                                     \
         table->op = mmrt_##op##_##name;

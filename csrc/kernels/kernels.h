@@ -114,6 +114,14 @@ typedef void mmrt_matmul_fn(const void *w, size_t row_bytes, size_t n_rows,
                             float *y, size_t y_stride, void *scratch);
 enum { MMRT_MATMUL_SCRATCH = 160 << 10 };
 
+/* y[r] = row r of a matrix of k columns times x, which is zero but for the elements which[0..n), in
+ * rising order: to the bit what matvec gives, if all weights are finite. Column i is at
+ * w + i * column_bytes. n_rows and k are multiples of MMRT_BY_COLUMNS; scratch as above. */
+typedef void mmrt_by_columns_fn(const void *w, size_t column_bytes, size_t n_rows,
+                                const uint32_t *which, size_t n, const float *x, size_t k, float *y,
+                                void *scratch);
+enum { MMRT_BY_COLUMNS = 64 };
+
 /* out[i] = w[i] * x[i] / sqrt(mean(x^2) + eps), n elements (Zhang and Sennrich 2019,
  * arXiv:1910.07467). out may be x. */
 typedef void mmrt_rms_norm_fn(const float *x, const float *w, float eps, float *out, size_t n);
@@ -212,6 +220,7 @@ struct mmrt_kernels {
     mmrt_matmul_fn *matmul[MMRT_TYPE_LIMIT];
     size_t few[MMRT_TYPE_LIMIT];          /* the most columns that matvec is the faster for */
     mmrt_isa matrix_isa[MMRT_TYPE_LIMIT]; /* where those three come from */
+    mmrt_by_columns_fn *by_columns[MMRT_TYPE_LIMIT]; /* NULL where there is none */
     mmrt_quantize_fn *quantize;
     mmrt_rms_norm_fn *rms_norm;
     mmrt_centre_fn *centre;

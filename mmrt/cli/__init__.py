@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "answer over HTTP, as OpenAI's clients expect",
     "inspect": "show what is in a weight file",
     "quantize": "write a smaller file of a model",
+    "bundle": "write the neurons of a model with ReLU, each in one piece",
     "bench": "measure prefill and decode speed",
     "residency": "show which pages of a weight file are in memory",
     "warm": "read a weight file, or parts of it, into the page cache",

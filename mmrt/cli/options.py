@@ -104,6 +104,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"how to read them: {', '.join(READERS)} (default: the fastest)",
     )  # fmt: skip
     parser.add_argument(
+        "--bundle", metavar="FILE", help="what `mmrt bundle` made of the model, if it has ReLU"
+    )
+    parser.add_argument(
         "-ctk", "--cache-type-k", choices=KV_TYPES, default="f16", metavar="TYPE",
         help=f"how keys are stored: {', '.join(KV_TYPES)} (default: f16)",
     )  # fmt: skip
@@ -337,6 +340,7 @@ def open_model(
             kv_v=arguments.cache_type_v,
             chat_template=getattr(arguments, "chat_template", None),
             exact=arguments.exact,
+            bundle=arguments.bundle,
             pre=arguments.pre,
         )
     for warning in raised:

@@ -14,6 +14,8 @@ __all__ = ["ALIKE_TOKENS", "Matrix", "Part", "Program"]
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
 ALIKE_TOKENS = 8
 
+SPARSE = "multiply what is not zero"  # what str() calls operations of this kind
+
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu2": 2, "clamped_silu": 3, "relu": 4}
 _GATINGS = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrt_softplus": 3}
 
@@ -108,6 +110,20 @@ class Program(CoreProgram):
             raise ArgumentError(f"linear: takes 1 to 3 matrices, not {len(matrices)}")
         fields = {"in_": in_, "out": out, "outputs_only": outputs_only, "alike": alike}
         self.append("linear", "multiply", matrices, **fields)
+
+    def sparse(
+        self,
+        in_: int,
+        matrix: Tensor | Matrix,
+        out: int,
+        columns: Tensor | None = None,
+        outputs_only: bool = False,
+    ) -> None:
+        """As linear() of one matrix (rows, width), where most of in_ is zero. columns (width, at
+        least rows), of the matrix's type: its transpose, of which a step of one token multiplies
+        only what meets no zero, with the same result to the bit."""
+        fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
+        self.append("sparse", SPARSE, [matrix, columns], **fields)
 
     def unit(
         self,

@@ -119,6 +119,10 @@ class TensorFile(Mapping[str, Tensor]):
             for mapping in self.mappings:
                 all_of_them.callback(mapping.close)
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether it lies in one of its files."""
+        return any(tensor.mapping is mapping for mapping in self.mappings)
+
     def require_unviewed(self, except_for: int = 0) -> None:
         """Raises InUseError where there are more views of its tensors than these."""
         views = sum(mapping.views for mapping in self.mappings) - except_for

@@ -1,14 +1,16 @@
 """From a file to what runs it; and, of a file that does not run, what it takes that is missing."""
 
 import dataclasses
+import os
 from typing import NamedTuple
 
 from mmrt import models
 from mmrt.core.arguments import whole
 from mmrt.core.kernels import Pool, trim_heap
-from mmrt.core.program import Program
+from mmrt.core.program import SPARSE, Program
 from mmrt.core.state import StateStore
 from mmrt.errors import FormatError, UnsupportedError
+from mmrt.files.bundle import Neurons, open_bundle
 from mmrt.files.tensor_file import TensorFile
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.fields import Fields
@@ -27,6 +29,7 @@ class Built(NamedTuple):
     config: Config
     store: StateStore
     program: Program
+    bundle: TensorFile | None  # whose tensors the program may read
 
 
 def build(
@@ -34,13 +37,14 @@ def build(
     pool: Pool,
     *,
     context: int | None = None,
-    kv_k: str = "f16",
-    kv_v: str = "f16",
+    kv: tuple[str, str] = ("f16", "f16"),
     exact: bool = False,
+    bundle: str | os.PathLike[str] | None = None,
 ) -> Built:
-    """What runs the model in `file`; arguments as Model's. It refers to the file's pages.
+    """What runs the model in `file`; arguments as Model's, kv: of keys and of values. It refers to
+    the file's pages.
 
-    Raises UnsupportedError, FormatError and ArgumentError as Model() does.
+    Raises FileError, UnsupportedError, FormatError and ArgumentError as Model() does.
     """
     if file.format != "GGUF":
         raise UnsupportedError(
@@ -57,20 +61,45 @@ def build(
         context = whole("context", context, 1, trained, why=", on which the model was trained")
     config = dataclasses.replace(config, context=context)
     program = None
+    side = None if bundle is None else open_bundle(bundle, file)
     try:
-        store = StateStore(config.kept, kv_k, kv_v)
+        store = StateStore(config.kept, *kv)
         program = Program(pool, MOST_STEP_TOKENS, store, exact)
-        weights = Weights(file)
+        weights = Weights(file, side)
         architecture.build(program, config, weights)
         refuse_unread_tensors(weights, config)
         program.finish()
     except BaseException as error:
         if program is not None:
-            program.close()  # which lets go of the file's pages
+            program.close()  # which lets go of the files' pages
+        if side is not None:
+            side.close()
         if isinstance(error, FormatError | UnsupportedError):
             raise type(error)(f"{file.path}: {error}") from None
         raise
-    return Built(config, store, program)
+    return Built(config, store, program, side)
+
+
+def neurons(file: TensorFile) -> list[Neurons]:
+    """The layers of the model in `file` whose activation leaves many neurons at zero.
+
+    Raises as build() does, and UnsupportedError if there are none.
+    """
+    built = build(file, Pool(1))
+    operations = built.program.operations
+    built.program.close()
+    found = []
+    for note, tensors in operations:
+        if note == SPARSE:
+            down = tensors[0]
+            gate = down.name.replace("ffn_down", "ffn_gate")
+            up = down.name.replace("ffn_down", "ffn_up")
+            found.append(Neurons(down, file[up] if gate in file else None))
+    if not found:
+        raise UnsupportedError(
+            f"{file.path}: no layer of it has ReLU, so that all neurons count for each token"
+        )
+    return found
 
 
 def build_tokenizer(

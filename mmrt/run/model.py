@@ -17,9 +17,9 @@ from mmrt.core.kernels import Pool, cpu_info
 from mmrt.core.program import Part
 from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import READERS, Streaming
-from mmrt.errors import ArgumentError, FormatError, MmrtError
+from mmrt.errors import ArgumentError, MmrtError
 from mmrt.files import default_model, formats, policies
-from mmrt.files.finite import is_finite
+from mmrt.files.finite import naming_nan
 from mmrt.memory import budget, counters
 from mmrt.memory.budget import Budget, Share
 from mmrt.memory.report import Memory
@@ -83,6 +83,9 @@ class Model:
     they depend, by rounding, on how many tokens the steps have that read these: one, two to seven,
     or more. It makes prompts slower to read, but no single token.
 
+    bundle: what `mmrt bundle` made of the file: where an activation leaves most neurons at zero,
+    steps of one token multiply only the others' weights of `down`, to the same logits, to the bit.
+
     chat_template: in Jinja, instead of the file's own; or the name of one of these, where the file
     has several ("default", "tool_use"): else the one for tools serves where tools are given.
 
@@ -109,6 +112,7 @@ class Model:
         kv_k: str = "f16",
         kv_v: str = "f16",
         exact: bool = False,
+        bundle: str | os.PathLike[str] | None = None,
         chat_template: str | None = None,
         pre: str | None = None,
     ) -> None:
@@ -138,8 +142,9 @@ class Model:
         self.file = formats.open(default_model.path() if path is None else path)
         try:
             self.path = self.file.path
-            built = build(self.file, self._pool, context=context, kv_k=kv_k, kv_v=kv_v, exact=exact)
-            self.config, self.program = built.config, built.program
+            kv = kv_k, kv_v
+            built = build(self.file, self._pool, context=context, kv=kv, exact=exact, bundle=bundle)
+            self.config, self.program, self._bundle = built.config, built.program, built.bundle
             self.context = self.config.context
             if chat_template is not None:
                 self._template(with_tools=False)
@@ -168,8 +173,11 @@ class Model:
         """Frees the scratch and unmaps the file; while a step or a view needs them, an InUseError
         leaves all as it is."""
         if hasattr(self, "program"):
-            self.file.require_unviewed(except_for=len(self.program.weights))
+            own = sum(self.file.holds(tensor) for tensor in self.program.weights)
+            self.file.require_unviewed(except_for=own)
             self.program.close()
+            if self._bundle is not None:
+                self._bundle.close()
         self.closed = True
         if self._earlier is not None:
             self._earlier.clear()
@@ -283,17 +291,8 @@ class Model:
         """One step of the parts' sequences: see Program.run(). All steps go through here, within
         the budget; one that fails over NaN says in which tensor it is."""
         step = self.budget.step(self._share, parts) if self._share else contextlib.nullcontext()
-        with self._naming_nan(), step:
+        with naming_nan(self.file, self.program), step:
             self.run_step(parts, logits)
-
-    @contextlib.contextmanager
-    def _naming_nan(self) -> Iterator[None]:
-        try:
-            yield
-        except FormatError as error:
-            culprit = next((t for t in self.program.weights if not is_finite(t)), None)
-            what = f"tensor {culprit.name!r} holds NaN or infinity" if culprit else str(error)
-            raise FormatError(f"{self.path}: {what}") from None
 
     # ---- text ----
 

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from mmrt.models.parts.fields import Fields
 
+# Of those that Program.glu() knows, those that are zero for gates below zero.
+HAVE_ZEROS = ("relu", "relu2")
+
 # As files name them, and as Program.glu() does.
 _NAMES = {"silu": "silu", "relu": "relu", "relu2": "relu2", "fatrelu": "relu"}
 

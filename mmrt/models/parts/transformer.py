@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from mmrt.core.program import Matrix, Program
 from mmrt.core.tensor import Tensor
+from mmrt.models.parts.activation import HAVE_ZEROS
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.rope import Rope, divisors_from
@@ -188,23 +189,35 @@ class Transformer:
             gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
         hidden = self._hidden_of(width)
         self._program.glu(self._input, gate, up, hidden, activation, only, threshold)
-        self._down(layer, "ffn_down", hidden, post)
+        self._down(layer, "ffn_down", hidden, post, sparse=activation in HAVE_ZEROS)
 
     def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
         """down @ activation(up @ x); activation is "relu" or "relu2". post: as gated_unit()'s."""
         hidden = self._hidden_of(self._config.n_ff[layer.index])
         up, only = layer.matrix("ffn_up"), self._outputs_only
         self._program.unit(self._input, up, hidden, activation, outputs_only=only)
-        self._down(layer, "ffn_down", hidden, post)
+        self._down(layer, "ffn_down", hidden, post, sparse=activation in HAVE_ZEROS)
 
     def _hidden_of(self, width: int) -> int:
         if width not in self._hidden:
             self._hidden[width] = self._program.buffer(width)
         return self._hidden[width]
 
-    def _down(self, layer: Layer, name: str, hidden: int, post: Tensor | None = None) -> None:
+    def _down(
+        self,
+        layer: Layer,
+        name: str,
+        hidden: int,
+        post: Tensor | None = None,
+        *,
+        sparse: bool = False,
+    ) -> None:
         down, only = layer.matrix(name), self._outputs_only
-        self._program.linear(hidden, [down], self._change, outputs_only=only)
+        if sparse:
+            columns = self._weights.columns(down.weight)
+            self._program.sparse(hidden, down, self._change, columns, outputs_only=only)
+        else:
+            self._program.linear(hidden, [down], self._change, outputs_only=only)
         self._changed, self._post = True, post
 
     def gated_unit_or_experts(

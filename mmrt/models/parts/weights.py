@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from mmrt.core.program import Matrix
 from mmrt.core.tensor import Tensor
 from mmrt.errors import FormatError
+from mmrt.files import bundle
 
 
 class Weights:
-    """The tensors of `file`."""
+    """The tensors of `file`. side: those of a bundle, if there is one: see files/bundle.py."""
 
-    def __init__(self, file: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, file: Mapping[str, Tensor], side: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._file = file
+        self._side = side or {}
         self._used: set[str] = set()
 
     def get(self, name: str) -> Tensor | None:
@@ -22,6 +26,10 @@ class Weights:
         if tensor is not None:
             self._used.add(name)
         return tensor
+
+    def columns(self, matrix: Tensor) -> Tensor | None:
+        """The columns of a matrix, if the side file has them."""
+        return self._side.get(bundle.name_of(matrix))
 
     def has(self, name: str) -> bool:
         return name in self._file
