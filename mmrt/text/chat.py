@@ -17,9 +17,10 @@ from mmrt.core.arguments import flag, instance
 from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.text.allowance import Allowance, LimitError
 from mmrt.text.channels import Channels, channels
+from mmrt.text.grammar import Grammar
 from mmrt.text.standins import StandIns
 from mmrt.text.tokenizer import require_utf8
-from mmrt.text.toolcalls import ToolParser, parser_for
+from mmrt.text.toolcalls import ToolParser, call_grammar, parser_for
 
 __all__ = [
     "ChatPrompt",
@@ -135,6 +136,10 @@ class ChatPrompt(NamedTuple):
     def parser(self) -> ToolParser | None:
         """A parser of the calls of tools in one text that follows; None: there are none."""
         return parser_for(self.template, self.tools) if self.tools else None
+
+    def call(self, name: str | None = None) -> Grammar:
+        """The grammar of a call of the tool `name`, or of any: see toolcalls.call_grammar()."""
+        return call_grammar(self.template, self.tools or (), name)
 
     def channels(self) -> Channels:
         """What tells reasoning from the answer in one text that follows."""

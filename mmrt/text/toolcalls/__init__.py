@@ -7,7 +7,12 @@
 How a model writes calls, its chat template shows: each family has tags of its own.
 """
 
-from mmrt.text.toolcalls.elements import GLM, MINIMAX, QWEN, SEED, ElementParser, Tools
+from collections.abc import Mapping
+from typing import Any
+
+from mmrt.errors import ArgumentError, UnsupportedError
+from mmrt.text.grammar import Grammar, OneOf
+from mmrt.text.toolcalls.elements import GLM, MINIMAX, QWEN, SEED, ElementParser
 from mmrt.text.toolcalls.events import (
     CallArguments,
     CallBegin,
@@ -19,6 +24,7 @@ from mmrt.text.toolcalls.events import (
 from mmrt.text.toolcalls.named import HarmonyParser, MistralParser
 from mmrt.text.toolcalls.objects import BareParser, ObjectParser
 from mmrt.text.toolcalls.parser import ToolParser
+from mmrt.text.toolcalls.values import Tools, functions
 
 __all__ = [
     "CallArguments",
@@ -27,9 +33,16 @@ __all__ = [
     "Event",
     "TextDelta",
     "ToolParser",
+    "call_grammar",
     "gather",
     "parser_for",
 ]
+
+
+COHERE = "tool_name", "parameters"  # keys
+
+# What may name properties beside `properties`.
+_MORE = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
 
 
 def parser_for(template: str | None, tools: Tools | None = None) -> ToolParser | None:
@@ -53,18 +66,51 @@ def parser_for(template: str | None, tools: Tools | None = None) -> ToolParser |
     if shows("<|channel|>", "<|message|>"):
         return HarmonyParser()
     if shows("[TOOL_CALLS]"):
-        return MistralParser()
+        return MistralParser(by_name=shows("[ARGS]"))
     for text, tags in elements.items():
         if shows(text):
             return ElementParser(tags, tools or ())
     if shows("<|START_ACTION|>"):
-        return ObjectParser(["<|START_ACTION|>"], "<|END_ACTION|>")
+        frame = "[\n    ", "\n]"
+        return ObjectParser(["<|START_ACTION|>"], "<|END_ACTION|>", frame, COHERE)
     if shows("<|tool_call|>"):  # Granite 3, Phi-4-mini
-        return ObjectParser(["<|tool_call|>", "<tool_call>"], "<|/tool_call|>")
+        closing = "<|/tool_call|>" if shows("<|/tool_call|>") else ""
+        return ObjectParser(["<|tool_call|>", "<tool_call>"], closing, ("[", "]"))
     if shows("<tool_call>"):  # Hermes, Qwen, SmolLM3, Granite 4
-        return ObjectParser(["<tool_call>"], "</tool_call>")
+        return ObjectParser(["<tool_call>"], "</tool_call>", ("\n", "\n"))
     if shows("Action:", "```json"):  # Command R
-        return ObjectParser(["Action: ```json", "Action:```json"], "```")
+        frame = "\n[\n    ", "\n]"
+        return ObjectParser(["Action: ```json", "Action:```json"], "```", frame, COHERE)
     if shows("<|python_tag|>") or shows("<|start_header_id|>", '"parameters"'):  # Llama 3
         return BareParser()
     return None
+
+
+def call_grammar(template: str | None, tools: Tools, name: str | None = None) -> Grammar:
+    """What a model with this chat template has to write to call the function `name`, or one of
+    `tools`: for the option `grammar`, which holds it to that and to the schema of the arguments.
+
+    Raises ArgumentError if no tool has the name, or for arguments that cannot be held;
+    UnsupportedError if the template shows none of the ways to write calls that mmrt knows.
+    """
+    parser = parser_for(template, tools)
+    if parser is None:
+        raise UnsupportedError("the chat template shows no way of calling tools that mmrt knows")
+    ways = [
+        parser.written(named, _of_objects(named, parameters))
+        for named, parameters in functions(tools)
+        if name is None or named == name
+    ]
+    if not ways:
+        raise ArgumentError(f"no tool has the name {name!r:.60}" if name else "there are no tools")
+    return ways[0] if len(ways) == 1 else (OneOf(tuple(ways)),)
+
+
+def _of_objects(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's schema, of objects that have no other properties than it describes."""
+    schema = {"type": "object", **parameters}
+    if schema["type"] != "object":
+        raise ArgumentError(f"parameters of {name!r:.60}: expected the type object")
+    if not any(key in parameters for key in _MORE):
+        schema["additionalProperties"] = False
+    return schema

@@ -1,16 +1,16 @@
 """Calls whose function and arguments stand in tags, each value as the text that it is."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmrt.errors import ArgumentError
+from mmrt.text.grammar import Grammar, OneOf
 from mmrt.text.toolcalls.parser import ToolParser
-from mmrt.text.toolcalls.reader import Malformed, Steps, loaded
+from mmrt.text.toolcalls.reader import Malformed, Steps
+from mmrt.text.toolcalls.values import Tools, as_json, functions, quoted, text_by, types_of
 
 _LONGEST_NAME = 256
-
-Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class ElementParser(ToolParser):
         self._tags = tags
         self._openings = [opening for opening in (tags.block, tags.call) if opening]
         self._types = {
-            name: {key: _types(schema) for key, schema in properties.items()}
-            for name, properties in _functions(tools)
+            name: {key: types_of(schema) for key, schema in properties.items()}
+            for name, parameters in functions(tools)
+            if isinstance(properties := parameters.get("properties"), Mapping)
         }
         self.marks = frozenset(
             text for text in vars(tags).values() if isinstance(text, str) and text
@@ -88,6 +89,26 @@ class ElementParser(ToolParser):
 
     def openings(self) -> Sequence[str]:
         return self._openings
+
+    def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
+        tags = self._tags
+        start = f"{tags.block}\n{tags.call}" if tags.call else tags.block
+        parts: list[Any] = [f"{start}{name}{tags.name_end}\n"]
+        properties = parameters.get("properties", {})
+        needed = parameters.get("required", [])
+        unknown = sorted(set(needed) - set(properties))
+        if unknown:
+            raise ArgumentError(f"parameters: {unknown[0]!r:.60} is required, and not described")
+        # What schemas refer to stands beside them.
+        beside = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+        around, gap = "\n" * tags.lines, "\n" * bool(tags.value)
+        for key, schema in properties.items():
+            opening = f"{tags.key}{key}{tags.key_end}{gap}{tags.value}{around}"
+            value = text_by(key, schema, beside, tags.value_end, around)
+            part: Grammar = (opening, *value, "\n")
+            parts += part if key in needed else [OneOf((part, ()))]
+        end = f"{tags.call_end}\n{tags.block_end}" if tags.block_end else tags.call_end
+        return (*parts, end)
 
     def calls(self, opening: str) -> Steps[None]:
         tags = self._tags
@@ -127,7 +148,7 @@ class ElementParser(ToolParser):
             if tags.lines:
                 value = value.removeprefix("\n").removesuffix("\n")
             written = as_json(value, types.get(key, frozenset()))
-            self.argue(f"{', ' if keys else '{'}{_quoted(key)}: {written}")
+            self.argue(f"{', ' if keys else '{'}{quoted(key)}: {written}")
             keys.add(key)
         self.argue("}" if keys else "{}")
         self.finish()
@@ -142,52 +163,3 @@ class ElementParser(ToolParser):
             name += character
         self.back(character)
         return name
-
-
-def _functions(tools: Tools) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """The name of each function, and the schemas of its parameters."""
-    for tool in tools:
-        function = tool.get("function", tool)
-        if isinstance(function, Mapping):
-            parameters = function.get("parameters")
-            properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-            name = function.get("name")
-            if isinstance(properties, Mapping) and isinstance(name, str):
-                yield name, properties
-
-
-def _types(schema: Any) -> frozenset[str]:
-    """The types of JSON that a schema allows; none: it does not say."""
-    if not isinstance(schema, Mapping):
-        return frozenset()
-    named = schema.get("type")
-    if isinstance(named, str):
-        return frozenset((named,))
-    if isinstance(named, list):
-        return frozenset(name for name in named if isinstance(name, str))
-    choices = schema.get("anyOf", schema.get("oneOf"))
-    if isinstance(choices, list) and all(map(_types, choices)):
-        return frozenset().union(*map(_types, choices))
-    if "enum" in schema or "const" in schema:
-        values = schema.get("enum", [schema.get("const")])
-        if isinstance(values, list) and all(isinstance(value, str) for value in values):
-            return frozenset(("string",))
-    return frozenset()
-
-
-def as_json(value: str, types: frozenset[str] = frozenset()) -> str:
-    """The text `value` of a parameter, as JSON of one of `types`, or of any if there are none."""
-    bare = value.strip()
-    if "string" in types:
-        return "null" if bare == "null" and "null" in types else _quoted(value)
-    if types:
-        bare = {"True": "true", "False": "false", "None": "null"}.get(bare, bare)
-    try:
-        read = loaded(bare)
-    except Malformed:
-        return _quoted(value)
-    return _quoted(value) if isinstance(read, str) else bare
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -1,8 +1,10 @@
 """Calls whose function is named outside the JSON of its arguments."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from mmrt.text.grammar import Grammar, json_by
 from mmrt.text.toolcalls.objects import ObjectParser
 from mmrt.text.toolcalls.parser import ToolParser
 from mmrt.text.toolcalls.reader import Malformed, Steps
@@ -14,9 +16,16 @@ class MistralParser(ObjectParser):
     """[TOOL_CALLS] and a list of objects, or since late 2024 a name, [ARGS] and the arguments, once
     for each call."""
 
-    def __init__(self) -> None:
-        super().__init__(["[TOOL_CALLS]"])
+    def __init__(self, by_name: bool) -> None:
+        """by_name: the model writes the newer form."""
+        super().__init__(["[TOOL_CALLS]"], frame=("[", "]"))
+        self._by_name = by_name
         self.marks |= {"[ARGS]", "[CALL_ID]"}
+
+    def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
+        if self._by_name:
+            return (f"[TOOL_CALLS]{name}[ARGS]", json_by(parameters, "parameters"))
+        return super().written(name, parameters)
 
     def calls(self, opening: str) -> Steps[None]:
         yield from self.space()
@@ -41,6 +50,10 @@ class HarmonyParser(ToolParser):
 
     def openings(self) -> Sequence[str]:
         return ["<|channel|>", "to=functions."]
+
+    def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
+        header = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+        return (header, json_by(parameters, "parameters"))
 
     def calls(self, opening: str) -> Steps[None]:
         header, _ = yield from self.until("<|message|>", most=_LONGEST_HEADER)

@@ -1,7 +1,10 @@
 """Calls that are JSON: an object with a name and arguments, or several in a list."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from mmrt.text.grammar import Grammar, json_by
 from mmrt.text.toolcalls.parser import ToolParser
 from mmrt.text.toolcalls.reader import Malformed, Steps
 
@@ -13,10 +16,27 @@ _MEMBERS = ("name", "arguments", "type", "id")
 class ObjectParser(ToolParser):
     """Objects, or a list of them, behind a tag: <tool_call>{"name": .., "arguments": ..}."""
 
-    def __init__(self, openings: Sequence[str], closing: str = "") -> None:
+    def __init__(
+        self,
+        openings: Sequence[str],
+        closing: str = "",
+        frame: tuple[str, str] = ("", ""),
+        keys: tuple[str, str] = ("name", "arguments"),
+    ) -> None:
+        """frame: what models write between the tags and an object. keys: of the object."""
         super().__init__()
         self._openings, self._closing = openings, closing
+        self._frame, self._keys = frame, keys
         self.marks = frozenset((*openings, closing)) - {""}
+
+    def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
+        named, arguments = self._keys
+        opening, before, after = self._openings[0], *self._frame
+        return (
+            f'{opening}{before}{{"{named}": {json.dumps(name)}, "{arguments}": ',
+            json_by(parameters, "parameters"),
+            f"}}{after}{self._closing}",
+        )
 
     def openings(self) -> Sequence[str]:
         return self._openings
@@ -75,7 +95,11 @@ class BareParser(ObjectParser):
     JSON, of which nothing may be held back."""
 
     def __init__(self) -> None:
-        super().__init__(["<|python_tag|>"])
+        super().__init__(["<|python_tag|>"], keys=("name", "parameters"))
+
+    def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
+        first, *rest = super().written(name, parameters)
+        return (str(first).removeprefix(self._openings[0]), *rest)
 
     def openings(self) -> Sequence[str]:
         return self._openings if self.said else [*self._openings, "{"]

@@ -3,8 +3,10 @@
 import secrets
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from mmrt.text.grammar import Grammar
 from mmrt.text.toolcalls.events import CallArguments, CallBegin, CallEnd, Event, TextDelta
 from mmrt.text.toolcalls.reader import Malformed, Reader, Steps
 
@@ -67,6 +69,11 @@ class ToolParser(Reader, ABC):
     @abstractmethod
     def calls(self, opening: str) -> Steps[None]:
         """Reads calls, one at least, behind `opening`; raises Malformed."""
+
+    @abstractmethod
+    def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
+        """How the model writes a call of the function `name` alone, with arguments by the schema
+        `parameters`, of objects. Raises ArgumentError for what of it cannot be held."""
 
     def begin(self, name: str) -> None:
         """A call of the function `name` begins."""
