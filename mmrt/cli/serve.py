@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ from mmrt.cli.output import note
 from mmrt.errors import FileError, UnsupportedError
 
 if TYPE_CHECKING:
+    from mmrt.run.model import Model
     from mmrt.serving.access import Access
     from mmrt.serving.house import House
     from mmrt.serving.limits import Limits
@@ -207,6 +209,14 @@ def _limits(arguments: argparse.Namespace) -> "Limits":
     return Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
 
 
+def _prepare(model: "Model") -> None:
+    """Makes what takes long before it is asked for: the tokenizer, and what schemas need of it."""
+    from mmrt.text.constraint import vocabulary
+
+    with suppress(UnsupportedError):
+        vocabulary(model.tokenizer)
+
+
 def _load(house: "House", named: dict[str, str | None], arguments: argparse.Namespace) -> None:
     """Opens the models, in one budget. Each one's engine keeps an equal part of what ended texts
     may hold."""
@@ -217,7 +227,7 @@ def _load(house: "House", named: dict[str, str | None], arguments: argparse.Name
         arguments.memory = Budget(arguments.memory)
     for name, path in named.items():
         model = open_model(path, arguments, arguments.ctx_size)
-        _ = model.tokenizer
+        _prepare(model)
         keep = model.spare_bytes // (4 * len(named))
         engine = model.engine(max_gap=arguments.max_gap, keep=keep, waiting=arguments.queue + 1)
         called = name or _name_of(str(model.path))

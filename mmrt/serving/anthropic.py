@@ -7,7 +7,12 @@ from typing import Any
 
 from mmrt.serving import sse
 from mmrt.serving.answers import Answers
-from mmrt.serving.anthropic_messages import read_messages, read_tools, read_variables
+from mmrt.serving.anthropic_messages import (
+    read_format,
+    read_messages,
+    read_tools,
+    read_variables,
+)
 from mmrt.serving.desk import Desk, chat_prompt
 from mmrt.serving.http import Request, Response, json_response
 from mmrt.serving.openai import MOST, limit_tokens, new_id, note
@@ -25,7 +30,7 @@ _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"
 _UNSUPPORTED = {
     "mcp_servers": "this server reaches no others",
     "container": "this server runs no code",
-    "output_format": "this server does not hold answers to a schema here",
+    "output_format": "say it with output_config.format",
 }
 
 
@@ -37,6 +42,7 @@ async def respond(desk: Desk, request: Request) -> Response:
     asked.n = 1
     limit_tokens(asked, fields.whole("max_tokens", 1, MOST))
     messages, tools = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+    asked.options |= read_format(fields)
     answers = await desk.chat(served, asked, messages, tools, read_variables(fields))
     events = _events(answers, served.name)
 

@@ -122,3 +122,14 @@ def read_variables(fields: Fields) -> dict[str, Any]:
     thinking = fields.object("thinking") or Fields({})
     kind = thinking.choice("type", ["enabled", "disabled", "adaptive"])
     return {} if kind in (None, "adaptive") else {"enable_thinking": kind == "enabled"}
+
+
+def read_format(fields: Fields) -> dict[str, Any]:
+    """What the answer has to be."""
+    wanted = (fields.object("output_config") or Fields({})).object("format")
+    if wanted is None:
+        return {}
+    wanted.choice("type", ["json_schema"])
+    wanted.require("schema")
+    schema = wanted.object("schema")
+    return {"json_schema": schema.plain() if schema else None}

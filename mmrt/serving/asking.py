@@ -40,14 +40,12 @@ UNSUPPORTED = {
     "samplers": _NOT_HERE,
     "lora": _NOT_HERE,
     "logit_bias": _NOT_YET,
-    "response_format": _NOT_YET,
     "n_discard": "this server cuts no prompts",
     "id_slot": "this server has no slots: all prompts find what is in memory of them",
 }
 
 # Values of fields above that ask for what is so anyway.
 _HARMLESS = {
-    "response_format": {"type": "text"},
     "truncation": "disabled",
     "length_penalty": 1.0,
     "function_call": "none",
@@ -73,6 +71,11 @@ class Asked:
     include_usage: bool = False
     logprobs: int | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the answers are to be JSON."""
+        return "json_schema" in self.options or "json_object" in self.options
+
     def ask_logprobs(self, alternatives: int) -> None:
         """Has each token told with its log-probability, and so many of the likeliest."""
         self.logprobs = self.options["logprobs"] = alternatives
@@ -94,6 +97,7 @@ def read(fields: Fields, served: Served, limits: Limits, owner: str) -> Asked:
     fields.refuse(said)
     options: dict[str, Any] = {"max_tokens": None, **served.defaults}
     options |= _sampling(fields, limits)
+    options |= _format(fields)
     tier = fields.choice("service_tier", _TIERS) or "auto"
     priority = fields.whole("priority", -_MOST, _MOST)
     salt = fields.text("cache_salt") or ""
@@ -107,6 +111,24 @@ def read(fields: Fields, served: Served, limits: Limits, owner: str) -> Asked:
         stream=fields.flag("stream"),
         include_usage=stream_options.flag("include_usage"),
     )
+
+
+def _format(fields: Fields) -> dict[str, Any]:
+    """What the answers have to be, by `response_format` or llama-server's `json_schema`."""
+    if fields.has("json_schema"):
+        return {"json_schema": fields.get("json_schema")}
+    given = fields.object("response_format") or Fields({})
+    kind = given.choice("type", ["text", "json_object", "json_schema"], "text")
+    if kind == "json_schema":
+        given.require("json_schema")
+        described = given.object("json_schema") or Fields({})
+        described.require("schema")
+        described.object("schema")
+        return {"json_schema": described.get("schema")}
+    if kind == "json_object":
+        schema = given.object("schema")
+        return {"json_schema": schema.plain()} if schema else {"json_object": True}
+    return {}
 
 
 def _sampling(fields: Fields, limits: Limits) -> dict[str, Any]:

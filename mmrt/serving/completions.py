@@ -35,7 +35,7 @@ async def respond(desk: Desk, request: Request) -> Response:
     echoes = await _echoes(prompts, asked, served, desk) if fields.flag("echo") else [NO_ECHO]
     if asked.options["max_tokens"] == 0 and fields.flag("echo"):
         return json_response(scored(prompts, echoes, asked, served))
-    answers = desk.begin(served, asked, [prompt.ids for prompt in prompts])
+    answers = await desk.begin(served, asked, [prompt.ids for prompt in prompts])
     if asked.stream:
         told = chunks(answers, asked, served, echoes)
         return openai.stream(told, request, answers, desk.limits)

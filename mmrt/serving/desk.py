@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mmrt.errors import MmrtError, OutOfMemoryError
+from mmrt.errors import ArgumentError, MmrtError, OutOfMemoryError, UnsupportedError
 from mmrt.run.model import Model
 from mmrt.serving import asking
 from mmrt.serving.access import Access
@@ -62,14 +62,16 @@ class Desk:
                 param="tools",
                 code="unsupported_parameter",
             )
-        texts = self._texts(served, asked, [prompt.ids], prompt.channels)
+        texts = await self._texts(served, asked, [prompt.ids], prompt.channels)
         return Answers(texts, prompt.parser, tools.most_calls)
 
-    def begin(self, served: Served, asked: Asked, prompts: Sequence[Sequence[int]]) -> Answers:
+    async def begin(
+        self, served: Served, asked: Asked, prompts: Sequence[Sequence[int]]
+    ) -> Answers:
         """Begins `asked.n` texts after each prompt. Raises Refused."""
-        return Answers(self._texts(served, asked, prompts, lambda: None))
+        return Answers(await self._texts(served, asked, prompts, lambda: None))
 
-    def _texts(
+    async def _texts(
         self,
         served: Served,
         asked: Asked,
@@ -82,7 +84,14 @@ class Desk:
             Wanted(ids, asked.options_of(i), channels())
             for i, ids in enumerate(ids for ids in prompts for _ in range(asked.n))
         ]
-        return Texts.begin(served, wanted, asked.n, asked.priority, asked.salt)
+        try:
+            return await Texts.begin(
+                self.house, served, wanted, asked.n, asked.priority, asked.salt
+            )
+        except (ArgumentError, UnsupportedError) as error:
+            if asked.is_held:
+                raise Refused(400, str(error), param="response_format") from None
+            raise
 
 
 Messages = Sequence[Mapping[str, Any]]

@@ -1,6 +1,7 @@
 """The models that a server has, and the texts that they write for its clients."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,9 @@ Result = TypeVar("Result")
 _NEWEST = 0.2
 
 _MOST_RETRY_SECONDS = 60
+
+# Options for which a text's beginning takes long: what it has to be is compiled.
+_HELD = {"json_schema", "json_object", "grammar"}
 
 
 class Served:
@@ -154,8 +158,9 @@ class Texts:
         served.live.update(handles)
 
     @classmethod
-    def begin(
+    async def begin(
         cls,
+        house: House,
         served: Served,
         wanted: Sequence[Wanted],
         n: int,
@@ -165,15 +170,29 @@ class Texts:
         """The texts that are wanted, n after each prompt. Raises Refused."""
         served.reserve(len(wanted))
         handles: list[Handle] = []
-        try:
+        given_up = threading.Event()
+
+        def submit() -> None:
             for ids, options, channels in wanted:
                 handle = served.engine.submit(
                     ids, priority=priority, salt=salt, channels=channels, **options
                 )
                 handles.append(handle)
-        except BaseException as error:
+                if given_up.is_set():
+                    return cancel()
+
+        def cancel() -> None:
             for handle in handles:
                 handle.cancel()
+
+        try:
+            if any(_HELD & wish.options.keys() for wish in wanted):
+                await house.apart(submit)
+            else:
+                submit()
+        except BaseException as error:
+            given_up.set()
+            cancel()
             served.free(len(wanted))
             if isinstance(error, InUseError):
                 raise busy(1) from None
