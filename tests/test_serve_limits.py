@@ -327,7 +327,9 @@ def test_a_client_that_leaves_the_queue_ends_no_other(talker: Path) -> None:
         until(lambda: server.served().under_way == 2)
         waits.close()
         until(lambda: server.served().under_way == 1)
-        assert b"data: " in first.recv(65536)
+        found = b""
+        while b"data: " not in found:  # it goes on
+            found += first.recv(65536)
         first.close()
         until(lambda: engine_is_empty(server))
 
@@ -457,6 +459,22 @@ def test_the_first_signal_lets_texts_end_and_the_second_does_not(talker: Path) -
         process.stderr.close()
 
 
+def test_the_command_shows_its_engine(talker: Path, tmp_path: Path) -> None:
+    window = tmp_path / "engine"
+    process, port = start_command(talker, "--sight", window)
+    try:
+        Running(None, port).chat("hello", max_tokens=3)  # type: ignore[arg-type]
+        seen = command.call("kv", window)
+        assert seen.out.startswith(f"{talker.name}, process {process.pid}\n")
+        assert "text 1  ended" in seen.out
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        process.stderr.close()
+    assert not window.exists()
+
+
 def test_what_the_command_refuses(tmp_path: Path, talker: Path) -> None:
     for arguments, status, words in (
         ([talker, talker], 2, ["two models are called"]),
@@ -464,6 +482,7 @@ def test_what_the_command_refuses(tmp_path: Path, talker: Path) -> None:
         ([talker, "--api-key-file", tmp_path / "no"], 1, ["no", "No such file"]),
         ([talker, "--queue", "0"], 2, ["--queue"]),
         ([talker, "-hf", "a/b"], 2, ["twice"]),
+        ([talker, f"b={talker}", "--sight", tmp_path / "s"], 2, ["--sight: for one model, not 2"]),
     ):
         ended = command.call("serve", *arguments)
         ended.assert_refused(status, *words)

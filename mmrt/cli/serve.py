@@ -116,6 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for which an answer may stand still while prompts of others are read "
         "(default: 0.25, or four readings of the weights)",
     )  # fmt: skip
+    parser.add_argument(
+        "--sight", metavar="PATH", help="make a socket there at which `mmrt kv` sees the one model"
+    )
     parser.add_argument("--no-access-log", action="store_true", help="do not log each request")
     group = parser.add_argument_group("limits")
     for limit in LIMITS:
@@ -135,6 +138,8 @@ def _port(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     named = _named(arguments)
+    if arguments.sight and len(named) > 1:
+        raise UsageError(f"--sight: for one model, not {len(named)}")
     try:
         from mmrt.serving.server import Server
     except ModuleNotFoundError as error:
@@ -229,7 +234,12 @@ def _load(house: "House", named: dict[str, str | None], arguments: argparse.Name
         model = open_model(path, arguments, arguments.ctx_size)
         _prepare(model)
         keep = model.spare_bytes // (4 * len(named))
-        engine = model.engine(max_gap=arguments.max_gap, keep=keep, waiting=arguments.queue + 1)
+        engine = model.engine(
+            max_gap=arguments.max_gap,
+            keep=keep,
+            waiting=arguments.queue + 1,
+            sight=arguments.sight,
+        )
         called = name or _name_of(str(model.path))
         defaults, variables = recommended(model.file.metadata), arguments.chat_template_kwargs
         house.add(Served(called, model, engine, defaults, arguments.queue, variables))
