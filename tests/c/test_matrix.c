@@ -47,7 +47,8 @@ static const struct scales {
     {MMRT_TYPE_IQ2_XXS, 0, -1}, {MMRT_TYPE_IQ2_XS, 0, -1}, {MMRT_TYPE_IQ2_S, 0, -1},
     {MMRT_TYPE_IQ3_XXS, 0, -1}, {MMRT_TYPE_IQ3_S, 0, -1},  {MMRT_TYPE_IQ1_S, 0, -1},
     {MMRT_TYPE_IQ1_M, -1, -1},  {MMRT_TYPE_MXFP4, -1, -1}, {MMRT_TYPE_TQ2_0, 64, -1},
-    {MMRT_TYPE_TQ1_0, 52, -1},  {MMRT_TYPE_NVFP4, -1, -1},
+    {MMRT_TYPE_TQ1_0, 52, -1},  {MMRT_TYPE_NVFP4, -1, -1}, {MMRT_TYPE_Q1_0, 0, -1},
+    {MMRT_TYPE_Q2_0, 0, -1},    {MMRT_TYPE_PQ2_0, 0, -1},
 };
 
 enum { ROWS = 33, COLUMNS = 25, MAX_K = 2592 };
@@ -98,6 +99,12 @@ static void fill_row(uint8_t *row, int fill) {
     }
 }
 
+/* Whether a weight may be zero, by its bias, where its scale is not. */
+static bool has_zeros(uint32_t type) {
+    return type == MMRT_TYPE_TQ1_0 || type == MMRT_TYPE_TQ2_0 || type == MMRT_TYPE_Q2_0 ||
+           type == MMRT_TYPE_PQ2_0;
+}
+
 /* How far from ref a sum may be: of the terms that it adds up, as many roundings as there are one
  * after another: about k / 8 in a vector lane (a product and its minimum for 16 elements at least),
  * two for each element of a tail of floats, five to add the lanes up. Each is off by ROUNDING times
@@ -113,9 +120,10 @@ static void set_bound(size_t row, size_t column) {
     m.format->unpack(m.w + row * m.row_bytes, w, k);
     for (size_t i = 0; i < k; i += sub) {
         double largest = 0, sum = 0;
-        if (m.format->id == MMRT_TYPE_TQ1_0 || m.format->id == MMRT_TYPE_TQ2_0) {
+        if (has_zeros(m.format->id)) {
             uint16_t d; /* weights that are all zero are added up as ones */
-            memcpy(&d, m.w + row * m.row_bytes + i / 256 * m.format->bytes + m.scales.d, sizeof d);
+            const size_t block = i / m.format->elements;
+            memcpy(&d, m.w + row * m.row_bytes + block * m.format->bytes + m.scales.d, sizeof d);
             largest = fabs((double)mmrt_f16_to_f32(d));
         }
         for (size_t j = i; j < i + sub; j++) {

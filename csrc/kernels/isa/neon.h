@@ -180,6 +180,21 @@ V_INLINE vi v_fifth_bits(const uint8_t *p, int j) {
     const uint8x16_t bits = vld1q_u8(p);
     return v_and(VI_EACH(bits << (4 - j), bits >> j), v_set_byte(16));
 }
+/* `value` wherever the next of 32 bits is set; the next 32 pairs of bits. */
+V_INLINE vi v_bits_in_order(const uint8_t *p, int value) {
+    vi mask = VI_EACH(v_mask_of_bits(vld1_dup_u8(p), vld1_dup_u8(p + 1)),
+                      v_mask_of_bits(vld1_dup_u8(p + 2), vld1_dup_u8(p + 3)));
+    return v_and(mask, v_set_byte(value));
+}
+V_INLINE uint8x16_t v_pairs_of_4(uint32_t bytes) {
+    const uint8x16_t byte = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    const int8x16_t down = {0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6};
+    uint8x16_t each = vqtbl1q_u8(vreinterpretq_u8_u32(vdupq_n_u32(bytes)), byte);
+    return vandq_u8(vshlq_u8(each, down), vdupq_n_u8(3));
+}
+V_INLINE vi v_pairs_in_order(const uint8_t *p) {
+    return VI_EACH(v_pairs_of_4(mmrt_load_u32(p)), v_pairs_of_4(mmrt_load_u32(p + 4)));
+}
 V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
     const uint8x16_t bit = vdupq_n_u8((uint8_t)(1 << i));
     vi q = v_load(p);

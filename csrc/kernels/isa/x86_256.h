@@ -165,6 +165,24 @@ V_INLINE vi v_fifth_bits(const uint8_t *p, int j) {
     a = _mm256_srlv_epi32(a, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
     return _mm256_and_si256(_mm256_slli_epi16(a, 4 - j), _mm256_set1_epi8(16));
 }
+/* `value` wherever the next of 32 bits is set; the next 32 pairs of bits. */
+V_INLINE vi v_bits_in_order(const uint8_t *p, int value) {
+    const uint32_t bits = mmrt_load_u32(p);
+#ifdef __AVX512BW__
+    return _mm256_maskz_mov_epi8(_cvtu32_mask32(bits), _mm256_set1_epi8((char)value));
+#else
+    const vi byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const vi bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    vi picked = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), byte), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(picked, bit), _mm256_set1_epi8((char)value));
+#endif
+}
+V_INLINE vi v_pairs_in_order(const uint8_t *p) {
+    vi a = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    a = v_or(a, _mm256_slli_epi32(a, 12)); /* the third pair to the third byte, */
+    a = v_or(a, _mm256_slli_epi32(a, 6));  /* the second and the fourth to theirs */
+    return _mm256_and_si256(a, _mm256_set1_epi8(3));
+}
 V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
     const vi bit = _mm256_set1_epi8((char)(1 << i));
 #ifdef __AVX512BW__

@@ -133,6 +133,17 @@ V_INLINE vi v_pairs_of32(const uint8_t *p, int i, int up) {
         q = _mm512_sllv_epi16(q, v_halves_words(up - first, up - first - 2));
     return _mm512_and_si512(q, _mm512_set1_epi8((char)(3 << up)));
 }
+/* `value` wherever the next of 64 bits is set; the next 64 pairs of bits. */
+V_INLINE vi v_bits_in_order(const uint8_t *p, int value) {
+    uint64_t bits = (uint64_t)mmrt_load_u32(p) | (uint64_t)mmrt_load_u32(p + 4) << 32;
+    return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), _mm512_set1_epi8((char)value));
+}
+V_INLINE vi v_pairs_in_order(const uint8_t *p) {
+    vi a = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    a = v_or(a, _mm512_slli_epi32(a, 12)); /* the third pair to the third byte, */
+    a = v_or(a, _mm512_slli_epi32(a, 6));  /* the second and the fourth to theirs */
+    return _mm512_and_si512(a, _mm512_set1_epi8(3));
+}
 V_INLINE vi v_bits_of32(const uint8_t *p, int i, int value) {
     vi bit = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << 2 * i)),
                                 _mm256_set1_epi8((char)(2 << 2 * i)), 1);
