@@ -8,6 +8,9 @@ mixed   short texts and long ones that arrive at random, by feedback and first c
         in turn: when short ones and all have ended
 share   turns of a conversation, branches of one beginning, answers to one prompt: tokens that
         are evaluated, and pages held
+flips   greedy texts against those that are written alone: in an engine, with their prompt in
+        memory, beside others, and after an answer that is in memory as it was written; how many
+        differ, and how often the next token is another one; with exact=True none may
 """
 
 import argparse
@@ -16,7 +19,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 import mmrt
 from mmrt.run.engine import Engine
 from mmrt.run.feedback import Feedback, Job
+from mmrt.run.generation import Piece
 
 
 def words(model: mmrt.Model, n: int, seed: int) -> list[int]:
@@ -175,6 +179,60 @@ def share(model: mmrt.Model, seed: int) -> dict[str, float]:
     return found
 
 
+# ---- flips ----
+
+
+def flips(model: mmrt.Model, n: int, tokens: int) -> dict[str, dict[str, float]]:
+    """Of `n` prompts, which are what the model itself writes at temperature 1, and `tokens` tokens
+    after each."""
+    prompts = [text_of_its_own(model, 24 + 3 * i % 64, i) for i in range(n)]
+
+    def in_engine(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+        handles = [engine.submit(ids, max_tokens=tokens, temperature=0) for ids in prompts]
+        return [ids_of(handle) for handle in handles]
+
+    def by_itself(prompts: list[list[int]]) -> list[list[int]]:
+        return [ids_of(model.stream(ids, max_tokens=tokens, temperature=0)) for ids in prompts]
+
+    alone = by_itself(prompts)
+    turns = [
+        [*ids, *text, *words(model, 9, i)]
+        for i, (ids, text) in enumerate(zip(prompts, alone, strict=True))
+    ]
+    with model.engine() as engine:
+        cold, cached, turn = (
+            [in_engine(engine, [ids])[0] for ids in each] for each in (prompts, prompts, turns)
+        )
+    with model.engine() as engine:
+        batched = in_engine(engine, prompts)
+    return {
+        "cold": compared(alone, cold),
+        "cached": compared(alone, cached),
+        "batched": compared(alone, batched),
+        "next turn": compared(by_itself(turns), turn),
+    }
+
+
+def ids_of(pieces: Iterable[Piece]) -> list[int]:
+    return [piece.token for piece in pieces if piece.token is not None]
+
+
+def text_of_its_own(model: mmrt.Model, n: int, seed: int) -> list[int]:
+    start = [model.tokenizer.bos_id or 0]
+    pieces = model.stream(start, max_tokens=n - 1, temperature=1.0, seed=seed, ignore_eos=True)
+    return start + ids_of(pieces)
+
+
+def compared(alone: list[list[int]], others: list[list[int]]) -> dict[str, float]:
+    """A text that differs counts up to its first other token: what follows is of another text."""
+    n_flips = n_tokens = 0
+    for a, b in zip(alone, others, strict=True):
+        first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        n_flips += first is not None
+        n_tokens += min(len(a), len(b)) if first is None else first + 1
+    return {"texts": len(alone), "differ": n_flips, "flips_a_token": n_flips / max(n_tokens, 1)}
+
+
 def run(model: mmrt.Model, which: list[str], rounds: int, tokens: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "batch" in which:
@@ -202,6 +260,13 @@ def run(model: mmrt.Model, which: list[str], rounds: int, tokens: int) -> dict[s
             found.setdefault(f"mixed {name}", []).append(mixed(model, rule, 40, 0.8, seed))
     if "share" in which:
         found["share"] = share(model, 5)
+    if "flips" in which:
+        for mode in ("fast", "exact"):
+            with mmrt.Model(
+                model.path, threads=model.threads, context=model.context, exact=mode == "exact"
+            ) as opened:
+                for way, figures in flips(opened, 16 * rounds, tokens).items():
+                    found[f"flips {mode}, {way}"] = figures
     return found
 
 
@@ -210,10 +275,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--only", default="batch,gap,mixed,share", help="of these, some")
+    parser.add_argument("--only", default="batch,gap,mixed,share,flips", help="of these, some")
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument(
-        "-n", "--tokens", type=int, default=64, help="that each text of batch writes"
+        "-n", "--tokens", type=int, default=64, help="that each text of batch and flips writes"
     )
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=None)

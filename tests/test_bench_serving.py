@@ -25,6 +25,19 @@ def test_figures(tmp_path: Path) -> None:
         assert all(made["median_short"] <= made["p99"] for made in rules)
 
 
+def test_flips(tmp_path: Path) -> None:
+    path = tiny_models.llama(type="Q8_0", context=512).write(tmp_path / "m.gguf")
+    with mmrt.Model(path, threads=2, exact=True) as model:
+        for figures in serving.flips(model, 6, 8).values():
+            assert figures == {"texts": 6, "differ": 0, "flips_a_token": 0}
+    assert serving.compared([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 9, 9]]) == {
+        "texts": 2,
+        "differ": 1,
+        "flips_a_token": 1 / 5,
+    }
+    assert serving.compared([[]], [[]])["flips_a_token"] == 0
+
+
 def test_first_come_first_served() -> None:
     rule = serving.FirstCome(10)
     first, second = Job(), Job()

@@ -126,6 +126,21 @@ def test_many_answers_to_one_prompt_share_its_pages(model: mmrt.Model) -> None:
         assert tokens <= 1.1 * (1507 + 8 * 140)
 
 
+def test_answers_to_one_prompt_in_little_memory(model: mmrt.Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 100, "temperature": 2.0, "ignore_eos": True}
+    expected = [str(model.generate(IDS[:200], seed=i, **options)) for i in range(6)]
+    most = 0
+    with model.engine(kv=16 * model.store.page_bytes) as engine:
+        handles = at_once(engine, [IDS[:200]] * 6, **options)
+        for handle, right in zip(handles, expected, strict=True):
+            written = []
+            for piece in handle:
+                most = max(most, model.store.nbytes)
+                written.append(piece.text)
+            assert "".join(written) == right
+    assert most <= 16 * model.store.page_bytes
+
+
 def test_answers_go_on_without_the_one_that_read(model: mmrt.Model) -> None:
     expected = [str(model.generate(IDS[:640], max_tokens=5)) for _ in range(3)]
     with model.engine(max_gap=1e-9) as engine:
