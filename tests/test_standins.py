@@ -1,5 +1,7 @@
 """What users write stays plain text, whatever a template does with it."""
 
+import random
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -379,3 +381,90 @@ def test_pictures_are_refused(model: mmrt.Model) -> None:
     messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     with pytest.raises(mmrt.UnsupportedError, match=r"messages\[0\]: .*'image_url', not text"):
         model.chat(messages)
+
+
+# ---- prompts of real models ----
+
+FRAGMENTS = ["<", "|", "im_", "end", "|>", "\n", " ", "user", "{", '"', "é日", "</think>", "hello"]
+NAMES = ("role", "type")
+
+
+def strangers(draws: random.Random, specials: list[str]) -> tuple[list[Any], list[Any] | None]:
+    """Messages and tools full of what control tokens are spelled with."""
+
+    def text() -> str:
+        return "".join(draws.choices(specials + FRAGMENTS, k=draws.randint(1, 6)))
+
+    messages: list[dict[str, Any]] = [
+        {"role": ("user", "assistant")[i % 2], "content": text(), "name": text()}
+        for i in range(draws.randint(1, 3))
+    ]
+    if draws.random() < 0.5:
+        return messages, None
+    function = {"name": text(), "arguments": {text(): text()}}
+    messages.append(
+        {"role": "assistant", "content": text(), "tool_calls": [{"function": function}]}
+    )
+    messages.append({"role": "tool", "content": text(), "tool_call_id": text()})
+    properties = {text(): {"type": "string", "description": text()}}
+    described = {"name": text(), "description": text(), "parameters": {"properties": properties}}
+    return messages, [{"type": "function", "function": described}]
+
+
+def harmless(value: Any, key: str = "") -> Any:
+    """`value` with an x for all that a stranger wrote."""
+    if isinstance(value, dict):
+        kept = [k if re.fullmatch("[a-z_]+", k) else "x" for k in value]
+        return {k: harmless(v, k) for k, v in zip(kept, value.values(), strict=True)}
+    if isinstance(value, list):
+        return [harmless(item) for item in value]
+    return value if key in NAMES or value is None else "x"
+
+
+@pytest.mark.parametrize("fixture", ["smollm2_path", "gemma3_path", "coder_path"])
+def test_strangers_add_no_control_token(fixture: str, request: pytest.FixtureRequest) -> None:
+    template = GEMMA if fixture == "gemma3_path" else None
+    with mmrt.Model(request.getfixturevalue(fixture), chat_template=template) as model:
+        tokenizer = model.tokenizer
+        controls = [t for t in range(tokenizer.vocab_size) if tokenizer.is_special(t)]
+        specials = [tokenizer.token_bytes(t).decode() for t in [*controls[:20], *controls[-20:]]]
+        draws = random.Random(1)
+
+        def steering(messages: Any, tools: Any) -> list[int]:
+            ids = model.chat_tokens(messages, tools=tools)
+            return [token for token in ids if tokenizer.is_special(token)]
+
+        for _ in range(60):
+            messages, tools = strangers(draws, specials)
+            expected = steering(harmless(messages), harmless(tools))
+            assert steering(messages, tools) == expected, (messages, tools)
+            assert expected
+
+
+@pytest.mark.parametrize("fixture", ["smollm2_path", "gemma3_path", "coder_path"])
+def test_plain_messages_have_the_ids_of_their_prompt(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    template = GEMMA if fixture == "gemma3_path" else None
+    words = [
+        "The",
+        "fox,",
+        "1 234",
+        "<b>x</b>",
+        "a|b",
+        "[1]",
+        '{"a":',
+        "é日",
+        "\n\n\n",
+        "it's",
+        "\t",
+    ]
+    with mmrt.Model(request.getfixturevalue(fixture), chat_template=template) as model:
+        draws = random.Random(1)
+        for _ in range(60):
+            content = " ".join(draws.choices(words, k=20))
+            messages = [{"role": "user", "content": content}] * 2
+            ids = model.tokenize(model.render_chat(messages), add_bos=False)
+            bos = model.tokenizer.bos_id
+            adds = model.tokenizer.add_bos and ids[0] != bos
+            assert model.chat_tokens(messages) == [bos] * adds + ids
