@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Serves models over HTTP, as clients of OpenAI and Anthropic expect of a server:
 
-  /v1/chat/completions  /v1/completions  /v1/messages  /v1/models
+  /v1/chat/completions  /v1/completions  /v1/responses  /v1/messages  /v1/models
   /tokenize  /detokenize  /apply-template  /props  /health  /metrics
 
 Each MODEL is a GGUF file, called by its file's name without .gguf, or

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mmrt import __version__
-from mmrt.serving import about, anthropic, chat, completions, metrics, tokens
+from mmrt.serving import about, anthropic, chat, completions, metrics, responses, tokens
 from mmrt.serving.desk import Desk
 from mmrt.serving.http import Handler, Request, Response, json_response
 from mmrt.serving.problems import Refused
@@ -13,6 +13,7 @@ from mmrt.serving.problems import Refused
 _POST = {
     "/v1/chat/completions": chat.respond,
     "/v1/completions": completions.respond,
+    "/v1/responses": responses.respond,
     anthropic.PATH: anthropic.respond,
     f"{anthropic.PATH}/count_tokens": anthropic.count_tokens,
     "/tokenize": tokens.tokenize,

@@ -50,10 +50,11 @@ def _content(fields: Fields) -> Any:
     if not isinstance(content, list):
         raise fields.bad("content", "a string or a list of parts")
     parts = fields.objects("content", 1 << 12) or []
-    return [_part(part) for part in parts]
+    return [text_part(part) for part in parts]
 
 
-def _part(part: Fields) -> dict[str, str]:
+def text_part(part: Fields) -> dict[str, str]:
+    """A part of a message, as templates have it. Raises Refused for what is no text."""
     kind = part.text("type")
     if kind == "refusal":
         return {"type": "text", "text": part.text("refusal") or ""}
@@ -69,9 +70,14 @@ def _part(part: Fields) -> dict[str, str]:
 
 
 def _call(call: Fields, names: dict[str, str]) -> dict[str, Any]:
-    """A call of a tool, its arguments as an object: so templates write them in their own way."""
     call.require("function")
-    function = call.object("function") or Fields({})
+    found = called(call.object("function") or Fields({}), call.text("id") or "")
+    names[found["id"]] = found["function"]["name"]
+    return found
+
+
+def called(function: Fields, identity: str) -> dict[str, Any]:
+    """A call of a tool, its arguments as an object: so templates write them in their own way."""
     function.require("name")
     name, arguments = function.text("name"), function.get("arguments")
     if isinstance(arguments, str):
@@ -80,12 +86,11 @@ def _call(call: Fields, names: dict[str, str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             read = arguments
         arguments = read if isinstance(read, dict) else arguments
-    identity = call.text("id") or ""
-    names[identity] = name or ""
+    arguments = {} if arguments is None else arguments
     return {
         "id": identity,
         "type": "function",
-        "function": {"name": name, "arguments": {} if arguments is None else arguments},
+        "function": {"name": name, "arguments": arguments},
     }
 
 

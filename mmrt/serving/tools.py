@@ -20,18 +20,24 @@ def read_tools(fields: Fields, limits: Limits) -> Tools:
     given = fields.objects("tools", limits.tools) or []
     for tool in given:
         _check(tool)
-    choice = fields.get("tool_choice")
-    if isinstance(choice, dict) or choice not in (None, "none", "auto"):
+    choice = require_auto(fields)
+    several = fields.flag("parallel_tool_calls", True)
+    if not given or choice == "none":
+        return Tools()
+    return Tools([tool.plain() for tool in given], None if several else 1)
+
+
+def require_auto(fields: Fields) -> str:
+    """`tool_choice`: "auto" or "none". Raises Refused for others."""
+    choice = fields.get("tool_choice") or "auto"
+    if choice not in ("none", "auto"):
         raise Refused(
             400,
             "tool_choice: this server knows none and auto: it cannot make a model call a tool",
             param="tool_choice",
             code="unsupported_parameter",
         )
-    several = fields.flag("parallel_tool_calls", True)
-    if not given or choice == "none":
-        return Tools()
-    return Tools([tool.plain() for tool in given], None if several else 1)
+    return str(choice)
 
 
 def _check(tool: Fields) -> None:
@@ -42,6 +48,11 @@ def _check(tool: Fields) -> None:
     function.text("name")
     function.text("description")
     function.object("parameters")
+    refuse_strict(function)
+
+
+def refuse_strict(function: Fields) -> None:
+    """Raises Refused for a function whose arguments are to be held to its schema."""
     if function.flag("strict"):
         name = function.name("strict")
         raise Refused(
