@@ -356,11 +356,12 @@ typedef struct mmrt_plan {
     uint64_t experts; /* their matrices, of which steps read those that are chosen */
     uint64_t chosen;  /* of these, by a token */
     uint64_t n_experts;
-    uint64_t cache; /* of slots for these, and for those that pass; 0: all are kept */
-    uint64_t slots; /* experts that they have room for */
-    uint64_t rest;  /* what is kept beside the budget: vectors */
-    uint64_t least; /* the smallest budget */
-    uint64_t most;  /* the one that keeps everything */
+    uint64_t cache;   /* of slots for these, and for those that pass; 0: all are kept */
+    uint64_t slots;   /* experts that they have room for */
+    uint64_t rest;    /* what is kept beside the budget: vectors */
+    uint64_t columns; /* of slots for columns that are read on demand; 0: none are */
+    uint64_t least;   /* the smallest budget */
+    uint64_t most;    /* the one that keeps everything */
 } mmrt_plan;
 
 /* What set_budget would do. kept: NULL, or room for the kept bytes of each weight. With NO_MEMORY
@@ -389,10 +390,11 @@ typedef struct mmrt_stream_stats {
     uint64_t ring_bytes;
     uint64_t cache_bytes; /* of slots for experts */
     mmrt_demand_stats demand;
-    uint64_t read_bytes;   /* of streamed weights */
-    uint64_t loaded_bytes; /* of kept ones, onto their mapped pages */
-    double stall_seconds;  /* in which some thread waited for a read */
-    double busy_seconds;   /* in which some streamed weight was being read */
+    uint64_t read_bytes;       /* of streamed weights */
+    uint64_t loaded_bytes;     /* of kept ones, onto their mapped pages */
+    double stall_seconds;      /* in which some thread waited for a read */
+    double busy_seconds;       /* in which some streamed weight was being read */
+    mmrt_demand_stats columns; /* those of matrices, while a budget does not keep all */
 } mmrt_stream_stats;
 
 void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats);

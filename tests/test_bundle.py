@@ -34,8 +34,8 @@ def gated(type: str = "F16", **shape: Any) -> TinyModel:
     return model
 
 
-def plain(type: str = "F16") -> TinyModel:
-    return tiny_architectures.tiny("opt", True, type=type, **SHAPE | {"n_embd": 192})
+def plain(type: str = "F16", **shape: Any) -> TinyModel:
+    return tiny_architectures.tiny("opt", True, type=type, **SHAPE | {"n_embd": 192} | shape)
 
 
 def bundled(model: TinyModel, folder: Path) -> tuple[Path, Path]:

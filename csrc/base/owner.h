@@ -23,6 +23,8 @@
  * - A stream's ring, cache, slots, threads, unit states, counts and mutexes: under its locks. A
  * child builds them anew from the plan, whatever part of a new plan it finds.
  * - A stream's reader and files: who holds `pass`. Amid a change the reader is MAPPED.
+ * - A store of neurons, its slots, threads and mutex: under its lock, or by who holds `pass`. A
+ * child forgets what is in memory.
  * - A stream's statistics: who holds `lock`. A child goes on counting.
  * - What sequences hold (tables, pages, blocks, and who holds them): who holds the lock of store.c,
  * which a fork takes. A child finds all of them whole, each of the old length or the new.

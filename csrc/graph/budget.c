@@ -1,4 +1,5 @@
 /* What of a program's weights a budget keeps. */
+#include "graph/columns.h"
 #include "graph/pieces.h"
 
 #include "base/status.h"
@@ -14,12 +15,28 @@ static mmrt_status require_stream(const mmrt_program *program, mmrt_error *err) 
 
 mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
-    return status ? status : mmrt_source_set_reader(source_of(program), reader, err);
+    if (!status)
+        status = mmrt_source_set_reader(source_of(program), reader, err);
+    if (!status && program->units->neurons)
+        mmrt_neurons_set_reader(program->units->neurons, reader);
+    return status;
 }
 
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
-    return status ? status : mmrt_source_set_budget(source_of(program), budget, err);
+    if (status)
+        return status;
+    const uint64_t columns = mmrt_columns_share(program, budget);
+    mmrt_plan least;
+    mmrt_source_plan(source_of(program), 0, &least, NULL);
+    if (columns && budget < columns + least.least)
+        return mmrt_fail(err, MMRT_NO_MEMORY,
+                         "%llu bytes for weights are too few: the least is %llu",
+                         (unsigned long long)budget, (unsigned long long)(columns + least.least));
+    status = mmrt_source_set_budget(source_of(program), budget - columns, err);
+    if (!status && program->units->neurons)
+        mmrt_neurons_set_room(program->units->neurons, columns);
+    return status;
 }
 
 mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
@@ -45,7 +62,8 @@ static uint64_t rest_bytes(const mmrt_program *program) {
     for (int32_t i = 0; i < program->n_ops; i++)
         for (int j = 0; j < 3; j++) {
             const mmrt_op *op = &program->ops[i];
-            if (has_role(op, j, TABLE) && !program->units->places[op->weights[j]].units)
+            if ((has_role(op, j, TABLE) || has_role(op, j, COLUMNS)) &&
+                !program->units->places[op->weights[j]].units)
                 bytes -= mmrt_weight_bytes(&program->weights[op->weights[j]]);
         }
     return bytes;
@@ -56,15 +74,19 @@ mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt
     mmrt_status status = require_stream(program, err);
     if (status)
         return status;
-    status = mmrt_source_plan(source_of(program), budget, plan, err);
+    const uint64_t columns = mmrt_columns_share(program, budget);
+    const uint64_t left = budget > columns ? budget - columns : 0;
+    status = mmrt_source_plan(source_of(program), left, plan, err);
     plan->rest = rest_bytes(program);
+    plan->least += mmrt_columns_least(program);
+    plan->columns = columns;
     if (!kept)
         return status;
     const int32_t n = mmrt_source_units(source_of(program));
     bool *is_kept = calloc((size_t)n + 1, sizeof *is_kept);
     if (!is_kept)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
-    mmrt_source_kept(source_of(program), budget, is_kept);
+    mmrt_source_kept(source_of(program), left, is_kept);
     for (int32_t i = 0; i < program->n_weights; i++) {
         const struct place *place = &program->units->places[i];
         const mmrt_weight *w = &program->weights[i];
@@ -82,8 +104,15 @@ mmrt_status mmrt_program_plan(const mmrt_program *program, uint64_t budget, mmrt
 
 void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats) {
     memset(stats, 0, sizeof *stats);
-    if (source_of(program))
-        mmrt_source_get_stats(source_of(program), stats);
+    if (!source_of(program))
+        return;
+    mmrt_source_get_stats(source_of(program), stats);
+    if (!program->units->neurons)
+        return;
+    mmrt_neurons_get_stats(program->units->neurons, &stats->columns);
+    stats->read_bytes += stats->columns.read_bytes;
+    stats->stall_seconds += stats->columns.stall_seconds;
+    stats->busy_seconds += stats->columns.stall_seconds;
 }
 
 int32_t mmrt_program_banks(const mmrt_program *program) {
@@ -96,7 +125,30 @@ void mmrt_program_bank_stats(const mmrt_program *program, int32_t bank, int32_t 
     mmrt_source_bank_stats(source_of(program), bank, stats);
 }
 
+/* Why columns did not come, naming table and column; OK: they did. */
+static mmrt_status columns_error(const mmrt_program *program, mmrt_error *err) {
+    const struct units *units = program->units;
+    mmrt_error found;
+    int32_t table;
+    uint32_t row;
+    const mmrt_status status =
+        units->neurons ? mmrt_neurons_error(units->neurons, &table, &row, &found) : MMRT_OK;
+    if (!status)
+        return MMRT_OK;
+    mmrt_fail(err, status, "%s", found.message);
+    for (int32_t i = 0; table >= 0 && i < program->n_ops; i++)
+        if (units->op_columns[i] == table)
+            mmrt_fail(err, status, "tensor %s, neuron %u: %s",
+                      program->weights[program->ops[i].weights[1]].name, row, found.message);
+    if (err)
+        err->os_errno = found.os_errno;
+    return status;
+}
+
 mmrt_status mmrt_units_error(const mmrt_program *program, mmrt_error *err) {
+    const mmrt_status of_columns = columns_error(program, err);
+    if (of_columns)
+        return of_columns;
     mmrt_error found;
     const mmrt_status status = mmrt_source_error(source_of(program), &found);
     const int32_t unit = mmrt_source_failed_unit(source_of(program));

@@ -10,10 +10,11 @@ struct worker; /* one thread in one step: step/step.h */
 /* How an operation uses one of its weights. */
 enum weight_role {
     NO_WEIGHT,
-    VECTOR, /* float32, used where it lies */
-    MATRIX, /* multiplied with, its rows shared out among threads */
-    TABLE,  /* read by single rows */
-    STACK,  /* matrices; only the chosen ones are multiplied with */
+    VECTOR,  /* float32, used where it lies */
+    MATRIX,  /* multiplied with, its rows shared out among threads */
+    TABLE,   /* read by single rows */
+    STACK,   /* matrices; only the chosen ones are multiplied with */
+    COLUMNS, /* of the matrix before it, of which a step of one token multiplies some */
 };
 
 struct op_info {

@@ -5,6 +5,7 @@
 #include "mmrt.h"
 #include "kernels/kernels.h"
 #include "kernels/multiply.h"
+#include "source/neurons.h"
 #include "source/source.h"
 #include "state/state.h"
 
@@ -59,6 +60,8 @@ enum { MMRT_RECENT_TOKENS = 16 };
 /* Weights as units that a budget keeps or streams. */
 struct units {
     mmrt_source *source;
+    mmrt_neurons *neurons;   /* NULL: no operation has columns */
+    int32_t *op_columns;     /* [n_ops]: the table of its columns; -1: none */
     struct place *places;    /* [n_weights] */
     int32_t (*op_units)[2];  /* [n_ops]: the units that an operation reads, first and end */
     bool *in_order;          /* [n_ops]: some of them are not there when the step begins */

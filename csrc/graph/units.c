@@ -2,6 +2,7 @@
  * which a step reads them. */
 #define _GNU_SOURCE
 #include "graph/banks.h"
+#include "graph/columns.h"
 
 #include "base/status.h"
 
@@ -134,10 +135,12 @@ void mmrt_units_free(mmrt_program *program) {
     if (!units)
         return;
     mmrt_source_free(units->source);
+    mmrt_neurons_free(units->neurons);
     for (int32_t i = 0; units->places && i < program->n_weights; i++)
         free(units->places[i].units);
     free(units->places);
     free(units->op_units);
+    free(units->op_columns);
     free(units->in_order);
     free(units->experts);
     free(units->op_experts);
@@ -187,6 +190,8 @@ mmrt_status mmrt_program_stream(mmrt_program *program, mmrt_mapping *const *file
     if (!status)
         status = mmrt_source_create(files, n_files, list.at, list.n, n_in_order, banks,
                                     program->units->n_experts, &program->units->source, err);
+    if (!status)
+        status = mmrt_columns_make(program, files, n_files, err);
     free(banks);
     free(list.at);
     if (status)

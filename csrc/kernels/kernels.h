@@ -114,10 +114,10 @@ typedef void mmrt_matmul_fn(const void *w, size_t row_bytes, size_t n_rows,
                             float *y, size_t y_stride, void *scratch);
 enum { MMRT_MATMUL_SCRATCH = 160 << 10 };
 
-/* y[r] = row r of a matrix of k columns times x, which is zero but for the elements which[0..n), in
- * rising order: to the bit what matvec gives, if all weights are finite. Column i is at
- * w + i * column_bytes. n_rows and k are multiples of MMRT_BY_COLUMNS; scratch as above. */
-typedef void mmrt_by_columns_fn(const void *w, size_t column_bytes, size_t n_rows,
+/* y[r] = row first + r of a matrix of k columns times x, which is zero but for the elements
+ * which[0..n), in rising order; columns[j] is column which[j]. To the bit what matvec gives, if all
+ * weights are finite. n_rows, k and first are multiples of MMRT_BY_COLUMNS; scratch as above. */
+typedef void mmrt_by_columns_fn(const uint8_t *const *columns, size_t first, size_t n_rows,
                                 const uint32_t *which, size_t n, const float *x, size_t k, float *y,
                                 void *scratch);
 enum { MMRT_BY_COLUMNS = 64 };

@@ -69,7 +69,7 @@ bool mmrt_ring_next(mmrt_source *source, struct mmrt_job *job) {
         struct unit *next = &source->units[source->cursor];
         if (next->state == UNIT_READING || next->state == UNIT_READY)
             return false; /* a whole pass ahead */
-        if (next->state == UNIT_AWAY && !next->skipped) {
+        if (next->state == UNIT_AWAY && !next->skipped && (!next->seldom || source->uses_seldom)) {
             unit = next;
         } else {
             next->skipped = false;

@@ -28,6 +28,7 @@ struct unit {
     uint8_t state;
     bool streamed; /* changes between passes only */
     bool skipped;  /* AWAY: this pass does without it */
+    bool seldom;   /* some passes do without it, as they say when they begin */
     _Atomic bool locked;
 };
 
@@ -115,6 +116,7 @@ struct mmrt_source {
     bool limited;         /* a budget does not hold, or once did not hold, all units */
     bool prepared;        /* the mapping is advised, the page cache holds no streamed unit */
     _Atomic bool locks;   /* kept units, as far as the process may */
+    bool uses_seldom;     /* this pass, and read ahead: the next one */
     bool complete;        /* the pass before used everything: the ring holds the next one's units */
     int64_t faults;       /* major ones of this process, before the pass */
     uint64_t loaded_before;

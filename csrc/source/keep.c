@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -19,6 +20,23 @@ static int32_t slots_for(uint64_t slot_bytes, uint64_t budget) {
     if (slots > MOST_SLOTS)
         slots = MOST_SLOTS;
     return slots < MMRT_LEAST_SLOTS ? MMRT_LEAST_SLOTS : (int32_t)slots;
+}
+
+void mmrt_source_use_seldom(mmrt_source *source, int32_t first, int32_t end) {
+    const size_t n = (size_t)source->cache.first;
+    uint32_t *last = malloc((n + 1) * sizeof *last);
+    size_t n_first = 0, n_last = 0;
+    for (int32_t i = first; i < end; i++)
+        source->units[i].seldom = true;
+    if (!last) /* others are kept, which is no fault */
+        return;
+    for (size_t i = 0; i < n; i++)
+        if (source->units[source->order[i]].seldom)
+            last[n_last++] = source->order[i];
+        else
+            source->order[n_first++] = source->order[i];
+    memcpy(source->order + n_first, last, n_last * sizeof *last);
+    free(last);
 }
 
 struct choice {

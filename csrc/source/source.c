@@ -72,6 +72,7 @@ mmrt_status mmrt_source_create(mmrt_mapping *const *files, int32_t n_files,
     start_locks(source);
     source->reader = MMRT_READER_MAPPED; /* it needs nothing */
     source->failed_unit = -1;
+    source->uses_seldom = true;
     mmrt_owner_set(&source->owner, false);
     source->files = calloc((size_t)n_files + 1, sizeof *source->files);
     source->units = calloc((size_t)n_units + 1, sizeof *source->units);
@@ -277,6 +278,15 @@ mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err) {
     if (status)
         pthread_mutex_unlock(&source->pass);
     return status;
+}
+
+void mmrt_source_uses(mmrt_source *source, bool seldom) {
+    pthread_mutex_lock(&source->lock);
+    if (source->uses_seldom != seldom) {
+        source->uses_seldom = seldom;
+        mmrt_ring_rewind(source); /* what was read ahead is for a pass of the other kind */
+    }
+    pthread_mutex_unlock(&source->lock);
 }
 
 bool mmrt_source_is_limited(const mmrt_source *source) {

@@ -63,6 +63,13 @@ void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats);
 /* A pass uses or skips every unit that is used in order, in order. One at a time: begin waits for
  * the pass before. */
 mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err);
+
+/* These units are kept last, and passes may do without them. Before the first pass. */
+void mmrt_source_use_seldom(mmrt_source *source, int32_t first, int32_t end);
+
+/* After begin: whether this pass uses such units; what is read ahead is for another like it. */
+void mmrt_source_uses(mmrt_source *source, bool seldom);
+
 void mmrt_source_end(mmrt_source *source, bool complete);
 
 /* Whether a budget was set that does not hold all units: since then kept units are loaded

@@ -1,8 +1,25 @@
 #include "step/rows.h"
 
-mmrt_status mmrt_rows_begin(const mmrt_program *program, mmrt_error *err) {
+bool mmrt_reads_columns(const mmrt_program *program, int32_t op, uint32_t n) {
+    const struct units *units = program->units;
+    return n == 1 && units && units->op_columns[op] >= 0 && mmrt_neurons_are_read(units->neurons);
+}
+
+/* In the source's pass. */
+static mmrt_status begin_columns(const struct units *units, uint32_t n, mmrt_error *err) {
+    const mmrt_status status = mmrt_neurons_begin(units->neurons, err);
+    if (status)
+        mmrt_source_end(units->source, false);
+    else
+        mmrt_source_uses(units->source, n > 1 || !mmrt_neurons_are_read(units->neurons));
+    return status;
+}
+
+mmrt_status mmrt_rows_begin(const mmrt_program *program, uint32_t n, mmrt_error *err) {
     const struct units *units = program->units;
     mmrt_status status = mmrt_source_begin(units->source, err);
+    if (!status && units->neurons)
+        status = begin_columns(units, n, err);
     for (int32_t i = 0; !status && i < program->n_ops; i++)
         units->in_order[i] =
             !mmrt_source_is_kept(units->source, units->op_units[i][0], units->op_units[i][1]);

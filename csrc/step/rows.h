@@ -38,8 +38,12 @@ static inline void rows_done(const struct worker *w, int32_t index, uint64_t fir
 /* One row of a table, wherever it is, until this thread asks for the next. NULL as above. */
 const uint8_t *mmrt_row_at(struct worker *w, int32_t weight, uint64_t row);
 
-/* Begins a pass over the program's stream, and finds which operations are in order. */
-mmrt_status mmrt_rows_begin(const mmrt_program *program, mmrt_error *err);
+/* Begins a pass over the program's stream for a step of n tokens, and finds which operations are in
+ * order. */
+mmrt_status mmrt_rows_begin(const mmrt_program *program, uint32_t n, mmrt_error *err);
+
+/* Whether the operation of a step of n tokens reads columns that it needs, and no rows. */
+bool mmrt_reads_columns(const mmrt_program *program, int32_t op, uint32_t n);
 
 /* No thread will read this operation's weights in this step. */
 void mmrt_rows_skip(const struct worker *w);

@@ -109,7 +109,7 @@ enum { FEW_TOKENS = 8 };
 static mmrt_status run_step(struct step *step, mmrt_error *err) {
     const mmrt_program *program = step->program;
     mmrt_source *source = source_of(program);
-    mmrt_status status = source ? mmrt_rows_begin(program, err) : MMRT_OK;
+    mmrt_status status = source ? mmrt_rows_begin(program, step->n, err) : MMRT_OK;
     if (status)
         return status;
     status = mmrt_pool_run(step->pool, step_job, step, err);

@@ -387,6 +387,7 @@ cdef extern from "mmrt.h" nogil:
         uint64_t cache
         uint64_t slots
         uint64_t rest
+        uint64_t columns
         uint64_t least
         uint64_t most
 
@@ -415,6 +416,7 @@ cdef extern from "mmrt.h" nogil:
         uint64_t loaded_bytes
         double stall_seconds
         double busy_seconds
+        mmrt_demand_stats columns
 
     void mmrt_program_stream_stats(const mmrt_program *program, mmrt_stream_stats *stats)
     int32_t mmrt_program_banks(const mmrt_program *program)

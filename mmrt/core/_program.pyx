@@ -270,6 +270,7 @@ cdef class CoreProgram:
         return Plan(
             plan.total, plan.kept, plan.ring, plan.request, plan.experts, plan.chosen,
             plan.n_experts, plan.cache, plan.slots, plan.rest, plan.least, plan.most, by_tensor,
+            plan.columns,
         )
 
     @property
@@ -283,7 +284,7 @@ cdef class CoreProgram:
             mmrt_reader_name(s.reader).decode(), s.kept_bytes, s.locked_bytes,
             s.streamed_bytes, s.ring_bytes, s.steps,
             s.read_bytes, s.loaded_bytes, s.stall_seconds, s.busy_seconds,
-            s.cache_bytes, _demand(&s.demand),
+            s.cache_bytes, _demand(&s.demand), _demand(&s.columns),
         )
 
     @property

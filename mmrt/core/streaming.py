@@ -53,6 +53,9 @@ class Plan:
     kept_by_tensor: dict[str, int]
     """Of each tensor that the program reads."""
 
+    columns: int = 0
+    """Of the slots for columns that a bundle has, which are read on demand; 0: none are."""
+
     @property
     def streamed(self) -> int:
         """What each step reads from the disk, experts apart."""
@@ -146,6 +149,14 @@ class Streaming:
 
     experts: Demand = Demand(0, 0, 0, 0, 0.0, 0, 0)
 
+    columns: Demand = Demand(0, 0, 0, 0, 0.0, 0, 0)
+    """Columns that steps of one token have needed, of a bundle."""
+
+    @property
+    def column_slots(self) -> int:
+        """Bytes of the slots for columns."""
+        return self.columns.slots * self.columns.slot_bytes
+
     @property
     def overlap(self) -> float:
         """The part of the time of reading in which no thread waited for it."""
@@ -166,4 +177,5 @@ class Streaming:
             stall_seconds=self.stall_seconds - earlier.stall_seconds,
             busy_seconds=self.busy_seconds - earlier.busy_seconds,
             experts=self.experts - earlier.experts,
+            columns=self.columns - earlier.columns,
         )

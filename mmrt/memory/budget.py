@@ -96,7 +96,7 @@ class Share:
     def ring(self) -> int:
         """Bytes of the buffers and slots that weights are read into."""
         streaming = self.program.streaming
-        return streaming.ring + streaming.cache if streaming else 0
+        return streaming.ring + streaming.cache + streaming.column_slots if streaming else 0
 
     @property
     def kept(self) -> int:

@@ -47,8 +47,13 @@ class Memory:
         return self.streaming.cache if self.streaming else 0
 
     @property
+    def columns(self) -> int:
+        """Of slots for columns of a bundle."""
+        return self.streaming.column_slots if self.streaming else 0
+
+    @property
     def anonymous(self) -> int:
-        return self.kv + self.scratch + self.ring + self.cache
+        return self.kv + self.scratch + self.ring + self.cache + self.columns
 
     def __str__(self) -> str:
         weights = f"weights {human(self.weights)} mapped"
@@ -62,6 +67,10 @@ class Memory:
             weights += f", experts on demand in {experts.slots} slots, {human(self.cache)}"
             if experts.wanted:
                 weights += f", of which {experts.hit_rate:.1%} were found"
+        if self.streaming and self.columns:
+            weights += f", columns on demand in {human(self.columns)}"
+            if self.streaming.columns.wanted:
+                weights += f", of which {self.streaming.columns.hit_rate:.1%} were found"
         if self.streaming and self.streaming.locked:
             weights += f", {human(self.streaming.locked)} locked"
         sharing = f" ({human(self.kv_logical)} without sharing)" * (self.kv_logical > self.kv)

@@ -84,7 +84,7 @@ class Model:
     or more. It makes prompts slower to read, but no single token.
 
     bundle: what `mmrt bundle` made of the file: where an activation leaves most neurons at zero,
-    steps of one token multiply only the others' weights of `down`, to the same logits, to the bit.
+    steps of one token multiply, or read, only the others' weights of `down`: to the same logits.
 
     chat_template: in Jinja, instead of the file's own; or the name of one of these, where the file
     has several ("default", "tool_use"): else the one for tools serves where tools are given.
