@@ -1,5 +1,6 @@
 """`mmrt run`: answers, and texts that go on."""
 
+import json
 import os
 import re
 import subprocess
@@ -245,3 +246,19 @@ def test_output_is_utf8_whatever_the_locale(smollm2_path: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert not out.isascii()
+
+
+def test_json_by_a_schema(tmp_path: Path) -> None:
+    path = tiny_models.speaker(b"Yes", b"No").write(tmp_path / "model.gguf")
+    schema = '{"enum": ["Yes", "No"]}'
+    (tmp_path / "schema.json").write_text(schema)
+    for option in (("-j", schema), ("-jf", tmp_path / "schema.json")):
+        ended = call("run", path, "a", *option, *RAW)
+        assert (ended.status, ended.err) == (0, "") and ended.out in ('"Yes"\n', '"No"\n')
+    talk = call(
+        "chat", path, "-j", schema, "--chat-template", "{{ messages[0].content }}", stdin="a"
+    )
+    assert json.loads(talk.out) in ("Yes", "No")
+    call("run", path, "a", "-j", "{", *RAW).assert_refused(2, "the schema: no JSON")
+    call("run", path, "a", "-jf", tmp_path / "none", *RAW).assert_refused(2, "none")
+    call("run", path, "a", "-j", '{"not": {}}', *RAW).assert_refused(1, '["not"]')

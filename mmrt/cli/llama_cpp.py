@@ -97,7 +97,7 @@ MODEL = [
 
 # Of those that write text.
 GENERATION = [
-    Foreign("--grammar --grammar-file -j --json-schema", "refused", "mmrt knows no grammars"),
+    Foreign("--grammar --grammar-file", "refused", "mmrt knows JSON schemas (-j), not grammars"),
     Foreign(
         "--mirostat --dry-multiplier --xtc-probability --dynatemp-range", "refused", _SAMPLERS,
         moot=_OFF,

@@ -243,6 +243,14 @@ def add_generation_arguments(
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
+    parser.add_argument(
+        "-j", "--json-schema", type=_schema, metavar="JSON",
+        help="write JSON that is valid by this schema, {} for any; takes the package llguidance",
+    )  # fmt: skip
+    parser.add_argument(
+        "-jf", "--json-schema-file", type=_schema_file, dest="json_schema", metavar="FILE",
+        help="likewise, from a file",
+    )  # fmt: skip
     sampling = parser.add_argument_group(
         "sampling",
         "Where none is given, what the model's file advises (general.sampling.*) goes before the "
@@ -269,6 +277,24 @@ def add_generation_arguments(
     add_foreign_arguments(parser, GENERATION)
 
 
+def _schema(text: str) -> str:
+    from mmrt.text.grammar import json_by
+
+    try:
+        json_by(text, "the schema")
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _schema_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _schema(file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+
+
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of Model.stream that the user has given in `arguments`."""
     sampling = {setting.name: getattr(arguments, setting.name) for setting in SETTINGS}
@@ -283,6 +309,7 @@ def generation(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": arguments.n_predict,
         "stop": tuple(arguments.stop),
         "ignore_eos": arguments.ignore_eos,
+        "json_schema": arguments.json_schema,
     }
 
 
