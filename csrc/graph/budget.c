@@ -137,9 +137,10 @@ static mmrt_status columns_error(const mmrt_program *program, mmrt_error *err) {
         return MMRT_OK;
     mmrt_fail(err, status, "%s", found.message);
     for (int32_t i = 0; table >= 0 && i < program->n_ops; i++)
-        if (units->op_columns[i] == table)
-            mmrt_fail(err, status, "tensor %s, neuron %u: %s",
-                      program->weights[program->ops[i].weights[1]].name, row, found.message);
+        for (int j = 0; j < 3 && units->op_columns[i] == table; j++)
+            if (has_role(&program->ops[i], j, COLUMNS))
+                mmrt_fail(err, status, "tensor %s, neuron %u: %s",
+                          program->weights[program->ops[i].weights[j]].name, row, found.message);
     if (err)
         err->os_errno = found.os_errno;
     return status;

@@ -14,6 +14,7 @@ enum weight_role {
     MATRIX,  /* multiplied with, its rows shared out among threads */
     TABLE,   /* read by single rows */
     STACK,   /* matrices; only the chosen ones are multiplied with */
+    OTHERS,  /* another operation's matrix, whose shape and type alone are used */
     COLUMNS, /* of the matrix before it, of which a step of one token multiplies some */
 };
 

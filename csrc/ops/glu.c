@@ -1,12 +1,24 @@
 /* Gated units: activation(gate x) * (up x). Gate and up rows are multiplied side by side into
  * scratch, so that their product is formed while both are in the cache. Where the activation of a
  * gate is zero the product is zero, and few tokens leave out the rows of `up` that none needs. */
+#include "base/status.h"
 #include "graph/check.h"
 #include "graph/pieces.h"
 #include "ops/multiply.h"
 #include "step/rows.h"
 
 #include <string.h>
+
+/* Columns come with a buffer for gates, which is no other. */
+static mmrt_status check_gates(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    mmrt_status status = mmrt_check_buffer(program, op->stream, err);
+    if (!status &&
+        (op->weights[2] >= program->n_weights || op->stream == op->out || op->stream == op->in ||
+         width_of(program, op->stream) != width_of(program, op->out)))
+        status = mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no columns, or no room for gates",
+                           program->n_ops);
+    return status;
+}
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     mmrt_status status = mmrt_check_buffer(program, op->in, err);
@@ -19,8 +31,12 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     const bool quantised = !status && mmrt_reads_quantised(program, op);
     if (!status)
         status = mmrt_check_read(program, op, op->in, quantised, err);
+    if (!status && op->weights[2] >= 0)
+        status = check_gates(program, op, err);
     if (status)
         return status;
+    if (op->weights[2] >= 0)
+        mmrt_note_write(program, op, op->stream, false);
     mmrt_note_read(program, op->in, quantised);
     mmrt_note_write(program, op, op->out, true);
     return MMRT_OK;
@@ -87,8 +103,35 @@ static void multiply_needed(struct worker *w, const struct at_hand *h, const uin
     }
 }
 
+/* For the only token, whose rows of `up` UPS reads: gates, or zero where their activation is. What
+ * comes of them is zero until then. */
+static void run_gates(struct worker *w) {
+    enum { ROWS = MMRT_ROWS_SIDE_BY_SIDE };
+    const struct step *step = w->step;
+    const mmrt_weight *gate = weight_at(step, w->op->weights[0]);
+    float *gates = row_at(columns_at(step, w->op->stream), first_token(w));
+    float *out = row_at(columns_at(step, w->op->out), first_token(w));
+    uint64_t piece;
+    pieces_begin(w, (gate->rows + ROWS - 1) / ROWS);
+    while (pieces_next(w, &piece)) {
+        const uint64_t first = piece * ROWS, left = gate->rows - first;
+        const uint64_t n = left < ROWS ? left : ROWS;
+        const uint8_t *rows = rows_at(w, w->op->weights[0], first);
+        if (!rows)
+            return;
+        mmrt_op_multiply(w, 0, rows, first, n, NULL, gates + first, n, w->scratch);
+        rows_done(w, w->op->weights[0], first, first + n);
+        cut(gates + first, n, w->op->threshold);
+        memset(out + first, 0, n * sizeof *out);
+    }
+}
+
 static void run(struct worker *w) {
     const struct step *step = w->step;
+    if (mmrt_reads_columns(step->program, number_of(w), step->n)) {
+        run_gates(w);
+        return;
+    }
     const struct mmrt_kernels *kernels = step->program->kernels;
     const mmrt_weight *gate = weight_at(step, w->op->weights[0]);
     const mmrt_weight *up = weight_at(step, w->op->weights[1]);
@@ -129,7 +172,7 @@ static void run(struct worker *w) {
 
 const struct op_info mmrt_op_glu = {
     .name = "glu",
-    .roles = {MATRIX, MATRIX},
+    .roles = {MATRIX, MATRIX, COLUMNS},
     .side_by_side = true,
     .check = check,
     .thread_scratch = scratch,

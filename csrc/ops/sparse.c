@@ -4,6 +4,7 @@
 #include "base/status.h"
 #include "graph/check.h"
 #include "ops/multiply.h"
+#include "ops/neurons.h"
 #include "step/rows.h"
 
 static mmrt_status check_columns(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
@@ -28,30 +29,8 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     return status ? status : mmrt_op_linear.check(program, &dense, err);
 }
 
-/* Of a thread's scratch, after what kernels need: where columns are, and which elements meet them.
- */
-static const uint8_t **columns_of(const struct worker *w) {
-    return (const uint8_t **)(void *)((uint8_t *)w->scratch + MMRT_MATMUL_SCRATCH);
-}
-
-static uint32_t *elements(const struct worker *w, size_t cols) {
-    return (uint32_t *)(void *)(columns_of(w) + cols);
-}
-
 static size_t scratch(const mmrt_program *program, const mmrt_op *op) {
-    const size_t cols = width_of(program, op->in) + 1;
-    return MMRT_MATMUL_SCRATCH + cols * (sizeof(void *) + sizeof(uint32_t));
-}
-
-/* How many elements are not zero, or are NaN; which they are goes into scratch. */
-static size_t find_elements(const struct worker *w, const float *x, size_t n) {
-    uint32_t *which = elements(w, n);
-    size_t found = 0;
-    for (size_t i = 0; i < n; i++) {
-        which[found] = (uint32_t)i;
-        found += x[i] != 0;
-    }
-    return found;
+    return mmrt_neurons_scratch(width_of(program, op->in));
 }
 
 /* Columns are on the pages of a mapped file, which a budget does not keep. */
@@ -68,40 +47,8 @@ static bool has_mapped_columns(const struct worker *w) {
 static void map_columns(const struct worker *w, size_t cols, size_t n) {
     const mmrt_weight *columns = weight_at(w->step, w->op->weights[1]);
     for (size_t j = 0; j < n; j++)
-        columns_of(w)[j] =
-            (const uint8_t *)columns->data + elements(w, cols)[j] * mmrt_row_bytes(columns);
-}
-
-/* False: the step ends with this operation. */
-static bool await_columns(struct worker *w, int32_t turn) {
-    struct step *step = w->step;
-    bool failed;
-    while (!mmrt_neurons_wait(step->program->units->neurons, turn, MMRT_POLL_SECONDS, &failed)) {
-        if (failed)
-            end_after(step, number_of(w));
-        else if (!w->thread)
-            mmrt_poll_caller(w, number_of(w));
-        if ((!w->thread && step->forked) || atomic_load(&step->last_op) <= number_of(w))
-            return false;
-    }
-    return true;
-}
-
-/* False likewise. */
-static bool read_columns(struct worker *w, size_t cols, size_t n) {
-    const struct units *units = w->step->program->units;
-    const int32_t table = units->op_columns[number_of(w)], turn = number_of(w) + 1;
-    const uint32_t *which = elements(w, cols);
-    if (!w->thread) {
-        if (!await_columns(w, 0))
-            return false;
-        mmrt_neurons_want(units->neurons, turn, table, which, n);
-    }
-    if (!await_columns(w, turn))
-        return false;
-    for (size_t j = 0; j < n; j++)
-        columns_of(w)[j] = mmrt_neurons_row(units->neurons, table, which[j]);
-    return true;
+        mmrt_where_neurons(w)[j] = (const uint8_t *)columns->data +
+                                   mmrt_which_neurons(w, cols)[j] * mmrt_row_bytes(columns);
 }
 
 static void multiply_columns(struct worker *w, const float *x, size_t n) {
@@ -116,8 +63,9 @@ static void multiply_columns(struct worker *w, const float *x, size_t n) {
         const uint64_t first = piece * ROWS, left = weight->rows - first;
         const uint64_t rows = left < ROWS ? left : ROWS;
         float *y = out + first;
-        kernels->by_columns[weight->type](columns_of(w), first, rows, elements(w, weight->cols), n,
-                                          x, weight->cols, y, w->scratch);
+        kernels->by_columns[weight->type](mmrt_where_neurons(w), first, rows,
+                                          mmrt_which_neurons(w, weight->cols), n, x, weight->cols,
+                                          y, w->scratch);
         for (uint64_t r = 0; w->op->scales[0] != 1 && r < rows; r++)
             y[r] *= w->op->scales[0];
         if (w->op->biases[0] >= 0)
@@ -134,14 +82,14 @@ static void run(struct worker *w) {
     }
     const size_t cols = weight_at(step, w->op->weights[0])->cols;
     const float *x = row_at(columns_at(step, w->op->in), first_token(w));
-    const size_t n = find_elements(w, x, cols);
+    const size_t n = mmrt_find_neurons(w, x, cols);
     if (!reads && n > cols / 2) {
         mmrt_op_linear.run(w);
         return;
     }
     if (!reads)
         map_columns(w, cols, n);
-    else if (!read_columns(w, cols, n))
+    else if (!mmrt_read_neurons(w, cols, n))
         return;
     multiply_columns(w, x, n);
 }

@@ -22,12 +22,14 @@ static int32_t slots_for(uint64_t slot_bytes, uint64_t budget) {
     return slots < MMRT_LEAST_SLOTS ? MMRT_LEAST_SLOTS : (int32_t)slots;
 }
 
-void mmrt_source_use_seldom(mmrt_source *source, int32_t first, int32_t end) {
+void mmrt_source_use_seldom(mmrt_source *source, int32_t unit) {
+    source->units[unit].seldom = true;
+}
+
+void mmrt_source_keep_last(mmrt_source *source) {
     const size_t n = (size_t)source->cache.first;
     uint32_t *last = malloc((n + 1) * sizeof *last);
     size_t n_first = 0, n_last = 0;
-    for (int32_t i = first; i < end; i++)
-        source->units[i].seldom = true;
     if (!last) /* others are kept, which is no fault */
         return;
     for (size_t i = 0; i < n; i++)

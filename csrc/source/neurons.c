@@ -439,7 +439,8 @@ void mmrt_neurons_want(mmrt_neurons *n, int32_t turn, int32_t table, const uint3
         n->failed_row = -1;
         n->failed = true;
     }
-    pthread_cond_broadcast(&n->reads);
+    for (int32_t i = 0; i < n->n_queued && i < READERS; i++)
+        pthread_cond_signal(&n->reads);
     pthread_cond_broadcast(&n->ready);
     pthread_mutex_unlock(&n->lock);
 }

@@ -64,8 +64,9 @@ void mmrt_source_get_stats(mmrt_source *source, mmrt_stream_stats *stats);
  * the pass before. */
 mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err);
 
-/* These units are kept last, and passes may do without them. Before the first pass. */
-void mmrt_source_use_seldom(mmrt_source *source, int32_t first, int32_t end);
+/* Passes may do without this unit. Before the first pass; then keep_last has those kept last. */
+void mmrt_source_use_seldom(mmrt_source *source, int32_t unit);
+void mmrt_source_keep_last(mmrt_source *source);
 
 /* After begin: whether this pass uses such units; what is read ahead is for another like it. */
 void mmrt_source_uses(mmrt_source *source, bool seldom);

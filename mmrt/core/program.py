@@ -147,6 +147,7 @@ class Program(CoreProgram):
         activation: str,
         outputs_only: bool = False,
         threshold: float = 0.0,
+        columns: Tensor | None = None,
     ) -> None:
         """out = activation(gate @ in_) * (up @ in_), each a Tensor or Matrix.
 
@@ -154,12 +155,18 @@ class Program(CoreProgram):
         "clamped_silu": x / (1 + exp(-1.702 x)) of x up to 7, times `up` from -7 to 7 and one more.
         threshold: if above zero, gates up to it count as zero. With "relu" and "relu2", steps of a
         few tokens do not multiply the rows of `up` whose gates are zero: the result is the same,
-        but NaN in such a row is not noticed.
+        but NaN in such a row is not noticed. columns: as sparse()'s for what reads `out`, with the
+        rows of `up` after them, which within a budget a step of one token reads from there.
         """
         fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
         fields["activation"] = _activation(activation)
         note = f"{activation}-gated multiply"
-        self.append("glu", note, [gate, up], threshold=threshold, **fields)
+        if columns is None:
+            self.append("glu", note, [gate, up], threshold=threshold, **fields)
+            return
+        fields["stream"] = self._shared_buffer("gates", self._widths[out])
+        self.append("glu", note, [gate, up, columns], threshold=threshold, **fields)
+        self.append("ups", "multiply rows on demand", [columns, up], **fields)
 
     def route(
         self,

@@ -188,8 +188,10 @@ class Transformer:
         else:
             gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
         hidden = self._hidden_of(width)
-        self._program.glu(self._input, gate, up, hidden, activation, only, threshold)
-        self._down(layer, "ffn_down", hidden, post, sparse=activation in HAVE_ZEROS)
+        sparse = activation in HAVE_ZEROS
+        columns = self._weights.columns(layer["ffn_down"]) if sparse else None
+        self._program.glu(self._input, gate, up, hidden, activation, only, threshold, columns)
+        self._down(layer, "ffn_down", hidden, post, sparse=sparse)
 
     def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
         """down @ activation(up @ x); activation is "relu" or "relu2". post: as gated_unit()'s."""
