@@ -191,7 +191,7 @@ def test_blocks_reach_the_template(server: Running) -> None:
         ({"messages": [{"role": "judge", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "image"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "type"),
-        ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
         ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
         ({"thinking": {"type": "very"}}, "thinking"),
     ],

@@ -161,7 +161,7 @@ def test_log_probabilities(client: Any) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "code_interpreter"}]}, "type"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
         ({"tools": [{**TOOLS[0], "strict": True}]}, "strict"),
         ({"text": {"format": {"type": "grammar"}}}, "type"),
         ({"max_output_tokens": 0}, "max_output_tokens"),

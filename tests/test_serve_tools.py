@@ -19,6 +19,7 @@ SAID = [
 
 FUNCTION = {"name": "weather", "description": "How it is.", "parameters": {"type": "object"}}
 TOOLS = [{"type": "function", "function": FUNCTION}]
+UNHELD = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
 TIME = {"type": "function", "function": {"name": "time"}}
 
 
@@ -80,6 +81,36 @@ def test_one_call_where_no_more_are_wanted(server: Running) -> None:
     assert (calls(told), reason) == (calls(choice["message"]), "tool_calls")
 
 
+def test_calls_that_must_be_made(server: Running) -> None:
+    asked: list[tuple[Any, set[str]]] = [
+        ("required", {"weather", "time"}),
+        ({"type": "function", "function": {"name": "time"}}, {"time"}),
+    ]
+    for choice, names in asked:
+        fields: dict[str, Any] = {"tools": [*TOOLS, TIME], "tool_choice": choice}
+        (answer,) = server.chat(**fields).json["choices"]
+        ((name, arguments),) = calls(answer["message"])
+        assert name in names and arguments == {}
+        assert answer["finish_reason"] == "tool_calls" and not answer["message"]["content"]
+        told, reason = gathered(server.chat(stream=True, **fields))
+        assert (calls(told), reason) == (calls(answer["message"]), "tool_calls")
+    reply = server.post(
+        "/v1/messages",
+        {
+            "model": "caller",
+            "max_tokens": 200,
+            "messages": [{"role": "user", "content": "x"}],
+            "tools": [{"name": "now", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "any"},
+        },
+    )
+    assert [block["type"] for block in reply.json["content"]] == ["tool_use"]
+    function = {"type": "function", "name": "now"}
+    body = {"model": "caller", "input": "x", "tools": [function], "tool_choice": function}
+    (item,) = server.post("/v1/responses", body).json["output"]
+    assert (item["type"], item["name"], item["arguments"]) == ("function_call", "now", "{}")
+
+
 def test_without_tools_there_are_no_calls(server: Running) -> None:
     none: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}]
     for fields in none:
@@ -96,7 +127,11 @@ def test_a_call_that_is_cut_off_is_no_call(server: Running) -> None:
 def test_what_cannot_be_held_is_refused(server: Running) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({"tools": TOOLS, "model": "talker"}, "tools"),  # its template shows none
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"tools": [UNHELD], "tool_choice": "required"}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "required", "json_schema": {}}, "response_format"),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": True}}]}, "strict"),

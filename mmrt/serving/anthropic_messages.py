@@ -6,7 +6,7 @@ from typing import Any
 from mmrt.serving.fields import Fields
 from mmrt.serving.limits import Limits
 from mmrt.serving.problems import Refused
-from mmrt.serving.tools import Tools
+from mmrt.serving.tools import Tools, require_offered
 
 # A line that Claude Code writes first, with other digits each time: whatever follows it would have
 # to be read anew. It tells Anthropic who pays, and a model nothing.
@@ -95,14 +95,12 @@ def read_tools(fields: Fields, limits: Limits) -> Tools:
     found = [_tool(tool) for tool in fields.objects("tools", limits.tools) or []]
     choice = fields.object("tool_choice") or Fields({})
     kind = choice.choice("type", ["auto", "none", "any", "tool"], "auto")
-    if kind in ("any", "tool"):
-        raise Refused(
-            400,
-            f"tool_choice.type: this server cannot make a model call a tool, as {kind!r} asks",
-            param="tool_choice.type",
-        )
+    if kind == "tool":
+        choice.require("name")
+    must = choice.text("name") if kind == "tool" else "" if kind == "any" else None
+    require_offered(must, found)
     alone = choice.flag("disable_parallel_tool_use")
-    return Tools(found, 1 if alone else None) if found and kind != "none" else Tools()
+    return Tools(found, 1 if alone else None, must) if found and kind != "none" else Tools()
 
 
 def _tool(tool: Fields) -> dict[str, Any]:

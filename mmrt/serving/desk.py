@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from mmrt.errors import ArgumentError, MmrtError, OutOfMemoryError, UnsupportedError
@@ -18,6 +19,7 @@ from mmrt.serving.problems import Refused
 from mmrt.serving.tools import Tools
 from mmrt.text.channels import Channels
 from mmrt.text.chat import ChatPrompt
+from mmrt.text.grammar import Grammar
 
 # Bytes of a body from which on it is parsed in another thread.
 _LARGE_BODY = 1 << 18
@@ -62,6 +64,9 @@ class Desk:
                 param="tools",
                 code="unsupported_parameter",
             )
+        if tools.must is not None:
+            grammar = await self.house.apart(_call, prompt, tools.must)
+            asked = replace(asked, options={**asked.options, "grammar": grammar})
         texts = await self._texts(served, asked, [prompt.ids], prompt.channels)
         return Answers(texts, prompt.parser, tools.most_calls)
 
@@ -91,6 +96,8 @@ class Desk:
         except (ArgumentError, UnsupportedError) as error:
             if asked.is_held:
                 raise Refused(400, str(error), param="response_format") from None
+            if "grammar" in asked.options:
+                raise Refused(400, f"tools: {error}", param="tools") from None
             raise
 
 
@@ -112,6 +119,14 @@ def chat_text(
     """The prompt of a chat, as text. Raises Refused."""
     with _of_the_client():
         return model.render_chat(messages, tools=tools, **variables)
+
+
+def _call(prompt: ChatPrompt, name: str) -> Grammar:
+    """The grammar of a call of the tool `name`, "" for any. Raises Refused."""
+    try:
+        return prompt.call(name or None)
+    except ArgumentError as error:
+        raise Refused(400, f"tools: {error}", param="tools") from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from mmrt.serving.fields import Fields
 from mmrt.serving.limits import Limits
 from mmrt.serving.messages import called, text_part
 from mmrt.serving.problems import Refused
-from mmrt.serving.tools import Tools, refuse_strict, require_auto
+from mmrt.serving.tools import Tools, chosen, refuse_strict
 
 # Tools of OpenAI's own that models need not be told of: without them they answer all the same.
 _PASSED_OVER = ("web_search", "web_search_preview")
@@ -92,9 +92,7 @@ def read_tools(fields: Fields, limits: Limits) -> Tools:
         for tool in fields.objects("tools", limits.tools) or []
         if tool.text("type") not in _PASSED_OVER
     ]
-    choice = require_auto(fields)
-    several = fields.flag("parallel_tool_calls", True)
-    return Tools(found, None if several else 1) if found and choice != "none" else Tools()
+    return chosen(fields, found)
 
 
 def _tool(tool: Fields) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from mmrt.serving.problems import Refused
 
 class Tools(NamedTuple):
     """offered: OpenAI's descriptions of functions; None: there are none. most_calls: in an answer;
-    None: any number."""
+    None: any number. must: the function that the answer has to call, "" for any; None: it need not.
+    """
 
     offered: list[dict[str, Any]] | None = None
     most_calls: int | None = None
+    must: str | None = None
 
 
 def read_tools(fields: Fields, limits: Limits) -> Tools:
@@ -20,24 +22,35 @@ def read_tools(fields: Fields, limits: Limits) -> Tools:
     given = fields.objects("tools", limits.tools) or []
     for tool in given:
         _check(tool)
-    choice = require_auto(fields)
+    return chosen(fields, [tool.plain() for tool in given])
+
+
+def chosen(fields: Fields, offered: list[dict[str, Any]]) -> Tools:
+    """`offered`, as `tool_choice` and `parallel_tool_calls` want them. Raises Refused."""
+    must: str | None = None
+    if isinstance(fields.get("tool_choice"), dict):
+        choice = fields.object("tool_choice") or Fields({})
+        choice.require("type")
+        choice.choice("type", ["function"])
+        named = choice.object("function") or choice
+        named.require("name")
+        must = named.text("name")
+    else:
+        kind = fields.choice("tool_choice", ["none", "auto", "required"])
+        if kind == "none":
+            return Tools()
+        must = "" if kind == "required" else None
+    require_offered(must, offered)
     several = fields.flag("parallel_tool_calls", True)
-    if not given or choice == "none":
-        return Tools()
-    return Tools([tool.plain() for tool in given], None if several else 1)
+    return Tools(offered, None if several else 1, must) if offered else Tools()
 
 
-def require_auto(fields: Fields) -> str:
-    """`tool_choice`: "auto" or "none". Raises Refused for others."""
-    choice = fields.get("tool_choice") or "auto"
-    if choice not in ("none", "auto"):
-        raise Refused(
-            400,
-            "tool_choice: this server knows none and auto: it cannot make a model call a tool",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
-    return str(choice)
+def require_offered(must: str | None, offered: list[dict[str, Any]]) -> None:
+    """Raises Refused where a tool has to be called that is not there."""
+    names = [tool["function"]["name"] for tool in offered]
+    if must is not None and (must not in names if must else not names):
+        what = f"no tool has the name {must!r:.60}" if must else "there are no tools"
+        raise Refused(400, f"tool_choice: {what}", param="tool_choice")
 
 
 def _check(tool: Fields) -> None:
