@@ -126,6 +126,24 @@ def test_many_answers_to_one_prompt_share_its_pages(model: mmrt.Model) -> None:
         assert tokens <= 1.1 * (1507 + 8 * 140)
 
 
+def test_who_comes_while_a_prompt_is_read_need_not_read_it(model: mmrt.Model) -> None:
+    """Also if it is read in one step."""
+    run, handles = model.run_step, list[mmrt.Handle]()
+
+    def slow(parts: Any, logits: Any = None) -> None:
+        run(parts, logits)
+        if len(handles) == 1:
+            handles.append(engine.submit(IDS[:100], max_tokens=3, ignore_eos=True))
+            handles.append(engine.submit(IDS[:90], max_tokens=3, ignore_eos=True))
+
+    model.run_step = slow
+    with model.engine() as engine:
+        handles.append(engine.submit(IDS[:100], max_tokens=3, ignore_eos=True))
+        for handle in handles:  # the others have come by then
+            assert handle.text().tokens == 3
+    assert [handle.cached_tokens for handle in handles] == [0, 100, 82]
+
+
 def test_answers_to_one_prompt_in_little_memory(model: mmrt.Model) -> None:
     options: dict[str, Any] = {"max_tokens": 100, "temperature": 2.0, "ignore_eos": True}
     expected = [str(model.generate(IDS[:200], seed=i, **options)) for i in range(6)]

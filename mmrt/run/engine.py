@@ -109,9 +109,6 @@ class Engine:
         self._numbers = itertools.count(1)
         self._phases = Phases(time.monotonic())
         self._asked: list[Future[Snapshot]] = []
-        self._window = None if sight is None else Window(sight, weakref.WeakMethod(self._seen))
-        if self._window is not None:
-            weakref.finalize(self, self._window.close)
         # It holds the engine only while it has something to do.
         self._thread = threading.Thread(
             target=_work,
@@ -119,6 +116,9 @@ class Engine:
             name="mmrt-engine",
             daemon=True,
         )
+        self._window = None if sight is None else Window(sight, weakref.WeakMethod(self._seen))
+        if self._window is not None:
+            weakref.finalize(self, self._window.close)
         self._thread.start()
 
     @staticmethod
@@ -250,18 +250,12 @@ class Engine:
         with self._lock:
             if self._closing:
                 return False
-            came, cancelled = list(self._inbox), self._cancelled
-            self._inbox.clear()
+            cancelled, self._cancelled = self._cancelled, set()
             asked, self._asked = self._asked, []
-            self._cancelled = set()
-            self._active.update((job.handle, job) for job in came)
-        now = self._now()
-        for job in came:
-            self._feedback.join(job, now)
-            self._phases.note([(job.handle.number, "waiting")], job.handle.submitted)
+        self._receive()
         for handle in cancelled & self._active.keys():
             self._leave(self._active[handle], None)
-        self._feedback.advance(now)
+        self._feedback.advance(self._now())
         for answer in asked:
             try:
                 answer.set_result(self._look())
@@ -269,6 +263,18 @@ class Engine:
                 answer.set_exception(error)
         self._step()
         return True
+
+    def _receive(self) -> list[Writing]:
+        """Takes up the texts that have come."""
+        with self._lock:
+            came = list(self._inbox)
+            self._inbox.clear()
+            self._active.update((job.handle, job) for job in came)
+        now = self._now()
+        for job in came:
+            self._feedback.join(job, now)
+            self._phases.note([(job.handle.number, "waiting")], job.handle.submitted)
+        return came
 
     def _look(self) -> Snapshot:
         now, store = time.monotonic(), self._model.store
@@ -470,6 +476,8 @@ class Engine:
         readers = [job for job, _ in chosen if not job.writes]
         if logits is not None:
             rows = list(range(len(ends)))
+            if not all(job.writes for job in ends):
+                jobs = [*jobs, *self._receive()]
             for row, job in enumerate(ends[:]):
                 twins = [] if job.writes else self._twins(job, jobs)
                 ends += twins
