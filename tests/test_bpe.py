@@ -88,6 +88,14 @@ def test_a_text_that_is_all_but_blank(rule: str) -> None:
         tokenizer.encode("a" + " " * 11_000_000 + "a")
 
 
+@pytest.mark.parametrize(("pre", "run"), [("deepseek-llm", " "), ("afmoe", "1"), ("superbpe", "1")])
+def test_long_runs_are_gone_through_once(pre: str, run: str) -> None:
+    """Not once for each of their characters, which would take minutes."""
+    tokenizer = Tokenizer.from_metadata(byte_level(MERGES, pre=pre), "tiny")
+    text = run * 200_000 + "1"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_a_panic_of_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
         pass

@@ -39,8 +39,8 @@ _UNCASED = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+{_SUFFIX}" + _CASED[_CASED.
 _UNCASED_DIGITS = _UNCASED.replace(r"\p{N}{1,3}", r"\p{N}")
 # Chinese characters are words of their own.
 _KIMI = r"\p{Han}+|" + _UNCASED.replace(r"[\p{L}\p{M}]", r"[\p{L}&&[^\p{Han}]]").replace("/]", "]")
-# Right-aligned groups of three digits: 1 234 567.
-_TRIPLES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# Right-aligned groups of three digits: 1 234 567. Only the first looks for the number's end.
+_TRIPLES = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})+(?!\p{N}))|\p{N}{1,3}"
 _MINICPM5 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+")
 _BAILING = _QWEN2.replace(r"|\s*[\r\n]+", r"|\s*[\r\n]")
 _EXAONE_MOE = _BAILING.replace(r"?\p{L}+", r"?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+").replace(
@@ -124,7 +124,7 @@ WORD_RULES = {
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"), _gpt4o),
     **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), _bailing),
     "exaone-moe": WordRule((_EXAONE_MOE,)),
-    "superbpe": WordRule((r"\p{N}+", r"\d{1,3}(?=(?:\d{3})*(?!\d))")),
+    "superbpe": WordRule((r"\p{N}+", _TRIPLES.replace(r"\p{N}", r"\d"))),
     "minicpm5": WordRule((r"\p{N}{1,3}", _MINICPM5), whole_words_first=True),
     "laguna": WordRule((_LINES, _QWEN2)),
     "afmoe": WordRule((_TRIPLES, _ASIAN, _DEEPSEEK_WORDS)),
@@ -142,7 +142,7 @@ WORD_RULES = {
             r"[\r\n]",
             rf"\s?[{_LETTERS_WITH_CASE}]+",
             "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
-            r"\s+\z",
+            r"(?<!\s)\s+\z",  # so that a run of blanks is gone through once
             _CJK,
             r"\p{N}+",
         )
