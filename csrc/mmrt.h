@@ -60,8 +60,9 @@ mmrt_status mmrt_quantize(mmrt_pool *pool, const mmrt_weight *w, uint64_t first,
 
 /* ---- sampling (sample/) -------------------------------------------------------------------- */
 
-/* How a token is chosen, in this order: repetition penalty, presence and frequency penalty, top-k,
- * top-p, min-p, a draw at this temperature. mmrt/core/sampling.py has the formula of each. */
+/* How a token is chosen, in this order: biases, repetition penalty, presence and frequency penalty,
+ * top-k, top-p, min-p, a draw at this temperature. mmrt/core/sampling.py has the formula of each.
+ */
 typedef struct mmrt_sampling {
     double temperature;       /* 0: the likeliest token, whatever the filters */
     uint32_t top_k;           /* 0: off */
@@ -77,6 +78,12 @@ typedef struct mmrt_alternative {
     float logprob;
 } mmrt_alternative;
 
+/* What is added to the logit of a token. */
+typedef struct mmrt_bias {
+    int32_t token;
+    float bias;
+} mmrt_bias;
+
 /* One choice: what it is made from, and what came of it. */
 typedef struct mmrt_draw {
     mmrt_sampling sampling;
@@ -84,18 +91,20 @@ typedef struct mmrt_draw {
     const uint32_t *mask;  /* bit i % 32 of word i / 32: whether token i is allowed. NULL: all */
     const int32_t *recent; /* [n_recent] tokens that penalties apply to, in any order */
     size_t n_recent;
+    const mmrt_bias *biases; /* [n_biases] finite, in any order */
+    size_t n_biases;
     double uniform; /* in [0, 1): picks one of the candidates, which are in order of token id */
     bool wants_logprob;
     size_t n_alternatives; /* with wants_logprob: room in `alternatives`; then how many there are */
     mmrt_alternative *alternatives; /* the likeliest tokens, of equal ones the lower id first */
     int32_t token;                  /* the choice */
-    float logprob; /* of the choice, by the model's own logits: without penalties, mask, filters and
-                      temperature; so are those of the alternatives */
+    float logprob; /* of the choice, by the model's own logits: without biases, penalties, mask,
+                      filters and temperature; so are those of the alternatives */
 } mmrt_draw;
 
 /* Chooses n_draws tokens on the pool's threads (NULL: on this one). The choices do not depend on
  * the threads. ARGUMENT if a logit is NaN, the largest is not finite, no token is allowed, or
- * `recent` has an id outside the vocabulary. */
+ * `recent` or `biases` has an id outside the vocabulary. */
 mmrt_status mmrt_sample(mmrt_pool *pool, mmrt_isa isa, mmrt_draw *draws, size_t n_draws,
                         size_t vocabulary, mmrt_error *err);
 

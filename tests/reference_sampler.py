@@ -27,6 +27,8 @@ def log_softmax(logits: Row) -> Odds:
 
 def penalised(sampling: Sampling, logits: Row, recent: Sequence[int]) -> Row:
     changed = logits.astype(np.float64)
+    for token, bias in (sampling.logit_bias or {}).items():
+        changed[token] += np.float32(bias)
     for token, times in Counter(recent).items():
         x = changed[token]
         x = x / sampling.repeat_penalty if x > 0 else x * sampling.repeat_penalty

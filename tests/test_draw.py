@@ -64,6 +64,7 @@ def random_case(
         repeat_penalty=one_of(1.0, 1.3, 0.7),
         presence_penalty=one_of(0.0, 0.5, -1.0),
         frequency_penalty=one_of(0.0, 0.25),
+        logit_bias=one_of(None, {}, {one: random.normal(0, 5) for one in [*some[::2], count - 1]}),
     )
     return sampling, logits.astype(np.float32), one_of([], some), one_of(None, allowed)
 
@@ -220,4 +221,6 @@ def test_what_cannot_be_drawn_from_is_refused() -> None:
         draw(logits[None], [OFF] * 2, [NONE], [0.5])
     with pytest.raises(ArgumentError, match="empty"):
         draw(np.zeros((1, 0), np.float32), [OFF], [NONE], [0.5])
+    with pytest.raises(ArgumentError, match="logit_bias: token ids must be below 100"):
+        draw(random_logits(1, 100)[None], [settings(logit_bias={100: 1.0})], [NONE], [0.5])
     assert draw(np.zeros((0, 5), np.float32), [], [], []) == []

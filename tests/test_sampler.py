@@ -51,6 +51,10 @@ def test_every_field_is_an_option() -> None:
         {"frequency_penalty": 1e7},
         {"frequency_penalty": None},
         {"repeat_last_n": -2},
+        {"logit_bias": [1]},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {"1": 1.0}},
+        {"logit_bias": {1: math.inf}},
         {"seed": -1},
         {"seed": "x"},
     ],
@@ -95,6 +99,17 @@ def test_settings_are_plain_numbers_and_stay() -> None:
 def test_distributions_by_hand(settings: dict[str, Any], expected: dict[int, float]) -> None:
     ids, odds = Sampler(**{"temperature": 1.0} | settings).distribution(HALVES)
     assert dict(zip(ids.tolist(), odds, strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_biases_come_before_penalties() -> None:
+    logits = np.array([4, 2, -1, -2, 3], dtype=np.float32)
+    sampler = Sampler(1.0, repeat_penalty=2.0, logit_bias={0: -5.0, 3: 4.0})
+    ids, odds = sampler.distribution(logits, [0, 0])
+    assert ids.tolist() == [0, 1, 2, 3, 4]
+    expected = log_softmax(np.array([-2.0, 2, -1, 2, 3]))
+    np.testing.assert_allclose(np.log(odds), expected, atol=1e-5)
+    drawn = Sampler(logit_bias={1: 100.0}).sample(logits, logprobs=1)
+    assert drawn.token == 1 and drawn.alternatives[0][0] == 0  # those are the model's
 
 
 def test_greedy_takes_the_highest_and_of_equals_the_first() -> None:

@@ -278,6 +278,18 @@ def test_harmless_fields_are_accepted(server: Running) -> None:
     assert reply.json["service_tier"] == "flex"
 
 
+def test_a_bias_moves_tokens(server: Running) -> None:
+    model = server.served("talker").model
+    first = server.chat(model="talker", max_tokens=1, logprobs=True, top_logprobs=2).json
+    best, second = first["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    token = model.tokenize(best["token"], add_bos=False)[0]
+    fields: dict[str, Any] = {"model": "talker", "max_tokens": 1}
+    banned = server.chat(logit_bias={str(token): -100}, **fields).json
+    assert banned["choices"][0]["message"]["content"] == second["token"]
+    forced = server.chat(logit_bias={"100": 100}, **fields).json
+    assert forced["choices"][0]["message"]["content"] == model.detokenize([100])
+
+
 def test_errors_have_openais_form(server: Running) -> None:
     for reply, status, kind in (
         (server.get("/nowhere"), 404, "not_found_error"),

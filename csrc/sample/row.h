@@ -1,5 +1,6 @@
-/* A row of logits as a draw sees it: penalties change some of them, a mask forbids others. The row
- * itself is never written; mask and changes are applied to each block as it is read. */
+/* A row of logits as a draw sees it: biases and penalties change some of them, a mask forbids
+ * others. The row itself is never written; mask and changes are applied to each block as it is
+ * read. */
 #ifndef MMRT_SAMPLE_ROW_H
 #define MMRT_SAMPLE_ROW_H
 
@@ -7,7 +8,7 @@
 
 enum { MMRT_BLOCK_LOGITS = 64 };
 
-/* A logit that penalties have changed. */
+/* A logit that biases and penalties have changed. */
 struct mmrt_changed {
     int32_t token;
     float logit;

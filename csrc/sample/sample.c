@@ -1,4 +1,4 @@
-/* Choosing tokens from logits: penalties, filters, a draw, log-probabilities. */
+/* Choosing tokens from logits: biases, penalties, filters, a draw, log-probabilities. */
 #include "base/pool.h"
 #include "base/status.h"
 #include "sample/candidates.h"
@@ -30,14 +30,16 @@ static int by_token(const void *a, const void *b) {
     return (x->token > y->token) - (x->token < y->token);
 }
 
-/* Repetition penalty (Keskar et al. 2019, arXiv:1909.05858), then presence and frequency. What is
- * not finite stays: infinity and NaN are refused later, and -infinity is never drawn. */
-static float penalised(const mmrt_sampling *s, float logit, size_t times) {
+/* The bias, repetition penalty (Keskar et al. 2019, arXiv:1909.05858), then presence and frequency.
+ * What is not finite stays: infinity and NaN are refused later, and -infinity is never drawn. */
+static float changed_logit(const mmrt_sampling *s, float logit, double bias, size_t times) {
     if (!isfinite(logit))
         return logit;
-    double x = (double)logit;
-    x = x > 0 ? x / s->repeat_penalty : x * s->repeat_penalty;
-    x -= s->presence_penalty + s->frequency_penalty * (double)times;
+    double x = (double)logit + bias;
+    if (times) {
+        x = x > 0 ? x / s->repeat_penalty : x * s->repeat_penalty;
+        x -= s->presence_penalty + s->frequency_penalty * (double)times;
+    }
     return (float)fmin(fmax(x, -(double)FLT_MAX), (double)FLT_MAX);
 }
 
@@ -45,9 +47,10 @@ static bool has_penalties(const mmrt_sampling *s) {
     return s->repeat_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
 }
 
-/* Finds the logits that penalties change: one for each different token in `recent`. */
-static bool penalise(struct workspace *space, const mmrt_draw *draw, struct mmrt_row *row) {
-    const size_t n = has_penalties(&draw->sampling) ? draw->n_recent : 0;
+/* Finds the logits that biases and penalties change: one for each different token among them. */
+static bool change(struct workspace *space, const mmrt_draw *draw, struct mmrt_row *row) {
+    const size_t n_recent = has_penalties(&draw->sampling) ? draw->n_recent : 0;
+    const size_t n = n_recent + draw->n_biases;
     if (n > space->changed_room) {
         void *grown = realloc(space->changed, n * sizeof *space->changed);
         if (!grown)
@@ -56,17 +59,25 @@ static bool penalise(struct workspace *space, const mmrt_draw *draw, struct mmrt
         space->changed_room = n;
     }
     struct mmrt_changed *changed = space->changed;
-    for (size_t i = 0; i < n; i++)
-        changed[i].token = draw->recent[i];
+    /* At first a bias, or NAN for a token seen lately. */
+    for (size_t i = 0; i < n_recent; i++)
+        changed[i] = (struct mmrt_changed){draw->recent[i], NAN};
+    for (size_t i = 0; i < draw->n_biases; i++)
+        changed[n_recent + i] = (struct mmrt_changed){draw->biases[i].token, draw->biases[i].bias};
     if (n)
         qsort(changed, n, sizeof *changed, by_token);
     size_t kept = 0;
     for (size_t i = 0, next; i < n; i = next) {
-        for (next = i + 1; next < n && changed[next].token == changed[i].token; next++)
-            ;
         const int32_t token = changed[i].token;
-        changed[kept++] =
-            (struct mmrt_changed){token, penalised(&draw->sampling, draw->logits[token], next - i)};
+        double bias = 0;
+        size_t times = 0;
+        for (next = i; next < n && changed[next].token == token; next++)
+            if (isnan(changed[next].logit))
+                times++;
+            else
+                bias += (double)changed[next].logit;
+        const float logit = changed_logit(&draw->sampling, draw->logits[token], bias, times);
+        changed[kept++] = (struct mmrt_changed){token, logit};
     }
     row->changed = changed;
     row->n_changed = kept;
@@ -205,7 +216,7 @@ static int by_rank(const void *a, const void *b) {
     return (x->token > y->token) - (x->token < y->token);
 }
 
-/* Log-probabilities by the model's own logits, without penalties, mask and temperature. */
+/* Log-probabilities by the model's own logits, without biases, penalties, mask and temperature. */
 static mmrt_status tell_probabilities(struct mmrt_candidates *c, struct mmrt_row *row,
                                       mmrt_draw *draw, mmrt_error *err) {
     if (!mmrt_row_restore(row) || row->largest == INFINITY)
@@ -231,8 +242,11 @@ static mmrt_status make_row(struct workspace *space, const mmrt_draw *draw, stru
     for (size_t i = 0; i < draw->n_recent; i++)
         if (draw->recent[i] < 0 || (size_t)draw->recent[i] >= row->n)
             return mmrt_fail(err, MMRT_ARGUMENT, "history: token ids must be below %zu", row->n);
-    if (!penalise(space, draw, row))
-        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for penalties");
+    for (size_t i = 0; i < draw->n_biases; i++)
+        if (draw->biases[i].token < 0 || (size_t)draw->biases[i].token >= row->n)
+            return mmrt_fail(err, MMRT_ARGUMENT, "logit_bias: token ids must be below %zu", row->n);
+    if (!change(space, draw, row))
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for changed logits");
     if (!mmrt_row_scan(row, space->maxima, space->scratch))
         return mmrt_fail(err, MMRT_ARGUMENT, "logits: one of them is not a number");
     if (isfinite(row->largest))

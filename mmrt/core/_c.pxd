@@ -253,12 +253,18 @@ cdef extern from "mmrt.h" nogil:
         int32_t token
         float logprob
 
+    ctypedef struct mmrt_bias:
+        int32_t token
+        float bias
+
     ctypedef struct mmrt_draw:
         mmrt_sampling sampling
         const float *logits
         const uint32_t *mask
         const int32_t *recent
         size_t n_recent
+        const mmrt_bias *biases
+        size_t n_biases
         double uniform
         bool_t wants_logprob
         size_t n_alternatives

@@ -6,8 +6,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from mmrt.core._c cimport (
-    MMRT_OK, mmrt_alternative, mmrt_distribution, mmrt_draw, mmrt_error, mmrt_isa, mmrt_pool,
-    mmrt_sample, mmrt_status,
+    MMRT_OK, mmrt_alternative, mmrt_bias, mmrt_distribution, mmrt_draw, mmrt_error, mmrt_isa,
+    mmrt_pool, mmrt_sample, mmrt_status,
 )
 from mmrt.core._status cimport check
 from mmrt.core.kernels cimport Pool, chosen_isa
@@ -17,6 +17,20 @@ from collections import namedtuple
 from mmrt.errors import ArgumentError
 
 Drawn = namedtuple("Drawn", "token logprob alternatives")
+
+
+cdef int _set_biases(mmrt_draw *draw, mmrt_bias *room, sampling) except -1:
+    """`room` has place for them, and stays for as long as the draw."""
+    cdef size_t i = 0
+    if not sampling.logit_bias:
+        return 0
+    for token, bias in sampling.logit_bias.items():
+        room[i].token = token
+        room[i].bias = bias
+        i += 1
+    draw.biases = room
+    draw.n_biases = i
+    return 0
 
 
 cdef int _set(mmrt_draw *draw, sampling, const float[:] logits, const int32_t[::1] recent,
@@ -59,7 +73,9 @@ def draw(const float[:, ::1] logits not None, samplings not None, recent not Non
     in `recent` has no logit.
     """
     cdef size_t n = logits.shape[0], vocabulary = logits.shape[1], i, listed = 0
+    cdef size_t n_biases = 0
     cdef mmrt_draw *draws
+    cdef mmrt_bias *biases = NULL
     cdef mmrt_alternative *found = NULL
     cdef mmrt_pool *threads = NULL if pool is None else pool.handle
     cdef mmrt_isa isa = chosen_isa()
@@ -73,13 +89,21 @@ def draw(const float[:, ::1] logits not None, samplings not None, recent not Non
         raise ArgumentError("logits: the rows are empty")
     if alternatives is not None:
         listed = min(<size_t> alternatives, vocabulary)
+    for sampling in samplings:
+        n_biases += len(sampling.logit_bias or ())
     draws = <mmrt_draw *> calloc(n, sizeof(mmrt_draw))
+    if n_biases:
+        biases = <mmrt_bias *> calloc(n_biases, sizeof(mmrt_bias))
     if listed:
         found = <mmrt_alternative *> calloc(n * listed, sizeof(mmrt_alternative))
     try:
-        if draws is NULL or (listed and found is NULL):
+        if draws is NULL or (listed and found is NULL) or (n_biases and biases is NULL):
             raise MemoryError
+        n_biases = 0
         for i in range(n):
+            if samplings[i].logit_bias:
+                _set_biases(&draws[i], biases + n_biases, samplings[i])
+                n_biases += draws[i].n_biases
             _set(&draws[i], samplings[i], logits[i], recent[i], masks[i] if masks else None)
             draws[i].uniform = uniforms[i]
             draws[i].wants_logprob = alternatives is not None
@@ -92,6 +116,7 @@ def draw(const float[:, ::1] logits not None, samplings not None, recent not Non
         return [_drawn(&draws[i], alternatives is not None) for i in range(n)]
     finally:
         free(draws)
+        free(biases)
         free(found)
 
 
@@ -120,12 +145,22 @@ def distribution(const float[::1] logits not None, sampling not None, const int3
         raise ArgumentError("logits: the row is empty")
     memset(&one, 0, sizeof(one))
     _set(&one, sampling, logits, recent, mask)
+    cdef size_t n_biases = len(sampling.logit_bias or ())
+    cdef mmrt_bias *biases = NULL
     ids, odds = numpy.empty(vocabulary, numpy.int32), numpy.empty(vocabulary, numpy.float32)
     cdef int32_t[::1] tokens = ids
     cdef float[::1] probabilities = odds
-    with nogil:
-        status = mmrt_distribution(
-            isa, &one, vocabulary, &tokens[0], &probabilities[0], &n, &error
-        )
+    if n_biases:
+        biases = <mmrt_bias *> calloc(n_biases, sizeof(mmrt_bias))
+        if biases is NULL:
+            raise MemoryError
+    try:
+        _set_biases(&one, biases, sampling)
+        with nogil:
+            status = mmrt_distribution(
+                isa, &one, vocabulary, &tokens[0], &probabilities[0], &n, &error
+            )
+    finally:
+        free(biases)
     check(status, &error)
     return ids[:n].copy(), odds[:n].copy()

@@ -329,6 +329,8 @@ class Answer:
         """context: tokens that the sequence can have. channels: where its parts belong; None: all
         is answer."""
         self.sequence = sequence
+        for biased in settings.sampling.logit_bias or ():
+            whole("logit_bias", biased, 0, tokenizer.vocab_size - 1)
         self.sampler = Sampler.of(settings.sampling)
         self.logprobs = settings.logprobs
         self.mask: NDArray[np.uint32] | None = None  # of the tokens that may be drawn; None: all

@@ -6,12 +6,12 @@ from typing import Any
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.limits import Limits
+from mmrt.serving.problems import Refused
 
 # Fields of other servers and of OpenAI that would change what comes out. Those that change nothing
 # here (store, metadata, user, verbosity, prompt_cache_key, ...) are passed over, as all unknown
 # ones are.
 _NOT_HERE = "this server does not know it"
-_NOT_YET = "this server does not know it yet"
 UNSUPPORTED = {
     "audio": "this server makes text alone",
     "functions": "say it with tools",
@@ -39,7 +39,6 @@ UNSUPPORTED = {
     "top_n_sigma": _NOT_HERE,
     "samplers": _NOT_HERE,
     "lora": _NOT_HERE,
-    "logit_bias": _NOT_YET,
     "n_discard": "this server cuts no prompts",
     "id_slot": "this server has no slots: all prompts find what is in memory of them",
 }
@@ -96,7 +95,7 @@ def read(fields: Fields, served: Served, limits: Limits, owner: str) -> Asked:
     }
     fields.refuse(said)
     options: dict[str, Any] = {"max_tokens": None, **served.defaults}
-    options |= _sampling(fields, limits)
+    options |= _sampling(fields, served, limits)
     options |= _format(fields)
     tier = fields.choice("service_tier", _TIERS) or "auto"
     priority = fields.whole("priority", -_MOST, _MOST)
@@ -131,7 +130,7 @@ def _format(fields: Fields) -> dict[str, Any]:
     return {}
 
 
-def _sampling(fields: Fields, limits: Limits) -> dict[str, Any]:
+def _sampling(fields: Fields, served: Served, limits: Limits) -> dict[str, Any]:
     top_k = fields.whole("top_k", -1, _MOST)
     top_p = fields.number("top_p", 0, 1)
     repeat = "repeat_penalty" if fields.has("repeat_penalty") else "repetition_penalty"
@@ -147,6 +146,7 @@ def _sampling(fields: Fields, limits: Limits) -> dict[str, Any]:
         "seed": _seed(fields),
         "stop": _stop(fields, limits),
         "ignore_eos": fields.flag("ignore_eos") or None,
+        "logit_bias": _logit_bias(fields, served, limits),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -172,3 +172,19 @@ def _stop(fields: Fields, limits: Limits) -> list[str] | None:
             field_name, f"{limits.stop} strings at most, of {limits.stop_bytes} bytes at most"
         )
     return stops
+
+
+def _logit_bias(fields: Fields, served: Served, limits: Limits) -> dict[int, float] | None:
+    biases = fields.object("logit_bias")
+    if biases is None:
+        return None
+    given, vocabulary = biases.plain(), served.model.vocab_size
+    if len(given) > limits.logit_bias:
+        raise Refused(400, f"logit_bias: more than {limits.logit_bias} tokens", param="logit_bias")
+    found: dict[int, float] = {}
+    for word in given:
+        if not (word.isascii() and word.isdigit() and int(word[:10]) < vocabulary):
+            name = biases.name(word)[:80]
+            raise Refused(400, f"{name}: no token id below {vocabulary}", param="logit_bias")
+        found[int(word)] = biases.number(word, -100, 100) or 0.0
+    return found

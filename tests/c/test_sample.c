@@ -27,14 +27,17 @@ static void test_row(size_t n, struct guarded room, struct guarded mask_room) {
     const size_t words = (n + 31) / 32;
     uint32_t *mask = (uint32_t *)(void *)mask_room.end - words;
     int32_t recent[RECENT];
+    mmrt_bias biases[RECENT];
     mmrt_alternative alternatives[8];
     mmrt_error error;
     for (size_t i = 0; i < n; i++)
         x[i] = random_below(9) ? 8 * random_unit() : any(-INFINITY, 3);
     for (size_t i = 0; i < words; i++)
         mask[i] = (uint32_t)next_random();
-    for (size_t i = 0; i < RECENT; i++)
+    for (size_t i = 0; i < RECENT; i++) {
         recent[i] = (int32_t)random_below(n);
+        biases[i] = (mmrt_bias){(int32_t)random_below(n), any(-2, 2)};
+    }
     const size_t allowed = random_below(n);
     x[allowed] = 9;
     mask[allowed / 32] |= 1u << allowed % 32;
@@ -50,6 +53,8 @@ static void test_row(size_t n, struct guarded room, struct guarded mask_room) {
         .mask = random_below(2) ? mask : NULL,
         .recent = recent,
         .n_recent = random_below(2) ? RECENT : 0,
+        .biases = biases,
+        .n_biases = random_below(2) ? RECENT : 0,
         .uniform = (double)random_below(1000) / 1000,
         .wants_logprob = random_below(2),
         .n_alternatives = 8,
@@ -59,9 +64,9 @@ static void test_row(size_t n, struct guarded room, struct guarded mask_room) {
     const size_t token = (size_t)draw.token;
     CHECK(token < n && x[token] > -INFINITY);
     CHECK(!draw.mask || draw.mask[token / 32] >> token % 32 & 1);
-    if (!draw.n_recent && draw.sampling.top_k)
+    if (!draw.n_recent && !draw.n_biases && draw.sampling.top_k)
         CHECK(rank_of(x, draw.mask, n, token) < draw.sampling.top_k);
-    if (!draw.n_recent && draw.sampling.temperature == 0)
+    if (!draw.n_recent && !draw.n_biases && draw.sampling.temperature == 0)
         CHECK(rank_of(x, draw.mask, n, token) == 0);
     if (draw.wants_logprob) {
         CHECK(draw.logprob <= 0);
