@@ -17,7 +17,7 @@ from rich.console import Console
 import mmrt
 from mmrt import trace
 from mmrt.files.formats import TensorFile
-from mmrt.sight.pictures import drawing, heatmap, timeline
+from mmrt.sight.pictures import drawing, engines, heatmap, timeline
 from mmrt.sight.pictures.terminal import TerminalMap
 
 HERE = Path(__file__).parent
@@ -68,6 +68,28 @@ def screenshot(page: str, height: int) -> bytes:
         return picture.read_bytes()
 
 
+def busy_engine(model: mmrt.Model) -> drawing.Drawing:
+    """Four answers to one prompt, and texts that begin otherwise, in room for some of them."""
+    room = 26 * model.store.page_bytes
+    with model.engine(kv=room, keep=room) as engine:
+        prompt = model.tokenize("The moon is a friend to the sea. " * 24)
+        handles = [
+            engine.submit(prompt, max_tokens=50, temperature=1.0, seed=i, ignore_eos=True)
+            for i in range(4)
+        ]
+        for first in ("A ship", "A bird", "The wind"):
+            ids = model.tokenize(f"{first} went over the hills and far away. " * 16)
+            handles.append(engine.submit(ids, max_tokens=24, ignore_eos=True))
+        ids = [*prompt[:160], *model.tokenize(" And what of the sun?", add_bos=False)]
+        handles.append(engine.submit(ids, max_tokens=40, ignore_eos=True))
+        for handle in handles[:4]:
+            handle.text()
+        seen = engine.snapshot()
+        for handle in handles:
+            handle.text()
+    return engines.draw(seen)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -87,6 +109,7 @@ def main() -> None:
         with trace.recording(model) as recorder:
             for piece in model.stream(PROMPT, max_tokens=16):
                 recorder.note(piece)
+        HERE.joinpath("engine.png").write_bytes(drawing.png(busy_engine(model)))
     HERE.joinpath("trace.png").write_bytes(drawing.png(timeline.draw(recorder.trace)))
 
 

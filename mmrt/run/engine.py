@@ -387,7 +387,9 @@ class Engine:
             if other.writes or other.cache is None or other.salt != job.salt:
                 continue
             alike = common(other.ids, job.ids)
-            if min(alike, most) - job.length >= PAGE_TOKENS and other.length < alike:
+            is_twin = other.ids == job.ids  # which leaves nothing to be read: see _twins()
+            worth_it = is_twin or min(alike, most) - job.length >= PAGE_TOKENS
+            if worth_it and other.length < alike:
                 return False
         if job.cache is None:
             if not self._has_room_for(job, earlier):
