@@ -63,6 +63,14 @@ def test_logits_are_the_same_to_the_bit(
         assert np.array_equal(model.logits(IDS), other.logits(IDS))
 
 
+def test_exact_models_stay_exact(tmp_path: Path) -> None:
+    path, bundle = bundled(gated(), tmp_path)
+    expected = one_by_one(path, exact=True)
+    assert np.array_equal(expected, one_by_one(path, exact=True, bundle=bundle))
+    with mmrt.Model(path, exact=True, bundle=bundle) as model:
+        assert np.array_equal(expected, model.logits(IDS))
+
+
 def test_quantised_rows_of_up_beside_columns_of_floats(tmp_path: Path) -> None:
     path, bundle = bundled(gated("Q8_0", types={"ffn_down": "F16"}), tmp_path)
     assert np.array_equal(one_by_one(path), one_by_one(path, bundle=bundle))

@@ -85,6 +85,10 @@ def test_units_on_demand(core: Builder, scratch: Path) -> None:
     run(core.program("test_demand"), scratch / "demand")
 
 
+def test_rows_on_demand(core: Builder, scratch: Path) -> None:
+    run(core.program("test_neurons"), scratch / "neurons")
+
+
 def test_the_state_of_sequences(core: Builder) -> None:
     run(core.program("test_state"))
 
@@ -99,7 +103,10 @@ def test_threads(core: Builder, scratch: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["test_threads", "test_source", "test_demand", "test_state", "test_mapping", "test_guard"],
+    [
+        *("test_threads", "test_source", "test_demand", "test_neurons", "test_state"),
+        *("test_mapping", "test_guard"),
+    ],
 )
 def test_threads_without_races(name: str, threaded: Builder, scratch: Path) -> None:
     run(threaded.program(name), scratch / f"{name}.file")

@@ -22,6 +22,15 @@ mmrt_status mmrt_program_set_reader(mmrt_program *program, mmrt_reader reader, m
     return status;
 }
 
+/* At once, before their room is given to others. */
+static mmrt_status shrink_columns(const mmrt_program *program, uint64_t bytes, mmrt_error *err) {
+    mmrt_source_hold(source_of(program));
+    mmrt_neurons_set_room(program->units->neurons, bytes);
+    const mmrt_status status = mmrt_neurons_begin(program->units->neurons, err);
+    mmrt_source_let_go(source_of(program));
+    return status;
+}
+
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
     if (status)
@@ -33,9 +42,14 @@ mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt
         return mmrt_fail(err, MMRT_NO_MEMORY,
                          "%llu bytes for weights are too few: the least is %llu",
                          (unsigned long long)budget, (unsigned long long)(columns + least.least));
-    status = mmrt_source_set_budget(source_of(program), budget - columns, err);
-    if (!status && program->units->neurons)
-        mmrt_neurons_set_room(program->units->neurons, columns);
+    mmrt_neurons *neurons = program->units->neurons;
+    const bool shrinks = neurons && columns < mmrt_neurons_room(neurons);
+    if (shrinks)
+        status = shrink_columns(program, columns, err);
+    if (!status)
+        status = mmrt_source_set_budget(source_of(program), budget - columns, err);
+    if (!status && neurons && !shrinks)
+        mmrt_neurons_set_room(neurons, columns);
     return status;
 }
 

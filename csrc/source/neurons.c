@@ -234,6 +234,10 @@ void mmrt_neurons_set_room(mmrt_neurons *n, uint64_t bytes) {
     atomic_store(&n->room, bytes);
 }
 
+uint64_t mmrt_neurons_room(const mmrt_neurons *n) {
+    return atomic_load(&n->room);
+}
+
 bool mmrt_neurons_are_read(const mmrt_neurons *n) {
     return n->memory != NULL;
 }

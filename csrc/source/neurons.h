@@ -33,6 +33,7 @@ uint64_t mmrt_neurons_least(const mmrt_neurons *neurons);
 
 /* How much room there is to be, a share or 0, from the next pass on. */
 void mmrt_neurons_set_room(mmrt_neurons *neurons, uint64_t bytes);
+uint64_t mmrt_neurons_room(const mmrt_neurons *neurons);
 
 /* Begins a pass. */
 mmrt_status mmrt_neurons_begin(mmrt_neurons *neurons, mmrt_error *err);

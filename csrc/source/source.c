@@ -280,6 +280,15 @@ mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err) {
     return status;
 }
 
+void mmrt_source_hold(mmrt_source *source) {
+    mmrt_source_adopt(source);
+    pthread_mutex_lock(&source->pass);
+}
+
+void mmrt_source_let_go(mmrt_source *source) {
+    pthread_mutex_unlock(&source->pass);
+}
+
 void mmrt_source_uses(mmrt_source *source, bool seldom) {
     pthread_mutex_lock(&source->lock);
     if (source->uses_seldom != seldom) {

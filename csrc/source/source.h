@@ -50,6 +50,10 @@ mmrt_status mmrt_source_set_reader(mmrt_source *source, mmrt_reader reader, mmrt
  * that is enough, changes nothing. */
 mmrt_status mmrt_source_set_budget(mmrt_source *source, uint64_t budget, mmrt_error *err);
 
+/* No pass begins from now on until it is let go; waits for one that runs to end. */
+void mmrt_source_hold(mmrt_source *source);
+void mmrt_source_let_go(mmrt_source *source);
+
 /* From now on locks what is kept when it has been loaded, as far as the process may. */
 void mmrt_source_lock_kept(mmrt_source *source);
 
