@@ -162,7 +162,7 @@ def test_log_probabilities(client: Any) -> None:
         ({"background": True}, "background"),
         ({"tools": [{"type": "code_interpreter"}]}, "type"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
-        ({"tools": [{**TOOLS[0], "strict": True}]}, "strict"),
+        ({"tools": [{**TOOLS[0], "strict": 1}]}, "strict"),
         ({"text": {"format": {"type": "grammar"}}}, "type"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from drawn import BPE, written
+from drawn import BPE, allowed, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import validate
@@ -13,6 +13,8 @@ from tiny_models import speaker
 from vocabularies import CONTROL
 
 import mmrt
+from mmrt.text.constraint import Constraint
+from mmrt.text.grammar import Grammar
 from mmrt.text.toolcalls import (
     CallBegin,
     CallEnd,
@@ -20,6 +22,7 @@ from mmrt.text.toolcalls import (
     TextDelta,
     call_grammar,
     gather,
+    held_grammar,
     parser_for,
 )
 
@@ -435,6 +438,36 @@ def test_a_forced_call_is_a_call(template: str) -> None:
     text = written(BPE, call_grammar(template, CALLABLE, "g"), 1)
     assert text is not None
     assert functions(gather(events_of(template, [text]))[1]) == [("g", {})]
+
+
+def fits(grammar: Grammar, text: str) -> bool:
+    """Whether `text` is all that the grammar asks for."""
+    constraint = Constraint(BPE, grammar)
+    try:
+        for token in BPE.encode(text, add_bos=False):
+            constraint.take(token)
+    except mmrt.ArgumentError:
+        return False
+    return constraint.over or not BPE.stop_ids.isdisjoint(allowed(constraint, BPE))
+
+
+@pytest.mark.parametrize("template", [t for t in FORMS if t not in (LLAMA, HARMONY)])
+def test_calls_that_need_not_be_made_are_held(template: str) -> None:
+    tools: list[dict[str, Any]] = [{"name": "weather", "parameters": PARAMETERS}, {"name": "time"}]
+    grammar = held_grammar(template, tools)
+    texts = (written(BPE, call_grammar(template, tools, "weather"), seed) for seed in range(20))
+    call = next(text for text in texts if text is not None)
+    assert call.count("weather") == 1 and fits(grammar, call)
+    assert fits(grammar, "") and fits(grammar, "Hello, <b> [T")
+    assert fits(grammar, f"I look. {call} and {call} so.")
+    assert not fits(grammar, call.replace("weather", "whether"))
+    assert not fits(grammar, f"So: {call[: len(call) // 2]}")
+
+
+def test_calls_that_nothing_begins_are_not_held() -> None:
+    for template in (LLAMA, HARMONY):
+        with pytest.raises(mmrt.ArgumentError, match="only where the model has to"):
+            held_grammar(template, CALLABLE)
 
 
 def test_calls_that_cannot_be_forced() -> None:

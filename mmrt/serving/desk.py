@@ -64,8 +64,8 @@ class Desk:
                 param="tools",
                 code="unsupported_parameter",
             )
-        if tools.must is not None:
-            grammar = await self.house.apart(_call, prompt, tools.must)
+        if tools.must is not None or tools.strict:
+            grammar = await self.house.apart(_calls, prompt, tools.must)
             asked = replace(asked, options={**asked.options, "grammar": grammar})
         texts = await self._texts(served, asked, [prompt.ids], prompt.channels)
         return Answers(texts, prompt.parser, tools.most_calls)
@@ -121,10 +121,10 @@ def chat_text(
         return model.render_chat(messages, tools=tools, **variables)
 
 
-def _call(prompt: ChatPrompt, name: str) -> Grammar:
-    """The grammar of a call of the tool `name`, "" for any. Raises Refused."""
+def _calls(prompt: ChatPrompt, must: str | None) -> Grammar:
+    """The grammar of an answer whose calls are held to their tools. Raises Refused."""
     try:
-        return prompt.call(name or None)
+        return prompt.calls() if must is None else prompt.call(must or None)
     except ArgumentError as error:
         raise Refused(400, f"tools: {error}", param="tools") from None
 

@@ -6,7 +6,7 @@ from mmrt.serving.fields import Fields
 from mmrt.serving.limits import Limits
 from mmrt.serving.messages import called, text_part
 from mmrt.serving.problems import Refused
-from mmrt.serving.tools import Tools, chosen, refuse_strict
+from mmrt.serving.tools import Tools, chosen
 
 # Tools of OpenAI's own that models need not be told of: without them they answer all the same.
 _PASSED_OVER = ("web_search", "web_search_preview")
@@ -104,8 +104,9 @@ def _tool(tool: Fields) -> dict[str, Any]:
     names = ("name", "description", "parameters")
     tool.text("name")
     tool.text("description")
-    refuse_strict(tool)
     function = {name: tool.get(name) for name in names if tool.has(name)}
+    if tool.flag("strict"):
+        function["strict"] = True
     return {"type": "function", "function": function}
 
 

@@ -10,11 +10,13 @@ from mmrt.serving.problems import Refused
 class Tools(NamedTuple):
     """offered: OpenAI's descriptions of functions; None: there are none. most_calls: in an answer;
     None: any number. must: the function that the answer has to call, "" for any; None: it need not.
+    strict: the arguments are held to the functions' schemas, also where it need not.
     """
 
     offered: list[dict[str, Any]] | None = None
     most_calls: int | None = None
     must: str | None = None
+    strict: bool = False
 
 
 def read_tools(fields: Fields, limits: Limits) -> Tools:
@@ -42,7 +44,8 @@ def chosen(fields: Fields, offered: list[dict[str, Any]]) -> Tools:
         must = "" if kind == "required" else None
     require_offered(must, offered)
     several = fields.flag("parallel_tool_calls", True)
-    return Tools(offered, None if several else 1, must) if offered else Tools()
+    strict = any(tool["function"].get("strict") for tool in offered)
+    return Tools(offered, None if several else 1, must, strict) if offered else Tools()
 
 
 def require_offered(must: str | None, offered: list[dict[str, Any]]) -> None:
@@ -61,16 +64,4 @@ def _check(tool: Fields) -> None:
     function.text("name")
     function.text("description")
     function.object("parameters")
-    refuse_strict(function)
-
-
-def refuse_strict(function: Fields) -> None:
-    """Raises Refused for a function whose arguments are to be held to its schema."""
-    if function.flag("strict"):
-        name = function.name("strict")
-        raise Refused(
-            400,
-            f"{name}: this server does not hold arguments to a schema yet",
-            param=name,
-            code="unsupported_parameter",
-        )
+    function.flag("strict")

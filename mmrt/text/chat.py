@@ -20,7 +20,7 @@ from mmrt.text.channels import Channels, channels
 from mmrt.text.grammar import Grammar
 from mmrt.text.standins import StandIns
 from mmrt.text.tokenizer import require_utf8
-from mmrt.text.toolcalls import ToolParser, call_grammar, parser_for
+from mmrt.text.toolcalls import ToolParser, call_grammar, held_grammar, parser_for
 
 __all__ = [
     "ChatPrompt",
@@ -140,6 +140,10 @@ class ChatPrompt(NamedTuple):
     def call(self, name: str | None = None) -> Grammar:
         """The grammar of a call of the tool `name`, or of any: see toolcalls.call_grammar()."""
         return call_grammar(self.template, self.tools or (), name)
+
+    def calls(self) -> Grammar:
+        """Any text whose calls are held to the tools: see toolcalls.held_grammar()."""
+        return held_grammar(self.template, self.tools or ())
 
     def channels(self) -> Channels:
         """What tells reasoning from the answer in one text that follows."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.errors import ArgumentError, UnsupportedError
-from mmrt.text.grammar import Grammar, Json, OneOf, Until
+from mmrt.text.grammar import Grammar, Json, Many, OneOf, Until, Without
 from mmrt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -151,6 +151,12 @@ class _Lark:
             if end.startswith("<["):
                 return f"{self._rule('', '/(?s:.*)/')} {end}"
             return self._rule(f"[suffix={end}]", "/(?s:.*)/")
+        if isinstance(part, Without):
+            plain = [text for text in part.texts if not self._literal(text).startswith("<[")]
+            but = "".join(f" & ~/(?s:.*){_escaped(text)}(?s:.*)/" for text in plain)
+            return self._rule("", self._rule("", f"/(?s:.*)/{but}", "TEXT"))
+        if isinstance(part, Many):
+            return f"({self._sequence(part.way)})*"
         if not isinstance(part, OneOf):
             raise ArgumentError(f"grammar: {part!r:.60} is no part of one")
         ways = " | ".join(self._sequence(way) for way in part.ways if way)
@@ -163,7 +169,12 @@ class _Lark:
             for part in parts
         )
 
-    def _rule(self, attributes: str, body: str) -> str:
-        name = f"part_{len(self._rules)}"
+    def _rule(self, attributes: str, body: str, kind: str = "part") -> str:
+        name = f"{kind}_{len(self._rules)}"
         self._rules.append(f"{name}{attributes}: {body}")
         return name
+
+
+def _escaped(text: str) -> str:
+    """`text` as a regular expression between slashes."""
+    return re.sub(r"([][.\\+*?()|{}^$/])", r"\\\1", text)

@@ -37,13 +37,27 @@ class Until:
 
 
 @dataclass(frozen=True)
+class Without:
+    """Any text in which none of `texts` occurs, which may be control tokens."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Many:
+    """`way` any number of times, also none."""
+
+    way: "Grammar"
+
+
+@dataclass(frozen=True)
 class OneOf:
     """One of several ways to go on; () is to leave it out."""
 
     ways: tuple["Grammar", ...]
 
 
-Grammar = tuple[str | Json | Until | OneOf, ...]
+Grammar = tuple[str | Json | Until | Without | Many | OneOf, ...]
 """A str stands for itself; control tokens that are spelled in it are those tokens."""
 
 

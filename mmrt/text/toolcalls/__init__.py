@@ -35,6 +35,7 @@ __all__ = [
     "ToolParser",
     "call_grammar",
     "gather",
+    "held_grammar",
     "parser_for",
 ]
 
@@ -93,9 +94,25 @@ def call_grammar(template: str | None, tools: Tools, name: str | None = None) ->
     Raises ArgumentError if no tool has the name, or for arguments that cannot be held;
     UnsupportedError if the template shows none of the ways to write calls that mmrt knows.
     """
+    ways = _ways(_parser(template, tools), tools, name)
+    return ways[0] if len(ways) == 1 else (OneOf(tuple(ways)),)
+
+
+def held_grammar(template: str | None, tools: Tools) -> Grammar:
+    """Any text, in which calls are of `tools` and their arguments held to the schemas. Arguments
+    and errors as for call_grammar(); ArgumentError too for Llama 3 and gpt-oss."""
+    parser = _parser(template, tools)
+    return parser.held(_ways(parser, tools, None))
+
+
+def _parser(template: str | None, tools: Tools) -> ToolParser:
     parser = parser_for(template, tools)
     if parser is None:
         raise UnsupportedError("the chat template shows no way of calling tools that mmrt knows")
+    return parser
+
+
+def _ways(parser: ToolParser, tools: Tools, name: str | None) -> list[Grammar]:
     ways = [
         parser.written(named, _of_objects(named, parameters))
         for named, parameters in functions(tools)
@@ -103,14 +120,14 @@ def call_grammar(template: str | None, tools: Tools, name: str | None = None) ->
     ]
     if not ways:
         raise ArgumentError(f"no tool has the name {name!r:.60}" if name else "there are no tools")
-    return ways[0] if len(ways) == 1 else (OneOf(tuple(ways)),)
+    return ways
 
 
 def _of_objects(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A function's schema, of objects that have no other properties than it describes."""
-    schema = {"type": "object", **parameters}
+    schema = {"type": "object", **(parameters or {"properties": {}})}
     if schema["type"] != "object":
         raise ArgumentError(f"parameters of {name!r:.60}: expected the type object")
-    if not any(key in parameters for key in _MORE):
+    if "properties" in schema and not any(key in parameters for key in _MORE):
         schema["additionalProperties"] = False
     return schema

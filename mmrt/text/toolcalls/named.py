@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrt.errors import ArgumentError
 from mmrt.text.grammar import Grammar, json_by
 from mmrt.text.toolcalls.objects import ObjectParser
 from mmrt.text.toolcalls.parser import ToolParser
@@ -54,6 +55,9 @@ class HarmonyParser(ToolParser):
     def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
         header = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
         return (header, json_by(parameters, "parameters"))
+
+    def held(self, ways: Sequence[Grammar]) -> Grammar:
+        raise ArgumentError("gpt-oss's calls are held only where the model has to make one")
 
     def calls(self, opening: str) -> Steps[None]:
         header, _ = yield from self.until("<|message|>", most=_LONGEST_HEADER)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrt.errors import ArgumentError
 from mmrt.text.grammar import Grammar, json_by
 from mmrt.text.toolcalls.parser import ToolParser
 from mmrt.text.toolcalls.reader import Malformed, Steps
@@ -100,6 +101,9 @@ class BareParser(ObjectParser):
     def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
         first, *rest = super().written(name, parameters)
         return (str(first).removeprefix(self._openings[0]), *rest)
+
+    def held(self, ways: Sequence[Grammar]) -> Grammar:
+        raise ArgumentError("Llama's calls are held only where the model has to make one")
 
     def openings(self) -> Sequence[str]:
         return self._openings if self.said else [*self._openings, "{"]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrt.text.grammar import Grammar
+from mmrt.text.grammar import Grammar, Many, OneOf, Until, Without
 from mmrt.text.toolcalls.events import CallArguments, CallBegin, CallEnd, Event, TextDelta
 from mmrt.text.toolcalls.reader import Malformed, Reader, Steps
 
@@ -74,6 +74,13 @@ class ToolParser(Reader, ABC):
     def written(self, name: str, parameters: Mapping[str, Any]) -> Grammar:
         """How the model writes a call of the function `name` alone, with arguments by the schema
         `parameters`, of objects. Raises ArgumentError for what of it cannot be held."""
+
+    def held(self, ways: Sequence[Grammar]) -> Grammar:
+        """Any text, in which each call is one of `ways`, made by written(). Raises ArgumentError
+        for a form in which nothing tells where a call begins."""
+        opening, *_ = openings = self.openings()
+        behind = tuple((str(way[0]).removeprefix(opening), *way[1:]) for way in ways)
+        return (Many((Until(opening), OneOf(behind))), Without(tuple(openings)))
 
     def begin(self, name: str) -> None:
         """A call of the function `name` begins."""
