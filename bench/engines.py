@@ -4,6 +4,7 @@ measurement at a time, so that they can take turns."""
 import multiprocessing
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -110,7 +111,7 @@ ENGINES = {
 
 
 class EngineError(Exception):
-    """An engine that could not take a model."""
+    """An engine that could not take a model, or died of it."""
 
 
 def _serve(connection: Connection, name: str, path: str, threads: int) -> None:
@@ -129,6 +130,7 @@ class Worker:
     """An engine in its own process; a context manager. EngineError if it cannot take the model."""
 
     def __init__(self, name: str, path: str, threads: int) -> None:
+        self._name = name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, path, threads))
@@ -144,13 +146,18 @@ class Worker:
         self.version: str = answer
 
     def measure(self, work: str, *arguments: int) -> float:
-        self._connection.send((work, arguments))
-        seconds: float = self._connection.recv()
+        """Seconds. EngineError if its process ends."""
+        try:
+            self._connection.send((work, arguments))
+            seconds: float = self._connection.recv()
+        except (EOFError, OSError):
+            raise EngineError(f"{self._name}: its process ended in {work}") from None
         return seconds
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._connection.send(None)
+        with suppress(OSError):  # of one that has ended
+            self._connection.send(None)
         self._process.join()

@@ -48,7 +48,8 @@ Rates = dict[tuple[str, str], list[float]]  # tokens a second by round, of a kin
 def compare(
     path: str, work: dict[str, tuple[int, ...]], rounds: int, threads: int, engines: Sequence[str]
 ) -> list[Row]:
-    """A peer that cannot take the model is left out, and said so; EngineError if mmrt cannot."""
+    """A peer that cannot take the model, or dies of it, is left out, and said so; EngineError if
+    mmrt cannot."""
     rates: Rates = {}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -61,8 +62,15 @@ def compare(
                 print(f"bench.peers: left out: {error}", file=sys.stderr)
         for round in range(rounds + 1):
             for kind, arguments in work.items():
-                for name, worker in workers.items():
-                    rate = arguments[0] / worker.measure(kind, *arguments)
+                for name, worker in list(workers.items()):
+                    try:
+                        rate = arguments[0] / worker.measure(kind, *arguments)
+                    except EngineError as error:
+                        if name in (OURS, LIMIT):
+                            raise
+                        print(f"bench.peers: left out: {error}", file=sys.stderr)
+                        del workers[name]
+                        continue
                     if round:  # the first warms caches and clocks up
                         rates.setdefault((kind, name), []).append(rate)
         return [

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_architectures import tiny
 
 import mmrt
 from bench import peers
-from bench.engines import LIMIT, OURS, EngineError, needs
+from bench.engines import LIMIT, OURS, EngineError, Worker, needs
 from bench.make_model import Shape, make_model
 
 PEER = "llama.cpp mapped"
@@ -98,6 +99,37 @@ class Fake:
 
     def __exit__(self, *_: Any) -> None:
         pass
+
+
+def test_a_peer_that_dies_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mortal(Fake):
+        def __init__(self, name: str, path: str, threads: int) -> None:
+            self.left = 3 if name == PEER else 99
+
+        def measure(self, work: str, n: int, *depth: int) -> float:
+            self.left -= 1
+            if not self.left:
+                raise EngineError("its process ended")
+            return n / 2
+
+    monkeypatch.setattr(peers, "Worker", Mortal)
+    rows = peers.compare("a.gguf", {"prefill": (4,), "decode": (4, 1)}, 2, 1, [OURS, PEER, LIMIT])
+    assert [(row.work, row.engine, len(row.samples)) for row in rows] == [
+        (work, name, 2) for work in ("prefill", "decode") for name in (OURS, LIMIT)
+    ]
+    assert capsys.readouterr().err == "bench.peers: left out: its process ended\n"
+
+
+def test_a_process_that_ends_is_an_engines_error(tmp_path: Path) -> None:
+    model = tmp_path / "small.gguf"
+    shape = Shape(1, n_embd=256, n_ff=256, n_heads=2, n_kv_heads=1, n_vocab=300)
+    make_model(str(model), shape, "Q8_0")
+    with Worker(OURS, str(model), 1) as worker:
+        os.kill(worker._process.pid or 0, signal.SIGKILL)
+        with pytest.raises(EngineError, match="mmrt: its process ended in decode"):
+            worker.measure("decode", 1, 1)
 
 
 def test_a_peer_that_cannot_take_the_model_is_left_out(
