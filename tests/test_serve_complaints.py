@@ -117,14 +117,15 @@ def test_many_tools(server: Running) -> None:
 
 def test_reasoning_that_is_left_out_costs_the_last_answer_alone(tmp_path: Path) -> None:
     template = TEMPLATE + "{# <think> </think> #}"
-    says = [b"<think>", *[b"hm "] * 1, b"</think>", b"Yes"]
+    says = [b"<think>", b"hm ", b"</think>", b"Yes"]
     path = write_speaker(tmp_path / "h.gguf", *says, template=template, context=2048)
     with running({"thinker": path}) as server:
         talk: list[Any] = [{"role": "user", "content": "ab" * 100}]
-        for turn in range(4):
+        read = 0
+        for _ in range(4):
             reply = server.post("/v1/chat/completions", messages=talk).json
             found, _ = cached(reply)
-            assert turn == 0 or found >= read - 40, (turn, found, read)
+            assert found >= read
             read = reply["usage"]["prompt_tokens"]
             message = reply["choices"][0]["message"]
             assert message["reasoning_content"]
