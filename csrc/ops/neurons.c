@@ -1,6 +1,6 @@
 #include "ops/neurons.h"
 
-#include "graph/check.h"
+#include "graph/pieces.h"
 #include "step/rows.h"
 
 const uint8_t **mmrt_where_neurons(const struct worker *w) {
@@ -44,16 +44,25 @@ static bool await_rows(struct worker *w, int32_t turn) {
     return true;
 }
 
+/* Whether the operation before this one has read what this one needs: it is still there. */
+static bool were_read(const struct worker *w, int32_t table) {
+    const struct mmrt_program *program = w->step->program;
+    const int32_t before = number_of(w) - 1;
+    return before >= 0 && program->units->op_columns[before] == table &&
+           has_role(&program->ops[before], 0, COLUMNS);
+}
+
 bool mmrt_read_neurons(struct worker *w, size_t n, size_t n_needed) {
     const struct units *units = w->step->program->units;
     const int32_t table = units->op_columns[number_of(w)], turn = number_of(w) + 1;
     const uint32_t *needed = which(w, n);
-    if (!w->thread) {
+    const bool there = were_read(w, table);
+    if (!there && !w->thread) {
         if (!await_rows(w, 0))
             return false;
         mmrt_neurons_want(units->neurons, turn, table, needed, n_needed);
     }
-    if (!await_rows(w, turn))
+    if (!there && !await_rows(w, turn))
         return false;
     for (size_t i = 0; i < n_needed; i++)
         mmrt_where_neurons(w)[i] = mmrt_neurons_row(units->neurons, table, needed[i]);
