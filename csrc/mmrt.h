@@ -159,6 +159,7 @@ void mmrt_state_store_free(mmrt_state_store *store);
 
 uint64_t mmrt_state_store_bytes(mmrt_state_store *store);      /* held by all sequences together */
 uint64_t mmrt_state_page_bytes(const mmrt_state_store *store); /* of 32 tokens, in all layers */
+uint64_t mmrt_state_store_mapped_bytes(mmrt_state_store *store); /* see mmrt_state_attach() */
 
 /* What sequences share. */
 typedef struct mmrt_state_sharing {
@@ -179,9 +180,10 @@ void mmrt_state_free(mmrt_state *state);
 uint64_t mmrt_state_length(const mmrt_state *state); /* tokens */
 
 /* Bytes that the sequence would hold if no other held any of them; and of these, those that another
- * holds too. */
+ * holds too. Pages of files are in neither. */
 uint64_t mmrt_state_bytes(const mmrt_state *state);
 uint64_t mmrt_state_shared_bytes(const mmrt_state *state);
+uint64_t mmrt_state_mapped_bytes(const mmrt_state *state); /* the pages of files */
 
 /* One of its pages. */
 typedef struct mmrt_page_held {
@@ -202,6 +204,27 @@ mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_erro
 /* Forgets the tokens from `length` on, gives their pages back, and returns how many are left:
  * `length`, or 0 where a layer keeps a block, which cannot be undone. */
 uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length);
+
+/* Pages in files. A file holds the pages of up to MMRT_SAVED_TOKENS tokens in a row, laid out from
+ * a byte on as in memory; so whoever maps it reads them where they are, and several processes hold
+ * them once. Sequences with blocks are UNSUPPORTED. */
+enum { MMRT_SAVED_TOKENS = 256 };
+
+/* Bytes of a file that they take, also if there are fewer tokens; the rest is a hole then. */
+uint64_t mmrt_state_saved_bytes(const mmrt_state_store *store);
+
+/* Writes the pages of tokens [first, first + n) of the sequence, which nobody is to change
+ * meanwhile; first is a multiple of MMRT_SAVED_TOKENS. *sum: what mmrt_state_attach() checks them
+ * by. ARGUMENT for tokens that it does not have; IO. */
+mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n, int fd,
+                            uint64_t offset, uint64_t *sum, mmrt_error *err);
+
+/* Lengthens the sequence, which has a multiple of MMRT_SAVED_TOKENS, by n tokens: their pages are
+ * those of the file. All of them are read once, to be checked. ARGUMENT for another length or an
+ * offset within a page of the system, FORMAT for bytes that do not give `sum`, IO; then nothing has
+ * changed. */
+mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
+                              uint64_t sum, mmrt_error *err);
 
 /* ---- programs (graph/, step/) ---------------------------------------------------------------- */
 

@@ -93,6 +93,10 @@ def test_the_state_of_sequences(core: Builder) -> None:
     run(core.program("test_state"))
 
 
+def test_states_in_files(core: Builder, scratch: Path) -> None:
+    run(core.program("test_saved"), scratch / "saved")
+
+
 def test_draws(core: Builder) -> None:
     run(core.program("test_sample"))
 

@@ -67,11 +67,26 @@ uint8_t *mmrt_state_next_block(const mmrt_state *state) {
     return state->next->bytes;
 }
 
+static uint64_t mapped_pages(const mmrt_state *state) {
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < state->n_pages; i++)
+        n += state->pages[i].extent->file != NULL;
+    return n;
+}
+
 uint64_t mmrt_state_bytes(const mmrt_state *state) {
     mmrt_state_lock();
     const uint64_t n_blocks = (uint64_t)(state->block != NULL) + (state->next != NULL);
+    const uint64_t n_pages = state->n_pages - mapped_pages(state);
     const uint64_t bytes =
-        state->n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
+        n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
+    mmrt_state_unlock();
+    return bytes;
+}
+
+uint64_t mmrt_state_mapped_bytes(const mmrt_state *state) {
+    mmrt_state_lock();
+    const uint64_t bytes = mapped_pages(state) * state->store->page_bytes;
     mmrt_state_unlock();
     return bytes;
 }
@@ -84,7 +99,7 @@ uint64_t mmrt_state_shared_bytes(const mmrt_state *state) {
     mmrt_state_lock();
     uint64_t n_pages = 0;
     for (uint64_t i = 0; i < state->n_pages; i++)
-        n_pages += is_shared(state->pages[i]);
+        n_pages += is_shared(state->pages[i]) && !state->pages[i].extent->file;
     const uint64_t n_blocks = state->block && state->block->holders > 1;
     mmrt_state_unlock();
     return n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
@@ -102,10 +117,12 @@ uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, u
     return n_pages;
 }
 
-/* Whether the page that the next token belongs to is held, and by another sequence too. */
+/* Whether the page that the next token belongs to is held, and by another sequence or a file too.
+ */
 static bool must_copy(const mmrt_state *state) {
     const uint64_t last = state->length / MMRT_PAGE_KEYS;
-    return state->length % MMRT_PAGE_KEYS && last < state->n_pages && is_shared(state->pages[last]);
+    return state->length % MMRT_PAGE_KEYS && last < state->n_pages &&
+           (is_shared(state->pages[last]) || state->pages[last].extent->file);
 }
 
 uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length) {
@@ -180,9 +197,10 @@ static mmrt_status take_pages(mmrt_state *state, uint64_t wanted, mmrt_error *er
     }
     if (!copy.extent)
         return status;
+    if (!status)
+        status = mmrt_page_copy(state->store, copy, state->pages[last], err);
     if (!status) {
         const struct mmrt_page shared = state->pages[last];
-        mmrt_page_copy(state->store, copy, shared);
         set_page(state, last, copy);
         copy = shared;
     }
@@ -245,6 +263,33 @@ void mmrt_state_commit(mmrt_state *state, uint64_t length) {
 
 void mmrt_state_abandon(mmrt_state *state) {
     mmrt_state_rewind(state, state->length);
+}
+
+mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n, mmrt_error *err) {
+    const uint32_t n_pages = (uint32_t)((n + MMRT_PAGE_KEYS - 1) / MMRT_PAGE_KEYS);
+    struct mmrt_extent *extent = NULL;
+    mmrt_state_lock();
+    mmrt_status status = grow_tables(state, state->n_pages + n_pages, err);
+    if (!status)
+        status = mmrt_extent_of_file(state->store, file, n_pages, &extent, err);
+    for (uint32_t slot = 0; !status && slot < n_pages; slot++)
+        set_page(state, state->n_pages++, (struct mmrt_page){extent, slot});
+    if (!status)
+        state->length += n;
+    mmrt_state_unlock();
+    return status;
+}
+
+mmrt_status mmrt_state_check(const mmrt_state *state, mmrt_error *err) {
+    mmrt_mapping *last = NULL;
+    mmrt_status status = MMRT_OK;
+    for (uint64_t i = 0; !status && i < state->n_pages; i++) {
+        mmrt_mapping *file = state->pages[i].extent->file;
+        if (file && file != last)
+            status = mmrt_mapping_check(file, 0, 0, NULL, err);
+        last = file;
+    }
+    return status;
 }
 
 uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length) {

@@ -99,6 +99,13 @@ void mmrt_state_store_sharing(mmrt_state_store *store, mmrt_state_sharing *shari
     mmrt_state_unlock();
 }
 
+uint64_t mmrt_state_store_mapped_bytes(mmrt_state_store *store) {
+    mmrt_state_lock();
+    const uint64_t bytes = store->n_mapped * store->page_bytes;
+    mmrt_state_unlock();
+    return bytes;
+}
+
 uint64_t mmrt_state_page_bytes(const mmrt_state_store *store) {
     return store->page_bytes;
 }
@@ -152,10 +159,13 @@ static void list_spare(mmrt_state_store *store, struct mmrt_extent *extent, bool
 /* After a change of who holds its pages, or claims it. */
 static void settle(mmrt_state_store *store, struct mmrt_extent *extent) {
     const unsigned unused = free_pages(extent);
-    list_spare(store, extent, !extent->claimed && unused && unused != ALL_FREE);
+    list_spare(store, extent, !extent->file && !extent->claimed && unused && unused != ALL_FREE);
     if (extent->claimed || unused != ALL_FREE)
         return;
-    munmap(extent->base, store->extent_bytes);
+    if (extent->file)
+        mmrt_mapping_close(extent->file);
+    else
+        munmap(extent->base, store->extent_bytes);
     free(extent);
 }
 
@@ -174,7 +184,7 @@ void mmrt_extent_claim(mmrt_state_store *store, struct mmrt_extent **open,
     struct mmrt_extent *before = *open;
     if (before == extent)
         return;
-    *open = extent && !extent->claimed ? extent : NULL;
+    *open = extent && !extent->claimed && !extent->file ? extent : NULL;
     if (*open) {
         extent->claimed = true;
         settle(store, extent);
@@ -183,6 +193,21 @@ void mmrt_extent_claim(mmrt_state_store *store, struct mmrt_extent **open,
         before->claimed = false;
         settle(store, before);
     }
+}
+
+mmrt_status mmrt_extent_of_file(mmrt_state_store *store, mmrt_mapping *file, uint32_t n_pages,
+                                struct mmrt_extent **out, mmrt_error *err) {
+    struct mmrt_extent *extent = calloc(1, sizeof *extent);
+    if (!extent)
+        return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for saved keys and values");
+    extent->file = file;
+    extent->number = store->n_extents++;
+    extent->base = mmrt_mapping_data(file);
+    for (uint32_t i = 0; i < n_pages; i++)
+        extent->holders[i] = 1;
+    store->n_mapped += n_pages;
+    *out = extent;
+    return MMRT_OK;
 }
 
 mmrt_status mmrt_page_take(mmrt_state_store *store, struct mmrt_extent **open,
@@ -205,7 +230,7 @@ mmrt_status mmrt_page_take(mmrt_state_store *store, struct mmrt_extent **open,
 
 void mmrt_page_hold(mmrt_state_store *store, struct mmrt_page page) {
     page.extent->holders[page.slot]++;
-    store->n_page_holds++;
+    store->n_page_holds += !page.extent->file;
 }
 
 /* The memory of pages first to end - 1, which are free, while those around them are not. */
@@ -240,23 +265,25 @@ static void give_back_runs(const mmrt_state_store *store, const struct mmrt_exte
 }
 
 void mmrt_pages_drop(mmrt_state_store *store, const struct mmrt_page *pages, uint64_t n) {
-    store->n_page_holds -= n;
     while (n) {
         struct mmrt_extent *extent = pages[n - 1].extent;
         unsigned freed = 0;
         for (; n && pages[n - 1].extent == extent; n--) {
             const uint32_t slot = pages[n - 1].slot;
+            store->n_page_holds -= !extent->file;
             if (--extent->holders[slot] == 0)
                 freed |= 1u << slot;
         }
-        store->n_pages -= (uint64_t)__builtin_popcount(freed);
-        if (freed && (extent->claimed || free_pages(extent) != ALL_FREE))
+        uint64_t *held = extent->file ? &store->n_mapped : &store->n_pages;
+        *held -= (uint64_t)__builtin_popcount(freed);
+        if (freed && !extent->file && (extent->claimed || free_pages(extent) != ALL_FREE))
             give_back_runs(store, extent, freed);
         settle(store, extent);
     }
 }
 
-void mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from) {
+mmrt_status mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from,
+                           mmrt_error *err) {
     store->n_copies++;
     for (uint32_t i = 0; i < store->n_layers; i++) {
         const struct mmrt_state_layer *layer = &store->layers[i];
@@ -269,6 +296,7 @@ void mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_pa
             memcpy(target + at, source + at, layer->page_bytes);
         }
     }
+    return from.extent->file ? mmrt_mapping_check(from.extent->file, 0, 0, NULL, err) : MMRT_OK;
 }
 
 /* ---- blocks ---- */

@@ -2,16 +2,18 @@
 #ifndef MMRT_STATE_STORE_H
 #define MMRT_STATE_STORE_H
 
+#include "state/page.h"
 #include "state/state.h"
 
 /* Pages come from the system by extents of so many. In an extent, the parts of its pages that one
  * layer and head reads lie side by side, as runs of 64 KiB are read twice as fast as runs of 8 KiB.
  * Memory is taken as pages are written. */
-enum { MMRT_EXTENT_PAGES = 8 };
+enum { MMRT_EXTENT_PAGES = MMRT_SAVED_TOKENS / MMRT_PAGE_KEYS };
 
 struct mmrt_extent {
     uint8_t *base;
     uint64_t number;                     /* of all that the store has had */
+    mmrt_mapping *file;                  /* whose bytes they are, only read; NULL: its own memory */
     uint32_t holders[MMRT_EXTENT_PAGES]; /* sequences that hold each of its pages; 0: it is free */
     bool claimed; /* a sequence goes on here: its free pages are for that one alone */
     bool spare;   /* it is in the store's list: not claimed, and some of its pages are free */
@@ -40,6 +42,7 @@ struct mmrt_state_store {
     uint64_t n_pages, n_blocks;           /* held */
     uint64_t n_page_holds, n_block_holds; /* the same, counted for each sequence that holds one */
     uint64_t n_extents, n_copies;         /* so far */
+    uint64_t n_mapped;                    /* pages of files that are held */
     struct mmrt_extent *spares;
 };
 
@@ -76,7 +79,18 @@ void mmrt_block_hold(mmrt_state_store *store, struct mmrt_block *block);
 /* Pages that a sequence lets go of. The memory of those that no other holds goes to the system. */
 void mmrt_pages_drop(mmrt_state_store *store, const struct mmrt_page *pages, uint64_t n);
 
-void mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from);
+/* IO if the page to copy is of a file that has lost it. */
+mmrt_status mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct mmrt_page from,
+                           mmrt_error *err);
+
+/* An extent that is a mapped file, of which the caller takes `n_pages`, the first ones. It closes
+ * the file with the last of them. */
+mmrt_status mmrt_extent_of_file(mmrt_state_store *store, mmrt_mapping *file, uint32_t n_pages,
+                                struct mmrt_extent **out, mmrt_error *err);
+
+/* Lengthens a sequence of whole extents by n tokens, whose pages are those of a mapped file. Takes
+ * the lock itself. The sequence owns the mapping if that is done. */
+mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n, mmrt_error *err);
 
 /* A block of zeros. */
 mmrt_status mmrt_block_take(mmrt_state_store *store, struct mmrt_block **block, mmrt_error *err);

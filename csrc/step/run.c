@@ -199,6 +199,8 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
         status = run_step(&step, err);
     if (!status)
         status = check_weights(program, err);
+    for (int32_t i = 0; !status && i < placed.n; i++)
+        status = mmrt_state_check(placed.parts[i].state, err);
     if (!status && atomic_load(&step.not_finite))
         status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
     mmrt_parts_end(&placed, !status);

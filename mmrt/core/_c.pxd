@@ -302,6 +302,8 @@ cdef extern from "mmrt.h" nogil:
     void mmrt_state_store_free(mmrt_state_store *store)
     uint64_t mmrt_state_store_bytes(mmrt_state_store *store)
     uint64_t mmrt_state_page_bytes(const mmrt_state_store *store)
+    uint64_t mmrt_state_store_mapped_bytes(mmrt_state_store *store)
+    uint64_t mmrt_state_saved_bytes(const mmrt_state_store *store)
 
     ctypedef struct mmrt_state_sharing:
         uint64_t held
@@ -324,9 +326,17 @@ cdef extern from "mmrt.h" nogil:
         uint32_t holders
 
     uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, uint64_t most)
+    uint64_t mmrt_state_mapped_bytes(const mmrt_state *state)
     uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length)
     mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err)
     uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length)
+
+    enum: MMRT_SAVED_TOKENS
+
+    mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n, int fd,
+                                uint64_t offset, uint64_t *sum, mmrt_error *err) nogil
+    mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
+                                  uint64_t sum, mmrt_error *err) nogil
 
     # ---- programs ----
     ctypedef struct mmrt_program:

@@ -4,12 +4,13 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room, mmrt_layer_state,
-    mmrt_page_held, mmrt_state_bytes, mmrt_state_create,
-    mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length, mmrt_state_page_bytes,
-    mmrt_state_page_table, mmrt_state_rewind, mmrt_state_shared_bytes, mmrt_state_sharing,
+    MMRT_SAVED_TOKENS, MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room,
+    mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_create,
+    mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length,
+    mmrt_state_mapped_bytes, mmrt_state_page_bytes, mmrt_state_page_table, mmrt_state_rewind,
+    mmrt_state_save, mmrt_state_saved_bytes, mmrt_state_shared_bytes, mmrt_state_sharing,
     mmrt_state_store_bytes, mmrt_state_store_create, mmrt_state_store_free,
-    mmrt_state_store_sharing,
+    mmrt_state_store_mapped_bytes, mmrt_state_store_sharing, mmrt_status,
 )
 from mmrt.core._calls cimport calls_now
 from mmrt.core._status cimport check
@@ -21,6 +22,9 @@ from mmrt.core.quant import TYPES
 from mmrt.errors import ArgumentError, FormatError, InUseError
 
 PAGE_TOKENS = 32
+
+# Tokens that one file takes at most: see Cache.save().
+SAVED_TOKENS = MMRT_SAVED_TOKENS
 
 
 class KeyValues(NamedTuple):
@@ -119,9 +123,19 @@ cdef class StateStore:
         return Sharing(sharing.held, sharing.logical, sharing.copies)
 
     @property
+    def mapped_nbytes(self):
+        """Bytes of saved pages that all caches hold together, in files that are mapped."""
+        return mmrt_state_store_mapped_bytes(self.handle)
+
+    @property
     def page_bytes(self):
         """Bytes that a cache takes for 32 tokens."""
         return mmrt_state_page_bytes(self.handle)
+
+    @property
+    def saved_bytes(self):
+        """Bytes that SAVED_TOKENS tokens take in a file."""
+        return mmrt_state_saved_bytes(self.handle)
 
 
 cdef class Cache:
@@ -200,6 +214,12 @@ cdef class Cache:
             finally:
                 free(held)
 
+    @property
+    def mapped_nbytes(self):
+        """Bytes of saved pages that it holds, in files that are mapped."""
+        self.settle()
+        return mmrt_state_mapped_bytes(self.handle)
+
     def growth(self, uint64_t length):
         """Bytes that it would take to become `length` tokens long."""
         self.settle()
@@ -228,3 +248,41 @@ cdef class Cache:
         if not 0 <= length <= self.length:
             raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
         return self.cut(length)
+
+    def save(self, first, n, fd, offset):
+        """Writes the pages of tokens `first` to `first + n - 1` to a file, from byte `offset` on.
+        first: a multiple of SAVED_TOKENS; n: SAVED_TOKENS at most. Returns their checksum.
+
+        Other threads may not change the cache meanwhile: save a fork. Raises ArgumentError for
+        tokens that it does not have, FileError where the system refuses, UnsupportedError for a
+        model that keeps more than keys and values.
+        """
+        cdef mmrt_error error
+        cdef uint64_t first_ = first, n_ = n, offset_ = offset, total = 0
+        cdef int descriptor = fd
+        cdef mmrt_status status
+        self.require_rest()
+        with nogil:
+            status = mmrt_state_save(
+                self.handle, first_, n_, descriptor, offset_, &total, &error
+            )
+        check(status, &error)
+        return total
+
+    def attach(self, path, offset, ids, checksum):
+        """Lengthens the cache, of a multiple of SAVED_TOKENS tokens, by `ids`, whose pages were
+        saved in that file: they are mapped, and read once to be checked.
+
+        Raises FormatError if they do not give the checksum, FileError, ArgumentError for a cache of
+        another length; then it is as it was.
+        """
+        cdef mmrt_error error
+        cdef bytes name = path.encode("utf-8", "surrogateescape")
+        cdef const char *path_ = name
+        cdef uint64_t offset_ = offset, n = len(ids), total = checksum
+        cdef mmrt_status status
+        self.require_rest()
+        with nogil:
+            status = mmrt_state_attach(self.handle, path_, offset_, n, total, &error)
+        check(status, &error)
+        self.ids.extend(ids)
