@@ -28,6 +28,7 @@ from mmrt.errors import (
 from mmrt.run.cost import StepCost
 from mmrt.run.engine import Engine
 from mmrt.run.generation import Options
+from mmrt.run.worth import Worth
 
 IDS = [3 + 7 * i % 250 for i in range(900)]
 PROMPTS = [IDS[:n] for n in (1, 40, 33, 300, 64)] + [[9, *IDS[:100]], [9, *IDS[:99], 4, 4]]
@@ -210,6 +211,59 @@ def test_what_was_parked_goes_on_as_if_it_had_not(model: mmrt.Model) -> None:
         handles = [engine.submit([i, 5], max_tokens=300, ignore_eos=True) for i in (1, 2)]
         assert [str(handle.text()) for handle in handles] == expected
         assert sum(handle.report.parked for handle in handles) >= 1
+
+
+class Decided(Worth):
+    """What is worth it is settled."""
+
+    def __init__(self, saves: bool) -> None:
+        super().__init__()
+        self.saves = saves
+
+    def saving(self, n_bytes: int, seconds: float, chance: float) -> bool:
+        return self.saves
+
+    def loading(self, n_bytes: int, seconds: float | None) -> bool:
+        return self.saves
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_parked_texts_are_saved_or_read_again(
+    model: mmrt.Model, saves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that all fit at first, and no longer as they grow; saved ones are never read again."""
+    monkeypatch.setattr("mmrt.run.saved.Worth", lambda: Decided(saves))
+    prompts = [[i, *IDS[:40]] for i in range(3)]
+    expected = [str(model.generate(ids, max_tokens=200, ignore_eos=True)) for ids in prompts]
+    with model.engine(kv=17 * model.store.page_bytes, keep=0) as engine:
+        handles = [engine.submit(ids, max_tokens=200, ignore_eos=True) for ids in prompts]
+        assert [str(handle.text()) for handle in handles] == expected
+        parked = sum(handle.report.parked for handle in handles)
+        needed = sum(len(ids) + 199 for ids in prompts)
+        assert parked > 0 and engine.evaluated_tokens >= needed
+        # Of a saved one, what is less than a page may be read again.
+        assert (engine.evaluated_tokens < needed + 32 * parked) == saves
+    assert model.store.nbytes == model.store.mapped_nbytes == 0
+
+
+def test_texts_that_are_saved_or_loaded_may_be_cancelled(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmrt.run.saved.Worth", lambda: Decided(True))
+    with mmrt.Model(path, exact=True, kv_dir=tmp_path) as model:
+        for _ in range(2):
+            with model.engine(kv=20 * model.store.page_bytes, keep=0) as engine:
+                handles = [
+                    engine.submit([i, *IDS[:500]], max_tokens=None, ignore_eos=True)
+                    for i in range(5)
+                ]
+                next(handles[0])
+                for handle in handles:
+                    handle.cancel()
+                assert engine.submit([9, *IDS[:500]], max_tokens=3).text().tokens == 3
+        assert model.saved is not None
+        model.saved.close()
+        assert model.store.nbytes == model.store.mapped_nbytes == 0
 
 
 def test_a_text_that_has_no_room_even_alone_is_refused(model: mmrt.Model) -> None:

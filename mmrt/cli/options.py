@@ -242,6 +242,15 @@ def add_generation_arguments(
         "-c", "--ctx-size", type=or_none(1, 0), metavar="N",
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
+    parser.add_argument(
+        "--kv-dir", metavar="DIR",
+        help="save keys and values there, so that what a text begins with is not read again by a "
+        "later run (default: they are not saved)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-dir-size", type=size, metavar="SIZE",
+        help="what they may take there (default: half of what is free)",
+    )  # fmt: skip
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
     parser.add_argument(
         "-j", "--json-schema", type=_schema, metavar="JSON",
@@ -369,6 +378,8 @@ def open_model(
             exact=arguments.exact,
             bundle=arguments.bundle,
             pre=arguments.pre,
+            kv_dir=getattr(arguments, "kv_dir", None),
+            kv_dir_size=getattr(arguments, "kv_dir_size", None),
         )
     for warning in raised:
         note(str(warning.message))

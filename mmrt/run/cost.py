@@ -24,6 +24,7 @@ class StepCost:
     def __init__(self) -> None:
         self._factors = np.zeros(3)
         self._covariance = np.eye(3) * _UNSURE
+        self._quickest = 0.0  # of the steps observed
         self.steps = 0  # observed
 
     @staticmethod
@@ -41,6 +42,7 @@ class StepCost:
         self._factors += gain * (seconds - x @ self._factors)
         self._covariance = (self._covariance - np.outer(gain, x @ self._covariance)) / _FORGETTING
         np.clip(self._covariance, -_UNSURE, _UNSURE, out=self._covariance)
+        self._quickest = min(self._quickest, seconds) if self.steps else seconds
         self.steps += 1
 
     @property
@@ -49,8 +51,12 @@ class StepCost:
         return float(max(self._factors[0], 0.0))
 
     def predict(self, parts: Sequence[tuple[int, int]]) -> float:
-        """Seconds that a step of these parts will take; 0 before the first step."""
-        return float(np.maximum(self._factors, 0.0) @ self._features(parts)) if parts else 0.0
+        """Seconds that a step of these parts will take; 0 before the first step. Where what was
+        seen is too noisy to tell, those of the quickest step so far."""
+        return self._fitted(parts) or self._quickest if parts else 0.0
+
+    def _fitted(self, parts: Sequence[tuple[int, int]]) -> float:
+        return float(np.maximum(self._factors, 0.0) @ self._features(parts))
 
     def chunk(self, parts: Sequence[tuple[int, int]], length: int, most: int, within: float) -> int:
         """How many tokens, `most` at most, a text of `length` can read in a step beside `parts`,
@@ -68,7 +74,7 @@ class StepCost:
         """The step's time shared out among its parts: what the weights took in equal shares, the
         rest by what each part's tokens cost. The sum is `seconds`."""
         w = min(self.weights, seconds)
-        each = [max(self.predict([part]) - self.weights, 0.0) for part in parts]
+        each = [max(self._fitted([part]) - self.weights, 0.0) for part in parts]
         total = sum(each)
         if total <= 0:
             return [seconds / len(parts)] * len(parts)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmrt.core.arguments import number, whole
 from mmrt.core.program import Part
-from mmrt.core.state import PAGE_TOKENS, Cache
+from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import (
     ArgumentError,
     InUseError,
@@ -29,10 +29,12 @@ from mmrt.run.cost import StepCost
 from mmrt.run.feedback import Feedback
 from mmrt.run.generation import Answer, Options, Settings, next_tokens
 from mmrt.run.handle import Handle, require_process
+from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
 from mmrt.run.prefixes import Prefixes, common, spare
 from mmrt.run.sequence import Sequence
 from mmrt.run.snapshot import Snapshot, kept_text
+from mmrt.run.step import take_part
 from mmrt.run.window import Window
 from mmrt.run.writing import Serving, Writing
 from mmrt.text.channels import Channels
@@ -44,19 +46,14 @@ if TYPE_CHECKING:
 # Milliseconds between two changes of rank.
 _INTERVAL = 1000
 
-# Seconds that a step may take while others write, but no less than four readings of the weights;
-# and where a prompt is alone.
-_GAP = 0.25
-_GAP_ALONE = 1.0
-
 # What a text must have room for beyond what it has, to begin.
 _HEADROOM = 8 * PAGE_TOKENS
 
-# Texts that another prompt joins only with so many tokens at least.
-_WORTH_JOINING = 8
-
-# Intervals for which a text that came back is not parked again for one that waits.
+# Intervals for which a text that came back is parked again only if there is no other.
 _STAYS = 2
+
+# Seconds that a step waits at most for memory that is being saved.
+_PATIENCE = 0.05
 
 
 class Engine:
@@ -67,7 +64,8 @@ class Engine:
     many tokens as `max_gap` seconds leave room for. Who takes part where not all can is decided by
     mmrt.run.feedback, by `priority` first. Prompts that begin alike are read once. Where keys and
     values have no room, texts that have ended go first; then the one that would run last gives its
-    memory up, and is read again later.
+    memory up: it is saved on the disk, or read again later, whichever is quicker. With the model's
+    `kv_dir` all texts are saved as they grow, and found again by a later process.
 
     max_gap: seconds that a text which writes may have to wait for its next token; None: 0.25, or
     four readings of the weights if that is more. kv: bytes that keys and values may take in all;
@@ -104,6 +102,9 @@ class Engine:
         # Entered as the lock itself, in C: see Handle.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._mover: Mover[Writing] = Mover(
+            model.store, model.saved, weakref.WeakMethod(self._wake)
+        )
         self._closing = False
         self._process = os.getpid()
         self._numbers = itertools.count(1)
@@ -242,8 +243,10 @@ class Engine:
     # ---- the engine's thread ----
 
     def _has_work(self) -> bool:
-        waits = self._inbox or self._cancelled or self._active or self._asked
-        return bool(self._closing or waits)
+        came = self._inbox or self._cancelled or self._asked or self._mover.is_waited_for
+        return bool(
+            self._closing or came or any(job not in self._mover for job in self._active.values())
+        )
 
     def _turn(self) -> bool:
         """One step, if there is something to do; False: the engine is closed."""
@@ -255,6 +258,8 @@ class Engine:
         self._receive()
         for handle in cancelled & self._active.keys():
             self._leave(self._active[handle], None)
+        for moved in self._mover.come_back():
+            self._go_on(*moved)
         self._feedback.advance(self._now())
         for answer in asked:
             try:
@@ -304,6 +309,7 @@ class Engine:
         for job in jobs:
             self._leave(job, error)
         self.prefixes.clear()
+        self._mover.close()
 
     def _leave(self, job: Writing, error: BaseException | None) -> None:
         """The text has ended; what was read of it stays for others."""
@@ -312,6 +318,7 @@ class Engine:
         with self._lock:
             self._active.pop(job.handle, None)
         if job.kept is not None:
+            self._save(job, ends=True)
             self.prefixes.release(job.kept)
             self.prefixes.give_back(self._model.store.nbytes - self._keep)
         job.cache = job.kept = None
@@ -328,7 +335,9 @@ class Engine:
         doing = ((job.handle.number, job.doing(job in taking_part)) for job in jobs)
         self._phases.note(doing, time.monotonic())
         if not chosen:
-            if jobs:  # not even one has room
+            if self._mover.is_saving or len(self._mover):
+                self._wait_for_disk()
+            elif jobs:  # not even one has room
                 self._leave(jobs[0], self._no_room(jobs[0]))
             return
         try:
@@ -346,34 +355,8 @@ class Engine:
 
     def _choose(self, jobs: list[Writing]) -> list[tuple[Writing, int]]:
         """Who takes part in the next step, and with how many tokens."""
-        gap = max(_GAP, 4 * self.cost.weights) if self._max_gap is None else self._max_gap
-        within = gap if len(jobs) > 1 else max(gap, _GAP_ALONE)
-        chosen: list[tuple[Writing, int]] = []
-        parts: list[tuple[int, int]] = []
         room = self._model.step_tokens(1 << 16)
-        for job in jobs:
-            part = (1, job.length)
-            if job.writes and len(chosen) < room:
-                if chosen and self.cost.predict([*parts, part]) > within:
-                    break
-                chosen.append((job, 1))
-                parts.append(part)
-        has_reader = False
-        for i, job in enumerate(jobs):
-            if job.writes or len(chosen) >= room or not self._begin(job, jobs[:i]):
-                continue
-            most = min(job.to_read, room - sum(n for _, n in chosen))
-            n = self.cost.chunk(parts, job.length, most, within) if self.cost.steps else most
-            n = max(n, 0 if has_reader else 1)
-            if n < min(_WORTH_JOINING, most) and has_reader:
-                break
-            n = min(n, most)
-            if n < 1:
-                break
-            has_reader = True
-            chosen.append((job, n))
-            parts.append((n, job.length))
-        return chosen
+        return take_part(jobs, self.cost, self._max_gap, room, self._begin)
 
     def _begin(self, job: Writing, earlier: list[Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
@@ -383,6 +366,8 @@ class Engine:
             job.seen = self.prefixes.version
             if min(self.prefixes.shared(job.ids, job.salt), most) > job.length:
                 self._take(job, self.prefixes.take(job.ids, job.salt, most))
+        if job.looks and self._load(job, most):
+            return False
         for other in earlier:
             if other.writes or other.cache is None or other.salt != job.salt:
                 continue
@@ -428,6 +413,8 @@ class Engine:
             short = self._model.store.nbytes + grows - self._kv
             if short <= 0 or self.prefixes.give_back(short) >= short:
                 return True
+            if self._mover.is_saving:
+                return False  # for now
             if not self._park_one(jobs, beside=chosen[-1][0]):
                 return False
             if any(job.cache is None for job, _ in chosen):
@@ -437,17 +424,71 @@ class Engine:
 
     def _park_one(self, jobs: list[Writing], beside: Writing) -> bool:
         """Has the text that would run last give its memory up, if it comes after `beside`."""
-        held = [job for job in jobs if job.cache is not None]
-        if not held or held[-1] is jobs[0] or jobs.index(held[-1]) < jobs.index(beside):
+        after = jobs[max(jobs.index(beside), 1) :]
+        held = [job for job in after if job.cache is not None and job.cache.nbytes]
+        if not held:
             return False
-        job = held[-1]
+        now = self._now()
+        job = next((job for job in reversed(held) if job.stays_until <= now), held[-1])
+        assert job.cache is not None
+        if self._mover.park(job, job.cache, job.salt, self._reading_takes(job.length, 0)):
+            self._feedback.block(job)
         if job.kept is not None:
             self.prefixes.drop(job.kept)
         job.cache = job.kept = None
         job.writes = False
+        job.looks = True
         job.seen = -1
         job.handle.parked += 1
         return True
+
+    # ---- the disk ----
+
+    def _reading_takes(self, n: int, length: int) -> float:
+        """Seconds to read n tokens after so many others. Where weights come from the disk, others
+        wait for them too."""
+        weights = self.cost.weights if self._model.streaming is not None else 0.0
+        return self.cost.predict([(n, length)]) - weights
+
+    def _save(self, job: Writing, ends: bool) -> None:
+        asked, found = self.prefixes.asked_tokens, self.prefixes.found_tokens
+        chance = (found + SAVED_TOKENS) / (asked + 2 * SAVED_TOKENS)
+        if job.cache is not None:
+            self._mover.keep(
+                job.cache, job.salt, ends=ends, chance=chance, takes=self._reading_takes
+            )
+
+    def _load(self, job: Writing, most: int) -> bool:
+        """Whether what is saved of the text is being loaded: until then it is not ready."""
+        job.looks = False
+        here = min(self.prefixes.shared(job.ids, job.salt), most)
+        on_disk = min(self._mover.length(job.ids, job.salt), most)
+        if on_disk < max(here, job.length) + PAGE_TOKENS:
+            return False
+        text = self.prefixes.take(job.ids, job.salt, here // SAVED_TOKENS * SAVED_TOKENS)
+        takes = self._reading_takes if self.cost.steps else None
+        if not self._mover.load(job, text, list(job.ids), job.salt, most, takes):
+            return False
+        self._feedback.block(job)
+        return True
+
+    def _go_on(self, job: Writing, text: Cache, loaded: bool) -> None:
+        """The text was loaded, or saved."""
+        if job.handle not in self._active:
+            return
+        self._feedback.join(job, self._now())
+        if loaded and text.length > max(job.length, self.prefixes.shared(job.ids, job.salt)):
+            self._take(job, text)
+
+    def _wake(self) -> None:
+        """Has the engine's thread look at what has come; from any thread."""
+        with self._lock:
+            self._changed.notify_all()
+
+    def _wait_for_disk(self) -> None:
+        with self._lock:
+            if not self._mover.is_waited_for:
+                self._changed.wait(_PATIENCE)
 
     # ---- running ----
 
@@ -475,6 +516,9 @@ class Engine:
             if job.kept is not None:
                 self.prefixes.grow(job.kept)
         self.cost.observe(costs, seconds)
+        for job, n in chosen:
+            if job.length // SAVED_TOKENS > (job.length - n) // SAVED_TOKENS:
+                self._save(job, ends=False)
         readers = [job for job, _ in chosen if not job.writes]
         if logits is not None:
             rows = list(range(len(ends)))

@@ -38,7 +38,9 @@ from mmrt.run.generation import (
     generate_together,
 )
 from mmrt.run.prefixes import Earlier
+from mmrt.run.rendering import chat_ids, rendered
 from mmrt.run.sampler import Sampler
+from mmrt.run.saved import Saved, fingerprint
 from mmrt.run.sequence import Sequence
 from mmrt.text import chat
 from mmrt.text.channels import Channels
@@ -86,6 +88,11 @@ class Model:
     bundle: what `mmrt bundle` made of the file: where an activation leaves most neurons at zero,
     steps of one token multiply, or read, only the others' weights of `down`: to the same logits.
 
+    kv_dir: a directory where keys and values of texts are saved, so that neither this process nor
+    a later one has to read again what a text begins with; None: nowhere. What is there is for this
+    user alone, and may be removed at any time. kv_dir_size: bytes, or text such as "4GiB", that
+    this model's files may take; None: half of what is free on that disk.
+
     chat_template: in Jinja, instead of the file's own; or the name of one of these, where the file
     has several ("default", "tool_use"): else the one for tools serves where tools are given.
 
@@ -113,6 +120,8 @@ class Model:
         kv_v: str = "f16",
         exact: bool = False,
         bundle: str | os.PathLike[str] | None = None,
+        kv_dir: str | os.PathLike[str] | None = None,
+        kv_dir_size: int | str | None = None,
         chat_template: str | None = None,
         pre: str | None = None,
     ) -> None:
@@ -132,6 +141,7 @@ class Model:
         self._pre = require_pre(pre)
         self.budget = budget.of(memory)
         self.budget.begin()
+        self.saved: Saved | None = None  # keys and values in files
         self._earlier: Earlier | None = None  # keys and values that conversations have left
         self._share: Share | None = None
         self._tokenizer: Tokenizer | None = None
@@ -149,6 +159,9 @@ class Model:
             if chat_template is not None:
                 self._template(with_tools=False)
             self._earlier = Earlier(built.store)
+            if kv_dir is not None:
+                name = fingerprint(self.file.paths, kv, exact, self.isa, self.config)
+                self.saved = Saved(kv_dir, built.store, name, kv_dir_size)
             if in_budget:
                 self._join_budget(reader, lock=policy == "locked")
             else:
@@ -172,6 +185,8 @@ class Model:
     def close(self) -> None:
         """Frees the scratch and unmaps the file; while a step or a view needs them, an InUseError
         leaves all as it is."""
+        if self.saved is not None:
+            self.saved.close()
         if hasattr(self, "program"):
             own = sum(self.file.holds(tensor) for tensor in self.program.weights)
             self.file.require_unviewed(except_for=own)
@@ -323,10 +338,11 @@ class Model:
         text = self.sequence() if sequence is None else sequence
         ids = self._ids(prompt, parse_special, after=text.history[-1] if len(text) else None)
         self.require_room(len(text) + len(ids))
-        pieces = generate(self._answer_in(text.unlent(), settings), ids, settings.on_prefill)
+        reading = Reading(len(ids))
         if sequence is None:
-            return Stream(Reading(len(ids)), _closing(text, pieces))
-        return Stream(Reading(len(ids)), pieces, sequence)
+            return Stream(reading, _closing(text, self._answer(reading, ids, text, settings)))
+        pieces = generate(self._answer_in(text.unlent(), settings), ids, settings.on_prefill)
+        return Stream(reading, pieces, sequence)
 
     def generate(
         self,
@@ -460,13 +476,7 @@ class Model:
         return chat.ChatPrompt(self._chat_ids(prompt), template, prompt.guarded, tools)
 
     def _chat_ids(self, prompt: chat.Prompt) -> list[int]:
-        if not prompt.text.strip():
-            raise ArgumentError(f"{self.path}: the chat template gives no text for these messages")
-        ids = self.tokenizer.encode(prompt.text, add_bos=False, guarded=prompt.guarded)
-        bos = self.tokenizer.bos_id
-        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
-            ids.insert(0, bos)
-        return ids
+        return chat_ids(self.tokenizer, prompt, self.path)
 
     def _prompt(
         self,
@@ -475,23 +485,8 @@ class Model:
         variables: Mapping[str, Any],
     ) -> chat.Prompt:
         self._check_open()
-        chat.require_text(messages)
-        tokenizer = self.tokenizer
-
-        def text_of(token: int | None) -> str:
-            return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
-
-        return chat.prompt(
-            self._template(with_tools=bool(tools)),
-            messages,
-            bos_token=text_of(tokenizer.bos_id),
-            eos_token=text_of(tokenizer.eos_id),
-            source=self.path,
-            tools=tools,
-            variables=variables,
-            steering=tokenizer.steering_characters,
-            spelling=tokenizer.spelling_characters,
-        )
+        template = self._template(with_tools=bool(tools))
+        return rendered(self.tokenizer, template, messages, tools, variables, self.path)
 
     def tool_parser(self, tools: List[Mapping[str, Any]]) -> ToolParser | None:
         """A parser of the calls in what stream_chat(tools=tools) yields: see mmrt.toolcalls. None:
@@ -578,11 +573,17 @@ class Model:
         ids: list[int],
         text: Sequence,
         settings: Settings,
-        parts: Channels,
+        parts: Channels | None = None,
     ) -> Generator[Piece, None, None]:
         reading.cached = text.keep_prefix(ids)
+        if self.saved is not None:
+            reading.cached = text.load(self.saved, ids)
         rest = ids[reading.cached :]
-        yield from generate(self._answer_in(text, settings, parts), rest, settings.on_prefill)
+        try:
+            yield from generate(self._answer_in(text, settings, parts), rest, settings.on_prefill)
+        finally:
+            if self.saved is not None and not self.closed:
+                text.save(self.saved)
 
 
 def _prepare(model: weakref.ref[Model]) -> None:

@@ -13,6 +13,7 @@ from mmrt.core.program import Part
 from mmrt.core.state import Cache, Page
 from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError
 from mmrt.run.prefixes import common, spare
+from mmrt.run.saved import Saved
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
 
@@ -190,6 +191,15 @@ class Sequence:
         """
         ids = token_ids("ids", ids)
         return self.truncate(min(common(self.history, ids), spare(ids)))
+
+    def load(self, files: Saved, ids: List[int]) -> int:
+        """Lengthens the text, which `ids` begin with, by what is saved of them but for the last
+        few; returns how many it then has."""
+        return files.attach(self._cache, ids, most=spare(ids))
+
+    def save(self, files: Saved) -> None:
+        """Has the text written as it is now."""
+        files.save_later(self._cache)
 
     def close(self) -> None:
         """Gives its memory back; a stream that writes in it ends. It is then empty, and may begin

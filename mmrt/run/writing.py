@@ -11,6 +11,7 @@ from mmrt.run.generation import Answer
 from mmrt.run.handle import Handle
 from mmrt.run.phases import Doing
 from mmrt.run.prefixes import Kept
+from mmrt.run.saved import Saved
 from mmrt.run.sequence import Progress, Runner
 from mmrt.run.snapshot import TextState
 from mmrt.text.chat import ChatPrompt
@@ -36,6 +37,12 @@ class Serving(Runner, Protocol):
 
     @property
     def store(self) -> StateStore: ...
+
+    @property
+    def saved(self) -> Saved | None: ...
+
+    @property
+    def streaming(self) -> Any: ...
 
     def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]: ...
 
@@ -65,6 +72,7 @@ class Writing(Job):
         self.writes = False  # its prompt was read: one token at a time
         self.seen = -1  # the tree's version when it last looked for more of its beginning
         self.stays_until = 0.0
+        self.looks = True  # what is saved of it was not looked for yet
 
     @property
     def length(self) -> int:

@@ -1,0 +1,484 @@
+"""Keys and values in files: they outlive the memory that they were read into, and the process.
+
+A file holds those of up to 256 tokens in a row. Its name is a digest of all tokens up to its last,
+its header says which ones it has itself. So files make a tree: what follows a beginning is found by
+the name of the file before, and by its tokens, compared one by one. A text goes on in the files as
+they lie, mapped: several processes, and several texts, have them in memory once.
+
+A file is written under another name and renamed when it is whole; after a crash it is there or it
+is not. Whoever maps it checks its sum. Files that have not been used for longest go when there are
+too many of them, ends of texts first.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import queue
+import shutil
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmrt.core.arguments import path as file_path
+from mmrt.core.arguments import whole
+from mmrt.core.state import SAVED_TOKENS, Cache, StateStore
+from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError
+from mmrt.memory.sizes import human, parse_size
+from mmrt.run.prefixes import Ids, common
+from mmrt.run.worth import Worth
+
+# Changes whenever what a file holds means something else.
+_MAGIC = b"mmrt kv 1\n"
+
+# The magic, the fingerprint, the names of the file before and of itself, the number of tokens, the
+# checksum of their pages; then the tokens, int32, and the checksum of the header so far.
+_FIELDS = struct.Struct("<16s16s16s16sIQ")
+_IDS = struct.Struct(f"<{SAVED_TOKENS}i")
+_HEADER = max(4096, os.sysconf("SC_PAGESIZE"))
+
+_SUFFIX = ".kv"
+_UNFINISHED = ".new"
+
+# Texts that may wait to be written; each holds its memory until then.
+_MOST_WAITING = 64
+
+_WRITER_STOPS_AFTER = 1.0
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _packed(ids: Ids) -> bytes:
+    return np.asarray(ids, np.int32).tobytes()
+
+
+@dataclass(eq=False)
+class _Extent:
+    """A file of the tree."""
+
+    name: bytes
+    before: bytes  # the name of the file before, or of a root
+    ids: bytes  # int32
+    checksum: int
+    n_bytes: int
+    last_use: float
+
+    @property
+    def n(self) -> int:
+        return len(self.ids) // 4
+
+
+@dataclass(frozen=True)
+class SavedReport:
+    """What was written and read: bytes so far, the files now and their bytes; files that were found
+    damaged and left out; what could not be written."""
+
+    written: int
+    read: int
+    files: int
+    bytes: int
+    damaged: int
+    refused: int
+
+
+class Saved:
+    """The files of one model in a directory of its own, for any thread. close() writes what waits.
+
+    directory: made if it is not there, for this user alone. fingerprint: 16 bytes that say what
+    numbers these are: of another model, or laid out otherwise, nothing is found. most_bytes: what
+    the files may take, as parse_size() takes it; None: half of what is free on the disk.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        store: StateStore,
+        fingerprint: bytes,
+        most_bytes: int | str | None = None,
+    ) -> None:
+        directory = file_path("kv_dir", directory)
+        self.directory = os.path.join(directory, fingerprint.hex())
+        self.worth = Worth()
+        self._store = store
+        self._fingerprint = fingerprint
+        _make_private(directory, self.directory)
+        self._most_bytes = _room(self.directory, most_bytes)
+        self._lock = threading.RLock()
+        self._names: dict[bytes, _Extent] = {}
+        self._below: dict[bytes, dict[bytes, _Extent]] = {}
+        self._n_bytes = self._written = self._read = self._damaged = self._refused = 0
+        self._seen = -1  # the directory's mtime when it was last listed
+        self._process = os.getpid()
+        self.saves_waiting = 0  # texts that hold memory until they are written
+        self._work: queue.Queue[tuple[Callable[[], object], bool]] = queue.Queue()
+        self._writer: threading.Thread | None = None
+        self._list()
+
+    def __repr__(self) -> str:
+        return f"<Saved in {self.directory!r}, {len(self._names)} files>"
+
+    @property
+    def report(self) -> SavedReport:
+        with self._lock:
+            return SavedReport(
+                self._written,
+                self._read,
+                len(self._names),
+                self._n_bytes,
+                self._damaged,
+                self._refused,
+            )
+
+    # ---- the tree ----
+
+    def _list(self) -> None:
+        """Takes in files that are new, ours or another process's, and leaves out those that are
+        gone."""
+        with self._lock:
+            try:
+                seen = os.stat(self.directory).st_mtime_ns
+                if seen == self._seen:
+                    return
+                entries = list(os.scandir(self.directory))
+            except OSError:
+                entries, seen = [], -1
+            self._seen = seen
+            there = set()
+            for entry in entries:
+                if entry.name.endswith(_UNFINISHED):
+                    _remove_abandoned(entry.path)
+                if not entry.name.endswith(_SUFFIX):
+                    continue
+                with contextlib.suppress(ValueError):
+                    name = bytes.fromhex(entry.name.removesuffix(_SUFFIX))
+                    there.add(name)
+                    if name not in self._names:
+                        self._take_in(entry.path, name)
+            for name in self._names.keys() - there:
+                self._forget(self._names[name])
+
+    def _take_in(self, path: str, name: bytes) -> None:
+        try:
+            extent = _read_header(path, self._fingerprint, self._store.saved_bytes)
+        except (OSError, FormatError):
+            self._damage(path)
+            return
+        if extent.name != name:
+            self._damage(path)
+            return
+        self._enter(extent)
+
+    def _enter(self, extent: _Extent) -> None:
+        self._names[extent.name] = extent
+        self._below.setdefault(extent.before, {})[extent.ids] = extent
+        self._n_bytes += extent.n_bytes
+
+    def _forget(self, extent: _Extent) -> None:
+        if self._names.pop(extent.name, None) is None:
+            return
+        self._n_bytes -= extent.n_bytes
+        below = self._below[extent.before]
+        del below[extent.ids]
+        if not below:
+            del self._below[extent.before]
+
+    def _damage(self, path: str) -> None:
+        """The file is not what it should be: it goes, and that is said."""
+        self._damaged += 1
+        warnings.warn(f"{path}: saved keys and values are damaged: left out", stacklevel=2)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+    def _path(self, name: bytes) -> str:
+        return os.path.join(self.directory, name.hex() + _SUFFIX)
+
+    def _root(self, salt: str) -> bytes:
+        return _digest(self._fingerprint, salt.encode("utf-8", "surrogatepass"))
+
+    def _find(self, ids: Sequence[int], salt: str) -> list[tuple[_Extent, int]]:
+        """The files that `ids` begin with, and how many tokens of each: all, but of the last."""
+        found: list[tuple[_Extent, int]] = []
+        at, name = 0, self._root(salt)
+        while at < len(ids) and (below := self._below.get(name)):
+            here = np.asarray(ids[at : at + SAVED_TOKENS], np.int32)
+            extent = below.get(here.tobytes())
+            n = len(here)
+            if extent is None:
+                alike = [(common(np.frombuffer(key, np.int32), here), key) for key in below]
+                n, key = max(alike)
+                extent = below[key]
+            if not n:
+                break
+            found.append((extent, n))
+            if n < SAVED_TOKENS:
+                break
+            at, name = at + n, extent.name
+        return found
+
+    def length(self, ids: Sequence[int], salt: str = "") -> int:
+        """How many of `ids` some saved text begins with."""
+        with self._lock:
+            self._list()
+            return sum(n for _, n in self._find(ids, salt))
+
+    # ---- reading ----
+
+    def attach(
+        self,
+        cache: Cache,
+        ids: Sequence[int],
+        salt: str = "",
+        most: int | None = None,
+        seconds: Callable[[int, int], float] | None = None,
+    ) -> int:
+        """Lengthens `cache`, which holds some of `ids`, by what is saved of them, up to `most`
+        tokens; returns how many it then has. What it holds beyond whole files' tokens may be
+        mapped instead.
+
+        seconds: how long so many tokens after so many others take to be read anew; where that is
+        less than reading their files, it stops.
+        """
+        most = len(ids) if most is None else most
+        with self._lock:
+            self._list()
+            found = self._find(ids, salt)
+        if min(sum(n for _, n in found), most) <= cache.length:
+            return cache.length
+        begin = cache.length // SAVED_TOKENS
+        cache.truncate(begin * SAVED_TOKENS)
+        for extent, n in found[begin:]:
+            expected = seconds(n, cache.length) if seconds else None
+            if cache.length >= most or not self.worth.loading(extent.n_bytes, expected):
+                break
+            if not self._attach_one(cache, extent, n):
+                break
+        if cache.length > most:
+            cache.truncate(most)
+        return cache.length
+
+    def _attach_one(self, cache: Cache, extent: _Extent, n: int) -> bool:
+        path = self._path(extent.name)
+        before = cache.length
+        started = time.monotonic()
+        try:
+            with open(path, "rb") as file:
+                os.utime(file.fileno())
+            ids = np.frombuffer(extent.ids, np.int32).tolist()
+            cache.attach(path, _HEADER, ids, extent.checksum)
+        except (OSError, MmrtError) as error:
+            with self._lock:
+                self._forget(extent)
+                if isinstance(error, FormatError | ArgumentError):
+                    self._damage(path)
+            return False
+        if n < extent.n:
+            cache.truncate(before + n)
+        with self._lock:
+            extent.last_use = time.time()
+            self._read += extent.n_bytes
+        self.worth.have_read(extent.n_bytes, time.monotonic() - started)
+        return True
+
+    # ---- writing ----
+
+    def save(self, cache: Cache, salt: str = "", ends: bool = True) -> None:
+        """Writes what is not saved yet of the text in `cache`, which nobody changes meanwhile.
+        ends: also its last tokens, fewer than 256, which a file of their own takes."""
+        tokens = cache.tokens
+        name = self._root(salt)
+        for at in range(0, len(tokens), SAVED_TOKENS):
+            ids = tokens[at : at + SAVED_TOKENS]
+            if len(ids) < SAVED_TOKENS and not ends:
+                return
+            packed = _packed(ids)
+            before, name = name, _digest(name, packed)
+            with self._lock:
+                if name in self._names or self._has_longer(before, packed):
+                    continue
+            try:
+                extent = self._write(cache, at, before, name, packed)
+            except (OSError, MmrtError) as error:
+                self._refuse(error)
+                return
+            with self._lock:
+                if name not in self._names:
+                    self._enter(extent)
+                    self._written += extent.n_bytes
+                    self._drop_shorter(extent)
+                self._evict()
+
+    def _has_longer(self, before: bytes, ids: bytes) -> bool:
+        return any(key.startswith(ids) for key in self._below.get(before, ()))
+
+    def _drop_shorter(self, extent: _Extent) -> None:
+        """Ends of texts that are now in a longer file go."""
+        for key, other in list(self._below[extent.before].items()):
+            if other is not extent and extent.ids.startswith(key) and other.name not in self._below:
+                self._remove(other)
+
+    def _write(self, cache: Cache, at: int, before: bytes, name: bytes, ids: bytes) -> _Extent:
+        n = len(ids) // 4
+        path = os.path.join(self.directory, f"{name.hex()}.{os.getpid()}{_UNFINISHED}")
+        started = time.monotonic()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            checksum = cache.save(at, n, fd, _HEADER)
+            os.ftruncate(fd, _HEADER + self._store.saved_bytes)
+            fields = _FIELDS.pack(_MAGIC, self._fingerprint, before, name, n, checksum)
+            head = fields + ids.ljust(_IDS.size, b"\0")
+            os.pwrite(fd, head + _digest(head), 0)
+            os.rename(path, self._path(name))
+            n_bytes = os.fstat(fd).st_blocks * 512
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        self.worth.have_written(n_bytes, time.monotonic() - started)
+        return _Extent(name, before, ids, checksum, n_bytes, time.time())
+
+    def _refuse(self, error: Exception) -> None:
+        with self._lock:
+            self._refused += 1
+            first = self._refused == 1
+        if first:
+            warnings.warn(f"{self.directory}: keys and values are not saved: {error}", stacklevel=2)
+
+    def _evict(self) -> None:
+        """Removes what was not used for longest and nothing follows, down to `most_bytes`."""
+        while self._n_bytes > self._most_bytes:
+            ends = [extent for extent in self._names.values() if extent.name not in self._below]
+            if not ends:
+                return
+            self._remove(min(ends, key=lambda extent: extent.last_use))
+
+    def _remove(self, extent: _Extent) -> None:
+        self._forget(extent)
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(extent.name))
+
+    # ---- on a thread of its own ----
+
+    def later(self, work: Callable[[], None], saves: bool) -> bool:
+        """Has `work`, which saves or attaches, done on the thread that reads and writes. False:
+        too much waits already, or that thread is a parent process's."""
+        with self._lock:
+            if os.getpid() != self._process or self._work.qsize() >= _MOST_WAITING:
+                return False
+            self.saves_waiting += saves
+            self._work.put((work, saves))
+            if self._writer is None:
+                self._writer = threading.Thread(
+                    target=self._do_work, name="mmrt-saved", daemon=True
+                )
+                self._writer.start()
+        return True
+
+    def save_later(self, cache: Cache, salt: str = "", ends: bool = True) -> bool:
+        """save() of the text as it is now, on that thread."""
+        fork = cache.fork()
+        return self.later(lambda: self.save(fork, salt, ends), saves=True)
+
+    def _do_work(self) -> None:
+        while True:
+            try:
+                work, saves = self._work.get(timeout=_WRITER_STOPS_AFTER)
+            except queue.Empty:
+                with self._lock:
+                    if self._work.empty():
+                        self._writer = None
+                        return
+                continue
+            try:
+                work()
+            finally:
+                del work  # and the text that it holds
+                with self._lock:
+                    self.saves_waiting -= saves
+
+    def close(self) -> None:
+        """Waits for what is to be written."""
+        if os.getpid() != self._process:
+            return
+        done = threading.Event()
+        with self._lock:
+            if self._writer is None:
+                return
+            self._work.put((done.set, False))
+        done.wait()
+
+
+def _room(directory: str, most_bytes: int | str | None) -> int:
+    if most_bytes is None:
+        return shutil.disk_usage(directory).free // 2
+    if isinstance(most_bytes, str):
+        return parse_size(most_bytes)
+    return whole("kv_dir_size", most_bytes, 1)
+
+
+def _make_private(*directories: str) -> None:
+    for directory in directories:
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise FileError(error.errno, error.strerror, directory) from None
+    made = os.stat(directories[-1])
+    if made.st_uid != os.geteuid():
+        raise FileError(None, "the saved keys and values are another user's", directories[-1])
+    if made.st_mode & 0o077:
+        os.chmod(directories[-1], 0o700)
+
+
+def _remove_abandoned(path: str) -> None:
+    """A file that nobody is writing any more."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(fd)
+
+
+def _read_header(path: str, fingerprint: bytes, saved_bytes: int) -> _Extent:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        head = os.pread(fd, _FIELDS.size + _IDS.size + 16, 0)
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    body, check = head[:-16], head[-16:]
+    if len(head) < _FIELDS.size + _IDS.size + 16 or _digest(body) != check:
+        raise FormatError(f"{path}: the header is damaged")
+    magic, model, before, name, n, checksum = _FIELDS.unpack(body[: _FIELDS.size])
+    whole = magic.rstrip(b"\0") == _MAGIC and model == fingerprint and 1 <= n <= SAVED_TOKENS
+    ids = body[_FIELDS.size : _FIELDS.size + 4 * n]
+    if not whole or name != _digest(before, ids) or found.st_size != _HEADER + saved_bytes:
+        raise FormatError(f"{path}: {human(found.st_size)} of something else")
+    return _Extent(name, before, ids, checksum, found.st_blocks * 512, found.st_mtime)
+
+
+def fingerprint(paths: Iterable[str], *facts: object) -> bytes:
+    """16 bytes for the files of a model and whatever else its keys and values depend on: of each
+    file the size, its first 8 MiB, and 64 blocks of 4 KiB that lie evenly in it."""
+    total = hashlib.blake2b(repr((_MAGIC, _HEADER, *facts)).encode(), digest_size=16)
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                total.update(size.to_bytes(8, "little"))
+                total.update(file.read(8 << 20))
+                for i in range(64):
+                    total.update(os.pread(file.fileno(), 4096, size * i // 64))
+        except OSError as error:
+            raise FileError(error.errno, error.strerror, path) from None
+    return total.digest()

@@ -1,0 +1,55 @@
+"""Who takes part in a step, and with how many tokens."""
+
+from collections.abc import Callable
+
+from mmrt.run.cost import StepCost
+from mmrt.run.writing import Writing
+
+# Seconds that a step may take while others write, but no less than four readings of the weights;
+# and where a prompt is alone.
+_GAP = 0.25
+_GAP_ALONE = 1.0
+
+# Texts that another prompt joins only with so many tokens at least.
+_WORTH_JOINING = 8
+
+
+def take_part(
+    jobs: list[Writing],
+    cost: StepCost,
+    max_gap: float | None,
+    room: int,
+    begin: Callable[[Writing, list[Writing]], bool],
+) -> list[tuple[Writing, int]]:
+    """The texts of the next step, of `jobs` in order of rank, each with its number of tokens.
+
+    max_gap: seconds that it may take; None: what mmrt.Engine says. room: tokens at most. begin:
+    whether one that reads its prompt, after those before it, may.
+    """
+    gap = max(_GAP, 4 * cost.weights) if max_gap is None else max_gap
+    within = gap if len(jobs) > 1 else max(gap, _GAP_ALONE)
+    chosen: list[tuple[Writing, int]] = []
+    parts: list[tuple[int, int]] = []
+    for job in jobs:
+        part = (1, job.length)
+        if job.writes and len(chosen) < room:
+            if chosen and cost.predict([*parts, part]) > within:
+                break
+            chosen.append((job, 1))
+            parts.append(part)
+    has_reader = False
+    for i, job in enumerate(jobs):
+        if job.writes or len(chosen) >= room or not begin(job, jobs[:i]):
+            continue
+        most = min(job.to_read, room - sum(n for _, n in chosen))
+        n = cost.chunk(parts, job.length, most, within) if cost.steps else most
+        n = max(n, 0 if has_reader else 1)
+        if n < min(_WORTH_JOINING, most) and has_reader:
+            break
+        n = min(n, most)
+        if n < 1:
+            break
+        has_reader = True
+        chosen.append((job, n))
+        parts.append((n, job.length))
+    return chosen
