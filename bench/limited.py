@@ -9,6 +9,7 @@ import json
 import sys
 import time
 import zlib
+from dataclasses import asdict
 from typing import Any
 
 from bench.engine import tokens
@@ -28,10 +29,19 @@ WARM_UP = 2
 """Tokens that are not counted: the first brings in what is to be kept."""
 
 
-def ours(path: str, prompt: int, n: int, threads: int) -> dict[str, Any]:
+def bundle_of(path: str) -> str:
+    """Where the bundle of a model is expected."""
+    return f"{path}.bundle"
+
+
+def ours(path: str, prompt: int, n: int, threads: int, bundled: bool = False) -> dict[str, Any]:
     import mmrt
 
-    with mmrt.Model(path, threads=threads) as model, model.sequence() as sequence:
+    bundle = bundle_of(path) if bundled else None
+    with (
+        mmrt.Model(path, threads=threads, bundle=bundle) as model,
+        model.sequence() as sequence,
+    ):
         answers = [sequence.extend([token]) for token in tokens(WARM_UP)]
         seconds, prefill = [], None
         before, read = model.streaming, counters.reads()
@@ -51,6 +61,7 @@ def ours(path: str, prompt: int, n: int, threads: int) -> dict[str, Any]:
                 "ring": after.ring,
                 "stall": (after.stall_seconds - before.stall_seconds) / sum(seconds or [1]),
                 "reader": after.reader,
+                "neurons": asdict(after.columns - before.columns),
             }
         if prompt:
             sequence.truncate(0)
@@ -84,20 +95,22 @@ def llama(path: str, prompt: int, n: int, threads: int, **how: Any) -> dict[str,
 # Ours, and the ways in which llama.cpp loads a model. Those that copy it need room for the copy.
 ENGINES: dict[str, dict[str, Any]] = {
     "mmrt": {},
+    "mmrt with a bundle": {"bundled": True},
     "llama.cpp mmap": {"repack": False, "load_mode": "MMAP"},
     "llama.cpp mmap, repacked": {"repack": True, "load_mode": "MMAP"},
     "llama.cpp direct_io": {"repack": False, "load_mode": "DIRECT_IO"},
     "llama.cpp no mmap": {"repack": False, "load_mode": "NONE"},
     "llama.cpp mlock": {"repack": False, "load_mode": "MMAP_MLOCK"},
 }
-OURS, PEER = "mmrt", "llama.cpp mmap"
+OURS, BUNDLED, PEER = "mmrt", "mmrt with a bundle", "llama.cpp mmap"
 
 
 def main() -> None:
     name, path, *numbers = sys.argv[1:]
     prompt, n, threads = map(int, numbers)
     how = ENGINES[name]
-    found = llama(path, prompt, n, threads, **how) if how else ours(path, prompt, n, threads)
+    engine = ours if name in (OURS, BUNDLED) else llama
+    found = engine(path, prompt, n, threads, **how)
     print(json.dumps(found))
 
 

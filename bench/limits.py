@@ -32,7 +32,7 @@ from typing import Any
 import mmrt
 from bench import cgroups
 from bench.cold_start import evict
-from bench.limited import ENGINES, OURS, PEER
+from bench.limited import BUNDLED, ENGINES, OURS, PEER, bundle_of
 from mmrt.memory.sizes import human, parse_size
 from mmrt.sight.pictures import drawing
 from mmrt.sight.pictures.curves import Curve, Mark, draw
@@ -123,6 +123,8 @@ def start(module: str, engine: str, path: str, limit: int | None, rest: list[str
     writes an empty line, the disk is measured."""
     command = [sys.executable, "-m", module, engine, path, *rest]
     evict(path)
+    if engine == BUNDLED:
+        evict(bundle_of(path))
     result = Run(engine, limit)
     if limit is None:
         _talk(command, path, result)
@@ -194,6 +196,7 @@ def headline(runs: list[Run], free: Run, limit: int) -> list[tuple[str, str]]:
         ("kills", str(sum(r.kills for r in runs if r.engine == OURS))),
         ("the same logits as without a limit", "yes" if _same(ours, free) else "NO"),
     ]  # fmt: skip
+    rows += _of_neurons(ours, of(runs, BUNDLED), free)
     if peers:
         ratios = [a.mean_rate / b.mean_rate for a, b in zip(ours, peers, strict=False)]
         rows.append((f"{PEER}, tokens/s", f"{_median(r.mean_rate for r in peers):.3f}"))
@@ -205,6 +208,23 @@ def headline(runs: list[Run], free: Run, limit: int) -> list[tuple[str, str]]:
             rows.append((f"prompt, mmrt / {PEER}", f"{prompts[PEER] / prompts[OURS]:.2f}"))
     rows += [(r.engine, f"{r.ended} under this limit") for r in runs if not r.found]
     return rows
+
+
+def _of_neurons(ours: list[Run], bundled: list[Run], free: Run) -> list[tuple[str, str]]:
+    """How reading neurons on demand compares with streaming the same matrices."""
+    if not bundled:
+        return []
+    ratios = [a.mean_rate / b.mean_rate for a, b in zip(bundled, ours, strict=False)]
+    neurons = [r.found["neurons"] for r in bundled if r.found.get("neurons")]
+    hits = [each["found"] / each["wanted"] for each in neurons if each["wanted"]]
+    read = [r.found["read"] / MIB for r in bundled]
+    return [
+        (f"{BUNDLED}, tokens/s", f"{_median(r.mean_rate for r in bundled):.3f}"),
+        (f"{BUNDLED} / mmrt", f"{_median(ratios):.2f}"),
+        ("neurons found in memory", f"{_median(hits):.1%}"),
+        ("read a token, with a bundle", f"{_median(read):.0f} MiB"),
+        ("the same logits with a bundle", "yes" if _same(bundled, free) else "NO"),
+    ]
 
 
 def of(runs: list[Run], engine: str) -> list[Run]:
