@@ -229,6 +229,18 @@ def spelled(sampling: Mapping[str, Any]) -> str:
     return " ".join(f"{s.spellings.split()[0]} {sampling[s.name]:g}" for s in given)
 
 
+def add_saving_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-dir", metavar="DIR",
+        help="save keys and values there, so that what a text begins with is not read again by a "
+        "later run (default: they are not saved)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-dir-size", type=size, metavar="SIZE",
+        help="what they may take there (default: half of what is free)",
+    )  # fmt: skip
+
+
 def add_generation_arguments(
     parser: argparse.ArgumentParser, n_predict: int, answers: bool = False
 ) -> None:
@@ -242,15 +254,7 @@ def add_generation_arguments(
         "-c", "--ctx-size", type=or_none(1, 0), metavar="N",
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
-    parser.add_argument(
-        "--kv-dir", metavar="DIR",
-        help="save keys and values there, so that what a text begins with is not read again by a "
-        "later run (default: they are not saved)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--kv-dir-size", type=size, metavar="SIZE",
-        help="what they may take there (default: half of what is free)",
-    )  # fmt: skip
+    add_saving_arguments(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
     parser.add_argument(
         "-j", "--json-schema", type=_schema, metavar="JSON",

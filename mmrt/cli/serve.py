@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmrt.cli.options import (
     UsageError,
     add_model_arguments,
+    add_saving_arguments,
     add_template_arguments,
     open_model,
     or_none,
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--ctx-size", type=or_none(1, 0), metavar="N",
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
+    add_saving_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
         help="listen at this address (default: %(default)s)",

@@ -109,7 +109,7 @@ def chat_prompt(
     model: Model, messages: Messages, tools: Offered, variables: Mapping[str, Any]
 ) -> ChatPrompt:
     """The prompt of a chat. Raises Refused."""
-    with _of_the_client():
+    with _of_the_client(model):
         return model.chat_prompt(messages, tools=tools, chat_template_kwargs=variables)
 
 
@@ -117,7 +117,7 @@ def chat_text(
     model: Model, messages: Messages, tools: Offered, variables: Mapping[str, Any]
 ) -> str:
     """The prompt of a chat, as text. Raises Refused."""
-    with _of_the_client():
+    with _of_the_client(model):
         return model.render_chat(messages, tools=tools, **variables)
 
 
@@ -130,11 +130,12 @@ def _calls(prompt: ChatPrompt, must: str | None) -> Grammar:
 
 
 @contextmanager
-def _of_the_client() -> Iterator[None]:
-    """What a chat template does not take is the client's fault."""
+def _of_the_client(model: Model) -> Iterator[None]:
+    """What a chat template does not take is the client's fault, who is not told where files lie."""
     try:
         yield
     except OutOfMemoryError:
         raise
     except MmrtError as error:
-        raise Refused(400, str(error), param="messages", code="chat_template") from None
+        message = str(error).removeprefix(f"{model.path}: ")
+        raise Refused(400, message, param="messages", code="chat_template") from None
