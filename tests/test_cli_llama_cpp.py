@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from command import STORY, Ended, call
 
-from mmrt.cli.llama_cpp import CHAT, GENERATION, MODEL, RUN, Foreign
+from mmrt.cli.llama_cpp import CHAT, GENERATION, MODEL, RUN, SERVE, Foreign
 
 MODEL_COMMANDS = ["run", "chat", "trace", "bench"]
 BASE = ("run", "-p", STORY, "--raw", "--temp", "0", "-n", "4")
@@ -70,7 +70,7 @@ def test_what_would_make_a_difference_is_refused_with_what_to_say_instead(
     call(*command.split()).assert_refused(2, word)
 
 
-@pytest.mark.parametrize("options", [MODEL, GENERATION, RUN, CHAT])
+@pytest.mark.parametrize("options", [MODEL, GENERATION, RUN, CHAT, SERVE])
 def test_each_option_has_a_reason(options: list[Foreign]) -> None:
     for option in options:
         assert option.why and option.fate in ("same", "moot", "ignored", "refused")

@@ -482,6 +482,8 @@ def test_what_the_command_refuses(tmp_path: Path, talker: Path) -> None:
         ([talker, "--api-key-file", tmp_path / "no"], 1, ["no", "No such file"]),
         ([talker, "--queue", "0"], 2, ["--queue"]),
         ([talker, "-hf", "a/b"], 2, ["twice"]),
+        ([talker, "--api-key", "x"], 2, ["--api-key-file"]),
+        ([talker, "--jinja", "--context-shift"], 2, ["cut off a prompt"]),
         ([talker, f"b={talker}", "--sight", tmp_path / "s"], 2, ["--sight: for one model, not 2"]),
     ):
         ended = command.call("serve", *arguments)

@@ -147,6 +147,35 @@ CHAT = [
     Foreign("-mli --multiline-input", "ignored", 'messages of several lines stand in """', 0),
 ]  # fmt: skip
 
+# Of llama-server.
+SERVE = [
+    Foreign("--jinja", "moot", "a chat template is always Jinja", 0),
+    Foreign("--no-jinja", "refused", "a chat template is always Jinja", 0),
+    Foreign("-np --parallel", "ignored", "texts share steps; --queue bounds them", moot=("-1",)),
+    Foreign("-cb --cont-batching", "moot", "texts come and go in any step", 0),
+    Foreign("-nocb --no-cont-batching", "refused", "texts come and go in any step", 0),
+    Foreign("-kvu --kv-unified", "moot", "texts share what they begin with", 0),
+    Foreign("--cache-prompt", "moot", "prompts are kept", 0),
+    Foreign("--no-cache-prompt", "refused", "prompts are kept; cache_salt keeps one apart", 0),
+    Foreign("-cram --cache-ram", "ignored", "prompts are kept while there is memory"),
+    Foreign("--cache-reuse", "ignored", "what follows a change is read anew", moot=("0",)),
+    Foreign("--slot-save-path", "refused", "--kv-dir saves what was read"),
+    Foreign("--slot-prompt-similarity -sps", "ignored", "all that a prompt shares is found"),
+    Foreign("--slots --metrics --props", "moot", "/metrics and /props are there", 0),
+    Foreign("--no-slots", "moot", "there are no slots", 0),
+    Foreign("--context-shift", "refused", "nothing is cut off a prompt", 0),
+    Foreign("--no-context-shift", "moot", "nothing is cut off a prompt", 0),
+    Foreign("--api-key", "refused", "--api-key-file has keys; others see arguments"),
+    Foreign("-a --alias", "refused", "NAME=FILE gives a model a name"),
+    Foreign("--threads-http", "ignored", "one thread speaks HTTP"),
+    Foreign("-to --timeout", "ignored", "--write-timeout and its like say how long to wait"),
+    Foreign("--reasoning-format", "refused", "reasoning is told apart", moot=("auto", "deepseek")),
+    Foreign("--ssl-key-file --ssl-cert-file", "refused", "a proxy in front speaks TLS"),
+    Foreign("--embedding --embeddings --reranking --rerank", "refused", "mmrt makes text alone", 0),
+    Foreign("--no-webui", "moot", "there is no page", 0),
+    Foreign("--path --api-prefix", "refused", "a proxy in front serves other paths"),
+]  # fmt: skip
+
 
 def add_foreign_arguments(parser: argparse.ArgumentParser, options: Iterable[Foreign]) -> None:
     for option in options:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmrt.cli.llama_cpp import SERVE, add_foreign_arguments
 from mmrt.cli.options import (
     UsageError,
     add_model_arguments,
@@ -129,6 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             limit.spelling, dest=limit.name, type=limit.kind, default=default,
             metavar=limit.metavar, help=f"{limit.help} (default: %(default)s)",
         )  # fmt: skip
+
+    add_foreign_arguments(parser, SERVE)
 
 
 def _port(text: str) -> int:
