@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -235,6 +236,15 @@ def test_a_prompt_that_is_too_long_is_refused(server: Running) -> None:
     assert error["code"] == "context_length_exceeded"
     assert error["type"] == "exceed_context_size_error"
     assert error["n_ctx"] == 2048 and error["n_prompt_tokens"] > 2048
+    for path, body in (
+        ("/v1/completions", {"prompt": "a" * 5_000_000}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a" * 5_000_000}]}),
+    ):
+        with mock.patch.object(server.served("talker").model.tokenizer, "encode", None):
+            reply = server.post(path, {**body, "model": "talker", "max_tokens": 5})
+        assert (reply.status == 400 and "too long" in str(reply.error)) or "tokens" in str(
+            reply.error
+        )
     text = server.post("/v1/completions", prompt=[1] * 2048, model="talker")
     assert text.status == 400 and text.error["n_prompt_tokens"] == 2048
     fits = server.post("/v1/completions", prompt=[1] * 2047, model="talker", max_tokens=5).json

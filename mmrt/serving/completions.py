@@ -66,6 +66,7 @@ def read_prompts(fields: Fields, served: Served, most: int) -> list[Prompt]:
 
 def _prompt(fields: Fields, given: Any, served: Served, special: bool) -> Prompt:
     if isinstance(given, str):
+        served.require_room_for(len(given))
         ids, text = served.model.tokenize(given, parse_special=special), given
     elif isinstance(given, list) and all(type(one) is int for one in given):
         ids, text = given, None

@@ -54,6 +54,7 @@ class Desk:
         variables: Mapping[str, Any],
     ) -> Answers:
         """Begins the answers to a chat. Raises Refused."""
+        served.require_room_for(sum(map(_length, messages)))
         variables = {**served.variables, **variables}
         offered = tools.offered
         prompt = await self.house.apart(chat_prompt, served.model, messages, offered, variables)
@@ -99,6 +100,13 @@ class Desk:
             if "grammar" in asked.options:
                 raise Refused(400, f"tools: {error}", param="tools") from None
             raise
+
+
+def _length(message: Mapping[str, Any]) -> int:
+    """Characters of a message."""
+    content = message.get("content") or ""
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return sum(map(len, texts))
 
 
 Messages = Sequence[Mapping[str, Any]]

@@ -46,6 +46,8 @@ class Served:
         self.defaults = dict(defaults)
         self.variables = dict(variables or {})
         self.created = int(time.time())
+        tokenizer = model.tokenizer
+        self._longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
         self._queue = queue
         self.under_way = 0
         self.live: set[Handle] = set()  # texts that are under way
@@ -74,6 +76,13 @@ class Served:
         """Raises Refused for a prompt that leaves no room for an answer."""
         if n_prompt >= self.model.context:
             raise too_long(n_prompt, self.model.context)
+
+    def require_room_for(self, n_bytes: int) -> None:
+        """Raises Refused for a text that is too long whatever its tokens are, before it costs
+        anything."""
+        least = n_bytes // self._longest
+        if least > self.model.context:
+            raise too_long(least, self.model.context, "at least ")
 
 
 class House:

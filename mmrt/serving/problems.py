@@ -86,13 +86,13 @@ def busy(seconds: int) -> Refused:
     )
 
 
-def too_long(n_prompt: int, context: int) -> Refused:
+def too_long(n_prompt: int, context: int, at_least: str = "") -> Refused:
     """A prompt that the model's context cannot hold, as clients of OpenAI and of llama-server
     recognise it."""
     return Refused(
         400,
-        f"the prompt has {n_prompt} tokens, which leaves no room for an answer in the context of "
-        f"{context}",
+        f"the prompt has {at_least}{n_prompt} tokens, which leaves no room for an answer in the "
+        f"context of {context}",
         param="messages",
         code="context_length_exceeded",
         type="exceed_context_size_error",
