@@ -242,9 +242,7 @@ def test_a_prompt_that_is_too_long_is_refused(server: Running) -> None:
     ):
         with mock.patch.object(server.served("talker").model.tokenizer, "encode", None):
             reply = server.post(path, {**body, "model": "talker", "max_tokens": 5})
-        assert (reply.status == 400 and "too long" in str(reply.error)) or "tokens" in str(
-            reply.error
-        )
+        assert reply.status == 400 and "tokens" in reply.error["message"]
     text = server.post("/v1/completions", prompt=[1] * 2048, model="talker")
     assert text.status == 400 and text.error["n_prompt_tokens"] == 2048
     fits = server.post("/v1/completions", prompt=[1] * 2047, model="talker", max_tokens=5).json
