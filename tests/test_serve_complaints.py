@@ -94,7 +94,7 @@ def test_a_stream_goes_on_beside_a_long_prompt(server: Running) -> None:
     lines = 0
     while engine.evaluated_tokens - before - lines < 8000:  # until most of the prompt is read
         lines += response.readline().startswith(b"data: ")
-    assert lines > 5  # it was not read in one step
+    assert lines >= 2  # it was not read in one step
     stream.close()
     reader.join()
 

@@ -33,5 +33,5 @@ def test_what_was_read_is_found_after_a_restart(tmp_path: Path, ending: signal.S
 
 
 def await_files(folder: Path) -> None:
-    """Until two pieces of 256 tokens are written."""
-    until(lambda: len([one for one in folder.rglob("*") if one.is_file()]) >= 2)
+    """Until two pieces of 256 tokens are written, and the rest."""
+    until(lambda: len([one for one in folder.rglob("*") if one.is_file()]) >= 3)
