@@ -54,9 +54,68 @@ def test_chat_knows_its_commands(smollm2_path: Path) -> None:
     ended = call("chat", smollm2_path, stdin="/help\n/fly\n/Set-2\n/\n/bye\nHello!\n")
     assert "/clear" in ended.out
     assert ended.err.splitlines() == [
-        f"mmrt: no command {word}: there are /clear, /help, /exit"
+        f"mmrt: no command {word}: there are /retry, /undo, /system, /save, /load, /clear, /help, "
+        "/exit"
         for word in ("/fly", "/Set-2", "/")
     ]
+
+
+def heard(tmp_path: Path, piped: str, *options: object) -> tuple[list[list[str]], list[str]]:
+    """The messages that each answer was given to, "u:a" for what the user has said, and notes."""
+    made = tiny_models.speaker(b"ok")
+    made.metadata["tokenizer.chat_template"] = PLAIN
+    path, log = made.write(tmp_path / "chat.gguf"), []
+    save = str(tmp_path / "log.json")
+    lines: list[str] = []
+    for line in piped.splitlines():
+        lines += [line, f"/save {save}.{len(lines)}"]
+    ended = call("chat", path, *options, stdin="\n".join(lines))
+    assert ended.status == 0
+    for i in range(0, len(lines), 2):
+        messages = json.loads(Path(f"{save}.{i}").read_text())["messages"]
+        log.append([f"{message['role'][0]}:{message['content']}" for message in messages])
+    notes = [line for line in ended.err.splitlines() if "log.json" not in line]
+    return log, notes
+
+
+def test_undo_and_retry(tmp_path: Path) -> None:
+    log, notes = heard(tmp_path, "/undo\na\nb\n/retry\n/undo\n/retry\n/undo\n/undo\n/undo now\n")
+    a, b = ["u:a", "a:ok"], ["u:b", "a:ok"]
+    undo_now = ["u:/undo now", "a:ok"]  # no command takes words that it has no use for
+    assert log == [[], a, a + b, a + b, a, a, [], [], undo_now]
+    assert notes == ["mmrt: there is no question yet"] * 2
+
+
+def test_what_the_model_is_told_changes(tmp_path: Path) -> None:
+    log, notes = heard(
+        tmp_path, "a\n/system  Be brief. \nb\n/clear\n/system\nc\n", "-sys", "Be kind."
+    )
+    a, b, c = (["u:" + word, "a:ok"] for word in "abc")
+    brief = "s:Be brief."
+    assert log == [["s:Be kind.", *a], [brief, *a], [brief, *a, *b], [brief], [], c]
+    assert not notes
+
+
+def test_conversations_are_saved_and_loaded(tmp_path: Path) -> None:
+    model = tmp_path / "chat.gguf"
+    kept = tmp_path / "a talk.json"
+    (tmp_path / "other.json").write_text('{"messages": [{"role": "user"}]}')
+    log, notes = heard(
+        tmp_path,
+        f"a\n/save {kept}\n/clear\n/load {kept}\nb\n/load {tmp_path / 'other.json'}\n"
+        f"/load {tmp_path / 'none'}\n/save {model}\n/save\n",
+    )
+    a, b = ["u:a", "a:ok"], ["u:b", "a:ok"]
+    assert log == [a, a, [], a, a + b, a + b, a + b, a + b, a + b]
+    assert [note.removeprefix("mmrt: ") for note in notes] == [
+        f"2 messages are in {kept}",
+        f"2 messages from {kept}",
+        f"{tmp_path / 'other.json'}: no conversation: expected JSON with `messages`",
+        f"{tmp_path / 'none'}: No such file or directory",
+        f"{model}: no conversation: expected JSON with `messages`",
+        "/save needs the name of a file",
+    ]
+    assert model.read_bytes()[:4] == b"GGUF"
 
 
 @pytest.mark.parametrize(

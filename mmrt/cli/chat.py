@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmrt.cli.answer import show
+from mmrt.cli.conversations import load, save
 from mmrt.cli.llama_cpp import CHAT, add_foreign_arguments
 from mmrt.cli.messages import Message, messages, unseen_typing
 from mmrt.cli.options import (
@@ -21,23 +22,29 @@ from mmrt.cli.options import (
     spelled,
 )
 from mmrt.cli.output import note
-from mmrt.errors import ArgumentError, FormatError
+from mmrt.errors import ArgumentError, FormatError, MmrtError
 from mmrt.text.tokenizer import require_utf8
 
 if TYPE_CHECKING:
     from mmrt.run.conversation import Conversation
     from mmrt.run.model import Model
 
+# What each takes after its name, and what it does.
 COMMANDS = {
-    "/clear": "forget the conversation",
-    "/help": "show this",
-    "/exit": "leave (as Ctrl-D does, and /bye and /quit)",
+    "/retry": ("", "write the last answer anew"),
+    "/undo": ("", "forget the last question and its answer"),
+    "/system": ("TEXT", "tell the model this beforehand; nothing, without TEXT"),
+    "/save": ("FILE", "write the conversation to a file, as JSON"),
+    "/load": ("FILE", "go on with the conversation in a file"),
+    "/clear": ("", "forget the conversation"),
+    "/help": ("", "show this"),
+    "/exit": ("", "leave (as Ctrl-D does, and /bye and /quit)"),
 }
 
 HELP = (
-    "\n".join(f"{name:7} {what}" for name, what in COMMANDS.items())
+    "\n".join(f"{name + ' ' + takes:12} {what}" for name, (takes, what) in COMMANDS.items())
     + '''
-"""     begins and ends a message of several lines; what is pasted is one anyway
+"""          begins and ends a message of several lines; what is pasted is one anyway
 Ctrl-C stops an answer, or clears the line; pressed again, it leaves'''
 )
 
@@ -84,20 +91,20 @@ def run(arguments: argparse.Namespace) -> None:
                     "options set others"
                 )
         for message in messages():
-            command = _command(message)
-            if command is None:
-                options["seed"] = next(seeds)
-                heard_all &= _turn(model, conversation, message.text, options, arguments)
-            elif command in ("/exit", "/bye", "/quit"):
+            command, rest = _command(message)
+            text: str | None = message.text
+            if command in ("/exit", "/bye", "/quit"):
                 break
-            elif command == "/clear":
-                conversation.clear()
-            elif command in ("/help", "/?"):
+            if command in ("/help", "/?"):
                 print(f"{HELP}\n\nAnswers are drawn with {spelled(options)}; options set others.")
                 if advice:
                     print(f"The model's file advises {spelled(advice)}.")
-            else:
-                note(f"no command {command}: there are {', '.join(COMMANDS)}")
+                continue
+            if command is not None:
+                text = _obey(command, rest, conversation)
+            if text is not None:
+                options["seed"] = next(seeds)
+                heard_all &= _turn(model, conversation, text, options, arguments)
     if not heard_all and not sys.stdin.isatty():
         raise SystemExit(1)
 
@@ -113,10 +120,44 @@ def _seeds(seed: int | None) -> Iterator[int | None]:
             seed = int(random.integers(1 << 63))
 
 
-def _command(message: Message) -> str | None:
-    """A word after a slash, and nothing else: other messages may begin with one."""
-    is_command = not message.is_quoted and re.fullmatch(r"/[\w-]*|/\?", message.text)
-    return message.text if is_command else None
+def _command(message: Message) -> tuple[str | None, str]:
+    """A word after a slash and what follows it, if that is a command; other messages may begin
+    with one."""
+    found = re.fullmatch(r"(/[\w-]*|/\?)(?:\s+(.*))?", message.text)
+    if message.is_quoted or not found:
+        return None, ""
+    name, rest = found[1], (found[2] or "").strip()
+    takes = COMMANDS.get(name, ("", ""))[0]
+    return (name, rest) if takes or not rest else (None, "")
+
+
+def _obey(name: str, rest: str, conversation: "Conversation") -> str | None:
+    """Does what a command says; returns a question that is to be asked again."""
+    try:
+        if name == "/clear":
+            conversation.clear()
+        elif name == "/system":
+            conversation.instruct(rest or None)
+        elif name in ("/save", "/load") and not rest:
+            note(f"{name} needs the name of a file")
+        elif name == "/save":
+            save(rest, conversation.messages)
+            note(f"{len(conversation.messages)} messages are in {rest}")
+        elif name == "/load":
+            conversation.take_up(load(rest))
+            note(f"{len(conversation.messages)} messages from {rest}")
+        elif name in ("/undo", "/retry"):
+            question = conversation.undo()
+            if question is None:
+                note("there is no question yet")
+            return question if name == "/retry" else None
+        else:
+            note(f"no command {name}: there are {', '.join(COMMANDS)}")
+    except OSError as error:
+        note(f"{rest}: {error.strerror}")
+    except (MmrtError, UnicodeDecodeError) as error:
+        note(str(error))
+    return None
 
 
 def _turn(

@@ -59,6 +59,34 @@ class Conversation:
         self._sequence.end_writer()
         self.messages = list(self._beginning)
 
+    def instruct(self, system: str | None) -> None:
+        """Changes what the model is told beforehand, None: nothing; the conversation goes on."""
+        self._sequence.end_writer()
+        rest = self.messages[1:] if _begins_with_system(self.messages) else self.messages
+        self._beginning = [] if system is None else [_message("system", system)]
+        self.messages = [*self._beginning, *rest]
+
+    def undo(self) -> str | None:
+        """Forgets the last question and all that followed; returns its text. None: there is
+        none."""
+        self._sequence.end_writer()
+        asked = [i for i, message in enumerate(self.messages) if message.get("role") == "user"]
+        if not asked:
+            return None
+        question = self.messages[asked[-1]]["content"]
+        del self.messages[asked[-1] :]
+        return question if isinstance(question, str) else ""
+
+    def take_up(self, messages: List[dict[str, Any]]) -> None:
+        """Goes on from other messages, a system message first if there is one.
+
+        Raises ArgumentError for what are no messages, FormatError where the template fails.
+        """
+        self._model.render_chat([*messages, _message("user", "")], **self._variables)
+        self._sequence.end_writer()
+        self.messages = [dict(message) for message in messages]
+        self._beginning = self.messages[:1] if _begins_with_system(self.messages) else []
+
     def stream(self, text: str, **options: "Unpack[Options]") -> Stream:
         """Yields pieces of the answer to `text`; options and errors as for Model.stream().
 
@@ -101,6 +129,10 @@ class Conversation:
         finally:
             if answer:
                 self.messages += [question, _message("assistant", answer)]
+
+
+def _begins_with_system(messages: List[Mapping[str, Any]]) -> bool:
+    return bool(messages) and messages[0].get("role") == "system"
 
 
 def _message(role: str, content: str) -> dict[str, Any]:
