@@ -1,13 +1,14 @@
 """The models that a server has, and the texts that they write for its clients."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from mmrt.errors import InUseError
+from mmrt.errors import InUseError, UnsupportedError
 from mmrt.run.engine import Engine
 from mmrt.run.generation import Piece
 from mmrt.run.handle import Handle
@@ -15,6 +16,8 @@ from mmrt.run.model import Model
 from mmrt.serving.problems import Refused, busy, too_long
 from mmrt.serving.record import Record
 from mmrt.text.channels import Channels
+from mmrt.text.constraint import vocabulary
+from mmrt.text.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
 
@@ -126,6 +129,11 @@ class House:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._scorer, function, *arguments)
 
+    def prepare(self) -> None:
+        """Begins what the first answer by a schema would wait for."""
+        for served in self.models.values():
+            self._workers.submit(_prepare, served.model.tokenizer)
+
     def close(self) -> None:
         """Ends all texts, and closes the models."""
         for workers in (self._workers, self._scorer):
@@ -133,6 +141,11 @@ class House:
         for served in self.models.values():
             served.engine.close()
             served.model.close()
+
+
+def _prepare(tokenizer: Tokenizer) -> None:
+    with contextlib.suppress(UnsupportedError):  # that answer will say so
+        vocabulary(tokenizer)
 
 
 class Wanted(NamedTuple):

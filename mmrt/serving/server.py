@@ -76,6 +76,7 @@ class Server:
             if loading.done():
                 loading.result()
                 self.house.is_ready = True
+                self.house.prepare()
                 self._note(f"ready: {', '.join(self.house.models)}")
                 await stopping
         finally:
