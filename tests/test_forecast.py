@@ -1,8 +1,10 @@
 """Forecasts of budgets, and `mmrt inspect --memory`, which shows them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 from command import call
@@ -11,8 +13,8 @@ from machine import reads_by
 import mmrt
 from mmrt import counters
 from mmrt.memory.budget import first_text
-from mmrt.sight import forecast
-from mmrt.sight.forecast import Machine
+from mmrt.sight import forecast, routing
+from mmrt.sight.forecast import Forecast, Machine
 from mmrt.sight.pictures import curves, drawing
 
 MIB = 1 << 20
@@ -116,3 +118,38 @@ def test_curves() -> None:
     svg = drawing.svg(picture)
     assert all(word in svg for word in ("title", "one", "two", "here"))
     assert curves.draw("empty", "x", "y", []).items
+
+
+def test_a_trace_tells_what_experts_are_found(tmp_path: Path) -> None:
+    path = tiny_models.qwen3moe(n_layers=3, experts={"count": 16}).write(tmp_path / "moe.gguf")
+    draw = np.random.default_rng(1)
+    with mmrt.Model(path, memory="2GiB") as model:
+        shape = routing.shape_of(model)
+        n_used = shape.choices.shape[2]
+        common, rare = np.arange(n_used), 8 + np.arange(n_used)
+        chosen = np.where(draw.random((90, 3, 1)) < 0.9, common, rare).astype(np.int16)
+        trace = replace(shape, steps=[1] * 90, choices=chosen)
+        ends = model.program.plan(0)
+        rates, found = [], []
+        for budget in (ends.least, (ends.least + ends.most) // 2, ends.most):
+            expected = Forecast(budget, model.program.plan(budget), MACHINE)
+            made = forecast.routed(model, expected, trace, "t.csv")
+            rates.append(made.rate)
+            found.append(made.hit_rate)
+            assert (made.missed == 0) == (made.hit_rate == 1)
+        assert rates == sorted(rates) and found == sorted(found)
+        assert found[0] < found[-1] == 1
+        other = replace(trace, n_experts=8)
+        with pytest.raises(mmrt.ArgumentError, match=r"t.csv: 3 layers of 8 .* has 3 of 16"):
+            forecast.routed(model, expected, other, "t.csv")
+
+
+def test_the_command_with_a_trace(tmp_path: Path) -> None:
+    path = tiny_models.qwen3moe(n_layers=3).write(tmp_path / "moe.gguf")
+    trace = tmp_path / "t.csv"
+    assert call("experts", path, "--ids", "0:20", "--trace", trace).status == 0
+    done = call("inspect", path, "--memory", "1GiB", "--routing", trace)
+    assert "100.0% of the experts that the trace chooses" in done.out
+    done = call("inspect", path, "--memory", "1GiB", "--routing", trace, "--json")
+    assert json.loads(done.out)["routed"]["hit_rate"] == 1
+    call("inspect", path, "--routing", trace).assert_refused(2, "--memory")

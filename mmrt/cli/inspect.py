@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", metavar="SIZE", type=size, help="the plan for a budget, such as 6.8GiB"
     )
     parser.add_argument(
+        "--routing", metavar="TRACE", type=Path,
+        help="with --memory: for a text that chooses experts as in this file of `mmrt experts`",
+    )  # fmt: skip
+    parser.add_argument(
         "--png", metavar="PICTURE", type=Path,
         help="with --memory: draw speed by budget (needs Pillow; -: to stdout, and no plan)",
     )  # fmt: skip
@@ -52,6 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.png:
         raise UsageError("--png draws the plan of a budget: it needs --memory")
+    if arguments.routing:
+        raise UsageError("--routing is for the plan of a budget: it needs --memory")
     with formats.open(arguments.file) as file:
         if arguments.metadata is not None:
             _print_value(_lookup(file, arguments.metadata), arguments.json)
@@ -67,7 +73,7 @@ def _show_plan(arguments: argparse.Namespace) -> None:
 
     if arguments.png:
         drawing.require_pillow()  # before anything is measured
-    plans = Plans(arguments.file, arguments.memory)
+    plans = Plans(arguments.file, arguments.memory, arguments.routing)
     if arguments.png:
         plans.draw(arguments.png)
     if str(arguments.png) == "-":

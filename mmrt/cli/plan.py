@@ -1,6 +1,7 @@
 """What `mmrt inspect --memory` shows: the plan of a memory budget, and what others would give."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from mmrt.cli.output import print_table, printable, write_file
 from mmrt.core.streaming import READERS
 from mmrt.memory.sizes import human
 from mmrt.run.model import Model
-from mmrt.sight import forecast
+from mmrt.sight import forecast, routing
 from mmrt.sight.forecast import Forecast
 from mmrt.sight.pictures import curves, drawing
 
@@ -18,11 +19,15 @@ _CURVE = 48  # budgets of the picture
 class Plans:
     """Of one model and budget, measured once."""
 
-    def __init__(self, path: str, memory: int) -> None:
+    def __init__(self, path: str, memory: int, trace: Path | None = None) -> None:
         with Model(path, memory=memory) as model:
             self.path = model.path
             machine = forecast.measure(model)
             self.chosen = forecast.forecast(model, machine)
+            self.routed = None
+            if trace is not None:
+                read = routing.read(trace)
+                self.routed = forecast.routed(model, self.chosen, read, str(trace))
             self.layers = self.chosen.by_layer(model)
             self.others = forecast.others(model, machine)
             self.curve = forecast.others(model, machine, _CURVE)
@@ -47,6 +52,12 @@ class Plans:
                 ("experts", f"{plan.n_experts}, {human(plan.experts)}, read on demand"),
                 ("slots", f"for {plan.slots} of them, {human(plan.cache)}"),
                 ("missed", f"{human(round(plan.missed))} a token, if it chooses all alike"),
+            ]
+        if self.routed:
+            known += [
+                ("found", f"{self.routed.hit_rate:.1%} of the experts that the trace chooses"),
+                ("missed then", f"{human(round(self.routed.missed))} a token"),
+                ("tokens a second", f"{self.routed.rate:.3g} at best"),
             ]
         known += [
             ("disk", _speed(machine.disk)),
@@ -86,6 +97,7 @@ class Plans:
             "disk_bytes_per_second": round(machine.disk),
             "memory_bytes_per_second": round(machine.memory),
             "chosen": _row(self.chosen),
+            "routed": asdict(self.routed) if self.routed else None,
             "layers": [
                 {"name": name, "kept": kept, "streamed": streamed}
                 for name, kept, streamed in self.layers

@@ -1,13 +1,17 @@
 """What memory budgets do to a model: what they keep, and how fast it can be then."""
 
+import math
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmrt.core.kernels import Pool, roof
 from mmrt.core.streaming import Plan
+from mmrt.errors import ArgumentError
 from mmrt.files import layers
 from mmrt.memory.budget import choose_reader, first_text, probe
 from mmrt.run.model import Model
+from mmrt.sight import replay, routing
+from mmrt.sight.routing import RoutingTrace
 
 # Read from memory, to time it: larger than the caches.
 _MEMORY_BYTES = 256 << 20
@@ -69,6 +73,44 @@ class Forecast:
                 row[0] += kept
                 row[1] += n_bytes - kept
         return [(label, kept, streamed) for label, (kept, streamed) in sums.items()]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a budget comes to if a text chooses experts as a trace does."""
+
+    hit_rate: float
+    """The part of a token's experts that are in memory."""
+
+    missed: float
+    """Bytes that a token reads of the others."""
+
+    rate: float
+    """Tokens a second, of each layer's experts first those that are in memory, while the others
+    are read."""
+
+
+def routed(model: Model, expected: Forecast, trace: RoutingTrace, source: str) -> Routed:
+    """Of the last two thirds of `trace`, for it begins with nothing in memory; source: where it is
+    from. Raises ArgumentError if the model has not its layers and experts."""
+    shape = routing.shape_of(model)
+    if (trace.layers, trace.n_experts) != (shape.layers, shape.n_experts):
+        raise ArgumentError(
+            f"{source}: {len(trace.layers)} layers of {trace.n_experts} experts, where the model "
+            f"has {len(shape.layers)} of {shape.n_experts}"
+        )
+    trace = replace(trace, expert_bytes=shape.expert_bytes, dense_bytes=shape.dense_bytes)
+    plan, machine, first = expected.plan, expected.machine, len(trace.steps) // 3
+    part = plan.slots / plan.n_experts if plan.cache else 1.0
+    found = replay.replay(trace, "score", replay.slots(trace, part))
+    if not plan.cache:  # all are in memory from the start
+        found = replay.Replay(found.wanted, found.wanted, found.missed_bytes * 0)
+    disk = machine.disk or math.inf
+    return Routed(
+        found.hit_rate(first),
+        float(found.missed_bytes[first:].sum()) / max(sum(trace.steps[first:]), 1),
+        replay.forecast(trace, found, disk, machine.memory, first),
+    )
 
 
 def measure(model: Model) -> Machine:
