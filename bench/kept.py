@@ -33,26 +33,29 @@ from mmrt.run.worth import Worth
 # ---- restart ----
 
 READER = """
-import os, signal, sys, mmrt
-from bench.serving import words
-path, place, n, threads, memory = sys.argv[1:]
-memory = memory or None
-with mmrt.Model(path, kv_dir=place, threads=int(threads), memory=memory) as model:
-    ids = words(model, int(n), 1)
+import json, os, signal, sys, time, mmrt
+options, ids = json.load(sys.stdin)
+with mmrt.Model(**options) as model:
     with model.engine() as engine:
         engine.submit(ids, max_tokens=1).text()
-        while model.saved.length(ids) < int(n) // 256 * 256:
-            pass
+        while model.saved.length(ids) < len(ids) // 256 * 256:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def restart(path: str, n: int, threads: int, memory: str | None, evict: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": n}
+    path = os.path.abspath(path)
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as place:
+        options: dict[str, Any] = {"path": path, "threads": threads, "memory": memory}
+        options["kv_dir"] = place
+        with mmrt.Model(path) as model:
+            ids = words(model, n, 1)
         started = now()
-        arguments = [path, place, str(n), str(threads), memory or ""]
-        killed = subprocess.run([sys.executable, "-c", READER, *arguments])
+        given = json.dumps([options, ids])
+        child = [sys.executable, "-c", READER]
+        killed = subprocess.run(child, input=given, text=True, cwd="/")  # for mmrt as installed
         if killed.returncode != -signal.SIGKILL:
             raise RuntimeError(f"the reader ended by itself: {killed.returncode}")
         found["first_process_seconds"] = now() - started
@@ -61,8 +64,7 @@ def restart(path: str, n: int, threads: int, memory: str | None, evict: bool) ->
         if evict:
             for file in files:
                 drop(file)
-        with mmrt.Model(path, kv_dir=place, threads=threads, memory=memory) as model:
-            ids = words(model, n, 1)
+        with mmrt.Model(**options) as model:
             _ = model.tokenizer
             model.generate(words(model, 8, 2), max_tokens=2)  # its weights are in memory
             before = anonymous_bytes()

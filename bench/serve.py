@@ -34,9 +34,10 @@ from bench.serving import now, words
 @contextmanager
 def served(path: str, threads: int, *options: str) -> Iterator[tuple[int, int]]:
     """`mmrt serve` in a process of its own: its port and its number."""
-    command = [sys.executable, "-m", "mmrt", "serve", f"it={path}", "--port", "0"]
+    command = [sys.executable, "-m", "mmrt", "serve", f"it={os.path.abspath(path)}", "--port", "0"]
     command += ["-t", str(threads), "--no-access-log", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Not from here: for mmrt as installed.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
     assert process.stderr is not None
     port = 0
     for line in process.stderr:
