@@ -119,13 +119,13 @@ mmrt_status mmrt_neurons_create(mmrt_mapping *const *files, int32_t n_files,
 /* False: the disk holds a reader up, who has to be left alone with all it uses. */
 static bool stop_readers(mmrt_neurons *n) {
     pthread_mutex_lock(&n->lock);
+    bool ended = !n->closing; /* one was left alone before */
     n->closing = true;
     pthread_cond_broadcast(&n->reads);
     pthread_mutex_unlock(&n->lock);
     struct timespec deadline;
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += CLOSE_SECONDS;
-    bool ended = true;
     for (; n->n_threads; n->n_threads--) {
         const pthread_t thread = n->threads[n->n_threads - 1];
         if (pthread_timedjoin_np(thread, NULL, &deadline) != 0) {

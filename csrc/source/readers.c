@@ -34,6 +34,7 @@ mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_er
 
 bool mmrt_readers_stop(mmrt_source *source) {
     pthread_mutex_lock(&source->lock);
+    bool ended = !source->closing; /* one was left alone before */
     source->closing = true;
     pthread_cond_broadcast(&source->reads);
     pthread_cond_broadcast(&source->loads);
@@ -41,7 +42,6 @@ bool mmrt_readers_stop(mmrt_source *source) {
     struct timespec deadline;
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += CLOSE_SECONDS;
-    bool ended = true;
     for (; source->n_threads; source->n_threads--) {
         const pthread_t thread = source->threads[source->n_threads - 1];
         if (pthread_timedjoin_np(thread, NULL, &deadline) != 0) {
