@@ -226,6 +226,9 @@ mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n,
 mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
                               uint64_t sum, mmrt_error *err);
 
+/* IO if a file whose pages the sequence holds has lost some of them: they read as zeros now. */
+mmrt_status mmrt_state_check(const mmrt_state *state, mmrt_error *err);
+
 /* ---- programs (graph/, step/) ---------------------------------------------------------------- */
 
 /* A forward pass as a flat list of operations on numbered buffers. A buffer holds `width` float32

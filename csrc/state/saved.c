@@ -57,6 +57,8 @@ static mmrt_status write_all(int fd, struct iovec *parts, int n, uint64_t offset
         const ssize_t done = pwritev(fd, parts, n, (off_t)offset);
         if (done < 0 && errno == EINTR)
             continue;
+        if (done == 0)
+            errno = ENOSPC;
         if (done <= 0)
             return mmrt_fail_errno(err, "cannot write keys and values");
         offset += (uint64_t)done;
@@ -105,6 +107,8 @@ mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n,
         for (uint32_t head = 0; !status && head < layer->spec.n_heads; head++)
             status = write_head(pages, n_pages, layer, head, fd, offset, &sums, err);
     }
+    if (!status) /* what a mapped file has lost reads as zeros */
+        status = mmrt_state_check(state, err);
     *sum = digest(&sums);
     return status;
 }

@@ -56,7 +56,4 @@ void mmrt_state_commit(mmrt_state *state, uint64_t length);
 /* The sequence is what was last committed; pages reserved beyond it are given back. */
 void mmrt_state_abandon(mmrt_state *state);
 
-/* IO if a file whose pages the sequence holds has lost some of them. */
-mmrt_status mmrt_state_check(const mmrt_state *state, mmrt_error *err);
-
 #endif

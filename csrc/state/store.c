@@ -171,7 +171,7 @@ static void settle(mmrt_state_store *store, struct mmrt_extent *extent) {
 
 static struct mmrt_extent *new_extent(mmrt_state_store *store) {
     struct mmrt_extent *extent = calloc(1, sizeof *extent);
-    if (extent && !(extent->base = map(store->extent_bytes))) {
+    if (!extent || !(extent->base = map(store->extent_bytes))) {
         free(extent);
         return NULL;
     }

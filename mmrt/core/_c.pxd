@@ -337,6 +337,7 @@ cdef extern from "mmrt.h" nogil:
                                 uint64_t offset, uint64_t *sum, mmrt_error *err) nogil
     mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
                                   uint64_t sum, mmrt_error *err) nogil
+    mmrt_status mmrt_state_check(const mmrt_state *state, mmrt_error *err)
 
     # ---- programs ----
     ctypedef struct mmrt_program:

@@ -4,8 +4,9 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    MMRT_SAVED_TOKENS, MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room,
-    mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_create,
+    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room,
+    mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_check,
+    mmrt_state_create,
     mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length,
     mmrt_state_mapped_bytes, mmrt_state_page_bytes, mmrt_state_page_table, mmrt_state_rewind,
     mmrt_state_save, mmrt_state_saved_bytes, mmrt_state_shared_bytes, mmrt_state_sharing,
@@ -248,6 +249,11 @@ cdef class Cache:
         if not 0 <= length <= self.length:
             raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
         return self.cut(length)
+
+    @property
+    def is_whole(self):
+        """Whether no file whose pages it holds has lost some of them."""
+        return mmrt_state_check(self.handle, NULL) == MMRT_OK
 
     def save(self, first, n, fd, offset):
         """Writes the pages of tokens `first` to `first + n - 1` to a file, from byte `offset` on.
