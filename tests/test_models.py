@@ -133,7 +133,6 @@ UNAPPLIED: list[tuple[str, Any]] = [
     ("logit_scale", 0.5),
     ("residual_scale", 0.22),
     ("embedding_scale", 12.0),
-    ("hidden_activation", "relu"),
     ("line\n\x1b[2J", 1),
 ]
 

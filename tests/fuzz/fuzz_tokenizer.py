@@ -70,6 +70,8 @@ def spells_all_texts(metadata: dict[str, Any]) -> bool:
     """Whether this vocabulary has all bytes, or letters for them, each under one id."""
     tokens = metadata["tokenizer.ggml.tokens"]
     spaces = metadata["tokenizer.ggml.model"] == "gpt2" or "▁" in tokens
+    if metadata.get("tokenizer.ggml.pre") == "whitespace":  # spells nothing byte by byte
+        return False
     return spaces and len(set(tokens)) == len(tokens)
 
 
