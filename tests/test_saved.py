@@ -1,5 +1,6 @@
 """Keys and values in files: what a later process finds is what was read, come what may."""
 
+import gc
 import os
 import shutil
 import signal
@@ -211,9 +212,13 @@ def test_strangers_in_the_directory(opened: Open, place: Path) -> None:
     (there / "zz.kv").write_text("no name of ours")
     (there / ("0" * 32 + ".kv")).write_text("nothing of ours")
     shutil.copy(files(place)[0], there / ("1" * 32 + ".kv"))  # under another's name
-    (there / f"{'2' * 32}.1.new").write_text("begun by one that was killed")
+    begun = there / f"{'2' * 32}.1.new"
+    begun.write_text("by one that was killed")
+    os.utime(begun, (1e9, 1e9))
+    (there / f"{'2' * 32}.2.new").write_text("by one that goes on")
     assert damaged(opened, "are damaged", IDS[:300]) == (300, 2)
-    assert not list(there.glob("*.new")) and (there / "README").exists()
+    assert [file.name[32:] for file in there.glob("*.new")] == [".2.new"]
+    assert (there / "README").exists()
 
 
 def test_files_that_go_while_the_model_is_open(opened: Open, place: Path) -> None:
@@ -396,6 +401,7 @@ def test_swap_of_a_process_that_was_killed_is_removed(path: Path, tmp_path: Path
     left = tmp_path / "mmrt-swap-left"
     left.mkdir()
     (left / "x").write_text("")
+    os.utime(left, (1e9, 1e9))
     (tmp_path / "mine").mkdir()
     with mmrt.Model(path) as model:
         one = Swap(model.store, str(tmp_path))
@@ -427,3 +433,141 @@ def test_a_disk_that_was_slow_is_tried_again() -> None:
     for _ in range(30):
         worth.have_read(10**8, 0.01)
     assert worth.loading(10**6, 0.01)
+
+
+# ---- what else may go wrong ----
+
+
+def test_zeros_of_a_cut_file_are_not_saved(opened: Open, place: Path) -> None:
+    write(opened, IDS[:600])
+    model = opened()
+    saved = saved_of(model)
+    cache = Cache(model.store)
+    saved.attach(cache, IDS[:600])
+    for file in files(place):
+        os.truncate(file, 4096)
+        file.unlink()
+    assert saved.length(IDS) == 0
+    with pytest.raises(mmrt.FileError):
+        Sequence(model, cache).extend([5])
+    assert not cache.is_whole
+    with pytest.warns(UserWarning, match="are not saved"):
+        saved.save(cache)
+    assert saved_of(opened()).length(IDS) == 0
+
+
+def test_texts_of_a_cut_file_are_read_again_and_others_go_on(opened: Open, place: Path) -> None:
+    write(opened, IDS[:600])
+    model = opened()
+    expected = str(model.generate([*IDS[:600], 1], max_tokens=30, ignore_eos=True))
+    alone = str(model.generate([7, 7], max_tokens=200, ignore_eos=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with model.engine() as engine:
+            other = engine.submit([7, 7], max_tokens=200, ignore_eos=True)
+            one = engine.submit([*IDS[:600], 1], max_tokens=30, ignore_eos=True)
+            next(one)
+            for file in files(place):
+                os.truncate(file, 4096)
+            assert expected.endswith(str(one.text()))
+            again = engine.submit([*IDS[:600], 1], max_tokens=30, ignore_eos=True)
+            assert str(again.text()) == expected
+            assert str(other.text()) == alone
+
+
+def test_warnings_that_are_errors_end_no_thread(opened: Open, place: Path) -> None:
+    model = opened()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        saved = saved_of(model)
+        shutil.rmtree(saved.directory)
+        for _ in range(3):
+            cache = Cache(model.store)
+            Sequence(model, cache).extend(IDS[:300])
+            assert saved.save_later(cache)
+        saved.close()
+    assert saved.saves_waiting == 0
+
+
+def test_no_thread_to_be_had(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    model = opened()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert model.generate(IDS[:300], max_tokens=2, ignore_eos=True).tokens == 2
+        saved_of(model).close()
+    model.generate(IDS[:300], max_tokens=2)
+    saved_of(model).close()
+    assert saved_of(model).report.files == 2
+
+
+def test_a_child_that_is_forked_while_the_lock_is_held(opened: Open) -> None:
+    model = opened()
+    saved = saved_of(model)
+    with saved._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            held = threading.Thread(target=lambda: model.generate(IDS[:300], max_tokens=1))
+            held.start()
+            held.join()
+            model.close()
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_fifo_in_the_directory(opened: Open, place: Path) -> None:
+    write(opened, IDS[:300])
+    there = files(place)[0].parent
+    os.mkfifo(there / ("3" * 32 + ".kv"))
+    os.mkfifo(there / ("4" * 32 + ".new"))
+    assert damaged(opened, "are damaged", IDS[:300]) == (300, 1)
+
+
+def test_files_that_cannot_be_opened_now_are_not_removed(
+    opened: Open, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(opened, IDS[:600])
+    n = len(files(place))
+    opening = os.open
+
+    def refuse(path: str, flags: int, *more: int, **others: int) -> int:
+        if str(path).endswith(".kv"):
+            raise OSError(24, "Too many open files")
+        return opening(path, flags, *more, **others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        model = opened()
+        assert saved_of(model).length(IDS) == 0 and saved_of(model).report.damaged == 0
+    assert len(files(place)) == n
+
+
+def test_a_text_longer_than_the_room_keeps_its_beginning(opened: Open, place: Path) -> None:
+    write(opened, IDS[:256])
+    one = files(place)[0].stat().st_blocks * 512
+    model = opened(kv_dir_size=int(2.5 * one))
+    cache = Cache(model.store)
+    Sequence(model, cache).extend(IDS)
+    saved = saved_of(model)
+    for _ in range(2):
+        saved.save(cache)
+        assert saved.length(IDS) == len(files(place)) * 256 == 512
+
+
+def test_a_home_is_a_home(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with mmrt.Model(path, kv_dir="~/kv") as model:
+        assert saved_of(model).directory.startswith(str(tmp_path / "kv"))
+
+
+def test_swap_of_an_engine_that_is_dropped_goes(path: Path, tmp_path: Path) -> None:
+    with mmrt.Model(path) as model:
+        swap = Swap(model.store, str(tmp_path))
+        swap.close()
+        swap.close()
+        Swap(model.store, str(tmp_path))
+        gc.collect()
+        assert list(tmp_path.iterdir()) == []

@@ -17,12 +17,7 @@ import numpy as np
 from mmrt.core.arguments import number, whole
 from mmrt.core.program import Part
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
-from mmrt.errors import (
-    ArgumentError,
-    InUseError,
-    MmrtError,
-    OutOfMemoryError,
-)
+from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
 from mmrt.memory.counters import anonymous_share
 from mmrt.memory.sizes import human
 from mmrt.run.cost import StepCost
@@ -244,9 +239,8 @@ class Engine:
 
     def _has_work(self) -> bool:
         came = self._inbox or self._cancelled or self._asked or self._mover.is_waited_for
-        return bool(
-            self._closing or came or any(job not in self._mover for job in self._active.values())
-        )
+        can_run = any(job not in self._mover for job in self._active.values())
+        return bool(self._closing or came or can_run)
 
     def _turn(self) -> bool:
         """One step, if there is something to do; False: the engine is closed."""
@@ -328,7 +322,8 @@ class Engine:
 
     def _step(self) -> None:
         jobs = [job for job in self._feedback.ready() if isinstance(job, Writing)]
-        chosen = self._choose(jobs)
+        room = self._model.step_tokens(1 << 16)
+        chosen = take_part(jobs, self.cost, self._max_gap, room, self._begin)
         while chosen and not self._make_room(chosen, jobs):
             chosen.pop()
         taking_part = {job for job, _ in chosen}
@@ -336,7 +331,9 @@ class Engine:
         self._phases.note(doing, time.monotonic())
         if not chosen:
             if self._mover.is_saving or len(self._mover):
-                self._wait_for_disk()
+                with self._lock:
+                    if not self._mover.is_waited_for:
+                        self._changed.wait(_PATIENCE)
             elif jobs:  # not even one has room
                 self._leave(jobs[0], self._no_room(jobs[0]))
             return
@@ -346,17 +343,33 @@ class Engine:
             if not self.prefixes.give_back(1) and not self._park_one(jobs, beside=jobs[0]):
                 self._leave(jobs[0], error)
         except MmrtError as error:
-            for job, _ in chosen:
-                self._leave(job, error)
+            if not self._read_again([job for job, _ in chosen]):
+                for job, _ in chosen:
+                    self._leave(job, error)
+
+    def _read_again(self, jobs: list[Writing]) -> bool:
+        """Whether a step has failed because files of saved texts have lost pages: those texts are
+        read anew, and the others go on."""
+        lost = [job for job in jobs if job.cache is not None and not job.cache.is_whole]
+        for job in lost:
+            self._forget(job)
+            job.looks = False
+        if lost:
+            self.prefixes.drop_damaged()
+        return bool(lost)
+
+    def _forget(self, job: Writing) -> None:
+        """The text has nothing in memory any more."""
+        if job.kept is not None:
+            self.prefixes.drop(job.kept)
+        job.cache = job.kept = None
+        job.writes = False
+        job.looks = True
+        job.seen = -1
 
     def _no_room(self, job: Writing) -> OutOfMemoryError:
         room = "the budget" if self._kv is None else f"kv={human(self._kv)}"
         return OutOfMemoryError(f"a text of {len(job.ids)} tokens has no room in {room}")
-
-    def _choose(self, jobs: list[Writing]) -> list[tuple[Writing, int]]:
-        """Who takes part in the next step, and with how many tokens."""
-        room = self._model.step_tokens(1 << 16)
-        return take_part(jobs, self.cost, self._max_gap, room, self._begin)
 
     def _begin(self, job: Writing, earlier: list[Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
@@ -433,12 +446,7 @@ class Engine:
         assert job.cache is not None
         if self._mover.park(job, job.cache, job.salt, self._reading_takes(job.length, 0)):
             self._feedback.block(job)
-        if job.kept is not None:
-            self.prefixes.drop(job.kept)
-        job.cache = job.kept = None
-        job.writes = False
-        job.looks = True
-        job.seen = -1
+        self._forget(job)
         job.handle.parked += 1
         return True
 
@@ -460,15 +468,16 @@ class Engine:
 
     def _load(self, job: Writing, most: int) -> bool:
         """Whether what is saved of the text is being loaded: until then it is not ready."""
-        job.looks = False
         here = min(self.prefixes.shared(job.ids, job.salt), most)
         on_disk = min(self._mover.length(job.ids, job.salt), most)
         if on_disk < max(here, job.length) + PAGE_TOKENS:
+            job.looks = False
             return False
         text = self.prefixes.take(job.ids, job.salt, here // SAVED_TOKENS * SAVED_TOKENS)
         takes = self._reading_takes if self.cost.steps else None
         if not self._mover.load(job, text, list(job.ids), job.salt, most, takes):
             return False
+        job.looks = False
         self._feedback.block(job)
         return True
 
@@ -484,11 +493,6 @@ class Engine:
         """Has the engine's thread look at what has come; from any thread."""
         with self._lock:
             self._changed.notify_all()
-
-    def _wait_for_disk(self) -> None:
-        with self._lock:
-            if not self._mover.is_waited_for:
-                self._changed.wait(_PATIENCE)
 
     # ---- running ----
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from collections.abc import Sequence as List
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from mmrt.run.prefixes import Earlier
 from mmrt.run.rendering import chat_ids, rendered
 from mmrt.run.sampler import Sampler
 from mmrt.run.saved import Saved, fingerprint
-from mmrt.run.sequence import Sequence
+from mmrt.run.sequence import Sequence, closing
 from mmrt.text import chat
 from mmrt.text.channels import Channels
 from mmrt.text.tokenizer import Tokenizer, require_pre
@@ -340,7 +340,8 @@ class Model:
         self.require_room(len(text) + len(ids))
         reading = Reading(len(ids))
         if sequence is None:
-            return Stream(reading, _closing(text, self._answer(reading, ids, text, settings)))
+            self._answer_in(text, settings)  # refuses now what is wrong
+            return Stream(reading, closing(text, self._answer(reading, ids, text, settings)))
         pieces = generate(self._answer_in(text.unlent(), settings), ids, settings.on_prefill)
         return Stream(reading, pieces, sequence)
 
@@ -564,7 +565,7 @@ class Model:
         try:
             yield from self._answer(reading, ids, Sequence(self, cache), settings, parts)
         finally:
-            if not self.closed:
+            if not self.closed and cache.is_whole:
                 earlier.keep(cache, self.spare_bytes // _KEPT)
 
     def _answer(
@@ -593,8 +594,3 @@ def _prepare(model: weakref.ref[Model]) -> None:
     if alive is not None:
         with contextlib.suppress(MmrtError):
             _ = alive.tokenizer
-
-
-def _closing(sequence: Sequence, pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
-    with sequence:
-        yield from pieces

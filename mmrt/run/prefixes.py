@@ -196,6 +196,12 @@ class Prefixes:
                 self.drop(text)
         return before - self.store.nbytes
 
+    def drop_damaged(self) -> None:
+        """Forgets texts that have ended and whose files have lost pages."""
+        for text in list(self._idle):
+            if not text.cache.is_whole:
+                self.drop(text)
+
     def clear(self) -> None:
         """Gives all back that no text in use holds."""
         for text in list(self._idle):

@@ -15,7 +15,9 @@ import fcntl
 import hashlib
 import os
 import queue
+import secrets
 import shutil
+import stat
 import struct
 import threading
 import time
@@ -29,7 +31,7 @@ from mmrt.core.arguments import path as file_path
 from mmrt.core.arguments import whole
 from mmrt.core.state import SAVED_TOKENS, Cache, StateStore
 from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError
-from mmrt.memory.sizes import human, parse_size
+from mmrt.memory.sizes import parse_size
 from mmrt.run.prefixes import Ids, common
 from mmrt.run.worth import Worth
 
@@ -41,6 +43,12 @@ _MAGIC = b"mmrt kv 1\n"
 _FIELDS = struct.Struct("<16s16s16s16sIQ")
 _IDS = struct.Struct(f"<{SAVED_TOKENS}i")
 _HEADER = max(4096, os.sysconf("SC_PAGESIZE"))
+
+# Seconds within which whoever makes a file may not hold it yet.
+_JUST_NOW = 60
+
+# Not to wait for who may never come, as at a FIFO.
+_OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _SUFFIX = ".kv"
 _UNFINISHED = ".new"
@@ -103,7 +111,7 @@ class Saved:
         fingerprint: bytes,
         most_bytes: int | str | None = None,
     ) -> None:
-        directory = file_path("kv_dir", directory)
+        directory = os.path.abspath(os.path.expanduser(file_path("kv_dir", directory)))
         self.directory = os.path.join(directory, fingerprint.hex())
         self.worth = Worth()
         self._store = store
@@ -152,8 +160,9 @@ class Saved:
             self._seen = seen
             there = set()
             for entry in entries:
-                if entry.name.endswith(_UNFINISHED):
-                    _remove_abandoned(entry.path)
+                if entry.name.endswith(_UNFINISHED) and is_abandoned(entry.path):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
                 if not entry.name.endswith(_SUFFIX):
                     continue
                 with contextlib.suppress(ValueError):
@@ -167,7 +176,9 @@ class Saved:
     def _take_in(self, path: str, name: bytes) -> None:
         try:
             extent = _read_header(path, self._fingerprint, self._store.saved_bytes)
-        except (OSError, FormatError):
+        except OSError:  # gone, or not to be had now
+            return
+        except FormatError:
             self._damage(path)
             return
         if extent.name != name:
@@ -223,7 +234,9 @@ class Saved:
         return found
 
     def length(self, ids: Sequence[int], salt: str = "") -> int:
-        """How many of `ids` some saved text begins with."""
+        """How many of `ids` some saved text begins with; in a forked child, 0."""
+        if os.getpid() != self._process:
+            return 0
         with self._lock:
             self._list()
             return sum(n for _, n in self._find(ids, salt))
@@ -239,13 +252,15 @@ class Saved:
         seconds: Callable[[int, int], float] | None = None,
     ) -> int:
         """Lengthens `cache`, which holds some of `ids`, by what is saved of them, up to `most`
-        tokens; returns how many it then has. What it holds beyond whole files' tokens may be
-        mapped instead.
+        tokens; returns how many it then has. Tokens that it holds after those of the last whole
+        file may be replaced by mapped ones.
 
         seconds: how long so many tokens after so many others take to be read anew; where that is
         less than reading their files, it stops.
         """
         most = len(ids) if most is None else most
+        if os.getpid() != self._process:  # the lock may be one that a parent's thread holds
+            return cache.length
         with self._lock:
             self._list()
             found = self._find(ids, salt)
@@ -268,8 +283,8 @@ class Saved:
         before = cache.length
         started = time.monotonic()
         try:
-            with open(path, "rb") as file:
-                os.utime(file.fileno())
+            with contextlib.suppress(OSError):  # another user's disk, perhaps
+                os.utime(path, follow_symlinks=False)
             ids = np.frombuffer(extent.ids, np.int32).tolist()
             cache.attach(path, _HEADER, ids, extent.checksum)
         except (OSError, MmrtError) as error:
@@ -300,6 +315,8 @@ class Saved:
             packed = _packed(ids)
             before, name = name, _digest(name, packed)
             with self._lock:
+                if at and before not in self._names:
+                    return  # it had no room
                 if name in self._names or self._has_longer(before, packed):
                     continue
             try:
@@ -325,7 +342,7 @@ class Saved:
 
     def _write(self, cache: Cache, at: int, before: bytes, name: bytes, ids: bytes) -> _Extent:
         n = len(ids) // 4
-        path = os.path.join(self.directory, f"{name.hex()}.{os.getpid()}{_UNFINISHED}")
+        path = os.path.join(self.directory, f"{name.hex()}.{secrets.token_hex(8)}{_UNFINISHED}")
         started = time.monotonic()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -371,16 +388,20 @@ class Saved:
     def later(self, work: Callable[[], None], saves: bool) -> bool:
         """Has `work`, which saves or attaches, done on the thread that reads and writes. False:
         too much waits already, or that thread is a parent process's."""
+        if os.getpid() != self._process:
+            return False
         with self._lock:
-            if os.getpid() != self._process or self._work.qsize() >= _MOST_WAITING:
+            if self._work.qsize() >= _MOST_WAITING:
                 return False
+            if self._writer is None:
+                thread = threading.Thread(target=self._do_work, name="mmrt-saved", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # there are too many, or Python is ending
+                    return False
+                self._writer = thread
             self.saves_waiting += saves
             self._work.put((work, saves))
-            if self._writer is None:
-                self._writer = threading.Thread(
-                    target=self._do_work, name="mmrt-saved", daemon=True
-                )
-                self._writer.start()
         return True
 
     def save_later(self, cache: Cache, salt: str = "", ends: bool = True) -> bool:
@@ -400,6 +421,9 @@ class Saved:
                 continue
             try:
                 work()
+            except Exception as error:  # others wait for the thread
+                with contextlib.suppress(Warning):
+                    self._refuse(error)
             finally:
                 del work  # and the text that it holds
                 with self._lock:
@@ -438,22 +462,28 @@ def _make_private(*directories: str) -> None:
         os.chmod(directories[-1], 0o700)
 
 
-def _remove_abandoned(path: str) -> None:
-    """A file that nobody is writing any more."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        finally:
-            os.close(fd)
+def is_abandoned(path: str) -> bool:
+    """Whether nobody holds the file or directory, and it was not made just now either."""
+    try:
+        fd = os.open(path, _OPENING)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return time.time() - os.fstat(fd).st_mtime > _JUST_NOW
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _read_header(path: str, fingerprint: bytes, saved_bytes: int) -> _Extent:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, _OPENING)
     try:
-        head = os.pread(fd, _FIELDS.size + _IDS.size + 16, 0)
         found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise FormatError(f"{path}: no regular file")
+        head = os.pread(fd, _FIELDS.size + _IDS.size + 16, 0)
     finally:
         os.close(fd)
     body, check = head[:-16], head[-16:]
@@ -463,19 +493,25 @@ def _read_header(path: str, fingerprint: bytes, saved_bytes: int) -> _Extent:
     whole = magic.rstrip(b"\0") == _MAGIC and model == fingerprint and 1 <= n <= SAVED_TOKENS
     ids = body[_FIELDS.size : _FIELDS.size + 4 * n]
     if not whole or name != _digest(before, ids) or found.st_size != _HEADER + saved_bytes:
-        raise FormatError(f"{path}: {human(found.st_size)} of something else")
+        expected = _HEADER + saved_bytes
+        raise FormatError(
+            f"{path}: expected {expected} bytes of this model's keys and values, found "
+            f"{found.st_size} bytes of something else"
+        )
     return _Extent(name, before, ids, checksum, found.st_blocks * 512, found.st_mtime)
 
 
 def fingerprint(paths: Iterable[str], *facts: object) -> bytes:
     """16 bytes for the files of a model and whatever else its keys and values depend on: of each
-    file the size, its first 8 MiB, and 64 blocks of 4 KiB that lie evenly in it."""
+    file its size, when it was changed, its first 8 MiB, and 64 blocks of 4 KiB that lie evenly in
+    it."""
     total = hashlib.blake2b(repr((_MAGIC, _HEADER, *facts)).encode(), digest_size=16)
     for path in paths:
         try:
             with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                total.update(size.to_bytes(8, "little"))
+                found = os.fstat(file.fileno())
+                size = found.st_size
+                total.update(repr((size, found.st_mtime_ns)).encode())
                 total.update(file.read(8 << 20))
                 for i in range(64):
                     total.update(os.pread(file.fileno(), 4096, size * i // 64))

@@ -1,9 +1,9 @@
 """A text in progress: tokens, and the keys and values that a model has computed for them."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as List
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from mmrt.core.state import Cache, Page
 from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError
 from mmrt.run.prefixes import common, spare
 from mmrt.run.saved import Saved
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
 
@@ -190,7 +192,8 @@ class Sequence:
         in steps as long, or the model is exact.
         """
         ids = token_ids("ids", ids)
-        return self.truncate(min(common(self.history, ids), spare(ids)))
+        shared = min(common(self.history, ids), spare(ids))
+        return self.truncate(shared if self._cache.is_whole else 0)
 
     def load(self, files: Saved, ids: List[int]) -> int:
         """Lengthens the text, which `ids` begin with, by what is saved of them but for the last
@@ -277,3 +280,9 @@ def _room(shape: tuple[int, int]) -> NDArray[np.float32]:
         return np.empty(shape, np.float32)
     except MemoryError:
         raise OutOfMemoryError(f"no memory for logits of {shape[0]} tokens") from None
+
+
+def closing(sequence: Sequence, pieces: Iterator[T]) -> Generator[T, None, None]:
+    """The pieces; after them, or where they are let go of, the sequence is closed."""
+    with sequence:
+        yield from pieces

@@ -5,10 +5,11 @@ import fcntl
 import os
 import shutil
 import tempfile
+import weakref
 
 from mmrt.core.state import StateStore
 from mmrt.errors import FileError
-from mmrt.run.saved import Saved
+from mmrt.run.saved import Saved, is_abandoned
 
 _PREFIX = "mmrt-swap-"
 
@@ -24,15 +25,20 @@ class Swap(Saved):
             self._whole = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
             self._held = os.open(self._whole, os.O_RDONLY | os.O_CLOEXEC)
             fcntl.flock(self._held, fcntl.LOCK_EX)
+            self._end = weakref.finalize(self, _remove, self._whole, self._held, os.getpid())
         except OSError as error:
             raise FileError(error.errno, f"cannot save texts: {error.strerror}", place) from None
         super().__init__(self._whole, store, bytes(16))
 
     def close(self) -> None:
         super().close()
-        if os.getpid() == self._process:
-            shutil.rmtree(self._whole, ignore_errors=True)
-            os.close(self._held)
+        self._end()
+
+
+def _remove(whole: str, held: int, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(whole, ignore_errors=True)
+        os.close(held)
 
 
 def _scratch_directory() -> str:
@@ -61,11 +67,6 @@ def _is_in_memory(directory: str) -> bool:
 def _remove_left_behind(place: str) -> None:
     """Directories of processes that were killed."""
     for entry in os.scandir(place):
-        if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):
-                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                finally:
-                    os.close(fd)
+        ours = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
+        if ours and is_abandoned(entry.path):
+            shutil.rmtree(entry.path, ignore_errors=True)
