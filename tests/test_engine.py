@@ -483,3 +483,22 @@ def test_costs_are_learned_and_shared_out_whole() -> None:
     n = cost.chunk([(1, 0)], 100, 500, 0.4)
     assert truth([(1, 0), (n, 100)]) == pytest.approx(0.4, rel=0.05)
     assert cost.chunk([], 0, 50, 0.0) == 0 and cost.chunk([], 0, 50, 9.0) == 50
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_costs_of_prompts_are_bounded_where_texts_only_write(seed: int) -> None:
+    """Steps of one token tell nothing of longer ones; a prompt is soon read in large pieces."""
+    cost, draw = StepCost(), np.random.default_rng(seed)
+
+    def step(n: int, before: int) -> None:
+        truth = 5e-3 + n * (2e-4 + 1e-7 * before)
+        cost.observe([(n, before)], truth * draw.lognormal(0, 0.2))
+
+    for i in range(500):
+        step(1, i % 300)
+    sizes, read = [], 0
+    while read < 4000:
+        sizes.append(max(cost.chunk([(1, 300)], read, 4000 - read, 0.25), 1))
+        step(sizes[-1], read)
+        read += sizes[-1]
+    assert len(sizes) < 30

@@ -7,6 +7,9 @@ import numpy as np
 # Older steps count less: after 50 steps a third.
 _FORGETTING = 0.98
 
+# What bounds a factor from above grows by so much with each step, as machines become slower too.
+_RELAXING = 1.01
+
 # What is not known yet may be anything.
 _UNSURE = 1e6
 
@@ -18,12 +21,15 @@ class StepCost:
         T = w + sum over parts of n * (a + c * (l + (n + 1) / 2))
 
     of n tokens after l others. w, a and c are found by recursive least squares with forgetting
-    (Haykin, Adaptive Filter Theory, chapter 10), and never taken for less than 0.
+    (Haykin, Adaptive Filter Theory, chapter 10), and never taken for less than 0, nor for more
+    than each would be if it alone made the time of some step. Where all steps are alike, as when
+    texts only write, nothing else keeps a factor from being anything.
     """
 
     def __init__(self) -> None:
         self._factors = np.zeros(3)
         self._covariance = np.eye(3) * _UNSURE
+        self._most = np.full(3, np.inf)
         self._quickest = 0.0  # of the steps observed
         self.steps = 0  # observed
 
@@ -42,13 +48,14 @@ class StepCost:
         self._factors += gain * (seconds - x @ self._factors)
         self._covariance = (self._covariance - np.outer(gain, x @ self._covariance)) / _FORGETTING
         np.clip(self._covariance, -_UNSURE, _UNSURE, out=self._covariance)
+        self._most = np.minimum(self._most * _RELAXING, seconds / x)
         self._quickest = min(self._quickest, seconds) if self.steps else seconds
         self.steps += 1
 
     @property
     def weights(self) -> float:
         """Seconds that the weights take, w."""
-        return float(max(self._factors[0], 0.0))
+        return float(self._bounded[0])
 
     def predict(self, parts: Sequence[tuple[int, int]]) -> float:
         """Seconds that a step of these parts will take; 0 before the first step. Where what was
@@ -56,7 +63,13 @@ class StepCost:
         return self._fitted(parts) or self._quickest if parts else 0.0
 
     def _fitted(self, parts: Sequence[tuple[int, int]]) -> float:
-        return float(np.maximum(self._factors, 0.0) @ self._features(parts))
+        return float(self._bounded @ self._features(parts))
+
+    @property
+    def _bounded(self) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+        bounded: np.ndarray[tuple[int], np.dtype[np.float64]]
+        bounded = np.minimum(np.maximum(self._factors, 0.0), self._most)
+        return bounded
 
     def chunk(self, parts: Sequence[tuple[int, int]], length: int, most: int, within: float) -> int:
         """How many tokens, `most` at most, a text of `length` can read in a step beside `parts`,
