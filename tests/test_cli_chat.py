@@ -103,10 +103,10 @@ def test_conversations_are_saved_and_loaded(tmp_path: Path) -> None:
     log, notes = heard(
         tmp_path,
         f"a\n/save {kept}\n/clear\n/load {kept}\nb\n/load {tmp_path / 'other.json'}\n"
-        f"/load {tmp_path / 'none'}\n/save {model}\n/save\n",
+        f"/load {tmp_path / 'none'}\n/save {model}\n/save\n/load /dev/zero\n/save a\0b\n",
     )
     a, b = ["u:a", "a:ok"], ["u:b", "a:ok"]
-    assert log == [a, a, [], a, a + b, a + b, a + b, a + b, a + b]
+    assert log == [a, a, [], a, *[a + b] * 7]
     assert [note.removeprefix("mmrt: ") for note in notes] == [
         f"2 messages are in {kept}",
         f"2 messages from {kept}",
@@ -114,6 +114,8 @@ def test_conversations_are_saved_and_loaded(tmp_path: Path) -> None:
         f"{tmp_path / 'none'}: No such file or directory",
         f"{model}: no conversation: expected JSON with `messages`",
         "/save needs the name of a file",
+        "/dev/zero: no conversation: no file, or more than 64 MiB",
+        "the name of a file has no NUL in it",
     ]
     assert model.read_bytes()[:4] == b"GGUF"
 
