@@ -311,6 +311,10 @@ void mmrt_source_adopt(mmrt_source *source);
 mmrt_status mmrt_readers_start(mmrt_source *source, mmrt_error *err);
 bool mmrt_readers_stop(mmrt_source *source);
 
+/* Waits for threads that have been told to end; false if one does not within two seconds, as where
+ * a disk has stalled. *n becomes 0. */
+bool mmrt_threads_end(const pthread_t *threads, int *n);
+
 /* Stops the readers and gives the ring back. */
 mmrt_status mmrt_source_pause(mmrt_source *source, mmrt_error *err);
 

@@ -16,8 +16,7 @@
 enum {
     READERS = 32,
     STACK_BYTES = 64 << 10,
-    CLOSE_SECONDS = 2, /* to wait for a disk that has stalled */
-    SHARE = 8,         /* of a budget, one part */
+    SHARE = 8, /* of a budget, one part */
 };
 
 enum row_state { ROW_FREE, ROW_READING, ROW_READY };
@@ -119,20 +118,11 @@ mmrt_status mmrt_neurons_create(mmrt_mapping *const *files, int32_t n_files,
 /* False: the disk holds a reader up, who has to be left alone with all it uses. */
 static bool stop_readers(mmrt_neurons *n) {
     pthread_mutex_lock(&n->lock);
-    bool ended = !n->closing; /* one was left alone before */
+    const bool left_before = n->closing;
     n->closing = true;
     pthread_cond_broadcast(&n->reads);
     pthread_mutex_unlock(&n->lock);
-    struct timespec deadline;
-    clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += CLOSE_SECONDS;
-    for (; n->n_threads; n->n_threads--) {
-        const pthread_t thread = n->threads[n->n_threads - 1];
-        if (pthread_timedjoin_np(thread, NULL, &deadline) != 0) {
-            pthread_detach(thread);
-            ended = false;
-        }
-    }
+    const bool ended = mmrt_threads_end(n->threads, &n->n_threads) && !left_before;
     n->closing = !ended;
     return ended;
 }

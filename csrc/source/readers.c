@@ -32,23 +32,29 @@ mmrt_status mmrt_reader_check(mmrt_reader reader, mmrt_mapping *mapping, mmrt_er
     return status;
 }
 
-bool mmrt_readers_stop(mmrt_source *source) {
-    pthread_mutex_lock(&source->lock);
-    bool ended = !source->closing; /* one was left alone before */
-    source->closing = true;
-    pthread_cond_broadcast(&source->reads);
-    pthread_cond_broadcast(&source->loads);
-    pthread_mutex_unlock(&source->lock);
+bool mmrt_threads_end(const pthread_t *threads, int *n) {
     struct timespec deadline;
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += CLOSE_SECONDS;
-    for (; source->n_threads; source->n_threads--) {
-        const pthread_t thread = source->threads[source->n_threads - 1];
+    bool ended = true;
+    for (; *n; (*n)--) {
+        const pthread_t thread = threads[*n - 1];
         if (pthread_timedjoin_np(thread, NULL, &deadline) != 0) {
             pthread_detach(thread);
             ended = false;
         }
     }
+    return ended;
+}
+
+bool mmrt_readers_stop(mmrt_source *source) {
+    pthread_mutex_lock(&source->lock);
+    const bool left_before = source->closing;
+    source->closing = true;
+    pthread_cond_broadcast(&source->reads);
+    pthread_cond_broadcast(&source->loads);
+    pthread_mutex_unlock(&source->lock);
+    const bool ended = mmrt_threads_end(source->threads, &source->n_threads) && !left_before;
     source->closing = !ended;
     return ended;
 }
