@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 
-def _run(address: str, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def _installed() -> str:
+    """Where it is."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("chromium is not installed")
-    command = [chromium, "--headless", "--disable-gpu", "--hide-scrollbars", *options]
+    return chromium
+
+
+def _run(address: str, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [_installed(), "--headless", "--disable-gpu", "--hide-scrollbars", *options]
     command += [f"--user-data-dir={profile}", "--virtual-time-budget=2000"]
     if os.geteuid() == 0:
         command.append("--no-sandbox")  # as root it has none
@@ -29,9 +34,15 @@ def _trouble() -> str:
     return done.stderr.strip()[-200:] if done.returncode else ""
 
 
-def _open(path: Path, *options: str) -> str:
+def require() -> str:
+    """Where chromium is. Skips the test where it is not, or does not run."""
     if _trouble():
         pytest.skip(f"chromium does not run here: {_trouble()}")
+    return _installed()
+
+
+def _open(path: Path, *options: str) -> str:
+    require()
     done = _run(path.as_uri(), path.parent / "profile", *options)
     assert done.returncode == 0, done.stderr
     return done.stdout

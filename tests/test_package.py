@@ -192,7 +192,7 @@ def test_benchmarks_run_from_a_clone_with_the_mmrt_that_is_installed(
 GENERATED = {"PKG-INFO", "setup.cfg", "mmrt.egg-info"}
 SUFFIXES = {
     "csrc": {".c", ".h", ".def", ".inc", ".py"},
-    "mmrt": {".py", ".pyx", ".pxd", ".pyi", ".typed"},
+    "mmrt": {".py", ".pyx", ".pxd", ".pyi", ".typed", ".html", ".css", ".js", ".svg"},
     "tests": {".py", ".c", ".h", ".gguf", ".json", ".txt"},
     "bench": {".py", ".json", ".svg"},
     "docs": {".md", ".py", ".png", ".svg"},

@@ -33,7 +33,9 @@ DESCRIPTION = """\
 Serves models over HTTP, as clients of OpenAI and Anthropic expect of a server:
 
   /v1/chat/completions  /v1/completions  /v1/responses  /v1/messages  /v1/models
-  /tokenize  /detokenize  /apply-template  /props  /health  /metrics
+  /tokenize  /detokenize  /apply-template  /props  /health  /metrics  /sight
+
+A browser finds a page to chat on at /.
 
 Each MODEL is a GGUF file, called by its file's name without .gguf, or
 NAME=FILE. They share one memory budget. Requests that name no model get the

@@ -1,5 +1,6 @@
-"""GET /health, /v1/models and /props: what this server is."""
+"""GET /health, /v1/models, /props and /sight: what this server is."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from mmrt import __version__
@@ -60,3 +61,30 @@ async def props(desk: Desk, request: Request) -> Response:
             "build_info": f"mmrt {__version__}",
         }
     )
+
+
+async def sight(desk: Desk, request: Request) -> Response:
+    """What the page shows of all models: memory in bytes, texts, and defaults of sampling."""
+    desk.house.get(None)
+    models = list(desk.house.models.values())
+    return json_response({"models": await desk.house.apart(_all_seen, models)})
+
+
+def _all_seen(models: Iterable[Served]) -> list[dict[str, Any]]:
+    return [_seen(served) for served in models]
+
+
+def _seen(served: Served) -> dict[str, Any]:
+    memory, live = served.model.memory, list(served.live)
+    running = sum(handle.started is not None for handle in live)
+    kinds = ("weights", "kept", "kv", "kv_logical", "kv_page", "scratch", "ring", "cache")
+    return {
+        "name": served.name,
+        "context": served.model.context,
+        "sampling": served.defaults,
+        "texts": {"running": running, "waiting": len(live) - running},
+        "memory": {
+            **{kind: getattr(memory, kind) for kind in (*kinds, "columns", "budget")},
+            "kv_copies": served.model.store.sharing.copies,
+        },
+    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from mmrt.errors import ArgumentError, FileError
+from mmrt.serving import page
 from mmrt.serving.http import Request
 from mmrt.serving.problems import Refused
 
@@ -43,7 +44,7 @@ class Access:
     keys: Iterable[str] = ()
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
-    without_key: frozenset[str] = frozenset({"/health", "/v1/health"})
+    without_key: frozenset[str] = page.PATHS | {"/health", "/v1/health"}
     _digests: list[bytes] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mmrt import __version__
-from mmrt.serving import about, anthropic, chat, completions, metrics, responses, tokens
+from mmrt.serving import about, anthropic, chat, completions, metrics, page, responses, tokens
 from mmrt.serving.desk import Desk
 from mmrt.serving.http import Handler, Request, Response, json_response
 from mmrt.serving.problems import Refused
@@ -25,7 +25,9 @@ _GET = {
     "/v1/health": about.health,
     about.MODELS: about.models,
     "/props": about.props,
+    "/sight": about.sight,
     "/metrics": metrics.respond,
+    **dict.fromkeys(page.PATHS, page.respond),
 }
 
 
