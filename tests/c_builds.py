@@ -4,20 +4,24 @@ import ast
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def setting(name: str) -> Any:
-    """A list that setup.py spells out: the flags here are those of what is installed."""
+@cache
+def settings() -> dict[str, Any]:
+    """The lists that setup.py spells out: the flags here are those of what is installed."""
+    found = {}
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
-    raise KeyError(name)
+        if isinstance(node, ast.Assign):
+            with suppress(ValueError):  # no literal
+                found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,12 @@ class Builder:
         probe = [*self.compiler, "-fsyntax-only", "-xc", os.devnull]
         return {
             name: flags
-            for name, machines, flags in setting("INSTRUCTION_SETS")
+            for name, machines, flags in settings()["INSTRUCTION_SETS"]
             if self.machine in machines and subprocess.run([*probe, *flags]).returncode == 0
         }
 
     def compile(self, *what: object) -> None:
-        command = [*self.compiler, *setting("CORE_FLAGS"), "-Werror", "-Icsrc", "-Itests/c"]
+        command = [*self.compiler, *settings()["CORE_FLAGS"], "-Werror", "-Icsrc", "-Itests/c"]
         command += [f"-DMMRT_BUILD_{name.upper()}" for name in self.sets]
         command += [*self.flags, *map(str, what)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
