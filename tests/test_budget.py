@@ -1,5 +1,6 @@
 """Budgets: what they take, what they refuse, and that models keep to them as they grow."""
 
+import mmap
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from machine import memory_cgroup
 
 import mmrt
 from mmrt import counters
-from mmrt.core.program import Part
+from mmrt.core.program import Part, Program
 from mmrt.core.state import Cache
 from mmrt.core.streaming import READERS
 from mmrt.errors import ArgumentError, OutOfMemoryError
@@ -132,12 +133,36 @@ def in_a_new_process(path: Path, size: str, reader: str) -> str:
 @pytest.mark.parametrize("reader", READERS)
 def test_the_least_is_enough(path: Path, reader: str) -> None:
     least = in_a_new_process(path, "1MiB", "")
-    assert in_a_new_process(path, least, reader) == "read"
+    assert (least, in_a_new_process(path, least, reader)) == (least, "read")
 
 
 @pytest.mark.slow
 def test_the_least_is_enough_for_real_models(real_path: Path) -> None:
-    assert in_a_new_process(real_path, in_a_new_process(real_path, "1MiB", ""), "") == "read"
+    least = in_a_new_process(real_path, "1MiB", "")
+    assert (least, in_a_new_process(real_path, least, "")) == (least, "read")
+
+
+def test_what_opening_read_of_the_file_does_not_count(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = []
+
+    def note_base(budget: Budget) -> None:
+        mapped.append(counters.of_file(path).rss)
+        note(budget)
+
+    def first_text(program: Program) -> int:
+        program.weights[0].mapping.advise("populate_read")
+        mapped.append(counters.of_file(path).rss)
+        return first(program)
+
+    note, first = Budget._note_base, budgets.first_text
+    monkeypatch.setattr(Budget, "_note_base", note_base)
+    monkeypatch.setattr(budgets, "first_text", first_text)
+    with mmrt.Model(path, memory=sum(counters.resident()) + 40 * MIB):
+        pass
+    begun, touched, joined = mapped
+    assert (begun, joined) == (0, 0) and touched > path.stat().st_size - mmap.PAGESIZE
 
 
 def test_all_that_fits_is_left_alone(path: Path) -> None:

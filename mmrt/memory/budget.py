@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from mmrt.core.arguments import whole
@@ -91,6 +91,12 @@ class Share:
         self.file_bytes = sum(tensor.nbytes for tensor in program.weights)
         self.extremes: Plan = program.plan(0)
         self.weights: int | None = None  # its bytes for weights; None: all may come as they like
+
+    def unmap_pages(self) -> None:
+        """Lets go of what opening the file has mapped: its metadata are not needed any more."""
+        for mapping in {id(t.mapping): t.mapping for t in self.program.weights}.values():
+            with suppress(ArgumentError):  # of locked pages, which stay
+                mapping.advise("dontneed")
 
     @property
     def ring(self) -> int:
@@ -224,6 +230,7 @@ class Budget:
                 share.prepare()
             with self._lock:
                 if len(self._shares) == 1:  # so nothing of weights has been read yet
+                    share.unmap_pages()
                     self._note_base()
                 self._make_room(0, 0, text, f"for a text of {_FIRST_TEXT} tokens")
         except BaseException:
