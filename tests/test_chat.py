@@ -116,7 +116,7 @@ def test_a_template_can_refuse_messages() -> None:
         ("{{ messages.append(1) }}", "may not"),
         ("{{ ''.__class__.__mro__ }}", "may not"),
         ("{{ raise_exception.__globals__['json'] }}", "may not"),
-        ("{% include 'other' %}", "tokenizer.chat_template"),
+        ("{% include 'other' %}", "the chat template"),
     ],
 )
 def test_broken_or_hostile_templates(template: str, complaint: str) -> None:

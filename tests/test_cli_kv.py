@@ -55,6 +55,8 @@ def test_a_file(file: Path, tmp_path: Path) -> None:
 def test_refusals(file: Path, tmp_path: Path) -> None:
     call("kv").assert_refused(2, "no engine is named", "model.engine(sight=PATH)")
     call("kv", tmp_path / "none").assert_refused(1, "none", "No such file")
+    file.write_text("")
+    call("kv", file).assert_refused(1, "seen.json", "no snapshot of an engine: the file is empty")
     file.write_text('{"format": "\x1b"}')
     call("kv", file).assert_refused(1, "seen.json", "no snapshot of an engine")
 

@@ -260,5 +260,40 @@ def test_json_by_a_schema(tmp_path: Path) -> None:
     )
     assert json.loads(talk.out) in ("Yes", "No")
     call("run", path, "a", "-j", "{", *RAW).assert_refused(2, "the schema: no JSON")
-    call("run", path, "a", "-jf", tmp_path / "none", *RAW).assert_refused(2, "none")
+    call("run", path, "a", "-j", "[]", *RAW).assert_refused(2, "the schema: expected", "found []")
+    for name, content, words in (
+        ("none", None, "none: No such file or directory"),
+        ("empty", b"", "empty: no JSON"),
+        ("binary", b"\xff", "binary: not UTF-8: byte 0"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        for spelling in ("-jf", "--chat-template-file"):
+            ended = call("run", path, "a", spelling, tmp_path / name, *RAW)
+            ended.assert_refused(2, f"{tmp_path}/{words.replace('no JSON', '')}")
+            assert "Errno" not in ended.err
     call("run", path, "a", "-j", '{"not": {}}', *RAW).assert_refused(1, '["not"]')
+
+
+def test_files_of_prompts(tmp_path: Path) -> None:
+    path = tiny_models.speaker(b"Yes").write(tmp_path / "model.gguf")
+    (tmp_path / "binary").write_bytes(b"ab\xff")
+    call("run", path, "-f", tmp_path / "binary", *RAW).assert_refused(
+        1, f"{tmp_path}/binary: the text is not UTF-8: byte 0xff at character 2"
+    )
+    for given, named in (("", "''"), (tmp_path / "none", "none"), (tmp_path, str(tmp_path))):
+        call("run", path, "-f", given, *RAW).assert_refused(1, named)
+
+
+def test_warnings_are_one_line_each(tmp_path: Path) -> None:
+    """Without the place in mmrt's source that Python shows."""
+    path = tiny_models.llama(context=512).write(tmp_path / "model.gguf")
+    asked = ("run", path, "ab" * 100, "--kv-dir", tmp_path / "kv", "-n", 1, *RAW)
+    assert call(*asked).err == ""
+    (file,) = (tmp_path / "kv").glob("*/*.kv")
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    ended = call(*asked)
+    assert ended.status == 0
+    assert ended.err == f"mmrt: {file}: saved keys and values are damaged: left out\n"

@@ -232,6 +232,12 @@ def test_files_that_go_while_the_model_is_open(opened: Open, place: Path) -> Non
     assert saved.length(IDS) == 0  # but what is mapped stays
     logits = Sequence(model, cache).extend([5])
     assert np.array_equal(logits, model.logits([*IDS[:600], 5])[-1])
+    saved.save(cache)  # in a directory that is made again
+    assert saved.length(IDS) == 600 and saved.report.refused == 0
+    assert files(place)[0].parent.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(place)
+    place.write_text("a file")
+    assert saved.length(IDS) == 0
     with pytest.warns(UserWarning, match="are not saved"):
         saved.save(cache)
     assert saved.report.refused == 1
@@ -312,6 +318,8 @@ def test_no_directory(path: Path, tmp_path: Path) -> None:
         mmrt.Model(path, kv_dir=tmp_path / "file")
     with pytest.raises(mmrt.ArgumentError, match="kv_dir"):
         mmrt.Model(path, kv_dir=7)  # type: ignore[arg-type]
+    with pytest.raises(mmrt.ArgumentError, match="kv_dir: a path cannot be empty"):
+        mmrt.Model(path, kv_dir="")
 
 
 # ---- whoever writes texts uses them ----

@@ -10,12 +10,13 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 import mmrt
 from mmrt.cli.options import UsageError
-from mmrt.cli.output import tame
+from mmrt.cli.output import note, tame
 from mmrt.errors import MmrtError
 
 COMMANDS = {
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _open_closed_streams()
         _speak_utf8()
-        status = _dispatch(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = _dispatch(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = _INTERRUPTED
@@ -110,6 +113,11 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
     command.add_arguments(parser)
     # Intermixed, so that options may stand between MODEL and PROMPT.
     command.run(parser.parse_intermixed_args(arguments))
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In one line, as all else that is said: where in mmrt it arose helps nobody here."""
+    note(" ".join(str(message).split()))
 
 
 def _open_closed_streams() -> None:

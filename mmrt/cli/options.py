@@ -5,7 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mmrt.cli.llama_cpp import GENERATION, MODEL, add_foreign_arguments
 from mmrt.cli.output import note, progress
@@ -18,6 +18,9 @@ from mmrt.memory.sizes import parse_size
 
 if TYPE_CHECKING:
     from mmrt.run.model import Model
+
+
+Read = TypeVar("Read")
 
 
 class UsageError(Exception):
@@ -67,8 +70,13 @@ def seconds(text: str) -> float:
 
 def size(text: str) -> int:
     """The type of arguments that are numbers of bytes."""
+    return refusing(parse_size, text)
+
+
+def refusing(read: Callable[[str], Read], text: str) -> Read:
+    """What `read` makes of the text of an argument; its ArgumentErrors name the argument."""
     try:
-        return parse_size(text)
+        return read(text)
     except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -173,14 +181,21 @@ def _variables(text: str) -> dict[str, Any]:
 
 
 def _template_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+    text = _text_in(path)
     if "{" not in text:
         raise argparse.ArgumentTypeError(f"{path}: this is no Jinja template: it has no braces")
     return text
+
+
+def _text_in(path: str) -> str:
+    """The text of a file that an argument names."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{path}: not UTF-8: byte {error.start}") from None
 
 
 class Setting(NamedTuple):
@@ -290,22 +305,15 @@ def add_generation_arguments(
     add_foreign_arguments(parser, GENERATION)
 
 
-def _schema(text: str) -> str:
+def _schema(text: str, name: str = "the schema") -> str:
     from mmrt.text.grammar import json_by
 
-    try:
-        json_by(text, "the schema")
-    except ArgumentError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    refusing(lambda given: json_by(given, name), text)
     return text
 
 
 def _schema_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return _schema(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+    return _schema(_text_in(path), path)
 
 
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:

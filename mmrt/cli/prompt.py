@@ -7,6 +7,7 @@ import sys
 
 from mmrt.cli.options import UsageError, require_one_model
 from mmrt.cli.output import note
+from mmrt.errors import FileError
 from mmrt.text.tokenizer import require_utf8
 
 # One word with a number, a tag or an owner in it ("llama3.2", "qwen2.5:7b", "owner/name"), or that
@@ -30,9 +31,8 @@ def model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
     """What was given as MODEL (None: that of -hf, or the default one), and the prompt's text."""
     path, prompt = _chosen(arguments)
     if arguments.file is not None:
-        with open(arguments.file, encoding="utf-8", errors="surrogateescape") as file:
-            prompt = file.read().removesuffix("\n")
-    elif prompt == "-":
+        return path, _text_in(arguments.file)
+    if prompt == "-":
         prompt = _piped()
     elif prompt is None:
         prompt = "" if sys.stdin.isatty() else _piped()
@@ -40,6 +40,15 @@ def model_and_prompt(arguments: argparse.Namespace) -> tuple[str | None, str]:
             taken = f": {path!r} is taken for the model" if path else ""
             raise UsageError(f"no prompt given{taken}")
     return path, require_utf8(prompt)
+
+
+def _text_in(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read().removesuffix("\n")
+    except FileNotFoundError as error:  # which names no file that is called ""
+        raise FileError(error.errno, error.strerror, path or "''") from None
+    return require_utf8(text, f"{path}: the text")
 
 
 def _piped() -> str:

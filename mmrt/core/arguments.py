@@ -119,6 +119,8 @@ def texts(name: str, value: Any) -> list[str]:
 def path(name: str, value: Any) -> str:
     """`value` as a str, if it can be the path of a file."""
     found = os.fsdecode(instance(name, value, (str, bytes, os.PathLike), "that of a file"))
+    if not found:
+        raise ArgumentError(f"{name}: a path cannot be empty")
     if "\0" in found:
         raise ArgumentError(f"{name}: a path cannot hold NUL: {found!r:.200}")
     return found

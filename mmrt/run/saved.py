@@ -50,6 +50,8 @@ _JUST_NOW = 60
 # Not to wait for who may never come, as at a FIFO.
 _OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
 _SUFFIX = ".kv"
 _UNFINISHED = ".new"
 
@@ -111,12 +113,12 @@ class Saved:
         fingerprint: bytes,
         most_bytes: int | str | None = None,
     ) -> None:
-        directory = os.path.abspath(os.path.expanduser(file_path("kv_dir", directory)))
-        self.directory = os.path.join(directory, fingerprint.hex())
+        self._parent = os.path.abspath(os.path.expanduser(file_path("kv_dir", directory)))
+        self.directory = os.path.join(self._parent, fingerprint.hex())
         self.worth = Worth()
         self._store = store
         self._fingerprint = fingerprint
-        _make_private(directory, self.directory)
+        _make_private(self._parent, self.directory)
         self._most_bytes = _room(self.directory, most_bytes)
         self._lock = threading.RLock()
         self._names: dict[bytes, _Extent] = {}
@@ -344,7 +346,11 @@ class Saved:
         n = len(ids) // 4
         path = os.path.join(self.directory, f"{name.hex()}.{secrets.token_hex(8)}{_UNFINISHED}")
         started = time.monotonic()
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(path, _NEW, 0o600)
+        except FileNotFoundError:  # somebody has removed the directory
+            _make_private(self._parent, self.directory)
+            fd = os.open(path, _NEW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             checksum = cache.save(at, n, fd, _HEADER)

@@ -52,8 +52,12 @@ class Window:
         try:
             self._socket.bind(self.path)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_left_over(self.path):
+            if error.errno != errno.EADDRINUSE:
                 raise
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                raise FileError(f"{self.path}: it is there, and is no socket") from None
+            if not _is_left_over(self.path):
+                raise FileError(f"{self.path}: another engine shows itself there") from None
             os.unlink(self.path)
             self._socket.bind(self.path)
 
@@ -75,8 +79,6 @@ class Window:
 
 def _is_left_over(path: str) -> bool:
     """Whether a socket is there at which nobody listens any more."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 

@@ -42,7 +42,9 @@ def look(path: str) -> Snapshot:
             raise
         raise FileError(error.errno, f"{path}: {error.strerror or error}") from None
     if not data:
-        raise FileError(f"{path}: the engine was closed")
+        if stat.S_ISSOCK(mode):
+            raise FileError(f"{path}: the engine was closed")
+        raise FormatError(f"{path}: no snapshot of an engine: the file is empty")
     if len(data) > _MOST_BYTES:
         raise FormatError(f"{path}: more than {_MOST_BYTES} bytes")
     try:

@@ -247,7 +247,7 @@ def _rendered(
 
     from mmrt.text.sandbox import Refusal, Sandbox
 
-    field = f"{source}: {_FIELD}"
+    field = f"{source}: the chat template"
 
     def said(error: object) -> str:
         return _brief(stand_ins.plain(str(error)))

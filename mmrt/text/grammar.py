@@ -75,7 +75,7 @@ def json_by(schema: Any, name: str = "json_schema") -> Json:
     if schema is False:
         raise ArgumentError(f"{name}: false allows nothing")
     given = {} if schema is True else schema
-    instance(name, given, Mapping, "a JSON schema: a dict, a bool, or JSON text")
+    instance(name, given, Mapping, "a JSON schema: an object, true or false")
     _require_held(given, name)
     try:
         text = json.dumps({**given, "x-guidance": _READING}, allow_nan=False)
