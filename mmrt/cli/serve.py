@@ -17,6 +17,7 @@ from mmrt.cli.options import (
     or_none,
     positive,
     recommended,
+    refusing,
     seconds,
     size,
 )
@@ -109,11 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--open-metrics", action="store_true", help="answer /metrics without a key too"
     )
     parser.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME",
+        "--allowed-host", action="append", default=[], type=_host, metavar="NAME",
         help="a name by which requests may call this server, beside localhost and addresses",
     )  # fmt: skip
     parser.add_argument(
-        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        "--cors-origin", action="append", default=[], type=_origin, metavar="ORIGIN",
         help="web pages of this origin (https://example.org) may use it; *: all may",
     )  # fmt: skip
     parser.add_argument(
@@ -134,6 +135,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
 
     add_foreign_arguments(parser, SERVE)
+
+
+def _host(text: str) -> str:
+    from mmrt.serving.access import read_host
+
+    return refusing(read_host, text)
+
+
+def _origin(text: str) -> str:
+    from mmrt.serving.access import read_origin
+
+    return refusing(read_origin, text)
 
 
 def _port(text: str) -> int:

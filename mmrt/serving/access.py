@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from mmrt.serving import page
 from mmrt.serving.http import Request
 from mmrt.serving.problems import Refused
 
-_METHODS = "GET, POST, HEAD, OPTIONS"
+_METHODS = "GET, POST, DELETE, HEAD, OPTIONS"
 _DAY = "86400"
 
 
@@ -35,6 +36,37 @@ def read_keys(path: str) -> list[str]:
     return keys
 
 
+def read_origin(text: str) -> str:
+    """An origin of web pages as browsers spell it, or "*". Raises ArgumentError for what is none,
+    which would never be met."""
+    if text == "*":
+        return text
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    host = _host_name(parts.netloc)
+    if parts.scheme not in ("http", "https") or text.strip() != text or not _is_name(host):
+        raise ArgumentError(f"{text!r:.80} is no origin, such as https://example.org, nor *")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ArgumentError(f"{text!r:.80}: an origin ends with its host or port")
+    usual = port in (None, {"http": 80, "https": 443}[parts.scheme])
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + ("" if usual else f":{port}")
+
+
+def read_host(text: str) -> str:
+    """A name by which a server may be called. Raises ArgumentError for what is none."""
+    if not _is_name(text):
+        raise ArgumentError(f"{text!r:.80} is no host name: it has no scheme, port or path")
+    return text.lower()
+
+
+def _is_name(host: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+", host, re.ASCII)) or (":" in host and _is_address(host))
+
+
 @dataclass
 class Access:
     """The rules. keys: none: nobody needs one. hosts: names by which this server may be called,
@@ -50,7 +82,7 @@ class Access:
     def __post_init__(self) -> None:
         self._digests = [_digest(key) for key in self.keys]
 
-    def check(self, request: Request, path: str) -> None:
+    def check(self, request: "Request", path: str) -> None:
         """Raises Refused unless the request for `path` may be answered.
 
         A name other than these in Host is how a web page reaches a server on the reader's own
@@ -73,18 +105,15 @@ class Access:
         name = _host_name(host)
         if name in self.hosts or name == "localhost" or name.endswith(".localhost"):
             return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
+        return _is_address(name)
 
     def _allows(self, origin: str, host: str) -> bool:
         if "*" in self.origins or origin in self.origins:
             return True
-        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        scheme, _, named = origin.partition("://")
+        return bool(host) and scheme in ("http", "https") and named.lower() == host.lower()
 
-    def owner(self, request: Request) -> str:
+    def owner(self, request: "Request") -> str:
         """Whose request it is: a word for each key, "" where there are none. Raises Refused."""
         if not self._digests:
             return ""
@@ -105,7 +134,7 @@ class Access:
             )
         return found.hex()[:16]
 
-    def headers(self, request: Request) -> list[tuple[str, str]]:
+    def headers(self, request: "Request") -> list[tuple[str, str]]:
         """What lets web pages of other origins read the answer, if they may. Cookies and the like
         never go with their requests."""
         origin = request.headers.get("origin")
@@ -121,6 +150,14 @@ class Access:
                 ("Access-Control-Max-Age", _DAY),
             ]
         return headers
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _digest(key: str) -> bytes:

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
+from urllib.parse import quote
 
 from mmrt import __version__
 from mmrt.serving import about, anthropic, chat, completions, metrics, page, responses, tokens
@@ -43,6 +44,8 @@ class App:
         path = request.path.rstrip("/")
         access, methods = self._desk.access, self._methods(path)
         access.check(request, path)
+        if request.path == "*" and request.method == "OPTIONS":  # of the server as a whole
+            return partial(_options, "GET, HEAD, POST, DELETE, OPTIONS")
         if not methods:
             raise Refused(404, f"there is nothing at {request.path[:80]!r}", code="not_found")
         allowed = ", ".join([*methods, "OPTIONS"])
@@ -59,6 +62,13 @@ class App:
         if request.method == "POST" and kind.lower() != "application/json":
             # A web page may send other kinds anywhere without asking first.
             raise Refused(415, f"the body must be application/json, not {kind[:60]!r}")
+        coding = request.headers.get("content-encoding", "identity").strip()
+        if coding.lower() not in ("", "identity"):
+            raise Refused(
+                415,
+                f"the body must not be compressed: Content-Encoding is {coding[:60]!r}",
+                headers=(("Accept-Encoding", "identity"),),
+            )
         return partial(methods[request.method], self._desk)
 
     @staticmethod
@@ -84,7 +94,7 @@ class App:
         if self._access_log:
             note = f" {request.note}" if request.note else ""
             self._note(
-                f"{request.peer} {request.method} {request.path[:100]} {status} {sent} B "
+                f"{request.peer} {request.method} {quote(request.path)[:100]} {status} {sent} B "
                 f"{seconds * 1000:.0f} ms{note}"
             )
 

@@ -10,23 +10,26 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 import h11
 
 from mmrt.serving.limits import Limits, Shape
 from mmrt.serving.problems import Refused, refused
-from mmrt.serving.sse import to_json
+from mmrt.serving.sse import PING, to_json
 
 _READ = 1 << 16
 _WRITTEN_AHEAD = 1 << 16  # bytes that a client has not taken yet, from which on we wait for it
 _PIPELINED = 1 << 16  # bytes of further requests that are read while one is answered
 _LINGER_SECONDS = 2.0  # for which a refused client may go on sending before it is cut off
+_PROBE_SECONDS = 0.05  # until the first answer to a probe may be here
 
 
 @dataclass
 class Request:
-    """What a client asks for. path: without its query. headers: names in lower case, of those that
-    come twice the last. note: what the access log says of it beside the usual."""
+    """What a client asks for. path: without its query, its escapes decoded. headers: names in lower
+    case, of those that come twice the last. note: what the access log says of it beside the usual.
+    """
 
     method: str
     path: str
@@ -143,6 +146,7 @@ class _Connection:
         peer = writer.get_extra_info("peername")
         self._peer = str(peer[0]) if isinstance(peer, tuple) else "-"
         self._sent = 0
+        self._is_stream = False  # what is being sent
         self.is_busy = False  # with a request
 
     # ---- a connection's life ----
@@ -237,8 +241,12 @@ class _Connection:
         if size > self._limits.header:
             raise Refused(431, f"the head of the request is larger than {self._limits.header}")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-        target = event.target.decode("latin-1")
-        path = target.partition("?")[0]
+        if "transfer-encoding" in headers and ("content-length" in headers or _is_old(event)):
+            # Whoever stands between may have read another length: what follows is not trusted.
+            raise Refused(400, "Transfer-Encoding beside Content-Length, or in HTTP/1.0")
+        path, host = _split(event.target.decode("latin-1"))
+        if host is not None:
+            headers["host"] = host
         return Request(event.method.decode("latin-1"), path, headers, self._peer)
 
     async def _event(self) -> Any:
@@ -310,7 +318,7 @@ class _Connection:
             await asyncio.gather(answer, gone, return_exceptions=True)
 
     async def _gone(self) -> None:
-        """Returns when the client has closed its side."""
+        """Returns when the client has left."""
         ahead = 0
         while ahead < _PIPELINED:
             try:
@@ -318,10 +326,26 @@ class _Connection:
             except OSError:
                 return
             if not data:
-                return
+                return await self._unheard()
             ahead += len(data)
             self._h11.receive_data(data)
         await asyncio.Event().wait()
+
+    async def _unheard(self) -> None:
+        """Returns when a client that sends nothing more does not listen either: only what is sent
+        to it tells, as the system of a client that has left refuses it."""
+        seconds = _PROBE_SECONDS
+        while not self._writer.transport.is_closing():
+            await asyncio.sleep(seconds)
+            self._probe()
+            seconds = min(2 * seconds, self._limits.ping_seconds)
+
+    def _probe(self) -> None:
+        """Sends what clients pass over."""
+        if self._h11.our_state is h11.SEND_RESPONSE:
+            self._write(h11.InformationalResponse(status_code=100, headers=[]))
+        elif self._h11.our_state is h11.SEND_BODY and self._is_stream:
+            self._write(h11.Data(data=PING))
 
     async def _answer(self, handler: Handler, request: Request) -> int:
         app = self._server.app
@@ -337,6 +361,7 @@ class _Connection:
 
     async def _send(self, request: Request | None, response: Response, last: bool = False) -> None:
         self._sent = 0
+        self._is_stream = not isinstance(response.body, bytes)
         headers = [
             ("Content-Type", response.content_type),
             *response.headers,
@@ -376,6 +401,24 @@ class _Connection:
     async def _taken(self) -> None:
         """Waits until the client has taken enough of what was written."""
         await asyncio.wait_for(self._writer.drain(), self._limits.write_seconds)
+
+
+def _is_old(request: Any) -> bool:
+    return bool(request.http_version < b"1.1")
+
+
+def _split(target: str) -> tuple[str, str | None]:
+    """The path of a request's target, and the host where the target names one, as for proxies."""
+    host = None
+    if "://" in target and not target.startswith("/"):
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            raise Refused(400, f"{target!r:.80} is no URL") from None
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise Refused(400, f"{target!r:.80} is no URL of HTTP")
+        target, host = parts.path or "/", parts.netloc.rpartition("@")[2]
+    return unquote(target.partition("?")[0]), host
 
 
 async def _close(body: AsyncIterator[bytes]) -> None:
