@@ -21,7 +21,8 @@ class Said(NamedTuple):
     begins, with an `id` and the tool's `name`; "arguments": `text` more of its arguments; "end":
     nothing more comes, for the reason in `text`: "stop", "length" or "tool_calls"; stop: the stop
     string that it came before. token, drawn: with text that a token ends with, that token and its
-    log-probability, if it was asked for.
+    log-probability, if it was asked for; tokens of a stop string are told too, those that end a
+    text by themselves are not.
     """
 
     choice: int
@@ -52,7 +53,7 @@ class _Answer:
         said: list[Said] = []
         if piece.channel == "reasoning":
             said += [Said(self._choice, "reasoning", piece.text)] if piece.text else []
-        elif piece.drawn is not None and piece.finish != "stop":
+        elif piece.drawn is not None and (piece.finish != "stop" or piece.stop is not None):
             token = piece.token
             text = piece.text if self._parser is None else ""
             said.append(Said(self._choice, "text", text, token=token, drawn=piece.drawn))

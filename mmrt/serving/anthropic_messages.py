@@ -22,8 +22,9 @@ def read_messages(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
     given = fields.objects("messages", limits.messages) or []
     if not given:
         raise Refused(400, "messages: the list is empty", param="messages")
+    called: set[str] = set()
     for one in given:
-        found += _message(one)
+        found += _message(one, called)
     return found
 
 
@@ -44,8 +45,18 @@ def _text(block: Fields) -> str:
     return block.text("text") or ""
 
 
-def _message(fields: Fields) -> list[dict[str, Any]]:
-    """One message, or several: what tools have answered is one of its own for each."""
+# Who may say what is not text.
+_SPEAKERS = {
+    "tool_use": "assistant",
+    "thinking": "assistant",
+    "redacted_thinking": "assistant",
+    "tool_result": "user",
+}
+
+
+def _message(fields: Fields, called: set[str]) -> list[dict[str, Any]]:
+    """One message, or several: what tools have answered is one of its own for each. called: the ids
+    of the calls so far."""
     fields.require("role")
     fields.require("content")
     role = fields.choice("role", ["user", "assistant", "system"])
@@ -56,11 +67,17 @@ def _message(fields: Fields) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     thoughts = ""
     for block in fields.objects("content", 1 << 12) or []:
-        kind = block.text("type")
-        if kind == "tool_use" and role == "assistant":
-            calls.append(_call(block))
-        elif kind == "tool_result" and role == "user":
-            results.append(_result(block))
+        kind = block.text("type") or ""
+        speaker = _SPEAKERS.get(kind, role)
+        if speaker != role:
+            name = block.name("type")
+            raise Refused(
+                400, f"{name}: {kind} is said by the {speaker}, not the {role}", param=name
+            )
+        if kind == "tool_use":
+            calls.append(_call(block, called))
+        elif kind == "tool_result":
+            results.append(_result(block, called))
         elif kind == "thinking":
             thoughts += block.text("thinking") or ""
         elif kind != "redacted_thinking":
@@ -73,21 +90,29 @@ def _message(fields: Fields) -> list[dict[str, Any]]:
     return results + ([message] if texts or calls or not results else [])
 
 
-def _call(block: Fields) -> dict[str, Any]:
+def _call(block: Fields, called: set[str]) -> dict[str, Any]:
+    block.require("id")
     block.require("name")
+    identity = block.text("id") or ""
+    called.add(identity)
     arguments = block.object("input")
     function = {"name": block.text("name"), "arguments": arguments.plain() if arguments else {}}
-    return {"id": block.text("id") or "", "type": "function", "function": function}
+    return {"id": identity, "type": "function", "function": function}
 
 
-def _result(block: Fields) -> dict[str, Any]:
+def _result(block: Fields, called: set[str]) -> dict[str, Any]:
+    block.require("tool_use_id")
+    identity = block.text("tool_use_id") or ""
+    if identity not in called:
+        name = block.name("tool_use_id")
+        raise Refused(400, f"{name}: no tool_use before has the id {identity!r:.60}", param=name)
     if isinstance(block.get("content"), str):
         text = block.text("content") or ""
     else:
         text = "\n".join(_text(part) for part in block.objects("content", 1 << 12) or [])
     if block.flag("is_error"):
         text = f"Error: {text}"
-    return {"role": "tool", "tool_call_id": block.text("tool_use_id") or "", "content": text}
+    return {"role": "tool", "tool_call_id": identity, "content": text}
 
 
 def read_tools(fields: Fields, limits: Limits) -> Tools:
@@ -99,8 +124,10 @@ def read_tools(fields: Fields, limits: Limits) -> Tools:
         choice.require("name")
     must = choice.text("name") if kind == "tool" else "" if kind == "any" else None
     require_offered(must, found)
-    alone = choice.flag("disable_parallel_tool_use")
-    return Tools(found, 1 if alone else None, must) if found and kind != "none" else Tools()
+    most_calls = 1 if choice.flag("disable_parallel_tool_use") else None
+    if not found or kind == "none":
+        return Tools()
+    return Tools(found, most_calls, must, any(tool["function"].get("strict") for tool in found))
 
 
 def _tool(tool: Fields) -> dict[str, Any]:
@@ -112,6 +139,8 @@ def _tool(tool: Fields) -> dict[str, Any]:
     if tool.has("description"):
         function["description"] = tool.text("description")
     function["parameters"] = schema.plain() if schema else {"type": "object", "properties": {}}
+    if tool.flag("strict"):
+        function["strict"] = True
     return {"type": "function", "function": function}
 
 

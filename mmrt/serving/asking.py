@@ -4,51 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmrt.serving.fields import Fields
+from mmrt.serving.foreign import require_known
 from mmrt.serving.house import Served
 from mmrt.serving.limits import Limits
 from mmrt.serving.problems import Refused
-
-# Fields of other servers and of OpenAI that would change what comes out. Those that change nothing
-# here (store, metadata, user, verbosity, prompt_cache_key, ...) are passed over, as all unknown
-# ones are.
-_NOT_HERE = "this server does not know it"
-UNSUPPORTED = {
-    "audio": "this server makes text alone",
-    "functions": "say it with tools",
-    "function_call": "say it with tool_choice",
-    "web_search_options": "this server searches nothing",
-    "grammar": "this server knows JSON schemas, not grammars",
-    "guided_json": "say it with response_format",
-    "guided_regex": _NOT_HERE,
-    "guided_choice": _NOT_HERE,
-    "guided_grammar": _NOT_HERE,
-    "structured_outputs": "say it with response_format",
-    "use_beam_search": _NOT_HERE,
-    "length_penalty": _NOT_HERE,
-    "min_tokens": _NOT_HERE,
-    "stop_token_ids": "say it with stop",
-    "bad_words": _NOT_HERE,
-    "allowed_token_ids": _NOT_HERE,
-    "truncate_prompt_tokens": "this server cuts no prompts",
-    "truncation": "this server cuts no prompts",
-    "prompt_logprobs": "say it with echo and logprobs of /v1/completions",
-    "mirostat": _NOT_HERE,
-    "dry_multiplier": _NOT_HERE,
-    "xtc_probability": _NOT_HERE,
-    "dynatemp_range": _NOT_HERE,
-    "top_n_sigma": _NOT_HERE,
-    "samplers": _NOT_HERE,
-    "lora": _NOT_HERE,
-    "n_discard": "this server cuts no prompts",
-    "id_slot": "this server has no slots: all prompts find what is in memory of them",
-}
-
-# Values of fields above that ask for what is so anyway.
-_HARMLESS = {
-    "truncation": "disabled",
-    "length_penalty": 1.0,
-    "function_call": "none",
-}
 
 _MOST = 2**31 - 1
 _LEAST_TOP_P = 1e-9
@@ -59,7 +18,8 @@ _TIERS = {"auto": 0, "default": 0, "flex": 1, "priority": -1, "standard_only": 0
 
 @dataclass
 class Asked:
-    """options: those of Engine.submit() that choose tokens. n: texts after each prompt."""
+    """options: those of Engine.submit() that choose tokens. n: texts after each prompt. must_call:
+    the answers have to be calls of tools."""
 
     options: dict[str, Any]
     n: int = 1
@@ -69,6 +29,12 @@ class Asked:
     stream: bool = False
     include_usage: bool = False
     logprobs: int | None = None
+    must_call: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only their length may cut the answers."""
+        return self.is_held or self.must_call
 
     @property
     def is_held(self) -> bool:
@@ -90,10 +56,10 @@ class Asked:
 def read(fields: Fields, served: Served, limits: Limits, owner: str) -> Asked:
     """What a request says of it. owner: whose it is; texts of different owners share nothing.
     Raises Refused."""
-    said = {
-        name: why for name, why in UNSUPPORTED.items() if fields.get(name) != _HARMLESS.get(name)
-    }
-    fields.refuse(said)
+    require_known(fields)
+    n = fields.whole("n", 1, limits.n, 1) or 1
+    if (fields.whole("best_of", 1, limits.n) or n) != n:
+        raise Refused(400, "best_of: this server chooses none: it must be n", param="best_of")
     options: dict[str, Any] = {"max_tokens": None, **served.defaults}
     options |= _sampling(fields, served, limits)
     options |= _format(fields)
@@ -103,7 +69,7 @@ def read(fields: Fields, served: Served, limits: Limits, owner: str) -> Asked:
     stream_options = fields.object("stream_options") or Fields({})
     return Asked(
         options,
-        n=fields.whole("n", 1, limits.n, 1) or 1,
+        n=n,
         priority=_TIERS[tier] if priority is None else priority,
         salt=f"{owner}:{salt}" if owner or salt else "",
         tier=tier if tier in ("flex", "priority") else "default",

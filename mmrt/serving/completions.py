@@ -1,5 +1,6 @@
 """POST /v1/completions: texts that go on from a prompt, as it is."""
 
+import codecs
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
@@ -22,11 +23,8 @@ _MOST_TOKENS = 16  # where a request says nothing, as OpenAI has it
 
 async def respond(desk: Desk, request: Request) -> Response:
     fields, served = await desk.read(request)
-    fields.refuse({"suffix": "this server does not fill in the middle"})
     asked = desk.asked(request, fields, served)
     openai.limit_tokens(asked, fields.whole("max_tokens", -1, openai.MOST, _MOST_TOKENS))
-    if (fields.whole("best_of", 1, desk.limits.n) or asked.n) != asked.n:
-        raise Refused(400, "best_of: this server chooses none: it must be n", param="best_of")
     logprobs = fields.whole("logprobs", 0, _MOST_LOGPROBS)
     if logprobs is not None:
         asked.ask_logprobs(logprobs)
@@ -88,7 +86,8 @@ class Listed:
 
     def __init__(self, served: Served) -> None:
         self._model = served.model
-        self._offset = 0
+        self._offset = 0  # characters so far
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._take()
 
     def _take(self) -> None:
@@ -100,7 +99,7 @@ class Listed:
     def add(self, token: int, drawn: Drawn | None) -> None:
         self.offsets.append(self._offset)
         self.tokens.append(self._text(token))
-        self._offset += len(self.tokens[-1])
+        self._offset += len(self._decoder.decode(self._model.tokenizer.token_bytes(token)))
         if drawn is None or drawn.logprob is None:
             self.logprobs.append(None)
             self.top.append(None)
@@ -110,7 +109,12 @@ class Listed:
         self.top.append(top or None)
 
     def _text(self, token: int) -> str:
-        return self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+        """Parts of characters are spelled as OpenAI does: bytes:\\xc3."""
+        spelled = self._model.tokenizer.token_bytes(token)
+        try:
+            return spelled.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
     def take(self) -> dict[str, Any]:
         """What was added since the last time."""

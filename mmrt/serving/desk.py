@@ -67,7 +67,8 @@ class Desk:
             )
         if tools.must is not None or tools.strict:
             grammar = await self.house.apart(_calls, prompt, tools.must)
-            asked = replace(asked, options={**asked.options, "grammar": grammar})
+            options = {**asked.options, "grammar": grammar}
+            asked = replace(asked, options=options, must_call=tools.must is not None)
         texts = await self._texts(served, asked, [prompt.ids], prompt.channels)
         return Answers(texts, prompt.parser, tools.most_calls)
 
@@ -86,6 +87,13 @@ class Desk:
     ) -> Texts:
         for ids in prompts:
             served.require_room(len(ids))
+        if asked.is_whole and asked.options.get("stop"):
+            raise Refused(
+                400,
+                "stop: it might cut what has to be whole: JSON by response_format, or a call that "
+                "tool_choice wants",
+                param="stop",
+            )
         wanted = [
             Wanted(ids, asked.options_of(i), channels())
             for i, ids in enumerate(ids for ids in prompts for _ in range(asked.n))

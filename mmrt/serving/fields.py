@@ -107,8 +107,8 @@ class Fields:
 
     def refuse(self, unsupported: Mapping[str, str]) -> None:
         """Raises Refused for a field of `unsupported` that is there and says something; its value
-        is the reason. false, 0, "" and empty lists say nothing."""
+        is the reason. false, 0, "" and empty lists say nothing; {} asks for what it names."""
         for field, why in unsupported.items():
-            if self.get(field):
+            if self.get(field) or self.get(field) == {}:
                 name = self.name(field)
                 raise Refused(400, f"{name}: {why}", param=name, code="unsupported_parameter")

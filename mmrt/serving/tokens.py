@@ -6,6 +6,7 @@ from mmrt.serving.desk import Desk, chat_prompt, chat_text
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
 from mmrt.serving.messages import read_messages, read_template_variables
+from mmrt.serving.problems import Refused
 from mmrt.serving.tools import read_tools
 
 
@@ -18,10 +19,13 @@ async def tokenize(desk: Desk, request: Request) -> Response:
         prompt = await desk.house.apart(chat_prompt, served.model, *chat, variables)
         ids = prompt.ids
     else:
-        name = "content" if fields.has("content") else "prompt"
-        fields.require(name)
-        text, parse = fields.text(name) or "", fields.flag("parse_special", True)
-        special = fields.flag("add_special")
+        # llama-server's field and vLLM's, each with what it adds where a request says nothing.
+        names = [name for name in ("content", "prompt") if fields.has(name)]
+        if len(names) != 1:
+            raise Refused(400, "content or prompt: one of them has to be there", param="content")
+        text, parse = fields.text(names[0]) or "", fields.flag("parse_special", True)
+        special = fields.flag("add_special_tokens", names[0] == "prompt")
+        special = fields.flag("add_special", special)
         ids = await desk.house.apart(served.model.tokenize, text, special, parse)
     tokens: list[Any] = list(ids)
     if fields.flag("with_pieces"):
