@@ -323,16 +323,22 @@ typedef struct mmrt_part {
  * on, each at the positions from its state's length on, and appends them to the states. Writes the
  * logits that are wanted to logits, in the same order: float32 [sum of n_outputs][vocabulary]. On
  * any failure all states are as before. Weights that only logits need are not read where none is
- * wanted. NOT_FINITE if a logit is NaN or infinite; IO, naming the tensor, if a weight's file was
- * cut short or cannot be read.
+ * wanted. NOT_FINITE if a logit or a hidden row is NaN or infinite; IO, naming the tensor, if a
+ * weight's file was cut short or cannot be read.
+ *
+ * Of a program that begins with TAKE, rows are the hidden rows of the tokens, float32
+ * [tokens][width], and ids are not looked at; of others NULL. Of one that ends with GIVE, hidden
+ * rows of all tokens are written to logits likewise. Both have the tokens without logits before the
+ * others, each half in the order of the parts: what one program gives another takes, with the same
+ * parts.
  *
  * Fills in marks[0] to marks[n_marks - 1], in which `op` rises; each costs a system call of 1 to
  * 2 us. choices, unless NULL, receives the numbers of the experts that the ROUTE operations choose,
  * each the best first: of one operation after another, int32 [tokens][n_used], the tokens without
  * logits before the others. What an operation leaves out stays as it is. */
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
-                             int32_t n_parts, const int32_t *tokens, float *logits,
-                             mmrt_mark *marks, int32_t n_marks, int32_t *choices,
+                             int32_t n_parts, const int32_t *tokens, const float *rows,
+                             float *logits, mmrt_mark *marks, int32_t n_marks, int32_t *choices,
                              mmrt_poll_fn *poll, void *poll_context, mmrt_error *err);
 
 /* ---- streamed weights (source/, graph/) ----------------------------------------------------- */

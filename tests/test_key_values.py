@@ -57,7 +57,7 @@ def anonymous() -> int:
 
 def runs(model: mmrt.Model, n_pages: int) -> int:
     """Stretches of memory that lie apart in so many pages, eight to an extent."""
-    return -(-n_pages // 8) * sum(layer.n_heads for layer in model.store.layers)
+    return -(-n_pages // 8) * sum(layer.n_heads for layer in model.store.layers if layer)
 
 
 # ---- A(L) ----

@@ -27,7 +27,7 @@ ARITHMETIC = ["kernels/isa", "kernels/body"]
 
 # Files and folders of mmrt/; __init__ is the package itself, with all of its public names.
 PYTHON_LAYERS = [
-    *["errors", "core", "memory", "files", "text", "models", "run", "sight"],
+    *["errors", "core", "memory", "files", "text", "models", "run", "sight", "cluster"],
     *["__init__", "serving", "cli", "__main__"],
 ]
 

@@ -432,7 +432,7 @@ def test_finite_weights_may_overflow(model: TinyModel, tmp_path: Path) -> None:
         large = tiny_models.blocks_of("F32", data.view("<f4") * np.float32(1e37))
         model.tensors[name] = large
     path = model.write(tmp_path / "overflow.gguf")
-    assert_refused(path, FormatError, "a logit is NaN or infinite")
+    assert_refused(path, FormatError, "a logit or a hidden row is NaN or infinite")
 
 
 # ---- the command line ----

@@ -438,7 +438,7 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
         (ArgumentError, "no pairs", lambda: program.rope_table([])),
         (ArgumentError, "buffers of 0 values", lambda: program.buffer(0)),
         (ArgumentError, "buffers of 4294967295", lambda: program.buffer(2**32 - 1)),
-        (ArgumentError, "EMBED and ends with LOGITS", program.finish),
+        (ArgumentError, "begins with EMBED or TAKE", program.finish),
     ]
     for kind, words, refused in refusals:
         with pytest.raises(kind, match=words):
@@ -456,9 +456,15 @@ def test_wrong_operations_are_refused(weights: Weights) -> None:
 # keys and of values, of 48) and 4 of 288, that each are fine, but not in this order.
 FLOWS: dict[str, tuple[str, str]] = {
     "begins with a norm": ("N", "operation 0 reads buffer 0, which none before it has written"),
-    "has no logits": ("E N", "begins with EMBED and ends with LOGITS"),
-    "goes on after its logits": ("E N L N", "operation 3: LOGITS is the last one"),
-    "has logits twice": ("E N L L", "operation 3: LOGITS is the last one"),
+    "has no logits": ("E N", "begins with EMBED or TAKE and ends with LOGITS or GIVE"),
+    "goes on after its logits": ("E N L N", "operation 3: LOGITS or GIVE is the last one"),
+    "has logits twice": ("E N L L", "operation 3: LOGITS or GIVE is the last one"),
+    "goes on after giving": ("T G N", "operation 2: LOGITS or GIVE is the last one"),
+    "takes twice": ("T T G", "operation 1: TAKE is the first one"),
+    "takes after embedding": ("E T G", "operation 1: TAKE is the first one"),
+    "gives what nothing wrote": ("G", "operation 0 reads buffer 0, which none before it has"),
+    "gives a part of it": ("T N O g", "operation 3 reads buffer 1, .* written for all tokens"),
+    "takes without a buffer": ("t G", "no such buffer"),
     "reads what nothing wrote": ("E L", "operation 1 reads buffer 1, which none before it has w"),
     "reads a part of it": ("E O M N L", "operation 2 reads buffer 1, .* written for all tokens"),
     "attends to no keys": ("E N M A L", "operation 3 attends to layer 0, .* from buffer 2"),
@@ -484,6 +490,10 @@ def test_programs_that_read_what_is_not_there(weights: Weights, flow: str) -> No
         "r": lambda: program.rope(2, -1, 1, 6, False),
         "A": lambda: program.attend(2, 4, 0, 6, 1.0),
         "L": lambda: program.logits(1, embedding),
+        "T": lambda: program.take(0),
+        "t": lambda: program.append("take", "take", out=9),
+        "G": lambda: program.append("give", "give", in_=0),
+        "g": lambda: program.append("give", "give", in_=1),
     }
     with pytest.raises(ArgumentError, match=words):
         for letter in order.split():
@@ -508,9 +518,9 @@ def test_a_program_that_is_finished_keeps_its_bounds(folder: Path) -> None:
             program.run([Part(Cache(program.store), np.array([300], np.int32), 1)], logits)
         program.close()
         program = a_program(Weights(file))
-        with pytest.raises(ArgumentError, match="operation 3: LOGITS is the last one"):
+        with pytest.raises(ArgumentError, match="operation 3: LOGITS or GIVE is the last one"):
             program.embed(file["larger"], 0)
-        with pytest.raises(ArgumentError, match="operation 3: LOGITS is the last one"):
+        with pytest.raises(ArgumentError, match="operation 3: LOGITS or GIVE is the last one"):
             program.logits(1, file["larger"])
         program.close()
         program = Program(Pool(2), 8, a_store())

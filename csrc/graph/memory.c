@@ -79,7 +79,8 @@ static void place(mmrt_program *program, uint8_t *memory) {
 mmrt_status mmrt_program_finish(mmrt_program *program, int n_threads, mmrt_error *err) {
     if (program->memory || !program->outputs)
         return mmrt_fail(err, MMRT_ARGUMENT,
-                         "a program begins with EMBED and ends with LOGITS, and is finished once");
+                         "a program begins with EMBED or TAKE and ends with LOGITS or GIVE, and is "
+                         "finished once");
     size_t bytes = 0;
     for (int32_t i = 0; i < program->n_buffers; i++)
         bytes += buffer_bytes(program, &program->buffers[i]);

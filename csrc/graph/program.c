@@ -149,7 +149,7 @@ mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_e
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: unknown kind %d", program->n_ops,
                          op->kind);
     if (program->outputs)
-        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: LOGITS is the last one",
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: LOGITS or GIVE is the last one",
                          program->n_ops);
     mmrt_status status =
         make_room(program, (void **)&program->ops, program->n_ops, sizeof *op, err);

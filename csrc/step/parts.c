@@ -26,6 +26,8 @@ static mmrt_status count_tokens(const mmrt_program *program, const mmrt_part *gi
 
 static mmrt_status check_tokens(const mmrt_program *program, const int32_t *tokens, uint32_t n,
                                 mmrt_error *err) {
+    if (program->taken) /* which has no vocabulary */
+        return MMRT_OK;
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || (uint64_t)tokens[i] >= program->vocabulary)
             return mmrt_fail(err, MMRT_ARGUMENT, "token %u: id %d is not from 0 to %llu", i,

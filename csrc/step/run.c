@@ -30,8 +30,8 @@ static void fill_ropes(const struct step *step, int thread, int n_threads) {
     }
 }
 
-/* Sets up what every operation but the first, EMBED, needs: the barrier after it makes that visible
- * to all threads. Not done before the job, as another caller's job may still run then. */
+/* Sets up what every operation but the first, EMBED or TAKE, needs: the barrier after it makes that
+ * visible to all threads. Not done before the job, as another caller's job may still run then. */
 static void prepare(const struct step *step, int thread, int n_threads) {
     fill_ropes(step, thread, n_threads);
     for (int32_t i = thread; i < step->program->n_buffers; i += n_threads)
@@ -169,12 +169,14 @@ static mmrt_status check_weights(const mmrt_program *program, mmrt_error *err) {
 }
 
 mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
-                             int32_t n_parts, const int32_t *tokens, float *logits,
-                             mmrt_mark *marks, int32_t n_marks, int32_t *choices,
+                             int32_t n_parts, const int32_t *tokens, const float *rows,
+                             float *logits, mmrt_mark *marks, int32_t n_marks, int32_t *choices,
                              mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) {
     if (!program->memory || mmrt_pool_threads(pool) > program->n_threads)
         return mmrt_fail(err, MMRT_ARGUMENT, "the program has no scratch for %d threads",
                          mmrt_pool_threads(pool));
+    if (!rows != !program->taken)
+        return mmrt_fail(err, MMRT_ARGUMENT, "hidden rows are for a program that begins with TAKE");
     mmrt_guard_renew();
     struct parts placed;
     mmrt_status status = mmrt_parts_begin(program, parts, n_parts, tokens, &placed, err);
@@ -185,6 +187,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
         .tokens = placed.tokens,
         .n = placed.n_tokens,
         .first_output = placed.first_output,
+        .rows = rows,
         .logits = logits,
         .marks = marks,
         .n_marks = n_marks,
@@ -202,7 +205,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
     for (int32_t i = 0; !status && i < placed.n; i++)
         status = mmrt_state_check(placed.parts[i].state, err);
     if (!status && atomic_load(&step.not_finite))
-        status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit is NaN or infinite");
+        status = mmrt_fail(err, MMRT_NOT_FINITE, "a logit or a hidden row is NaN or infinite");
     mmrt_parts_end(&placed, !status);
     free(step.runs);
     return status;

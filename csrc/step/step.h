@@ -25,7 +25,8 @@ struct step {
     const int32_t *tokens;
     uint32_t n;            /* tokens */
     uint32_t first_output; /* logits are wanted from this token on; n: of none */
-    float *logits;
+    const float *rows;     /* hidden rows of the tokens, for TAKE */
+    float *logits;         /* or the hidden rows that GIVE writes */
     mmrt_mark *marks;
     int32_t n_marks;
     int32_t *choices; /* of ROUTE operations, one after another: [n][n_used]; NULL: not asked for */

@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "answer over HTTP, as OpenAI's clients expect",
     "inspect": "show what is in a weight file",
     "quantize": "write a smaller file of a model",
+    "split": "write a file of some of a model's layers, for one machine of several",
     "bundle": "write the neurons of a model with ReLU, each in one piece",
     "bench": "measure prefill and decode speed",
     "residency": "show which pages of a weight file are in memory",

@@ -280,6 +280,7 @@ cdef extern from "mmrt.h" nogil:
 
     # ---- state of sequences ----
     ctypedef enum mmrt_state_kind:
+        MMRT_STATE_NOTHING
         MMRT_STATE_PAGES
 
     ctypedef struct mmrt_layer_state:
@@ -446,8 +447,8 @@ cdef extern from "mmrt.h" nogil:
         uint32_t n_outputs
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                                  int32_t n_parts,
-                                 const int32_t *tokens, float *logits, mmrt_mark *marks,
-                                 int32_t n_marks, int32_t *choices,
+                                 const int32_t *tokens, const float *rows, float *logits,
+                                 mmrt_mark *marks, int32_t n_marks, int32_t *choices,
                                  mmrt_poll_fn *poll, void *poll_context, mmrt_error *err) nogil
 
 

@@ -20,9 +20,12 @@ cdef class CoreProgram:
     cdef readonly int max_tokens
     cdef readonly StateStore store
     cdef public int vocab_size  # rows of the logits' weight
+    cdef public int taken  # values of the hidden rows that it takes; 0: it takes none
+    cdef public int given  # values of the hidden rows that it gives; 0: it gives logits
 
     cdef _release(self)
     cdef mmrt_program *_open(self) except NULL
     cdef int _weight(self, Tensor tensor) except -2
     cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
-              float[:, ::1] logits, int64_t[:, ::1] marks, int32_t[::1] choices)
+              float[:, ::1] logits, int64_t[:, ::1] marks, int32_t[::1] choices,
+              const float[:, ::1] rows)

@@ -24,6 +24,8 @@ class CoreProgram:
     max_tokens: int
     store: StateStore
     vocab_size: int
+    taken: int
+    given: int
     routes: list[tuple[int, int]]
     def __init__(
         self,
@@ -68,4 +70,5 @@ class CoreProgram:
         logits: NDArray[np.float32] | None = None,
         marks: NDArray[np.int64] | None = None,
         choices: NDArray[np.int32] | None = None,
+        rows: NDArray[np.float32] | None = None,
     ) -> None: ...

@@ -339,7 +339,7 @@ cdef class CoreProgram:
         return rows.tolist()
 
     def run(self, parts not None, float[:, ::1] logits=None, int64_t[:, ::1] marks=None,
-            int32_t[::1] choices=None):
+            int32_t[::1] choices=None, const float[:, ::1] rows=None):
         """One step, a reading of the weights for all of its Parts.
 
         Appends the tokens of each part to its cache, which may come more than once; 1 to max_tokens
@@ -356,6 +356,10 @@ cdef class CoreProgram:
         choices, int32 (tokens of the step times the sum of n_used in `routes`,), receives the
         experts that each token is sent to, the best first: (tokens, n_used) for each operation in
         `routes`, tokens without logits before the others. What none chooses for stays as it is.
+
+        rows, float32 (tokens of the step, taken): what a program that begins with take() reads. Of
+        one that ends with give(), logits receive hidden rows (tokens of the step, given). Both have
+        tokens without logits before the others: what one gives another takes, with the same parts.
         """
         cdef mmrt_part *given = <mmrt_part *> calloc(len(parts) + 1, sizeof(mmrt_part))
         cdef const int32_t[::1] tokens
@@ -371,15 +375,21 @@ cdef class CoreProgram:
                 given[i].n = tokens.shape[0]
                 given[i].n_outputs = n_outputs
                 outputs += n_outputs
-            rows = 0 if logits is None else logits.shape[0]
-            if rows != outputs or (rows and logits.shape[1] != self.vocab_size):
-                raise ArgumentError(f"logits: no room of shape ({outputs}, {self.vocab_size})")
-            self._run(caches, given, ids, logits, marks, choices)
+            n_rows, width = len(ids) if self.given else outputs, self.given or self.vocab_size
+            room = 0 if logits is None else logits.shape[0]
+            if room != n_rows or (room and logits.shape[1] != width):
+                raise ArgumentError(f"logits: no room of shape ({n_rows}, {width})")
+            if (0 if rows is None else rows.shape[0]) != (len(ids) if self.taken else 0) or (
+                self.taken and rows.shape[1] != self.taken
+            ):
+                raise ArgumentError(f"rows: not of shape ({len(ids)}, {self.taken})")
+            self._run(caches, given, ids, logits, marks, choices, rows)
         finally:
             free(given)
 
     cdef _run(self, list caches, mmrt_part *parts, const int32_t[::1] tokens,
-              float[:, ::1] logits, int64_t[:, ::1] marks, int32_t[::1] choices):
+              float[:, ::1] logits, int64_t[:, ::1] marks, int32_t[::1] choices,
+              const float[:, ::1] rows):
         cdef mmrt_error error
         cdef mmrt_status status
         cdef list raised = []
@@ -391,6 +401,7 @@ cdef class CoreProgram:
             raise ArgumentError("the model is closed")
         if not tokens.shape[0]:
             raise ArgumentError("a step without tokens")
+        cdef const float *taken = &rows[0, 0] if self.taken else NULL
         cdef int32_t *first_choice = NULL
         if choices is not None:
             room = tokens.shape[0] * sum([n_used for _, n_used in self.routes])
@@ -412,8 +423,8 @@ cdef class CoreProgram:
         try:
             with nogil:
                 status = mmrt_program_run(
-                    self.handle, self.pool.handle, parts, n_parts, &tokens[0], to, first_mark,
-                    n_marks, first_choice, poll, <void *> raised, &error,
+                    self.handle, self.pool.handle, parts, n_parts, &tokens[0], taken, to,
+                    first_mark, n_marks, first_choice, poll, <void *> raised, &error,
                 )
             check_polled(status, &error, raised)
             for i, cache in enumerate(caches):  # here, where no signal handler can come between

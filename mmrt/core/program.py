@@ -60,6 +60,12 @@ class Program(CoreProgram):
         and a text that is longer than these raises ArgumentError."""
         self.append("embed", "embed", [weight, positions], out=out, scale=scale, first=first)
 
+    def take(self, out: int) -> None:
+        """out = the hidden rows that run() is given, in place of embed(): for a program that begins
+        amid a model. The first operation."""
+        self.append("take", "take hidden rows", out=out)
+        self.taken = self._widths[out]
+
     def norm(
         self,
         stream: int,
@@ -337,6 +343,12 @@ class Program(CoreProgram):
         self.append("logits", "logits", [matrix], **fields)
         weight = matrix.weight if isinstance(matrix, Matrix) else matrix
         self.vocab_size = weight.shape[0] if len(weight.shape) == 2 else 1
+
+    def give(self, in_: int) -> None:
+        """The step's result, in place of logits(): rows of a buffer, of all tokens, for a program
+        that ends amid a model."""
+        self.append("give", "give hidden rows", in_=in_)
+        self.given = self._widths[in_]
 
 
 def _activation(name: str) -> int:

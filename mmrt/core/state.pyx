@@ -4,7 +4,8 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_PAGES, mmrt_error, mmrt_heads_are_apart, mmrt_key_room,
+    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_NOTHING, MMRT_STATE_PAGES, mmrt_error,
+    mmrt_heads_are_apart, mmrt_key_room,
     mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_check,
     mmrt_state_create,
     mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length,
@@ -62,6 +63,7 @@ class Sharing(NamedTuple):
 cdef class StateStore:
     """The memory of all texts that a model reads, and what each of its layers keeps there.
 
+    layers: KeyValues, or None of a layer that keeps nothing.
     kv_k, kv_v: how keys and values are stored, "f16" or "q8_0". Raises ArgumentError or
     UnsupportedError, naming the layer, for what cannot be laid out.
     """
@@ -77,7 +79,11 @@ cdef class StateStore:
         self.specs = <mmrt_layer_state *> calloc(len(self.layers) + 1, sizeof(mmrt_layer_state))
         if self.specs is NULL:
             raise MemoryError
-        for i, (n_heads, head_dim, window) in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
+            if layer is None:
+                self.specs[i].kind = MMRT_STATE_NOTHING
+                continue
+            n_heads, head_dim, window = layer
             self.specs[i].kind = MMRT_STATE_PAGES
             self.specs[i].n_heads = n_heads
             self.specs[i].k_dim = self.specs[i].v_dim = head_dim
@@ -96,9 +102,11 @@ cdef class StateStore:
         return f"<StateStore of {len(self.layers)} layers, {self.nbytes} bytes>"
 
     def layer(self, int index):
-        """What this layer keeps. FormatError: there is no such layer."""
+        """What this layer keeps. FormatError: there is no such layer, or it keeps nothing."""
         if not 0 <= index < len(self.layers):
             raise FormatError(f"layer {index}: there are {len(self.layers)} layers")
+        if self.layers[index] is None:
+            raise FormatError(f"layer {index} keeps nothing of a text")
         return self.layers[index]
 
     def head_room(self, int layer):

@@ -21,5 +21,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=True, divisors=model.divisors(layer))
         model.norm(layer["ffn_norm"])
         model.plain_unit(layer, "relu2")
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -29,5 +29,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=True, rotates=rotates)
         model.add()
         model.gated_unit(layer, "silu")
-    model.norm(weights["output_norm.weight"], centred=True)
-    model.logits()
+    model.logits(centred=True)

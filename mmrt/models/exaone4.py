@@ -40,5 +40,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.add()
         model.gated_unit(layer, "silu", post=layer["post_ffw_norm"])
         model.add()
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -40,5 +40,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=False, post=layer["post_attention_norm"])
         model.norm(layer["ffn_norm"])
         model.gated_unit(layer, "gelu", post=layer["post_ffw_norm"])
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -41,5 +41,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         )
         model.norm(layer["ffn_norm"])
         model.gated_unit(layer, "gelu", post=layer["post_ffw_norm"])
-    model.norm(weights["output_norm.weight"])
     model.logits()

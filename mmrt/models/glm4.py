@@ -27,5 +27,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=not halves, post=post)
         model.norm(layer["ffn_norm"])
         model.gated_unit(layer, "silu", fused=True, post=layer["post_ffw_norm"])
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -26,5 +26,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=False, sinks=layer["attn_sinks"])
         model.norm(layer["post_attention_norm"])
         model.gated_unit_or_experts(layer, "clamped_silu")
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -31,5 +31,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=True, divisors=model.divisors(layer))
         model.norm(layer["ffn_norm"])
         model.gated_unit_or_experts(layer, *config.activation)
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -31,5 +31,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=False, rotates=False)
         model.norm(layer["ffn_norm"], bias=layer.beside("ffn_norm.bias"), centred=True)
         model.plain_unit(layer, "relu")
-    model.norm(weights["output_norm.weight"], bias=weights.get("output_norm.bias"), centred=True)
-    model.logits()
+    model.logits(centred=True, biased=True)

@@ -28,5 +28,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=False, divisors=divisors)
         model.norm(layer["ffn_norm"])
         model.gated_unit(layer, "silu", fused=True)
-    model.norm(weights["output_norm.weight"])
     model.logits()

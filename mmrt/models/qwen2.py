@@ -21,5 +21,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=False)
         model.norm(layer["ffn_norm"])
         model.gated_unit(layer, "silu")
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -28,5 +28,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         model.attention(layer, interleaved=False)
         model.norm(layer["ffn_norm"])
         model.gated_unit_or_experts(layer, "silu", shared_gate=layer["ffn_gate_inp_shexp"])
-    model.norm(weights["output_norm.weight"])
     model.logits()

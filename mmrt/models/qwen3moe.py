@@ -25,5 +25,4 @@ def build(program: Program, config: Config, weights: Weights) -> None:
         )
         model.norm(layer["ffn_norm"])
         model.gated_unit_or_experts(layer, "silu")
-    model.norm(weights["output_norm.weight"])
     model.logits()

@@ -9,7 +9,7 @@ from mmrt.core.arguments import whole
 from mmrt.core.kernels import Pool, trim_heap
 from mmrt.core.program import SPARSE, Program
 from mmrt.core.state import StateStore
-from mmrt.errors import FormatError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError, UnsupportedError
 from mmrt.files.bundle import Neurons, open_bundle
 from mmrt.files.tensor_file import TensorFile
 from mmrt.models.parts.config import Config
@@ -23,6 +23,10 @@ from mmrt.text.tokenizer import Tokenizer
 MOST_STEP_TOKENS = 1024
 
 
+# Of a file that has only some of a model's layers: which, as first and end.
+LAYERS = "mmrt.layers"
+
+
 class Built(NamedTuple):
     """A model's configuration, the memory of its texts, and its program."""
 
@@ -30,6 +34,7 @@ class Built(NamedTuple):
     store: StateStore
     program: Program
     bundle: TensorFile | None  # whose tensors the program may read
+    tensors: list[str]  # of the file, that are needed
 
 
 def build(
@@ -40,9 +45,12 @@ def build(
     kv: tuple[str, str] = ("f16", "f16"),
     exact: bool = False,
     bundle: str | os.PathLike[str] | None = None,
+    partial: bool = False,
+    layers: range | None = None,
 ) -> Built:
     """What runs the model in `file`; arguments as Model's, kv: of keys and of values. It refers to
-    the file's pages.
+    the file's pages. partial: only these of the model's layers, counted from 0; None: all that the
+    file has. Others' tensors need not be there.
 
     Raises FileError, UnsupportedError, FormatError and ArgumentError as Model() does.
     """
@@ -59,7 +67,15 @@ def build(
         context = trained
     else:
         context = whole("context", context, 1, trained, why=", on which the model was trained")
-    config = dataclasses.replace(config, context=context)
+    part = None
+    held = _held(file, config.n_layers)
+    if partial:
+        part = _part_of(held or range(config.n_layers), layers, file.path)
+    elif held is not None:
+        raise UnsupportedError(
+            f"{file.path}: only layers {held.start}:{held.stop} of a model, which a Stage runs"
+        )
+    config = dataclasses.replace(config, context=context, part=part)
     program = None
     side = None if bundle is None else open_bundle(bundle, file)
     try:
@@ -77,7 +93,32 @@ def build(
         if isinstance(error, FormatError | UnsupportedError):
             raise type(error)(f"{file.path}: {error}") from None
         raise
-    return Built(config, store, program, side)
+    return Built(config, store, program, side, weights.used())
+
+
+def _held(file: TensorFile, n_layers: int) -> range | None:
+    """The layers that the file says it has; None: all."""
+    found = file.metadata.get(LAYERS)
+    if found is None:
+        return None
+    pair = isinstance(found, list) and len(found) == 2 and all(type(n) is int for n in found)
+    if not pair or not 0 <= found[0] < found[1] <= n_layers:
+        raise FormatError(
+            f"{file.path}: {LAYERS}: expected the first and the end of some of {n_layers} layers, "
+            f"found {found!r:.60}"
+        )
+    return range(*found)
+
+
+def _part_of(held: range, layers: range | None, path: str) -> range:
+    if layers is None:
+        return held
+    if not held.start <= layers.start < layers.stop <= held.stop or layers.step != 1:
+        raise ArgumentError(
+            f"layers: {layers.start}:{layers.stop} are none of those that {path} has, "
+            f"{held.start}:{held.stop}"
+        )
+    return layers
 
 
 def neurons(file: TensorFile) -> list[Neurons]:

@@ -179,8 +179,8 @@ static bool run_step(mmrt_program *program, mmrt_pool *pool, mmrt_state *const *
     const int32_t tokens[2 * STEP] = {3, 14, 15, 92, 65, 35, 89, number};
     const mmrt_part parts[2] = {{states[0], STEP, STEP}, {states[1], STEP, STEP}};
     memset(logits, 0, sizeof logits);
-    TRY(mmrt_program_run(program, pool, parts, 2, tokens, logits[0], NULL, 0, NULL, NULL, NULL,
-                         &error));
+    TRY(mmrt_program_run(program, pool, parts, 2, tokens, NULL, logits[0], NULL, 0, NULL, NULL,
+                         NULL, &error));
     for (int i = 0; i < 2; i++)
         CHECK(mmrt_state_length(states[i]) == (uint64_t)(number + 1) * STEP);
     if (right_is_known)

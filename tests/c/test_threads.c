@@ -90,7 +90,7 @@ static mmrt_status step(struct model *model, mmrt_state *state, uint64_t first, 
     for (uint32_t i = 0; i < n; i++)
         tokens[i] = (int32_t)((first + i) * 37 % VOCABULARY);
     const mmrt_part part = {.state = state, .n = n, .n_outputs = 1};
-    const mmrt_status status = mmrt_program_run(model->program, model->pool, &part, 1, tokens,
+    const mmrt_status status = mmrt_program_run(model->program, model->pool, &part, 1, tokens, NULL,
                                                 logits, NULL, 0, NULL, NULL, NULL, &error);
     if (status)
         fprintf(stderr, "%s\n", error.message);

@@ -343,7 +343,7 @@ static double as_predicted(mmrt_mapping *mapping) {
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_EVICT, &error));
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_RANDOM, &error));
     const mmrt_part part = {state, 1, 1};
-    OK(mmrt_program_run(program, pool, &part, 1, &token, logits, NULL, 0, NULL, NULL, NULL,
+    OK(mmrt_program_run(program, pool, &part, 1, &token, NULL, logits, NULL, 0, NULL, NULL, NULL,
                         &error));
     for (int weight = 0; weight < 6; weight++) {
         uint64_t first[3];

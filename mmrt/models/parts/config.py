@@ -58,12 +58,23 @@ class Config:
     has_axes: bool = False  # positions have several, in images
     temperature: float = 0.0  # by which queries grow with their position; 0: they do not
     temperature_period: int = 0  # tokens
+    part: range | None = None  # the layers that a program has; None: all
 
     @property
-    def kept(self) -> list[KeyValues]:
-        """What each layer keeps of the tokens that were read."""
-        windows = (self.window.of(layer) for layer in range(self.n_layers))
-        return [KeyValues(self.n_kv_heads, self.head_dim, window) for window in windows]
+    def layers(self) -> range:
+        """Those that a program has, counted from 0."""
+        return range(self.n_layers) if self.part is None else self.part
+
+    @property
+    def kept(self) -> list[KeyValues | None]:
+        """What each layer of the model keeps of the tokens that were read: those that the program
+        has not, nothing."""
+        return [
+            KeyValues(self.n_kv_heads, self.head_dim, self.window.of(layer))
+            if layer in self.layers
+            else None
+            for layer in range(self.n_layers)
+        ]
 
     def rope_of(self, layer: int) -> Rope:
         """The rotation of the layer, counted from 0."""

@@ -37,21 +37,25 @@ class Transformer:
         self._outputs_only = False  # what follows works only on tokens whose logits are wanted
 
     def layers(self) -> Iterator[Layer]:
-        return (self._weights.layer(i) for i in range(self._config.n_layers))
+        """Those that the program has."""
+        return (self._weights.layer(i) for i in self._config.layers)
 
     def embed(
         self, scale: float = 1.0, *, normed: bool = True, first_position: int | None = None
     ) -> None:
         """The stream begins with the tokens' embeddings times `scale`. normed: a norm comes before
         the first part reads it. first_position: positions have embeddings too, which are added;
-        that of position 0 comes after so many rows."""
-        self._embedding = self._weights["token_embd.weight"]
-        if first_position is None:
-            self._program.embed(self._embedding, self._stream, scale)
+        that of position 0 comes after so many rows. Where the program's layers begin later than the
+        model's, the stream is what those before them have given."""
+        if self._config.layers.start:
+            self._program.take(self._stream)
+        elif first_position is None:
+            self._program.embed(self._weights["token_embd.weight"], self._stream, scale)
         else:
             positions = self._weights["position_embd.weight"]
             require_rows(positions, self._config.context_length + first_position)
-            self._program.embed(self._embedding, self._stream, scale, positions, first_position)
+            embedding = self._weights["token_embd.weight"]
+            self._program.embed(embedding, self._stream, scale, positions, first_position)
         if not normed:
             self._program.add(self._stream)
 
@@ -290,8 +294,19 @@ class Transformer:
         )
         self._changed, self._post = True, None
 
-    def logits(self) -> None:
-        """The output's matrix, or else the embedding's, makes logits of what was normed."""
-        output = self._weights.matrix("output", otherwise=self._embedding)
-        c = self._config
+    def logits(self, *, centred: bool = False, biased: bool = False) -> None:
+        """The stream is normed, and the output's matrix, or else the embedding's, makes logits of
+        it. Where the program's layers end before the model's, it gives the stream as it is.
+
+        centred: by a LayerNorm, not an RMS norm; biased: the norm may have a bias."""
+        c, weights = self._config, self._weights
+        if c.layers.stop < c.n_layers:
+            if self._changed:
+                self.add()
+            self._program.give(self._stream)
+            return
+        bias = weights.get("output_norm.bias") if biased else None
+        self.norm(weights["output_norm.weight"], bias=bias, centred=centred)
+        tied = None if weights.has("output.weight") else weights.get("token_embd.weight")
+        output = weights.matrix("output", otherwise=tied)
         self._program.logits(self._normed, output, c.logit_softcap, c.logit_scale)

@@ -43,6 +43,10 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
 _OTHER_TOWERS = ("v.", "a.", "mm.")
 _INPUT_SCALE = ".input_scale"
 
+# Tensors that a program of the later or of the earlier layers alone does not read.
+_BEFORE_LAYERS = ("token_embd.", "position_embd.")
+_AFTER_LAYERS = ("output_norm.", "output.")
+
 _UNKNOWN = "mmrt does not know what to do with it"
 
 
@@ -61,7 +65,12 @@ def _is_neutral(name: str, value: Any) -> bool:
 def refuse_unread_tensors(weights: Weights, config: Config) -> None:
     """UnsupportedError for a tensor that may change the result and that nobody has asked for."""
     end = config.n_layers + config.n_predicting
-    harmless = (*_OTHER_TOWERS, *(f"blk.{i}." for i in range(config.n_layers, end)))
+    others = (i for i in range(end) if i not in config.layers)
+    harmless = (*_OTHER_TOWERS, *(f"blk.{i}." for i in others))
+    if config.layers.start:
+        harmless += _BEFORE_LAYERS
+    if config.layers.stop < config.n_layers:
+        harmless += _AFTER_LAYERS
     for name in weights.unused():
         if not (name.startswith(harmless) or name.endswith(_INPUT_SCALE)):
             raise UnsupportedError(f"tensor {_printable(name)}: {_UNKNOWN}")

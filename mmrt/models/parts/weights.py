@@ -40,6 +40,10 @@ class Weights:
             raise FormatError(f"tensor {name} is missing")
         return tensor
 
+    def used(self) -> list[str]:
+        """The names of the tensors that somebody has asked for, in file order."""
+        return [name for name in self._file if name in self._used]
+
     def unused(self) -> list[str]:
         """The names of the tensors that have elements and that nobody has asked for."""
         return [n for n, tensor in self._file.items() if n not in self._used and tensor.nbytes]
