@@ -12,6 +12,7 @@ from mmrt.core.residency import Residency as Residency
 from mmrt.core.sampling import Sampling as Sampling
 from mmrt.core.tensor import Tensor as Tensor
 from mmrt.errors import ArgumentError as ArgumentError
+from mmrt.errors import ClusterError as ClusterError
 from mmrt.errors import DeniedFileError as DeniedFileError
 from mmrt.errors import FileError as FileError
 from mmrt.errors import FormatError as FormatError

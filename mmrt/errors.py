@@ -62,5 +62,9 @@ class NoArrayError(ViewError, TypeError):
     """What was taken for an array of numbers holds none of a type that arrays have."""
 
 
+class ClusterError(MmrtError, ConnectionError):
+    """A machine of a cluster is not reached, does not answer, or answers what makes no sense."""
+
+
 class InUseError(MmrtError, BufferError):
     """What is to be closed is still in use."""
