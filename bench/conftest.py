@@ -2,13 +2,22 @@
 
 import mmap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import mmrt
+from mmrt.memory.sizes import parse_size
 
-# More than any last-level cache holds, so that a round reads from memory.
-BYTES = 256 << 20
+
+def _more_than_caches_hold() -> int:
+    """So many bytes that a round reads them from memory: twice the largest cache."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    caches = (parse_size(size.read_text().strip() + "iB") for size in sizes)
+    return max(256 << 20, 2 * max(caches, default=0))
+
+
+BYTES = _more_than_caches_hold()
 
 
 @pytest.fixture(scope="session")

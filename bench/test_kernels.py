@@ -16,6 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import mmrt
 from bench.blocks import FLOATS, random_blocks
+from bench.conftest import BYTES
 from mmrt.core.kernels import Pool, matmul, roof
 from mmrt.core.quant import TYPES
 
@@ -36,7 +37,7 @@ def weights(type: str, n_bytes: int) -> tuple[Any, tuple[int, int]]:
 @pytest.mark.parametrize("columns", [1, 2, 4, 7])
 @pytest.mark.parametrize("type", FAST)
 def test_decode(benchmark: BenchmarkFixture, pages: Any, type: str, columns: int) -> None:
-    blocks, shape = weights(type, 256 << 20)
+    blocks, shape = weights(type, BYTES)
     x, pool = np.sin(np.arange(COLS * columns, dtype=np.float32)).reshape(COLS, columns), Pool()
     limits = [roof("read", pages, pool) for _ in range(3)]
     cast(Any, benchmark).pedantic(
