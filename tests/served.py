@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import openai
 import tiny_models
 
 import mmrt
@@ -133,6 +134,11 @@ def running(
 
     with serving(load, notes, limits=limits, access=access) as server:
         yield server
+
+
+def client_of(server: Running) -> openai.OpenAI:
+    """OpenAI's own, to be closed."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
-import openai
 import pytest
-from served import TOOLS_TEMPLATE, Running, running, write_speaker, write_talker
+from served import TOOLS_TEMPLATE, Running, client_of, running, write_speaker, write_talker
 from test_serve_anthropic import CALL, THINKS
 from test_serve_json import SCHEMA
 
@@ -31,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+    with client_of(server) as made:
         yield made
 
 
@@ -108,7 +107,7 @@ def test_a_session_of_several_turns(client: Any) -> None:
 def test_items_reach_the_template() -> None:
     from mmrt.serving.fields import Fields
     from mmrt.serving.limits import Limits
-    from mmrt.serving.responses_input import read_input
+    from mmrt.serving.responses_input import read_items, read_messages
 
     body = {
         "instructions": "I",
@@ -122,7 +121,9 @@ def test_items_reach_the_template() -> None:
             {"type": "function_call_output", "call_id": "1", "output": "O"},
         ],
     }
-    system, developer, user, assistant, tool = read_input(Fields(body), Limits())
+    fields = Fields(body)
+    items = read_items(fields, Limits())
+    system, developer, user, assistant, tool = read_messages(fields, [], items, Limits())
     assert system == {"role": "system", "content": "I"}
     assert developer == {"role": "system", "content": "D"}
     assert user["content"] == [{"type": "text", "text": "U"}]
@@ -158,7 +159,7 @@ def test_log_probabilities(client: Any) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "type"),
         ({"input": [{"role": "user"}]}, "content"),
         ({"input": [{"type": "function_call", "call_id": "1"}]}, "name"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "code_interpreter"}]}, "type"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),

@@ -14,7 +14,7 @@ from mmrt.serving.problems import Refused
 _POST = {
     "/v1/chat/completions": chat.respond,
     "/v1/completions": completions.respond,
-    "/v1/responses": responses.respond,
+    responses.PATH: responses.respond,
     anthropic.PATH: anthropic.respond,
     f"{anthropic.PATH}/count_tokens": anthropic.count_tokens,
     "/tokenize": tokens.tokenize,
@@ -75,6 +75,9 @@ class App:
     def _methods(path: str) -> dict[str, Callable[[Desk, Request], Awaitable[Response]]]:
         if path.startswith(about.MODELS + "/"):
             path = about.MODELS
+        if path.startswith(responses.PATH + "/"):
+            get = responses.retrieve
+            return {"GET": get, "HEAD": get, "DELETE": responses.delete}
         if path in _POST:
             return {"POST": _POST[path]}
         return {"GET": _GET[path], "HEAD": _GET[path]} if path in _GET else {}

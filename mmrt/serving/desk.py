@@ -14,6 +14,7 @@ from mmrt.serving.asking import Asked
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import House, Served, Texts, Wanted
 from mmrt.serving.http import Request
+from mmrt.serving.kept import Shelf
 from mmrt.serving.limits import Limits, parse_json
 from mmrt.serving.problems import Refused
 from mmrt.serving.tools import Tools
@@ -30,6 +31,7 @@ class Desk:
 
     def __init__(self, house: House, access: Access, limits: Limits) -> None:
         self.house, self.access, self.limits = house, access, limits
+        self.kept = Shelf(limits)
 
     async def read(self, request: Request) -> tuple[Fields, Served]:
         """The body's fields, and the model that they name. Raises Refused."""

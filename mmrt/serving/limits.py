@@ -28,6 +28,8 @@ class Limits:
     stop_bytes: int = 256
     logit_bias: int = 1024
     connections: int = 256
+    kept: int = 1024  # responses that later requests may go on from
+    kept_bytes: int = 64 << 20  # of all of them, as JSON
     queue: int = 64  # texts under way for one model, those that wait among them
     idle_seconds: float = 75.0  # between two requests on a connection
     header_seconds: float = 10.0

@@ -1,7 +1,7 @@
 """POST /v1/responses, as OpenAI's clients and Codex expect, and openresponses.org describes."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from mmrt.serving import sse
@@ -11,15 +11,23 @@ from mmrt.serving.desk import Desk
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
+from mmrt.serving.kept import Kept, size_of
 from mmrt.serving.openai import MOST, limit_tokens, new_id, note, token_odds
-from mmrt.serving.problems import refused
-from mmrt.serving.responses_input import read_format, read_input, read_tools, read_variables
+from mmrt.serving.problems import Refused, refused
+from mmrt.serving.responses_input import (
+    read_format,
+    read_items,
+    read_messages,
+    read_tools,
+    read_variables,
+)
+
+PATH = "/v1/responses"
 
 _LOGPROBS = "message.output_text.logprobs"
 
 _UNSUPPORTED = {
-    "previous_response_id": "this server keeps no responses: send all items",
-    "conversation": "this server keeps no conversations: send all items",
+    "conversation": "this server keeps responses alone: say it with previous_response_id",
     "background": "this server answers those who wait",
     "prompt": "this server keeps no prompts",
     "max_tool_calls": "this server calls no tools itself",
@@ -35,24 +43,77 @@ async def respond(desk: Desk, request: Request) -> Response:
     if _LOGPROBS in (fields.get("include") or []):
         asked.ask_logprobs(fields.whole("top_logprobs", 0, 20) or 0)
     asked.options |= read_format(fields)
-    messages, tools = read_input(fields, desk.limits), read_tools(fields, desk.limits)
+    owner = desk.access.owner(request)
+    earlier, own = _earlier(desk, fields, owner), read_items(fields, desk.limits)
+    messages = read_messages(fields, earlier, own, desk.limits)
+    tools = read_tools(fields, desk.limits)
+    stores = fields.flag("store", True)
     answers = await desk.chat(served, asked, messages, tools, read_variables(fields))
     head = _head(fields, asked, served, tools.offered or [])
     told = _Told(answers, head, served)
+
+    async def keep() -> None:
+        """Before a client learns that it is there."""
+        if stores:
+            items = [*earlier, *own, *told.response["output"]]
+            n_bytes = await desk.house.apart(size_of, told.response, items)
+            desk.kept.put(Kept(owner, told.response, items, n_bytes))
 
     def end() -> None:
         request.note = note(answers)
         answers.texts.close()
 
     if asked.stream:
-        pinged = sse.with_pings(_named(told), desk.limits.ping_seconds)
+        pinged = sse.with_pings(_named(told, keep), desk.limits.ping_seconds)
         return Response(200, pinged, sse.CONTENT_TYPE, list(sse.HEADERS), end)
     try:
         async for _ in told.events():
             pass
+        await keep()
         return json_response(told.response)
     finally:
         end()
+
+
+def _earlier(desk: Desk, fields: Fields, owner: str) -> list[dict[str, Any]]:
+    """The items that the request goes on from. Raises Refused."""
+    identity = fields.text("previous_response_id")
+    if not identity:
+        return []
+    kept = desk.kept.get(identity, owner)
+    if kept is None:
+        raise Refused(
+            400,
+            f"previous_response_id: no response {identity!r:.80} is kept (any more)",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return kept.items
+
+
+async def retrieve(desk: Desk, request: Request) -> Response:
+    """GET /v1/responses/ID"""
+    identity = _id_in(request)
+    kept = desk.kept.get(identity, desk.access.owner(request))
+    if kept is None:
+        raise _missing(identity)
+    return json_response(kept.response)
+
+
+async def delete(desk: Desk, request: Request) -> Response:
+    """DELETE /v1/responses/ID"""
+    identity = _id_in(request)
+    if not desk.kept.remove(identity, desk.access.owner(request)):
+        raise _missing(identity)
+    return json_response({"id": identity, "object": "response", "deleted": True})
+
+
+def _id_in(request: Request) -> str:
+    return request.path.removeprefix(PATH).strip("/")
+
+
+def _missing(identity: str) -> Refused:
+    return Refused(404, f"no response {identity!r:.80} is kept (any more)", code="not_found")
 
 
 def _head(
@@ -79,11 +140,11 @@ def _head(
         "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
         "presence_penalty": options.get("presence_penalty", 0.0),
         "frequency_penalty": options.get("frequency_penalty", 0.0),
-        "previous_response_id": None,
+        "previous_response_id": fields.get("previous_response_id"),
         "prompt_cache_key": fields.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "service_tier": asked.tier,
-        "store": False,
+        "store": fields.flag("store", True),
         "temperature": options.get("temperature", 0.0),
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": fields.get("tool_choice") or "auto",
@@ -235,9 +296,11 @@ class _Told:
         yield self._event(status, response=dict(self.response))
 
 
-async def _named(told: _Told) -> AsyncGenerator[bytes, None]:
+async def _named(told: _Told, keep: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes, None]:
     try:
         async for event in told.events():
+            if told.response["status"] != "in_progress":
+                await keep()
             yield sse.event(event, event["type"])
     except Exception as error:  # the status was sent long ago
         event = told.fail(error)

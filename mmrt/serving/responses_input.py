@@ -1,5 +1,6 @@
 """Items and tools, from what clients of /v1/responses send to what chat templates read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmrt.serving.fields import Fields
@@ -12,20 +13,36 @@ from mmrt.serving.tools import Tools, chosen
 _PASSED_OVER = ("web_search", "web_search_preview")
 
 
-def read_input(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
-    """`instructions` and `input` of a request, as messages. Raises Refused."""
-    found: list[dict[str, Any]] = []
-    if instructions := fields.text("instructions"):
-        found.append({"role": "system", "content": instructions})
+def read_items(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
+    """The items of `input`, of which a text is one. Raises Refused."""
     fields.require("input")
     if isinstance(fields.get("input"), str):
-        return [*found, {"role": "user", "content": fields.text("input")}]
+        return [{"type": "message", "role": "user", "content": fields.get("input")}]
     items = fields.objects("input", limits.messages) or []
     if not items:
         raise Refused(400, "input: the list is empty", param="input")
+    return [item.plain() for item in items]
+
+
+def read_messages(
+    fields: Fields,
+    earlier: Sequence[dict[str, Any]],
+    items: Sequence[dict[str, Any]],
+    limits: Limits,
+) -> list[dict[str, Any]]:
+    """`instructions` of a request and its items as messages, behind `earlier` ones. Raises
+    Refused."""
+    found: list[dict[str, Any]] = []
+    if instructions := fields.text("instructions"):
+        found.append({"role": "system", "content": instructions})
+    if len(earlier) + len(items) > limits.messages:
+        many = f"{len(earlier) + len(items)} items, earlier ones among them,"
+        raise Refused(400, f"input: {many} are more than {limits.messages}", param="input")
     messages = _Messages(found)
-    for item in items:
-        messages.add(item)
+    for item in earlier:
+        messages.add(Fields(item, "previous_response_id"))
+    for i, item in enumerate(items):
+        messages.add(Fields(item, f"input[{i}]"))
     return found
 
 
@@ -62,7 +79,11 @@ class _Messages:
         role = item.choice("role", ["user", "assistant", "system", "developer"])
         content = self._content(item, "content")
         if role == "assistant":
-            self._assistant()["content"] = content
+            message = self._assistant()
+            if message["content"]:  # it has spoken twice
+                message = {"role": "assistant", "content": ""}
+                self._found.append(message)
+            message["content"] = content
         else:
             role = "system" if role == "developer" else role
             self._found.append({"role": role, "content": content})

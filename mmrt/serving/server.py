@@ -40,8 +40,8 @@ class Server:
         self.limits = limits or Limits()
         self._load, self._host, self._port = load, host, port
         self._started, self._note = started, note
-        desk = Desk(self.house, access or Access(), self.limits)
-        self.http = HttpServer(App(desk, note, access_log), self.limits)
+        self.desk = Desk(self.house, access or Access(), self.limits)
+        self.http = HttpServer(App(self.desk, note, access_log), self.limits)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
         self._told_to_stop = asyncio.Event()
