@@ -18,6 +18,10 @@ SAID = [
 ]
 
 FUNCTION = {"name": "weather", "description": "How it is.", "parameters": {"type": "object"}}
+LLAMA_TEMPLATE = (
+    """{# <|start_header_id|> {"name": f, "parameters": {}} #}"""
+    + TOOLS_TEMPLATE.replace("<tool_call>", "").replace("</tool_call>", "")
+)
 TOOLS = [{"type": "function", "function": FUNCTION}]
 UNHELD: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
 TIME = {"type": "function", "function": {"name": "time"}}
@@ -30,6 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = {
         "caller": write_speaker(folder / "c.gguf", *says, template=TOOLS_TEMPLATE, context=2048),
         "talker": write_talker(folder / "t.gguf"),
+        "llama": write_talker(folder / "l.gguf", template=LLAMA_TEMPLATE),
     }
     with running(models) as found:
         yield found
@@ -118,6 +123,20 @@ def test_strict_calls_are_held_to_their_schemas(server: Running) -> None:
     (choice,) = server.chat(max_tokens=200, **fields).json["choices"]
     said = calls(choice["message"])
     assert said and said == [("weather", {"city": "Ulm"})] * len(said)
+
+
+def test_strict_calls_of_llama_are_held_too(server: Running) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Ulm"]}}, "required": ["city"]}
+    strict = {**FUNCTION, "parameters": schema, "strict": True}
+    fields: dict[str, Any] = {"model": "llama", "tools": [{"type": "function", "function": strict}]}
+    (brace,) = server.post("/tokenize", model="llama", content="{").json["tokens"]
+    (choice,) = server.chat(logit_bias={brace: 100}, **fields).json["choices"]
+    said = calls(choice["message"])  # what begins as a call is one
+    assert said and said == [("weather", {"city": "Ulm"})] * len(said)
+    for seed in range(4):
+        asked = {**fields, "seed": seed, "temperature": 2.0, "max_tokens": 20}
+        (choice,) = server.chat(**asked, logit_bias={brace: -100}).json["choices"]
+        assert "tool_calls" not in choice["message"] and choice["message"]["content"]
 
 
 def test_without_tools_there_are_no_calls(server: Running) -> None:

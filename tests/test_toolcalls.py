@@ -5,24 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from drawn import BPE, allowed, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import validate
 from tiny_models import speaker
 from vocabularies import CONTROL
 
 import mmrt
-from mmrt.text.constraint import Constraint
-from mmrt.text.grammar import Grammar
 from mmrt.text.toolcalls import (
     CallBegin,
     CallEnd,
     Event,
     TextDelta,
-    call_grammar,
     gather,
-    held_grammar,
     parser_for,
 )
 
@@ -400,95 +394,6 @@ def test_templates_without_calls() -> None:
     assert parser_for(NONE) is None
 
 
-# ---- forced calls ----
-
-PHI = "<|tool_call|>[]<|/tool_call|>"
-MISTRAL_BY_NAME = MISTRAL + "[ARGS]"
-FORMS = [*TEMPLATES, COMMAND_R, SEED, PHI, MISTRAL_BY_NAME]
-PARAMETERS = {
-    "type": "object",
-    "properties": {
-        "n": {"type": "integer", "minimum": 0},
-        "flags": {"type": "array", "items": {"$ref": "#/$defs/flag"}, "maxItems": 2},
-        "how": {"enum": ["ab", "ba"]},
-        "note": {"type": "string", "description": "free text"},
-    },
-    "required": ["n", "how"],
-    "$defs": {"flag": {"type": "boolean"}},
-}
-CALLABLE = [
-    {"type": "function", "function": {"name": "f", "parameters": PARAMETERS}},
-    {"type": "function", "function": {"name": "g"}},
-]
-
-
-@pytest.mark.parametrize("template", FORMS)
-def test_a_forced_call_is_a_call(template: str) -> None:
-    texts = [written(BPE, call_grammar(template, CALLABLE), seed) for seed in range(8)]
-    named = set()
-    for text in texts:
-        if text is None:
-            continue
-        rest, calls = gather(events_of(template, [text], CALLABLE))
-        assert rest == ""
-        ((name, arguments),) = functions(calls)
-        named.add(name)
-        validate(arguments, PARAMETERS if name == "f" else {"maxProperties": 0})
-    assert named == {"f", "g"}
-    text = written(BPE, call_grammar(template, CALLABLE, "g"), 1)
-    assert text is not None
-    assert functions(gather(events_of(template, [text]))[1]) == [("g", {})]
-
-
-def fits(grammar: Grammar, text: str) -> bool:
-    """Whether `text` is all that the grammar asks for."""
-    constraint = Constraint(BPE, grammar)
-    try:
-        for token in BPE.encode(text, add_bos=False):
-            constraint.take(token)
-    except mmrt.ArgumentError:
-        return False
-    return constraint.over or not BPE.stop_ids.isdisjoint(allowed(constraint, BPE))
-
-
-@pytest.mark.parametrize("template", [t for t in FORMS if t not in (LLAMA, HARMONY)])
-def test_calls_that_need_not_be_made_are_held(template: str) -> None:
-    tools: list[dict[str, Any]] = [{"name": "weather", "parameters": PARAMETERS}, {"name": "time"}]
-    grammar = held_grammar(template, tools)
-    texts = (written(BPE, call_grammar(template, tools, "weather"), seed) for seed in range(20))
-    call = next(text for text in texts if text is not None)
-    assert call.count("weather") == 1 and fits(grammar, call)
-    assert fits(grammar, "") and fits(grammar, "Hello, <b> [T")
-    assert fits(grammar, f"I look. {call} and {call} so.")
-    assert not fits(grammar, call.replace("weather", "whether"))
-    assert not fits(grammar, f"So: {call[: len(call) // 2]}")
-
-
-def test_calls_that_nothing_begins_are_not_held() -> None:
-    for template in (LLAMA, HARMONY):
-        with pytest.raises(mmrt.ArgumentError, match="only where the model has to"):
-            held_grammar(template, CALLABLE)
-
-
-def test_calls_that_cannot_be_forced() -> None:
-    def tool(parameters: Any) -> list[dict[str, Any]]:
-        return [{"function": {"name": "f", "parameters": parameters}}]
-
-    patterned = tool({"properties": {"a": {"type": "string", "pattern": "a+"}}})
-    assert call_grammar(HERMES, patterned)
-    for template, tools, name, complaint in (
-        (HERMES, CALLABLE, "h", "no tool has the name 'h'"),
-        (HERMES, [], None, "no tools"),
-        (HERMES, tool({"type": "array"}), None, "'f': expected the type object"),
-        (GLM, patterned, None, "'a': this model writes it as plain text"),
-        (QWEN_CODER, tool({"required": ["a"]}), None, "'a' is required"),
-    ):
-        with pytest.raises(mmrt.ArgumentError, match=complaint):
-            call_grammar(template, tools, name)
-    with pytest.raises(mmrt.UnsupportedError, match="no way of calling tools"):
-        call_grammar(NONE, CALLABLE)
-
-
 # ---- the model ----
 
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
@@ -561,14 +466,3 @@ def test_a_model_without_calls_has_no_parser(tmp_path: Path) -> None:
         assert model.tool_parser(TOOLS) is None
         answer = model.chat(ASK, tools=TOOLS)
         assert (answer, answer.tool_calls) == ("f", [])
-
-
-@pytest.mark.parametrize("family", ["mistral", "llama", "granite"])
-def test_a_model_that_must_call_calls(family: str, tmp_path: Path) -> None:
-    template, says = SAID[family]
-    with mmrt.Model(caller(tmp_path, template, "No.", *says)) as model:
-        answer = model.chat(ASK, tools=CALLABLE, grammar=call_grammar(template, CALLABLE, "g"))
-        assert functions(answer.tool_calls) == [("g", {})]
-        assert (answer, answer.finish) == ("", "stop")
-        prompt = model.chat_prompt(ASK, tools=CALLABLE)
-        assert prompt.call("g") == call_grammar(template, CALLABLE, "g")

@@ -154,6 +154,7 @@ class _Lark:
         if isinstance(part, Without):
             plain = [text for text in part.texts if not self._literal(text).startswith("<[")]
             but = "".join(f" & ~/(?s:.*){_escaped(text)}(?s:.*)/" for text in plain)
+            but += "".join(f" & ~/\\s*{_escaped(text)}(?s:.*)/" for text in part.begins)
             return self._rule("", self._rule("", f"/(?s:.*)/{but}", "TEXT"))
         if isinstance(part, Many):
             return f"({self._sequence(part.way)})*"

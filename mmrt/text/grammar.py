@@ -38,9 +38,11 @@ class Until:
 
 @dataclass(frozen=True)
 class Without:
-    """Any text in which none of `texts` occurs, which may be control tokens."""
+    """Any text in which none of `texts` occurs, which may be control tokens, and that does not
+    begin with one of `begins` behind white space."""
 
     texts: tuple[str, ...]
+    begins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,9 @@ def call_grammar(template: str | None, tools: Tools, name: str | None = None) ->
 
 
 def held_grammar(template: str | None, tools: Tools) -> Grammar:
-    """Any text, in which calls are of `tools` and their arguments held to the schemas. Arguments
-    and errors as for call_grammar(); ArgumentError too for Llama 3 and gpt-oss."""
+    """Any text, in which calls are of `tools` and their arguments held to the schemas: for Llama 3,
+    whose calls are bare objects, a text that begins with a brace is a call. Arguments and errors as
+    for call_grammar()."""
     parser = _parser(template, tools)
     return parser.held(_ways(parser, tools, None))
 

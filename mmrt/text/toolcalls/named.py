@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrt.errors import ArgumentError
-from mmrt.text.grammar import Grammar, json_by
+from mmrt.text.grammar import Grammar, Many, OneOf, Until, Without, json_by
 from mmrt.text.toolcalls.objects import ObjectParser
 from mmrt.text.toolcalls.parser import ToolParser
 from mmrt.text.toolcalls.reader import Malformed, Steps
@@ -57,7 +56,12 @@ class HarmonyParser(ToolParser):
         return (header, json_by(parameters, "parameters"))
 
     def held(self, ways: Sequence[Grammar]) -> Grammar:
-        raise ArgumentError("gpt-oss's calls are held only where the model has to make one")
+        """Parts that think or tell what is to come, then the answer or a call."""
+        next_part: Grammar = (Until("<|end|>"), "<|start|>assistant")
+        others = ("<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>")
+        before = OneOf(tuple((header, *next_part) for header in others))
+        answer = ("<|channel|>final<|message|>", Without(("<|end|>", *sorted(self.marks))))
+        return (Many((before,)), OneOf((answer, *ways)))
 
     def calls(self, opening: str) -> Steps[None]:
         header, _ = yield from self.until("<|message|>", most=_LONGEST_HEADER)

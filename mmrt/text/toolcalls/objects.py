@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrt.errors import ArgumentError
-from mmrt.text.grammar import Grammar, json_by
+from mmrt.text.grammar import Grammar, Many, OneOf, Without, json_by
 from mmrt.text.toolcalls.parser import ToolParser
 from mmrt.text.toolcalls.reader import Malformed, Steps
 
@@ -103,7 +102,10 @@ class BareParser(ObjectParser):
         return (str(first).removeprefix(self._openings[0]), *rest)
 
     def held(self, ways: Sequence[Grammar]) -> Grammar:
-        raise ArgumentError("Llama's calls are held only where the model has to make one")
+        """What begins as an object is a call."""
+        call = OneOf(tuple(ways))
+        text = Without(tuple(self._openings), begins=("{",))
+        return (OneOf(((call, Many(("; ", call))), (text,))),)
 
     def openings(self) -> Sequence[str]:
         return self._openings if self.said else [*self._openings, "{"]

@@ -76,8 +76,7 @@ class ToolParser(Reader, ABC):
         `parameters`, of objects. Raises ArgumentError for what of it cannot be held."""
 
     def held(self, ways: Sequence[Grammar]) -> Grammar:
-        """Any text, in which each call is one of `ways`, made by written(). Raises ArgumentError
-        for a form in which nothing tells where a call begins."""
+        """Any text, in which each call is one of `ways`, made by written()."""
         opening, *_ = openings = self.openings()
         behind = tuple((str(way[0]).removeprefix(opening), *way[1:]) for way in ways)
         return (Many((Until(opening), OneOf(behind))), Without(tuple(openings)))
