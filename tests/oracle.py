@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 from oracle_functions import (
     Array,
@@ -26,119 +24,16 @@ from oracle_functions import (
     relu,
     relu2,
     rms_norm,
-    round_to_int8,
     sigmoid,
     silu,
     softmax,
     swiglu,
 )
+from oracle_model import Layer, Model, one_of, split_heads
+from oracle_recurrent import short_convolution
 from oracle_rope import Rope, stretched
 
-FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 HEAD_ROWS = 16384  # rows of the output matrix in float32 at a time
-
-
-class Model:
-    """Metadata and dequantised tensors of one file.
-
-    rounding: keys and values to float16, and to int8 what is multiplied with a quantised matrix.
-    context: the most tokens of a text, if not as many as the file says.
-    """
-
-    def __init__(self, path: str | Path, rounding: bool = False, context: int = 0) -> None:
-        self.reader = GGUFReader(path)
-        self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
-        self.architecture = str(self.reader.fields["general.architecture"].contents())
-        self.rounding = rounding
-        self.context = context or self.get("context_length")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value of the architecture's own metadata; a key without default must be there. An array
-        is a list."""
-        field = self.reader.fields.get(f"{self.architecture}.{key}")
-        if field is None and default is None:
-            raise KeyError(f"{self.architecture}.{key}")
-        return default if field is None else field.contents()
-
-    def tensor(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> Array:
-        tensor = self.tensors[name]
-        return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), np.float32)
-
-    def layer(self, index: int) -> "Layer":
-        return Layer(self, f"blk.{index}.")
-
-    def product(
-        self, x: Array, name: str, rows: slice = slice(None), beside: str | None = None
-    ) -> Array:
-        """The matrix `name` times x, then its scale and its bias, where the file has them.
-        beside: what scale and bias are called, if not as the matrix."""
-        weight, beside = f"{name}.weight", beside or name
-        if self.rounding and self.tensors[weight].tensor_type not in FLOATS:
-            x = round_to_int8(x)
-        y = x @ self.tensor(weight, rows).T
-        if f"{beside}.scale" in self.tensors:
-            y = y * self.tensor(f"{beside}.scale")
-        if f"{beside}.bias" in self.tensors:
-            y = y + self.tensor(f"{beside}.bias", rows)
-        return y
-
-    def stored(self, x: Array) -> Array:
-        """Keys or values as they come back from the cache."""
-        return x.astype(np.float16).astype(np.float32) if self.rounding else x
-
-
-@dataclass
-class Layer:
-    model: Model
-    prefix: str
-
-    def __call__(self, name: str) -> Array:
-        return self.model.tensor(f"{self.prefix}{name}.weight")
-
-    def product(self, x: Array, name: str) -> Array:
-        return self.model.product(x, f"{self.prefix}{name}")
-
-    def has(self, name: str) -> bool:
-        return f"{self.prefix}{name}" in self.model.tensors
-
-    def of_expert(self, expert: int, x: Array, name: str) -> Array:
-        """The matrix of one expert times x, then its scale and its bias, if any."""
-        stack = self.model.tensors[f"{self.prefix}{name}.weight"]
-        if self.model.rounding and stack.tensor_type not in FLOATS:
-            x = round_to_int8(x)
-        matrix = np.asarray(dequantize(stack.data[expert], stack.tensor_type), np.float32)
-        y = x @ matrix.T
-        if self.has(f"{name}.scale"):
-            scales = self.model.tensor(f"{self.prefix}{name}.scale")
-            y = y * scales[expert if len(scales) > 1 else 0]
-        if self.has(f"{name}.bias"):
-            y = y + self.model.tensor(f"{self.prefix}{name}.bias")[expert]
-        return np.asarray(y)
-
-    def gate_and_up(self, expert: int, x: Array) -> list[Array]:
-        """Of two matrices of one expert, or of one that has them one below the other."""
-        if self.has("ffn_gate_up_exps.weight"):
-            return np.split(self.of_expert(expert, x, "ffn_gate_up_exps"), 2, axis=-1)
-        return [self.of_expert(expert, x, f"ffn_{which}_exps") for which in ("gate", "up")]
-
-    def queries_keys_values(self, x: Array, head_dim: int) -> list[Array]:
-        """Of three matrices, or of one that has them one below the other."""
-        if f"{self.prefix}attn_qkv.weight" in self.model.tensors:
-            kv = one_of(self.model.get("attention.head_count_kv")) * head_dim
-            all_three = self.product(x, "attn_qkv")
-            parts = np.split(all_three, [-2 * kv, -kv], axis=-1)
-        else:
-            parts = [self.product(x, f"attn_{which}") for which in "qkv"]
-        return [split_heads(part, head_dim) for part in parts]
-
-
-def one_of(value: Any) -> Any:
-    """A value that may be an array with the same for each layer."""
-    return value[0] if isinstance(value, list) else value
-
-
-def split_heads(x: Array, head_dim: int) -> Array:
-    return x.reshape(len(x), -1, head_dim)
 
 
 def window_of(model: Model, layer: int, pattern: int) -> int | None:
@@ -547,7 +442,31 @@ def opt(model: Model, ids: NDArray[np.int64]) -> Array:
     return norm(x, "output_norm")
 
 
-FORWARD = {"llama": llama, "gemma3": gemma3, "opt": opt}
+def lfm2(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Pre-norm blocks with SwiGLU or experts; layers without key-value heads have a short
+    convolution, the others norms of q and k and NEOX RoPE."""
+    epsilon = model.get("attention.layer_norm_rms_epsilon")
+    head_dim = model.get("attention.key_length")
+    rope = Rope(model.get("rope.freq_base"), model.get("rope.dimension_count"), neox=True)
+    family = Family(gating=2)
+
+    x = model.tensor("token_embd.weight", ids)
+    for index, heads in enumerate(model.get("attention.head_count_kv")):
+        weight = model.layer(index)
+        h = rms_norm(x, weight("attn_norm"), epsilon)
+        if heads:
+            q, k, v = weight.queries_keys_values(h, head_dim)
+            q = rope(rms_norm(q, weight("attn_q_norm"), epsilon))
+            k = model.stored(rope(rms_norm(k, weight("attn_k_norm"), epsilon)))
+            h = weight.product(attention(q, k, model.stored(v)), "attn_output")
+        else:
+            h = short_convolution(weight, h)
+        x = x + h
+        x = x + unit_or_experts(weight, index, rms_norm(x, weight("ffn_norm"), epsilon), family)
+    return rms_norm(x, model.tensor("token_embd_norm.weight"), epsilon)
+
+
+FORWARD = {"lfm2": lfm2, "lfm2moe": lfm2, "llama": llama, "gemma3": gemma3, "opt": opt}
 
 
 def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context: int = 0) -> Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import oracle
+import oracle_model
 import pytest
 import tiny_models
 from instruction_sets import ISAS
@@ -44,7 +45,7 @@ def reference(
 ) -> Iterator[Reference]:
     """The oracle's logits for the whole golden passage: they take ten to twenty seconds."""
     path = smollm2_path if request.param == "smollm2" else gemma3_path
-    golden = GOLDEN[oracle.Model(path).architecture]
+    golden = GOLDEN[oracle_model.Model(path).architecture]
     assert len(golden["ids"]) >= 560
     yield Reference(path, golden, oracle.logits(path, golden["ids"]))
 

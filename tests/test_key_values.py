@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from machine import needs_line
 
 import mmrt
-from mmrt.core.state import PAGE_TOKENS
+from mmrt.core.state import PAGE_TOKENS, KeyValues
 from mmrt.errors import OutOfMemoryError
 from mmrt.memory import counters
 
@@ -57,7 +57,9 @@ def anonymous() -> int:
 
 def runs(model: mmrt.Model, n_pages: int) -> int:
     """Stretches of memory that lie apart in so many pages, eight to an extent."""
-    return -(-n_pages // 8) * sum(layer.n_heads for layer in model.store.layers if layer)
+    return -(-n_pages // 8) * sum(
+        layer.n_heads for layer in model.store.layers if isinstance(layer, KeyValues)
+    )
 
 
 # ---- A(L) ----

@@ -329,6 +329,50 @@ def opt(model: TinyModel, rich: bool) -> None:
         model.tensors["output_norm.bias"] = floats(random, n_embd)
 
 
+def short_convolutions(model: TinyModel, attends: Callable[[int], bool], taps: int) -> None:
+    """In place of attention, but for some layers."""
+    random, n_embd = np.random.default_rng(17), field(model, "embedding_length")
+    head_norms(model)
+    n_kv_heads = field(model, "attention.head_count_kv")
+    layers = range(field(model, "block_count"))
+    for i in layers:
+        if attends(i):
+            continue
+        prefix = f"blk.{i}."
+        type = model.tensors[f"{prefix}attn_output.weight"].type
+        for name in [
+            n for n in model.tensors if n.startswith(f"{prefix}attn_") and "norm" not in n
+        ]:
+            del model.tensors[name]
+        for name in ("attn_q_norm", "attn_k_norm"):
+            del model.tensors[f"{prefix}{name}.weight"]
+        into, kernel, out = (
+            f"{prefix}shortconv.{role}.weight" for role in ("in_proj", "conv", "out_proj")
+        )
+        spread = 1 / np.sqrt(n_embd)
+        model.tensors[into] = tiny_models.random_blocks(random, type, 3 * n_embd, n_embd, spread)
+        model.tensors[kernel] = tiny_models.random_blocks(random, "F32", n_embd, taps, 1.0)
+        model.tensors[out] = tiny_models.random_blocks(random, type, n_embd, n_embd, spread)
+    with_fields(model, **{"attention.head_count_kv": [n_kv_heads * attends(i) for i in layers]})
+    with_fields(model, **{"shortconv.l_cache": taps})
+    model.tensors["token_embd_norm.weight"] = model.tensors.pop("output_norm.weight")
+
+
+def lfm2(model: TinyModel, rich: bool) -> None:
+    if rich:
+        short_convolutions(model, lambda layer: layer in (0, 2), taps=4)
+        with_fields(model, **{"rope.freq_base": 1e6})
+    else:
+        short_convolutions(model, lambda layer: layer > 1, taps=3)
+
+
+def lfm2moe(model: TinyModel, rich: bool) -> None:
+    routed(model, rich, dense=1 if rich else 0, expert_gating_func=2)
+    selection_biases(model)
+    with_fields(model, leading_dense_block_count=1 if rich else 0)
+    lfm2(model, rich)
+
+
 def gemma3(model: TinyModel, rich: bool) -> None:
     head_norms(model)
     norms_after(model)
@@ -353,6 +397,8 @@ CHANGES: dict[str, Change] = {
     "gpt-oss": gpt_oss,
     "granite": granite,
     "granitemoe": granitemoe,
+    "lfm2": lfm2,
+    "lfm2moe": lfm2moe,
     "llama": llama,
     "minimax-m2": minimax_m2,
     "mistral3": mistral3,
@@ -383,7 +429,10 @@ SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
     ("qwen2moe", False): {"separate_output": True, "seed": 5},
     **{(name, True): {"n_kv_heads": 6, "n_embd": 192} for name in ("olmoe", "phi3")},
     # Other runtimes take their heads to be as wide as the stream together.
-    **{(name, True): {"n_embd": 192} for name in ("olmo2", "qwen2", "qwen2moe", "qwen2vl")},
+    **{
+        (name, True): {"n_embd": 192}
+        for name in ("lfm2", "lfm2moe", "olmo2", "qwen2", "qwen2moe", "qwen2vl")
+    },
 }
 
 

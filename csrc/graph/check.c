@@ -77,9 +77,9 @@ mmrt_status mmrt_check_weight(const mmrt_program *program, int32_t weight, uint6
                      (unsigned long long)rows, (unsigned long long)cols);
 }
 
-mmrt_status mmrt_check_vector(const mmrt_program *program, int32_t weight, uint64_t n,
-                              mmrt_error *err) {
-    mmrt_status status = mmrt_check_weight(program, weight, 1, n, err);
+mmrt_status mmrt_check_floats(const mmrt_program *program, int32_t weight, uint64_t rows,
+                              uint64_t cols, mmrt_error *err) {
+    mmrt_status status = mmrt_check_weight(program, weight, rows, cols, err);
     if (status)
         return status;
     const mmrt_weight *w = &program->weights[weight];
@@ -90,6 +90,11 @@ mmrt_status mmrt_check_vector(const mmrt_program *program, int32_t weight, uint6
         return mmrt_fail(err, MMRT_FORMAT, "tensor %s: its data is not aligned to 4 bytes",
                          w->name);
     return MMRT_OK;
+}
+
+mmrt_status mmrt_check_vector(const mmrt_program *program, int32_t weight, uint64_t n,
+                              mmrt_error *err) {
+    return mmrt_check_floats(program, weight, 1, n, err);
 }
 
 mmrt_status mmrt_check_matrix(const mmrt_program *program, const mmrt_op *op, int i, uint64_t rows,

@@ -29,6 +29,10 @@ void mmrt_note_write(mmrt_program *program, const mmrt_op *op, int32_t buffer, b
 mmrt_status mmrt_check_weight(const mmrt_program *program, int32_t weight, uint64_t rows,
                               uint64_t cols, mmrt_error *err);
 
+/* Rows of float32 values, which are used where they lie. */
+mmrt_status mmrt_check_floats(const mmrt_program *program, int32_t weight, uint64_t rows,
+                              uint64_t cols, mmrt_error *err);
+
 /* A norm or a bias of n float32 values, which is used where it lies. */
 mmrt_status mmrt_check_vector(const mmrt_program *program, int32_t weight, uint64_t n,
                               mmrt_error *err);

@@ -61,6 +61,18 @@ static void put_in_order(struct parts *parts, const mmrt_part *given, int32_t n_
     }
 }
 
+/* Has each part know where its text goes on. */
+static void link_texts(struct parts *parts) {
+    for (int32_t i = 0; i < parts->n; i++) {
+        struct part *part = &parts->parts[i];
+        const uint64_t end = part->position + part->n;
+        part->begins = part->position == mmrt_state_length(part->state);
+        for (int32_t j = 0; j < parts->n && !part->next; j++)
+            if (parts->parts[j].state == part->state && parts->parts[j].position == end)
+                part->next = &parts->parts[j];
+    }
+}
+
 mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given, int32_t n_given,
                              const int32_t *tokens, struct parts *parts, mmrt_error *err) {
     *parts = (struct parts){0};
@@ -92,6 +104,8 @@ mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given
     }
     if (!status)
         put_in_order(parts, given, n_given, positions, tokens);
+    if (!status)
+        link_texts(parts);
     free(positions);
     for (int32_t i = 0; !status && i < parts->n; i++) {
         const struct part *part = &parts->parts[i];

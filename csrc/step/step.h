@@ -14,7 +14,9 @@ struct part {
     mmrt_state *state;
     uint32_t first; /* of the step's tokens */
     uint32_t n;
-    uint64_t position; /* of the first */
+    uint64_t position;       /* of the first */
+    bool begins;             /* no other part of the step comes before it in its text */
+    const struct part *next; /* where its text goes on in the step; NULL: nowhere */
 };
 
 /* Shared by the step's threads. */

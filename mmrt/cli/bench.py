@@ -147,8 +147,8 @@ def _measure(
                 sequence.extend(_tokens(model, test.n_depth))
             for done in range(repetitions + 1):
                 update(done, repetitions + 1)
-                samples.append(_sample(model, sequence, test))
-                sequence.truncate(test.n_depth)
+                with sequence.fork() as text:  # some models cannot go back to a depth
+                    samples.append(_sample(model, text, test))
             del samples[0]  # the warm-up
             settings = _settings(model, arguments)
     return (

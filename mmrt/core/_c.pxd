@@ -282,6 +282,7 @@ cdef extern from "mmrt.h" nogil:
     ctypedef enum mmrt_state_kind:
         MMRT_STATE_NOTHING
         MMRT_STATE_PAGES
+        MMRT_STATE_BLOCK
 
     ctypedef struct mmrt_layer_state:
         mmrt_state_kind kind
@@ -291,6 +292,7 @@ cdef extern from "mmrt.h" nogil:
         uint32_t k_type
         uint32_t v_type
         uint32_t window
+        uint64_t block_bytes
 
     uint32_t mmrt_key_room(const mmrt_layer_state *layer)
     bool_t mmrt_heads_are_apart(const mmrt_layer_state *layer)

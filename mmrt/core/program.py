@@ -334,6 +334,12 @@ class Program(CoreProgram):
         if self.store.heads_are_apart(layer):
             self.append("join", "join heads", in_=heads, out=out, **of)
 
+    def conv(self, in_: int, weight: Tensor, out: int, layer: int) -> None:
+        """out = after * the causal convolution of before * x with `weight` (channels, taps), of
+        which the last tap is for a token itself. in_ holds before, after and x (channels,) of each
+        token. The layer's Block keeps what the next tokens need: (taps - 1) * channels floats."""
+        self.append("conv", "convolve", [weight], in_=in_, out=out, layer=layer)
+
     def logits(
         self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0, scale: float = 1.0
     ) -> None:

@@ -6,7 +6,7 @@ from mmrt.core._calls cimport calls
 
 cdef class StateStore:
     cdef mmrt_state_store *handle
-    cdef readonly tuple layers  # what each keeps: KeyValues, or None
+    cdef readonly tuple layers  # what each keeps: KeyValues, a Block, or None
     cdef mmrt_layer_state *specs  # the same for the core
 
 

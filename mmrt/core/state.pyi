@@ -9,6 +9,9 @@ class KeyValues(NamedTuple):
     head_dim: int
     window: int = 0
 
+class Block(NamedTuple):
+    n_floats: int
+
 class Page(NamedTuple):
     number: int
     holders: int
@@ -21,11 +24,13 @@ class Sharing(NamedTuple):
     def saved(self) -> int: ...
 
 class StateStore:
-    layers: tuple[KeyValues | None, ...]
+    layers: tuple[KeyValues | Block | None, ...]
     def __init__(
-        self, layers: Iterable[KeyValues | None], kv_k: str = "f16", kv_v: str = "f16"
+        self, layers: Iterable[KeyValues | Block | None], kv_k: str = "f16", kv_v: str = "f16"
     ) -> None: ...
     def layer(self, index: int) -> KeyValues: ...
+    @property
+    def is_recurrent(self) -> bool: ...
     def head_room(self, layer: int) -> int: ...
     def heads_are_apart(self, layer: int) -> bool: ...
     @property

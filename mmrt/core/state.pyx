@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_NOTHING, MMRT_STATE_PAGES, mmrt_error,
+    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_BLOCK, MMRT_STATE_NOTHING, MMRT_STATE_PAGES, mmrt_error,
     mmrt_heads_are_apart, mmrt_key_room,
     mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_check,
     mmrt_state_create,
@@ -36,6 +36,12 @@ class KeyValues(NamedTuple):
     n_heads: int
     head_dim: int
     window: int = 0
+
+
+class Block(NamedTuple):
+    """What a recurrent layer keeps of all tokens together: `n_floats` numbers, each step's anew."""
+
+    n_floats: int
 
 
 class Page(NamedTuple):
@@ -83,6 +89,10 @@ cdef class StateStore:
             if layer is None:
                 self.specs[i].kind = MMRT_STATE_NOTHING
                 continue
+            if isinstance(layer, Block):
+                self.specs[i].kind = MMRT_STATE_BLOCK
+                self.specs[i].block_bytes = 4 * layer.n_floats
+                continue
             n_heads, head_dim, window = layer
             self.specs[i].kind = MMRT_STATE_PAGES
             self.specs[i].n_heads = n_heads
@@ -102,12 +112,18 @@ cdef class StateStore:
         return f"<StateStore of {len(self.layers)} layers, {self.nbytes} bytes>"
 
     def layer(self, int index):
-        """What this layer keeps. FormatError: there is no such layer, or it keeps nothing."""
+        """The keys and values that this layer keeps. FormatError: there is no such layer, or it
+        keeps none."""
         if not 0 <= index < len(self.layers):
             raise FormatError(f"layer {index}: there are {len(self.layers)} layers")
-        if self.layers[index] is None:
-            raise FormatError(f"layer {index} keeps nothing of a text")
+        if not isinstance(self.layers[index], KeyValues):
+            raise FormatError(f"layer {index}: it keeps no keys and values")
         return self.layers[index]
+
+    @property
+    def is_recurrent(self):
+        """Whether a layer keeps a block: then no text can go back, but to its beginning."""
+        return any(isinstance(layer, Block) for layer in self.layers)
 
     def head_room(self, int layer):
         """Elements that a head of the layer takes in buffers of attention."""

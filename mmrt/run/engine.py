@@ -377,7 +377,7 @@ class Engine:
         most = spare(job.ids)
         if job.seen != self.prefixes.version:
             job.seen = self.prefixes.version
-            if min(self.prefixes.shared(job.ids, job.salt), most) > job.length:
+            if self.prefixes.shared(job.ids[:most], job.salt) > job.length:
                 self._take(job, self.prefixes.take(job.ids, job.salt, most))
         if job.looks and self._load(job, most):
             return False
@@ -386,7 +386,8 @@ class Engine:
                 continue
             alike = common(other.ids, job.ids)
             is_twin = other.ids == job.ids  # which leaves nothing to be read: see _twins()
-            worth_it = is_twin or min(alike, most) - job.length >= PAGE_TOKENS
+            can_be_cut = not self._model.store.is_recurrent
+            worth_it = is_twin or (can_be_cut and min(alike, most) - job.length >= PAGE_TOKENS)
             if worth_it and other.length < alike:
                 return False
         if job.cache is None:
@@ -468,7 +469,7 @@ class Engine:
 
     def _load(self, job: Writing, most: int) -> bool:
         """Whether what is saved of the text is being loaded: until then it is not ready."""
-        here = min(self.prefixes.shared(job.ids, job.salt), most)
+        here = self.prefixes.shared(job.ids[:most], job.salt)
         on_disk = min(self._mover.length(job.ids, job.salt), most)
         if on_disk < max(here, job.length) + PAGE_TOKENS:
             job.looks = False

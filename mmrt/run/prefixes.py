@@ -3,7 +3,8 @@
 A node stands for 32 tokens after those of the nodes above it, as a page of keys and values does.
 Texts run through it: those that are being read or written, and those that have ended and stay for
 whoever comes next with the same beginning. A new text is a fork of the one that shares most with
-it, cut to what they share; so pages are in memory once.
+it, cut to what they share; so pages are in memory once. Texts of a recurrent model cannot be cut:
+there a new text is a fork of the longest one that it begins with as a whole.
 """
 
 from collections import deque
@@ -71,16 +72,12 @@ class Prefixes:
         return self._find(ids, salt)[1]
 
     def _find(self, ids: Sequence[int], salt: str) -> tuple[Kept | None, int]:
-        node = self._roots.get(salt)
-        if node is None:
+        nodes = self._way(ids, salt)
+        if self.store.is_recurrent:
+            return _longest(nodes, ids)
+        if not nodes:
             return None, 0
-        pages = _pages(ids)
-        depth = 0
-        for page in pages:
-            below = node.children.get(page)
-            if below is None:
-                break
-            node, depth = below, depth + 1
+        node, depth = nodes[-1], len(nodes) - 1
         rest = np.asarray(ids[depth * PAGE_TOKENS : (depth + 1) * PAGE_TOKENS], np.int32)
         best, found = (next(reversed(node.texts)) if depth else None), 0
         for text, more in self._continuations(node, depth):
@@ -88,6 +85,19 @@ class Prefixes:
             if n > found:
                 best, found = text, n
         return best, depth * PAGE_TOKENS + found
+
+    def _way(self, ids: Sequence[int], salt: str) -> list[_Node]:
+        """The root, and the nodes of the first whole pages of `ids`, as far as there are some."""
+        node = self._roots.get(salt)
+        if node is None:
+            return []
+        nodes = [node]
+        for page in _pages(ids):
+            node = node.children.get(page)
+            if node is None:
+                break
+            nodes.append(node)
+        return nodes
 
     def _continuations(self, node: _Node, depth: int) -> Iterator[tuple[Kept, Ids]]:
         """What texts have in the next page after a node."""
@@ -98,9 +108,7 @@ class Prefixes:
 
     def take(self, ids: Sequence[int], salt: str = "", most: int | None = None) -> Cache:
         """A new cache of what some text shares with `ids`, of `most` tokens at most."""
-        text, length = self._find(ids, salt)
-        if most is not None:
-            length = min(length, most)
+        text, length = self._find(ids[:most], salt)
         self.asked_tokens += len(ids)
         if text is None or not length:
             return Cache(self.store)
@@ -134,7 +142,7 @@ class Prefixes:
 
     def release(self, text: Kept) -> None:
         """The text has ended, and stays until its memory is wanted. Those that it begins with are
-        not needed any more."""
+        not needed any more, if this one can be cut."""
         self.grow(text)
         text.in_use = False
         self._touch(text)
@@ -143,6 +151,8 @@ class Prefixes:
             for other in list(node.ends):
                 rest = other.cache.tokens[depth * PAGE_TOKENS :]
                 here = tokens[depth * PAGE_TOKENS : depth * PAGE_TOKENS + len(rest)]
+                if self.store.is_recurrent and len(other.cache.tokens) < len(tokens):
+                    continue  # from here alone can another text go on that differs after it
                 if other is not text and not other.in_use and rest == here:
                     self.drop(other)
         if not tokens:
@@ -187,8 +197,8 @@ class Prefixes:
                 break
             length = len(text.cache.tokens)
             alone = next((i for i, n in enumerate(text.path) if len(n.texts) == 1), None)
-            if length <= _CUT_TOKENS or alone is None:
-                self.drop(text)  # what is left, others hold too, or it is little
+            if length <= _CUT_TOKENS or alone is None or self.store.is_recurrent:
+                self.drop(text)  # what is left, others hold too, or it is little, or cannot be cut
                 continue
             left = (length - 1) // _CUT_TOKENS * _CUT_TOKENS
             self._shorten(text, left // PAGE_TOKENS)
@@ -252,6 +262,20 @@ def spare(ids: Sequence[int]) -> int:
     """How many of a prompt's tokens need not be read again: not the last few, which are read as a
     step of their own, so that they are rounded as in longer ones."""
     return max(len(ids) - ALIKE_TOKENS, 0)
+
+
+def _longest(nodes: list[_Node], ids: Sequence[int]) -> tuple[Kept | None, int]:
+    """The longest of the texts at these nodes that `ids` begin with as a whole."""
+    for depth in reversed(range(len(nodes))):
+        rest = ids[depth * PAGE_TOKENS :]
+        best, found = None, 0
+        for text in nodes[depth].ends:
+            more = text.cache.tokens[depth * PAGE_TOKENS :]
+            if len(more) >= found and len(more) == common(rest, more) and text.cache.tokens:
+                best, found = text, len(more)
+        if best is not None:
+            return best, depth * PAGE_TOKENS + found
+    return None, 0
 
 
 def _pages(ids: Sequence[int]) -> list[bytes]:

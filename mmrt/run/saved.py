@@ -30,7 +30,7 @@ import numpy as np
 from mmrt.core.arguments import path as file_path
 from mmrt.core.arguments import whole
 from mmrt.core.state import SAVED_TOKENS, Cache, StateStore
-from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError
+from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError, UnsupportedError
 from mmrt.memory.sizes import parse_size
 from mmrt.run.prefixes import Ids, common
 from mmrt.run.worth import Worth
@@ -113,6 +113,10 @@ class Saved:
         fingerprint: bytes,
         most_bytes: int | str | None = None,
     ) -> None:
+        if store.is_recurrent:
+            raise UnsupportedError(
+                "kv_dir: files hold keys and values alone, and layers of this model keep more"
+            )
         self._parent = os.path.abspath(os.path.expanduser(file_path("kv_dir", directory)))
         self.directory = os.path.join(self._parent, fingerprint.hex())
         self.worth = Worth()

@@ -29,6 +29,7 @@ sys.path.append(str(HERE.parent.parent))
 
 import measures  # noqa: E402
 import oracle  # noqa: E402
+import oracle_model  # noqa: E402
 from oracle_functions import Array  # noqa: E402
 
 from bench.llama import llama_cpp  # noqa: E402
@@ -68,7 +69,7 @@ def measure(path: Path, passage: bytes) -> dict[str, Any]:
     divergence = measures.kl_divergence(reference, logits)
     return {
         "file": path.name,
-        "architecture": oracle.Model(path).architecture,
+        "architecture": oracle_model.Model(path).architecture,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "positions": len(ids),
         "reference": {"perplexity": measures.perplexity(reference, ids)},

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from mmrt.core.state import KeyValues
+from mmrt.core.state import Block, KeyValues
 from mmrt.models.parts.activation import SILU, Activation
 from mmrt.models.parts.experts import Experts
 from mmrt.models.parts.fields import Fields, PerLayer
+from mmrt.models.parts.recurrent import Recurrent
 from mmrt.models.parts.rope import Rope, rope_from, rope_in_window_from
 
 # What a layer keeps is listed before its tensors are looked for, so there must be an end to layers.
@@ -50,6 +51,7 @@ class Config:
     logit_softcap: float  # 0: none
     window: SlidingWindow
     experts: Experts | None
+    recurrent: Recurrent | None = None  # layers without attention
     activation: Activation = SILU  # of units, where the architecture has no other
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what each part adds to the stream
@@ -66,15 +68,18 @@ class Config:
         return range(self.n_layers) if self.part is None else self.part
 
     @property
-    def kept(self) -> list[KeyValues | None]:
+    def kept(self) -> list[KeyValues | Block | None]:
         """What each layer of the model keeps of the tokens that were read: those that the program
-        has not, nothing."""
-        return [
-            KeyValues(self.n_kv_heads, self.head_dim, self.window.of(layer))
-            if layer in self.layers
-            else None
-            for layer in range(self.n_layers)
-        ]
+        has not, nothing, or a mere number where they are recurrent, so that texts go back as far in
+        each part of a model as in all of it."""
+        return [self._kept_by(layer) for layer in range(self.n_layers)]
+
+    def _kept_by(self, layer: int) -> KeyValues | Block | None:
+        if self.recurrent is not None and self.recurrent.layers[layer]:
+            return Block(self.recurrent.n_floats if layer in self.layers else 1)
+        if layer not in self.layers:
+            return None
+        return KeyValues(self.n_kv_heads, self.head_dim, self.window.of(layer))
 
     def rope_of(self, layer: int) -> Rope:
         """The rotation of the layer, counted from 0."""
@@ -89,13 +94,14 @@ def transformer_config(
     window_base: float | None = None,
     longrope: bool = False,
     experts: Experts | None = None,
+    recurrent: bool = False,
 ) -> Config:
     """The fields that all transformers share; architectures replace what they do otherwise.
 
     epsilon: the field of the norms' epsilon. window_pattern: which layers have a sliding window if
     the file has one and does not say; window_base: of their rotation, likewise (None: that of the
     others). longrope: the architecture has rotations by context. experts: those of an architecture
-    that may have some.
+    that may have some. recurrent: some layers may have no heads of keys and values.
     """
     n_blocks = fields.integer("block_count")
     if n_blocks > _MOST_BLOCKS:
@@ -108,7 +114,9 @@ def transformer_config(
         )
     n_embd = fields.integer("embedding_length")
     n_heads = _same_in_all_layers(fields, "attention.head_count", n_blocks)
-    n_kv_heads = _same_in_all_layers(fields, "attention.head_count_kv", n_blocks, n_heads)
+    n_kv_heads = _same_in_all_layers(
+        fields, "attention.head_count_kv", n_blocks, n_heads, or_none=recurrent
+    )
     if n_heads % n_kv_heads:
         raise fields.error("attention.head_count_kv", f"{n_kv_heads} does not divide {n_heads}")
     head_dim = fields.integer("attention.key_length", max(n_embd // n_heads, 1))
@@ -151,14 +159,24 @@ def transformer_config(
 
 
 def _same_in_all_layers(
-    fields: Fields, name: str, n_layers: int, default: int | None = None
+    fields: Fields,
+    name: str,
+    n_layers: int,
+    default: int | None = None,
+    *,
+    or_none: bool = False,
 ) -> int:
-    found = fields.integers(name, n_layers, None if default is None else PerLayer((default,)))
-    if len(found.values) > 1:
+    """or_none: layers may have 0, but not all of them."""
+    otherwise = None if default is None else PerLayer((default,))
+    found = fields.integers(name, n_layers, otherwise, least=0 if or_none else 1)
+    different = {each for each in found.values if each}
+    if not different:
+        raise fields.unsupported(name, "0 in all layers, but mmrt runs models with some attention")
+    if len(different) > 1:
         raise fields.unsupported(
             name, f"{list(found.values)!s:.60}, but mmrt runs models whose layers have the same"
         )
-    return found[0]
+    return different.pop()
 
 
 def _window(fields: Fields, n_layers: int, default: int) -> SlidingWindow:

@@ -69,13 +69,15 @@ class Fields:
         """A whole number from `least` to 2^31 - 1."""
         return self._whole(name, self._value(name, default), least)
 
-    def integers(self, name: str, n_layers: int, default: PerLayer | None = None) -> PerLayer:
-        """A whole number above zero for each layer: the file has one for all, or an array."""
+    def integers(
+        self, name: str, n_layers: int, default: PerLayer | None = None, *, least: int = 1
+    ) -> PerLayer:
+        """A whole number from `least` on for each layer: the file has one for all, or an array."""
         value = self._value(name, default)
         if isinstance(value, PerLayer):
             return value
         values = self._array(name, value, n_layers) if isinstance(value, list) else [value]
-        whole = tuple(self._whole(name, each, 1) for each in values)
+        whole = tuple(self._whole(name, each, least) for each in values)
         return PerLayer(whole if len(set(whole)) > 1 else whole[:1])
 
     def flags(self, name: str, n: int) -> tuple[bool, ...]:

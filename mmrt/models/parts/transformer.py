@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from mmrt.core.program import Matrix, Program
 from mmrt.core.tensor import Tensor
+from mmrt.errors import FormatError
 from mmrt.models.parts.activation import HAVE_ZEROS
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.experts import Experts
@@ -174,6 +175,24 @@ class Transformer:
             self._tables[key] = self._program.rope_table(rope.frequencies(own), rope.magnitude)
         return self._tables[key]
 
+    def short_convolution(self, layer: Layer, taps: int) -> None:
+        """A convolution over the latest `taps` tokens, gated before and after, in place of
+        attention."""
+        width, program = self._config.n_embd, self._program
+        inputs, outputs = self._hidden_of(3 * width), self._hidden_of(width)
+        kernel = layer["shortconv.conv"]
+        if kernel.shape[-1] != taps:
+            raise FormatError(
+                f"tensor {kernel.name}: shape {kernel.shape} where ({width}, {taps}) is expected"
+            )
+        program.linear(self._input, [layer.matrix("shortconv.in_proj", 3 * width)], inputs)
+        program.conv(inputs, kernel, outputs, layer.index)
+        if layer.index == self._config.n_layers - 1:
+            self._outputs_only = True
+        out = layer.matrix("shortconv.out_proj")
+        program.linear(outputs, [out], self._change, outputs_only=self._outputs_only)
+        self._changed, self._post = True, None
+
     def gated_unit(
         self,
         layer: Layer,
@@ -294,19 +313,22 @@ class Transformer:
         )
         self._changed, self._post = True, None
 
-    def logits(self, *, centred: bool = False, biased: bool = False) -> None:
+    def logits(
+        self, *, norm: str = "output_norm", centred: bool = False, biased: bool = False
+    ) -> None:
         """The stream is normed, and the output's matrix, or else the embedding's, makes logits of
         it. Where the program's layers end before the model's, it gives the stream as it is.
 
-        centred: by a LayerNorm, not an RMS norm; biased: the norm may have a bias."""
+        norm: its tensor. centred: by a LayerNorm, not an RMS norm; biased: the norm may have a
+        bias."""
         c, weights = self._config, self._weights
         if c.layers.stop < c.n_layers:
             if self._changed:
                 self.add()
             self._program.give(self._stream)
             return
-        bias = weights.get("output_norm.bias") if biased else None
-        self.norm(weights["output_norm.weight"], bias=bias, centred=centred)
+        bias = weights.get(f"{norm}.bias") if biased else None
+        self.norm(weights[f"{norm}.weight"], bias=bias, centred=centred)
         tied = None if weights.has("output.weight") else weights.get("token_embd.weight")
         output = weights.matrix("output", otherwise=tied)
         self._program.logits(self._normed, output, c.logit_softcap, c.logit_scale)

@@ -45,7 +45,7 @@ _INPUT_SCALE = ".input_scale"
 
 # Tensors that a program of the later or of the earlier layers alone does not read.
 _BEFORE_LAYERS = ("token_embd.", "position_embd.")
-_AFTER_LAYERS = ("output_norm.", "output.")
+_AFTER_LAYERS = ("output_norm.", "token_embd_norm.", "output.")
 
 _UNKNOWN = "mmrt does not know what to do with it"
 

@@ -1,0 +1,42 @@
+/* What recurrent operations keep of a text: their layer's part of its block. The tokens of a text
+ * have to be taken in order, though they may be in several parts of a step. */
+#ifndef MMRT_OPS_BLOCKS_H
+#define MMRT_OPS_BLOCKS_H
+
+#include "step/step.h"
+
+/* Whether the operation's layer keeps a block of at least so many floats. */
+mmrt_status mmrt_check_block(const mmrt_program *program, const mmrt_op *op, uint64_t n_floats,
+                             mmrt_error *err);
+
+/* The layer's floats as the tokens before this step left them. `part`: any of the text's. */
+static inline const float *block_before(const struct worker *w, const struct part *part) {
+    const mmrt_state_store *store = w->step->program->store;
+    const struct mmrt_state_layer *layer = mmrt_state_layer_at(store, (uint32_t)w->op->layer);
+    return (const float *)(const void *)(mmrt_state_block(part->state) + layer->offset);
+}
+
+/* Those that this step leaves, all of which have to be written. */
+static inline float *block_after(const struct worker *w, const struct part *part) {
+    const mmrt_state_store *store = w->step->program->store;
+    const struct mmrt_state_layer *layer = mmrt_state_layer_at(store, (uint32_t)w->op->layer);
+    return (float *)(void *)(mmrt_state_next_block(part->state) + layer->offset);
+}
+
+/* The first part, from `part` on, that begins a text; NULL: there are no more. */
+static inline const struct part *next_text(const struct step *step, const struct part *part) {
+    const size_t last = step->n - 1;
+    for (;; part++) {
+        if (part->begins)
+            return part;
+        if (last < (size_t)part->first + part->n)
+            return NULL;
+    }
+}
+
+/* The first part of the text after the one that begins with `part`; NULL: there are no more. */
+static inline const struct part *text_after(const struct step *step, const struct part *part) {
+    return (size_t)part->first + part->n == step->n ? NULL : next_text(step, part + 1);
+}
+
+#endif

@@ -1,0 +1,117 @@
+/* A short causal convolution of each channel, between two gates (Liquid AI 2025, arXiv:2511.23404).
+ * The input holds for each token a factor before, a factor after, and a value for every channel.
+ * The convolution is of the first factor times the value: the layer's block keeps the latest of
+ * these, [taps - 1][channels], the oldest first. */
+#include "base/status.h"
+#include "graph/check.h"
+#include "ops/blocks.h"
+
+#include <string.h>
+
+static uint64_t taps_of(const mmrt_program *program, const mmrt_op *op) {
+    return program->weights[op->weights[0]].cols;
+}
+
+static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    mmrt_status status = mmrt_check_read(program, op, op->in, false, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->out, err);
+    if (!status)
+        status = mmrt_check_apart(program, op, err);
+    if (status)
+        return status;
+    const uint64_t n = width_of(program, op->out);
+    if (width_of(program, op->in) != 3 * n || op->outputs_only)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
+    if (op->weights[0] < 0 || op->weights[0] >= program->n_weights)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: a weight is missing", program->n_ops);
+    status = mmrt_check_floats(program, op->weights[0], n, taps_of(program, op), err);
+    if (!status)
+        status = mmrt_check_block(program, op, (taps_of(program, op) - 1) * n, err);
+    if (!status)
+        mmrt_note_write(program, op, op->out, true);
+    return status;
+}
+
+/* What a thread works on: `n` channels from `first` on. */
+struct slice {
+    const float *taps;    /* [n_taps][n], that of the oldest input first */
+    float *inputs;        /* [n_taps][n]: input number i is row i % n_taps */
+    size_t first, n, all; /* channels; of how many */
+    size_t n_taps;
+};
+
+static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
+    return 2 * taps_of(program, op) * width_of(program, op->out) * sizeof(float);
+}
+
+static float *input_at(const struct slice *s, size_t number) {
+    return s->inputs + number % s->n_taps * s->n;
+}
+
+/* out = after * the convolution that ends with input `number`. */
+static void convolve(const struct slice *s, size_t number, const float *after, float *out) {
+    memset(out, 0, s->n * sizeof *out);
+    for (size_t tap = 0; tap < s->n_taps; tap++) {
+        const float *input = input_at(s, number + 1 + tap), *factor = s->taps + tap * s->n;
+        for (size_t i = 0; i < s->n; i++)
+            out[i] += factor[i] * input[i];
+    }
+    for (size_t i = 0; i < s->n; i++)
+        out[i] *= after[i];
+}
+
+static void run_token(const struct worker *w, const struct slice *s, size_t token, size_t number) {
+    const struct mmrt_columns *out = columns_at(w->step, w->op->out);
+    const float *before = row_at(columns_at(w->step, w->op->in), token) + s->first;
+    const float *after = before + s->all, *value = after + s->all;
+    float *input = input_at(s, number);
+    for (size_t i = 0; i < s->n; i++)
+        input[i] = before[i] * value[i];
+    convolve(s, number, after, row_at(out, token) + s->first);
+    if (out->q)
+        w->step->program->kernels->quantize(out, token, s->first, s->n);
+}
+
+static void run_text(const struct worker *w, const struct slice *s, const struct part *text) {
+    const size_t n_kept = s->n_taps - 1, bytes = s->n * sizeof(float);
+    const float *kept = block_before(w, text) + s->first;
+    float *keeps = block_after(w, text) + s->first;
+    size_t number = n_kept; /* of the next input, counted from the oldest that is kept */
+    for (size_t i = 0; i < n_kept; i++)
+        memcpy(input_at(s, i), kept + i * s->all, bytes);
+    for (const struct part *part = text; part; part = part->next)
+        for (uint32_t t = part->first; t < part->first + part->n; t++)
+            run_token(w, s, t, number++);
+    for (size_t i = 0; i < n_kept; i++)
+        memcpy(keeps + i * s->all, input_at(s, number - n_kept + i), bytes);
+}
+
+/* Threads share out channels, in the groups that are quantised together. */
+static void run(struct worker *w) {
+    const struct step *step = w->step;
+    const mmrt_weight *weight = weight_at(step, w->op->weights[0]);
+    const size_t all = weight->rows, n_taps = weight->cols;
+    const uint64_t groups = (all + MMRT_GROUP - 1) / MMRT_GROUP;
+    const size_t first = mmrt_share_first(groups, w->thread, w->n_threads) * MMRT_GROUP;
+    size_t end = mmrt_share_first(groups, w->thread + 1, w->n_threads) * MMRT_GROUP;
+    end = end < all ? end : all;
+    if (first >= end)
+        return;
+    float *taps = w->scratch;
+    const struct slice s = {taps, taps + n_taps * (end - first), first, end - first, all, n_taps};
+    for (size_t i = 0; i < s.n; i++)
+        for (size_t tap = 0; tap < n_taps; tap++)
+            taps[tap * s.n + i] = ((const float *)weight->data)[(first + i) * n_taps + tap];
+    for (const struct part *text = next_text(step, step->parts); text;
+         text = text_after(step, text))
+        run_text(w, &s, text);
+}
+
+const struct op_info mmrt_op_conv = {
+    .name = "conv",
+    .roles = {VECTOR},
+    .check = check,
+    .thread_scratch = thread_scratch,
+    .run = run,
+};
