@@ -2,6 +2,8 @@
 
 from mmrt import errors as errors
 from mmrt import models as models
+from mmrt.cluster.coordinator import Cluster as Cluster
+from mmrt.cluster.stage import Stage as Stage
 from mmrt.core import kernels as kernels
 from mmrt.core import numa as numa
 from mmrt.core import quant as quant

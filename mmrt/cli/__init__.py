@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "show what is in a weight file",
     "quantize": "write a smaller file of a model",
     "split": "write a file of some of a model's layers, for one machine of several",
+    "stage": "run some of a model's layers, for a coordinator elsewhere",
     "bundle": "write the neurons of a model with ReLU, each in one piece",
     "bench": "measure prefill and decode speed",
     "residency": "show which pages of a weight file are in memory",

@@ -95,12 +95,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-hff", "--hf-file", metavar="FILE", help="this file of the repository that -hf names"
     )
     parser.add_argument(
-        "-t", "--threads", type=or_none(1, -1), metavar="N",
-        help="threads (default: as many as cores)",
-    )  # fmt: skip
-    parser.add_argument(
         "--policy", choices=POLICIES, default="lazy", metavar="NAME",
         help=f"how weights come into memory: {', '.join(POLICIES)} (default: lazy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bundle", metavar="FILE", help="what `mmrt bundle` made of the model, if it has ReLU"
+    )
+    parser.add_argument(
+        "--pre", metavar="NAME",
+        help="how texts are cut into words, where the file's tokenizer.ggml.pre names a way that "
+        "mmrt does not know: qwen2, llama-bpe or another that it does",
+    )  # fmt: skip
+    add_running_arguments(parser)
+    add_foreign_arguments(parser, MODEL)
+
+
+def add_running_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a model, and of some layers of one."""
+    parser.add_argument(
+        "-t", "--threads", type=or_none(1, -1), metavar="N",
+        help="threads (default: as many as cores)",
     )  # fmt: skip
     parser.add_argument(
         "--memory", metavar="SIZE", type=size,
@@ -111,9 +125,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--reader", choices=READERS, metavar="NAME",
         help=f"how to read them: {', '.join(READERS)} (default: the fastest)",
     )  # fmt: skip
-    parser.add_argument(
-        "--bundle", metavar="FILE", help="what `mmrt bundle` made of the model, if it has ReLU"
-    )
     parser.add_argument(
         "-ctk", "--cache-type-k", choices=KV_TYPES, default="f16", metavar="TYPE",
         help=f"how keys are stored: {', '.join(KV_TYPES)} (default: f16)",
@@ -127,12 +138,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute each token as in a step of its own: results then depend on its text alone, "
         "to the bit, and prompts are read more slowly",
     )  # fmt: skip
-    parser.add_argument(
-        "--pre", metavar="NAME",
-        help="how texts are cut into words, where the file's tokenizer.ggml.pre names a way that "
-        "mmrt does not know: qwen2, llama-bpe or another that it does",
-    )  # fmt: skip
-    add_foreign_arguments(parser, MODEL)
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:

@@ -52,10 +52,10 @@ class Stage:
     ) -> None:
         if layers is not None:
             instance("layers", layers, range, "a range")
-        flag("exact", exact)
+        self.exact = flag("exact", exact)
         if reader is not None:
             choice("reader", reader, READERS)
-        kv = choice("kv_k", kv_k, KV_TYPES), choice("kv_v", kv_v, KV_TYPES)
+        self.kv = choice("kv_k", kv_k, KV_TYPES), choice("kv_v", kv_v, KV_TYPES)
         self.budget = budget.of(memory)
         self.budget.begin()
         self._pool = Pool(threads)
@@ -64,7 +64,7 @@ class Stage:
         self.file = formats.open(path)
         try:
             built = build(
-                self.file, self._pool, context=context, kv=kv, exact=exact, partial=True,
+                self.file, self._pool, context=context, kv=self.kv, exact=exact, partial=True,
                 layers=layers,
             )  # fmt: skip
             self.config, self.program = built.config, built.program

@@ -20,7 +20,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NamedTuple
 
-from mmrt.errors import ArgumentError, ClusterError
+from mmrt.errors import ArgumentError, ClusterError, FileError
 
 _MAGIC = b"mmrt"
 _VERSION = 1
@@ -42,13 +42,16 @@ class Kind(IntEnum):
 
     CHALLENGE = 1  # a nonce
     PROOF = 2  # of the secret
-    PLAN = 3  # to a stage: what it is to be; JSON
-    PLANNED = 4  # from it: what it is; JSON
-    STEP = 5  # see mmrt/cluster/steps.py
-    RESULT = 6  # likewise
-    FAILED = 7  # of a step: JSON
-    PING = 8
-    PONG = 9
+    ASK = 3  # a stage what it is
+    FACTS = 4  # the answer; JSON
+    PLAN = 5  # to a stage: to whom it gives its rows; JSON
+    PLANNED = 6  # from it: it has found them
+    JOIN = 7  # from one stage to the next
+    STEP = 8  # see mmrt/cluster/steps.py
+    RESULT = 9  # likewise
+    FAILED = 10  # a plan or a step; JSON
+    PING = 11
+    PONG = 12
 
 
 class Frame(NamedTuple):
@@ -165,6 +168,18 @@ def check_secret(secret: bytes) -> bytes:
     if not isinstance(secret, bytes) or len(secret) < LEAST_SECRET:
         raise ArgumentError(f"the secret: expected {LEAST_SECRET} bytes or more")
     return secret
+
+
+def read_secret(path: str | os.PathLike[str]) -> bytes:
+    """The secret in a file that its owner alone can read, without space around it. ArgumentError
+    for others, FileError where the system refuses."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ArgumentError(f"{os.fspath(path)}: others can read it: chmod 600")
+            return check_secret(file.read(4096).strip())
+    except OSError as error:
+        raise FileError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _proof(secret: bytes, who: bytes, nonces: bytes) -> bytes:

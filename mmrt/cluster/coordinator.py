@@ -1,0 +1,427 @@
+"""Stages on several machines as one model: who tells them what to do, and gets the logits."""
+
+import json
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from collections.abc import Sequence as List
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt import errors
+from mmrt.cluster import facts as facts_of
+from mmrt.cluster import steps, wire
+from mmrt.cluster.facts import Facts, check_chain
+from mmrt.cluster.stage import STEP_TOKENS
+from mmrt.cluster.steps import Step, TextPart
+from mmrt.cluster.texts import Ledger, Text
+from mmrt.cluster.wire import Frame, Kind
+from mmrt.core.arguments import choice, flag, instance, number, token_ids
+from mmrt.core.program import Part
+from mmrt.errors import ArgumentError, ClusterError, MmrtError
+from mmrt.files import formats
+from mmrt.memory.budget import divide_step
+from mmrt.run.building import build_tokenizer
+from mmrt.run.generation import Answer, Options, Reading, Settings, Stream, generate
+from mmrt.run.generation import Text as Written
+from mmrt.run.sequence import Sequence, closing
+from mmrt.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Seconds between looks at stages that have nothing to say, and to attempts to find lost ones again.
+_LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 0.2
+
+# What a stage may say that a step has failed with.
+_ERRORS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, MmrtError)
+}
+
+
+class _LostError(Exception):
+    """A stage is not reached, or does not answer: it may come back."""
+
+
+class _Link:
+    """A stage, and the thread that listens to it."""
+
+    def __init__(self, place: str, secret: bytes, epoch: int) -> None:
+        self.place = place
+        self._epoch = epoch
+        self.connection = wire.connect(wire.parse_address(place), secret)
+        self.heard = time.monotonic()
+        try:
+            self.connection.send(Kind.ASK, epoch)
+            frame = self.connection.receive(wire.FRAME_SECONDS)
+            if frame is None or frame.kind != Kind.FACTS:
+                raise self.connection.broken("it does not say what it is")
+            self.facts = Facts.from_json(frame.payload)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def listen(self, inbox: "queue.SimpleQueue[tuple[_Link, Frame | ClusterError]]") -> None:
+        def work() -> None:
+            try:
+                while (frame := self.connection.receive(None)) is not None:
+                    self.heard = time.monotonic()
+                    if frame.kind != Kind.PONG and frame.epoch == self._epoch:
+                        inbox.put((self, frame))
+            except ClusterError as error:
+                inbox.put((self, error))
+
+        threading.Thread(target=work, daemon=True).start()
+
+
+class Cluster:
+    """The model whose stages listen at `hosts`; a context manager.
+
+    hosts: addresses ("10.0.0.1:7600") in any order; or a file that has one on each line, and
+    comments after `#`. Together the stages have every layer of one model once. secret: theirs,
+    16 bytes or more. model: a GGUF file of that model, or of some of its layers, whose tokenizer is
+    used; None: all that is read and written is token ids.
+
+    rows: what stages give each other, "f32", which keeps logits those of one machine to the bit, or
+    "f16", half as long, and rounded. timeout: seconds after which a stage that does not answer
+    counts as lost; patience: seconds for which texts wait until lost ones are back. What they have
+    forgotten is then read again. Whoever starts stages again is no part of this.
+
+    One step runs at a time. Any number of threads may use it: their steps queue.
+
+    Raises ClusterError for stages that are not reached or do not know the secret; ArgumentError for
+    those that are no whole model; and for a step whatever a stage raises, with its address.
+    """
+
+    def __init__(
+        self,
+        hosts: Iterable[str] | str | os.PathLike[str],
+        secret: bytes,
+        *,
+        model: str | os.PathLike[str] | None = None,
+        rows: str = "f32",
+        timeout: float = 30.0,
+        patience: float = 60.0,
+    ) -> None:
+        self._form = choice("rows", rows, steps.FORMS)
+        self._timeout = number("timeout", timeout, 0, 86400, above=True)
+        self._patience = number("patience", patience, 0, 86400)
+        self._secret = wire.check_secret(secret)
+        self.hosts = _hosts(hosts)
+        self._lock = threading.RLock()  # of all that follows: one step at a time
+        self._ledger = Ledger()
+        self._links: list[_Link] = []  # in the order of their layers; empty: none is connected
+        self._inbox: queue.SimpleQueue[tuple[_Link, Frame | ClusterError]] = queue.SimpleQueue()
+        self._epoch = self._number = 0
+        self.closed = False
+        self._tokenizer: Tokenizer | None = None
+        self._file = None if model is None else formats.open(model)
+        try:
+            self._connect()
+            if self._file is not None and facts_of.digest(self._file) != self._facts.model:
+                raise ArgumentError(f"{self.hosts[0]}: has another model than {self._file.path}")
+        except _LostError as lost:
+            self.close()
+            raise ClusterError(str(lost)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """The stages are free for another coordinator."""
+        self.closed = True
+        self._disconnect()
+        if self._file is not None:
+            self._file.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ArgumentError("the cluster is closed")
+
+    def __enter__(self) -> "Cluster":
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Cluster of {len(self.hosts)} stages{', closed' * self.closed}>"
+
+    # ---- the model ----
+
+    @property
+    def stages(self) -> list[tuple[str, range]]:
+        """The address and the layers of each stage, in the order of the layers; those that were
+        connected last."""
+        return self._stages
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits a token."""
+        return self._facts.width
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of `model`. ArgumentError if there is none."""
+        self._check_open()
+        if self._file is None:
+            raise ArgumentError("the cluster has no tokenizer: pass it `model`, or token ids")
+        if self._tokenizer is None:
+            self._tokenizer = build_tokenizer(self._file, self.vocab_size)
+        return self._tokenizer
+
+    def require_room(self, tokens: int) -> None:
+        """Raises ArgumentError if a sequence cannot have so many tokens, or it is closed."""
+        self._check_open()
+        if tokens > self.context:
+            raise ArgumentError(f"{tokens} tokens are more than the context of {self.context}")
+
+    def step_tokens(self, wanted: int) -> int:
+        """How many of `wanted` tokens the next step takes."""
+        self._check_open()
+        return divide_step(wanted, min(STEP_TOKENS, self._most_tokens))
+
+    # ---- text ----
+
+    def sequence(self) -> Sequence:
+        """A new, empty text."""
+        self._check_open()
+        return Sequence(self, self._ledger.new())
+
+    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Logits after each of `ids`, read as one text: float32 (len(ids), vocabulary)."""
+        with self.sequence() as sequence:
+            return sequence.extend(ids, outputs="all")
+
+    def stream(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        sequence: Sequence | None = None,
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> Stream:
+        """Yields pieces of what the model writes after `prompt`: as Model.stream(). One that is
+        closed ends its text on all stages with the next step."""
+        settings = Settings(**options)
+        if sequence is not None and not instance(
+            "sequence", sequence, Sequence, "a Sequence"
+        ).belongs_to(self):
+            raise ArgumentError("the sequence belongs to another model")
+        text = self.sequence() if sequence is None else sequence
+        after = text.history[-1] if len(text) else None
+        if isinstance(prompt, str):
+            flag("parse_special", parse_special)
+            ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
+        else:
+            ids = token_ids("prompt", prompt)
+        if not ids:
+            raise ArgumentError("the prompt is empty")
+        self.require_room(len(text) + len(ids))
+        answer = Answer(self.tokenizer, self.context, text.unlent(), settings)
+        pieces = generate(answer, ids, settings.on_prefill)
+        if sequence is None:
+            return Stream(Reading(len(ids)), closing(text, pieces))
+        return Stream(Reading(len(ids)), pieces, sequence)
+
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        sequence: Sequence | None = None,
+        parse_special: bool = True,
+        **options: "Unpack[Options]",
+    ) -> Written:
+        """The text that stream(prompt, ...) yields, whole."""
+        return self.stream(prompt, sequence=sequence, parse_special=parse_special, **options).text()
+
+    # ---- steps ----
+
+    def run(self, parts: List[Part], logits: NDArray[np.float32] | None = None) -> None:
+        """One step of the parts' sequences: see Program.run(). Where a stage is lost, waits until
+        it is back, and tells so by a warning."""
+        with self._lock:
+            until = None
+            while True:
+                self._check_open()
+                try:
+                    self._connect()
+                    return self._run(parts, logits)
+                except _LostError as lost:
+                    self._disconnect()
+                    now = time.monotonic()
+                    if until is None:
+                        until = now + self._patience
+                        warnings.warn(f"{lost}; texts wait for it", stacklevel=2)
+                    if now >= until:
+                        raise ClusterError(str(lost)) from None
+                    time.sleep(_RETRY_SECONDS)
+
+    def _run(self, parts: List[Part], logits: NDArray[np.float32] | None) -> None:
+        ends: dict[Text, int] = {}
+        told = []
+        for part in parts:
+            text = part.cache
+            assert isinstance(text, Text)
+            if text not in ends:
+                self._read_again(text)
+            position = ends.get(text, text.length)
+            told.append(TextPart(text.number, position, part.tokens, part.outputs))
+            ends[text] = position + len(part.tokens)
+        rows = self._step(told)
+        if logits is not None:
+            if rows.shape != logits.shape:
+                raise ClusterError(f"logits of shape {rows.shape}, not {logits.shape}")
+            logits[:] = rows
+        for part in parts:
+            part.cache.tokens.extend(part.tokens.tolist())
+
+    def _read_again(self, text: Text) -> None:
+        """What stages have forgotten of a text."""
+        done = 0
+        while text.number not in self._ledger.known and done < text.length:
+            n = self.step_tokens(text.length - done)
+            self._step([TextPart(text.number, done, np.array(text.tokens[done:][:n], np.int32), 0)])
+            # Known only with the last of them: else the others would be taken for read.
+            done += n
+            if done < text.length:
+                self._ledger.known.discard(text.number)
+
+    def _step(self, parts: List[TextPart]) -> steps.Rows:
+        forks, gone = self._ledger.pending(steps.MOST_COMMANDS)
+        self._number += 1
+        packed = steps.pack_step(Step(self._number, forks, gone, parts), self._form)
+        try:
+            self._links[0].connection.send(Kind.STEP, self._epoch, *packed)
+        except ClusterError as error:
+            raise _LostError(str(error)) from None
+        rows = self._result(self._number)
+        self._ledger.done(forks, gone)
+        self._ledger.known.update(part.text for part in parts)
+        return rows
+
+    def _result(self, number: int) -> steps.Rows:
+        """Of the step of this number; those of earlier ones, which were interrupted, are passed
+        over."""
+        begun = time.monotonic()
+        while True:
+            link, frame = self._next(begun)
+            if frame.kind == Kind.FAILED:
+                self._raise(link, frame, number)
+            elif frame.kind == Kind.RESULT and link is self._links[-1]:
+                try:
+                    of, rows = steps.unpack_result(
+                        frame.payload, self._most_tokens, self.vocab_size
+                    )
+                except ClusterError as error:
+                    raise _LostError(f"{link.place}: {error}") from None
+                if of == number:
+                    return rows
+            else:
+                raise _LostError(f"{link.place}: a frame {frame.kind.name} out of turn")
+
+    def _next(self, begun: float) -> tuple[_Link, Frame]:
+        """What comes next of any stage. _LostError if one is gone, or has said nothing for too
+        long, of the time since `begun`."""
+        while True:
+            try:
+                link, frame = self._inbox.get(timeout=min(_LOOK_SECONDS, self._timeout / 3))
+            except queue.Empty:
+                for link in self._links:
+                    if time.monotonic() - max(link.heard, begun) > self._timeout:
+                        lost = f"{link.place}: no answer for {self._timeout:g} s"
+                        raise _LostError(lost) from None
+                    try:
+                        link.connection.send(Kind.PING, self._epoch)
+                    except ClusterError as error:
+                        raise _LostError(str(error)) from None
+                continue
+            if isinstance(frame, ClusterError):
+                raise _LostError(str(frame))
+            return link, frame
+
+    def _raise(self, link: _Link, frame: Frame, number: int) -> None:
+        try:
+            told = json.loads(frame.payload)
+            of, kind, message = told["step"], _ERRORS[told["kind"]], str(told["message"])
+            lost = told["lost"] is True
+        except (ValueError, TypeError, LookupError, RecursionError):
+            raise _LostError(f"{link.place}: it does not say what has failed") from None
+        if lost:
+            raise _LostError(f"{link.place}: {message}")
+        if of in (0, number):
+            raise kind(f"{link.place}: {message}")
+
+    # ---- connections ----
+
+    def _connect(self) -> None:
+        """To all stages, unless they are connected. _LostError for one that is not reached."""
+        if self._links:
+            return
+        epoch = max(time.time_ns(), self._epoch + 1)
+        links: list[_Link] = []
+        try:
+            for place in self.hosts:
+                links.append(_Link(place, self._secret, epoch))
+            links.sort(key=lambda link: (link.facts.first, link.facts.end))
+            self._check(links)
+            for i in reversed(range(len(links))):
+                after = links[i + 1].place if i + 1 < len(links) else None
+                plan = json.dumps({"form": self._form, "next": after}).encode()
+                links[i].connection.send(Kind.PLAN, epoch, plan)
+                frame = links[i].connection.receive(wire.FRAME_SECONDS)
+                if frame is not None and frame.kind == Kind.FAILED:
+                    self._raise(links[i], frame, 0)
+                if frame is None or frame.kind != Kind.PLANNED:
+                    raise links[i].connection.broken("it does not take the plan")
+        except ClusterError as error:
+            for link in links:
+                link.connection.close()
+            raise _LostError(str(error)) from None
+        except BaseException:
+            for link in links:
+                link.connection.close()
+            raise
+        self._links, self._epoch, self._inbox = links, epoch, queue.SimpleQueue()
+        self._ledger.begin_anew(sum(link.facts.page_bytes for link in links))
+        most = steps.largest_result(self._most_tokens, self.vocab_size)
+        links[-1].connection.largest = most
+        for link in links:
+            link.listen(self._inbox)
+
+    def _check(self, links: List[_Link]) -> None:
+        check_chain([(link.place, link.facts) for link in links])
+        self._stages = [(link.place, range(link.facts.first, link.facts.end)) for link in links]
+        self._facts = links[-1].facts
+        self.context = min(link.facts.context for link in links)
+        self._most_tokens = min(link.facts.max_tokens for link in links)
+
+    def _disconnect(self) -> None:
+        for link in self._links:
+            link.connection.close()
+        self._links = []
+
+
+def _hosts(hosts: Iterable[str] | str | os.PathLike[str]) -> list[str]:
+    if isinstance(hosts, str | os.PathLike):
+        try:
+            with open(hosts, encoding="utf-8") as file:
+                lines = [line.partition("#")[0].strip() for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"{os.fspath(hosts)}: {error}") from None
+        hosts = [line for line in lines if line]
+    found = list(hosts)
+    for place in found:
+        wire.parse_address(place)
+    if not found:
+        raise ArgumentError("hosts: there are none")
+    return found
