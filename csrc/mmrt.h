@@ -317,7 +317,11 @@ typedef struct mmrt_part {
     mmrt_state *state;  /* the text's */
     uint32_t n;         /* tokens, 1 or more */
     uint32_t n_outputs; /* logits are wanted of so many of them, the last; 0: of none */
+    bool exact;         /* the whole step is computed as an exact program computes it */
 } mmrt_part;
+
+/* Tokens that a step takes at most if one of its parts is exact and the program is not. */
+enum { MMRT_EXACT_TOKENS = 7 };
 
 /* Runs one step on 1 to max_tokens tokens, first those of parts[0], then those of parts[1] and so
  * on, each at the positions from its state's length on, and appends them to the states. Writes the

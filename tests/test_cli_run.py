@@ -297,3 +297,15 @@ def test_warnings_are_one_line_each(tmp_path: Path) -> None:
     ended = call(*asked)
     assert ended.status == 0
     assert ended.err == f"mmrt: {file}: saved keys and values are damaged: left out\n"
+
+
+def test_drafts_are_told(tmp_path: Path) -> None:
+    path = tiny_models.llama().write(tmp_path / "tiny.gguf")
+    prompt = "one two three " * 4
+    options = ("--raw", "-n", 60, *GREEDY, "--stats")
+    plain = call("run", path, prompt, *options)
+    assert "drafts:" not in plain.err
+    drafted = call("run", path, prompt, *options, "--draft", "ngram")
+    assert drafted.out == plain.out
+    assert re.search(r"drafts: \d+ of \d+ tokens right, in \d+ steps", drafted.err)
+    call("run", path, prompt, "--draft", "guess").assert_refused(1, "draft")

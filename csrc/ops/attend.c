@@ -231,7 +231,7 @@ struct exact_scratch {
 static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
     const size_t dim = mmrt_head_room(mmrt_layer_of(program, op)), rows = MMRT_ATTEND_ROWS;
     const size_t exact = rows * ((SECTIONS + 1) * dim + SECTIONS * 2);
-    return mmrt_attend_scratch(dim) + (program->exact ? exact * sizeof(float) : 0);
+    return mmrt_attend_scratch(dim) + exact * sizeof(float);
 }
 
 static struct exact_scratch exact_scratch_of(const struct worker *w, size_t dim) {
@@ -302,7 +302,7 @@ static void run(struct worker *w) {
             attend_section(w, &t, &a, number, kv_head, in_group);
             continue;
         }
-        if (program->exact)
+        if (w->step->exact)
             attend_exactly(w, &t, &tile, kv_head, in_group);
         else
             program->kernels->attend(&a);

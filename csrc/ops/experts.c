@@ -111,7 +111,7 @@ bool mmrt_expert_multiply(struct worker *w, int i, uint32_t expert, uint64_t fir
     if (!rows)
         return false;
     const struct mmrt_columns view = mmrt_columns_up_to(x, column + n - 1);
-    mmrt_multiply(program->kernels, program->exact, weight, rows, n_rows, NULL, &view, column, n, y,
+    mmrt_multiply(program->kernels, w->step->exact, weight, rows, n_rows, NULL, &view, column, n, y,
                   y_stride, scratch);
     rows_done(w, w->op->weights[i], row, row + n_rows);
     const int32_t scales = w->op->stack_scales[i];

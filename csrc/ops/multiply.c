@@ -11,7 +11,7 @@ void mmrt_op_multiply(const struct worker *w, int i, const uint8_t *rows, uint64
                                                columns_at(w->step, w->op->in), token, n, y,
                                                y_stride, scratch);
     } else
-        mmrt_multiply(program->kernels, program->exact, &program->weights[w->op->weights[i]], rows,
+        mmrt_multiply(program->kernels, w->step->exact, &program->weights[w->op->weights[i]], rows,
                       n_rows, next, columns_at(w->step, w->op->in), token, n, y, y_stride, scratch);
     const float scale = w->op->scales[i];
     for (size_t t = 0; scale != 1 && t < n; t++)

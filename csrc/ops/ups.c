@@ -47,7 +47,7 @@ static float row_times_token(struct worker *w, const uint8_t *row, uint32_t neur
     const mmrt_program *program = w->step->program;
     const mmrt_weight *up = weight_at(w->step, w->op->weights[1]);
     float y;
-    mmrt_multiply(program->kernels, program->exact, up, row, 1, row, columns_at(w->step, w->op->in),
+    mmrt_multiply(program->kernels, w->step->exact, up, row, 1, row, columns_at(w->step, w->op->in),
                   first_token(w), 1, &y, 1, w->scratch);
     y *= w->op->scales[1];
     if (w->op->biases[1] >= 0)

@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* As many as matvec can read of any buffer. */
+_Static_assert(MMRT_EXACT_TOKENS <= MMRT_FEW, "exact steps take more than few columns");
+
 static mmrt_status count_tokens(const mmrt_program *program, const mmrt_part *given,
                                 int32_t n_given, struct parts *parts, mmrt_error *err) {
     uint64_t n = 0, outputs = 0;
@@ -15,10 +18,17 @@ static mmrt_status count_tokens(const mmrt_program *program, const mmrt_part *gi
                              given[i].n_outputs, given[i].n);
         n += given[i].n;
         outputs += given[i].n_outputs;
+        parts->exact |= given[i].exact;
     }
     if (n < 1 || n > program->max_tokens)
         return mmrt_fail(err, MMRT_ARGUMENT, "a step takes 1 to %u tokens, not %llu",
                          program->max_tokens, (unsigned long long)n);
+    if (parts->exact && !program->exact && n > MMRT_EXACT_TOKENS)
+        return mmrt_fail(err, MMRT_ARGUMENT,
+                         "an exact step takes at most %d tokens, not %llu, as the program is not "
+                         "exact",
+                         MMRT_EXACT_TOKENS, (unsigned long long)n);
+    parts->exact |= program->exact;
     parts->n_tokens = (uint32_t)n;
     parts->first_output = (uint32_t)(n - outputs);
     return MMRT_OK;

@@ -12,6 +12,7 @@ struct parts {
     int32_t n;
     int32_t *tokens;
     uint32_t n_tokens, first_output;
+    bool exact; /* each token is to be computed as in a step of its own */
 };
 
 /* Finds where in its text each part begins, and reserves what its tokens will leave there.

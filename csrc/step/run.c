@@ -188,6 +188,7 @@ mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_
         .n = placed.n_tokens,
         .first_output = placed.first_output,
         .rows = rows,
+        .exact = placed.exact,
         .logits = logits,
         .marks = marks,
         .n_marks = n_marks,

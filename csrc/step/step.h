@@ -27,6 +27,7 @@ struct step {
     const int32_t *tokens;
     uint32_t n;            /* tokens */
     uint32_t first_output; /* logits are wanted from this token on; n: of none */
+    bool exact;            /* each token is computed as in a step of its own */
     const float *rows;     /* hidden rows of the tokens, for TAKE */
     float *logits;         /* or the hidden rows that GIVE writes */
     mmrt_mark *marks;

@@ -261,6 +261,15 @@ def add_saving_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft", metavar="KIND",
+        help="what guesses tokens, several of which one step then verifies, to the same text: "
+        "ngram (what the text has said before), off (default: ngram where steps read weights from "
+        "the disk)",
+    )  # fmt: skip
+
+
 def add_generation_arguments(
     parser: argparse.ArgumentParser, n_predict: int, answers: bool = False
 ) -> None:
@@ -275,6 +284,7 @@ def add_generation_arguments(
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
     add_saving_arguments(parser)
+    add_draft_arguments(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="go on where the text would end")
     parser.add_argument(
         "-j", "--json-schema", type=_schema, metavar="JSON",
@@ -395,6 +405,7 @@ def open_model(
             exact=arguments.exact,
             bundle=arguments.bundle,
             pre=arguments.pre,
+            draft=getattr(arguments, "draft", None),
             kv_dir=getattr(arguments, "kv_dir", None),
             kv_dir_size=getattr(arguments, "kv_dir_size", None),
         )

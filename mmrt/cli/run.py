@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
             _note_empty(model, is_answer)
         if arguments.stats:
             written.note_speed()
+            if model.drafts.record.drafted:
+                note(f"drafts: {model.drafts.record}")
             note(f"memory: {model.memory}")
             if model.streaming and streamed:
                 _note_streaming(model.streaming - streamed)

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     path, prompt = model_and_prompt(arguments)
     options = generation(arguments)
+    arguments.draft = arguments.draft or "off"  # a step is a token
     interrupted: KeyboardInterrupt | None = None
     with open_model(path, arguments, arguments.ctx_size) as model:
         ids = model.tokenize(prompt)

@@ -447,6 +447,8 @@ cdef extern from "mmrt.h" nogil:
         mmrt_state *state
         uint32_t n
         uint32_t n_outputs
+        bool_t exact
+    enum: MMRT_EXACT_TOKENS
     mmrt_status mmrt_program_run(mmrt_program *program, mmrt_pool *pool, const mmrt_part *parts,
                                  int32_t n_parts,
                                  const int32_t *tokens, const float *rows, float *logits,

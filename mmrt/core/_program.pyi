@@ -9,6 +9,8 @@ from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import Demand, Plan, Streaming
 from mmrt.core.tensor import Tensor
 
+EXACT_TOKENS: int
+
 class Matrix(NamedTuple):
     weight: Tensor
     bias: Tensor | None = None
@@ -18,6 +20,7 @@ class Part(NamedTuple):
     cache: Cache
     tokens: NDArray[np.int32]
     outputs: int = 0
+    exact: bool = False
 
 class CoreProgram:
     pool: Pool

@@ -4,7 +4,8 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    mmrt_error, mmrt_mark, mmrt_op, mmrt_op_init, mmrt_op_set, mmrt_part, mmrt_program_add_buffer,
+    MMRT_EXACT_TOKENS, mmrt_error, mmrt_mark, mmrt_op, mmrt_op_init, mmrt_op_set, mmrt_part,
+    mmrt_program_add_buffer,
     mmrt_program_add_op, mmrt_program_add_rope, mmrt_program_add_weight, mmrt_program_create,
     mmrt_program_finish, mmrt_program_free, mmrt_program_run, mmrt_program_scratch_bytes,
     mmrt_program_shares, mmrt_state_length, mmrt_status, mmrt_weight,
@@ -31,6 +32,9 @@ from mmrt.core.arguments import checked
 from mmrt.errors import ArgumentError, InUseError, UnsupportedError
 from mmrt.core.streaming import Demand, Plan, Streaming
 
+# Tokens of an exact step of a program that is not exact itself, at most.
+EXACT_TOKENS = MMRT_EXACT_TOKENS
+
 
 class Matrix(NamedTuple):
     """A weight (rows, width) as a program multiplies with it: weight @ x * scale + bias (rows,).
@@ -46,11 +50,12 @@ class Matrix(NamedTuple):
 
 class Part(NamedTuple):
     """What a step reads into one text: int32 tokens, and of how many of them, the last, logits are
-    wanted."""
+    wanted. exact: the whole step, of EXACT_TOKENS at most, is computed as by an exact program."""
 
     cache: Cache
     tokens: object
     outputs: int = 0
+    exact: bool = False
 
 
 cdef class CoreProgram:
@@ -369,11 +374,12 @@ cdef class CoreProgram:
         try:
             ids = array("i")
             caches = []
-            for i, (cache, tokens, n_outputs) in enumerate(parts):
+            for i, (cache, tokens, n_outputs, exact) in enumerate(parts):
                 caches.append(cache)
                 ids.extend(tokens)
                 given[i].n = tokens.shape[0]
                 given[i].n_outputs = n_outputs
+                given[i].exact = exact
                 outputs += n_outputs
             n_rows, width = len(ids) if self.given else outputs, self.given or self.vocab_size
             room = 0 if logits is None else logits.shape[0]

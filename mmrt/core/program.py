@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from mmrt.core._program import CoreProgram, Matrix, Part
+from mmrt.core._program import EXACT_TOKENS, CoreProgram, Matrix, Part
 from mmrt.core.arguments import choice
 from mmrt.core.kernels import Pool
 from mmrt.core.state import StateStore
 from mmrt.core.tensor import Tensor
 from mmrt.errors import ArgumentError, FormatError
 
-__all__ = ["ALIKE_TOKENS", "Matrix", "Part", "Program"]
+__all__ = ["ALIKE_TOKENS", "EXACT_TOKENS", "Matrix", "Part", "Program"]
 
 # Steps of so many tokens or more round alike; shorter ones do not, unless the program is exact.
 ALIKE_TOKENS = 8

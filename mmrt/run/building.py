@@ -1,21 +1,24 @@
 """From a file to what runs it; and, of a file that does not run, what it takes that is missing."""
 
+import contextlib
 import dataclasses
 import os
-from typing import NamedTuple
+import weakref
+from typing import NamedTuple, Protocol
 
 from mmrt import models
 from mmrt.core.arguments import whole
 from mmrt.core.kernels import Pool, trim_heap
 from mmrt.core.program import SPARSE, Program
 from mmrt.core.state import StateStore
-from mmrt.errors import ArgumentError, FormatError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
 from mmrt.files.bundle import Neurons, open_bundle
 from mmrt.files.tensor_file import TensorFile
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.fields import Fields
 from mmrt.models.parts.unread import refuse_unread_fields, refuse_unread_tensors
 from mmrt.models.parts.weights import Weights
+from mmrt.run.sampler import Sampler
 from mmrt.text.tokenizer import Tokenizer
 
 # As many tokens as a step takes at most, where steps wait for weights from the disk: each reads
@@ -156,6 +159,22 @@ def build_tokenizer(
             f"model has {vocab_size}"
         )
     return tokenizer
+
+
+class Texts(Protocol):
+    """What has a tokenizer."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+def prepare_text(model: weakref.ref[Texts]) -> None:
+    """Loads what texts need beside the program, as far as it can be had."""
+    Sampler()
+    alive = model()
+    if alive is not None:
+        with contextlib.suppress(MmrtError):
+            _ = alive.tokenizer
 
 
 def obstacles(file: TensorFile) -> list[str]:

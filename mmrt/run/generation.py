@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from mmrt.core.draw import Drawn
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError, InUseError
+from mmrt.run.drafts import Drafting
 from mmrt.run.sampler import Sampler, mask_without, sample_together
 from mmrt.run.sequence import Progress, extend_together
 from mmrt.run.sequence import Sequence as TokenSequence
@@ -325,10 +326,12 @@ class Answer:
         sequence: TokenSequence,
         settings: Settings,
         channels: Channels | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         """context: tokens that the sequence can have. channels: where its parts belong; None: all
-        is answer."""
+        is answer. drafting: what guesses tokens before they are drawn."""
         self.sequence = sequence
+        self.drafting = drafting
         for biased in settings.sampling.logit_bias or ():
             whole("logit_bias", biased, 0, tokenizer.vocab_size - 1)
         self.sampler = Sampler.of(settings.sampling)
@@ -351,6 +354,11 @@ class Answer:
     def started(self) -> bool:
         """Whether a token was drawn."""
         return self._left is not None
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be written, once one was drawn."""
+        return self._left or 0
 
     def take(self, drawn: Drawn) -> tuple[list[Piece], int | None]:
         """Pieces that come after the last token read, and the token to read next; None: it ends.
@@ -425,12 +433,21 @@ class Answer:
 def next_tokens(
     answers: Sequence[Answer], logits: NDArray[np.float32], pool: Pool | None = None
 ) -> list[Drawn]:
-    """What is drawn for each answer from its row of logits."""
+    """What is drawn for each answer from its row of logits, those after what was read."""
+    return _drawn(answers, logits, [answer.sequence.history for answer in answers], pool)
+
+
+def _drawn(
+    answers: Sequence[Answer],
+    logits: NDArray[np.float32],
+    histories: Sequence[Sequence[int]],
+    pool: Pool | None = None,
+) -> list[Drawn]:
     listed = [answer.logprobs for answer in answers if answer.logprobs is not None]
     return sample_together(
         [answer.sampler for answer in answers],
         logits,
-        [answer.sequence.history for answer in answers],
+        histories,
         [answer.mask for answer in answers],
         max(listed) if listed else None,
         pool,
@@ -441,13 +458,40 @@ def generate(
     answer: Answer, prompt: Sequence[int], on_prefill: Progress | None
 ) -> Generator[Piece, None, None]:
     """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
-    logits = answer.sequence.extend(prompt, progress=on_prefill)
+    rows, draft = answer.sequence.extend(prompt, progress=on_prefill)[None], list[int]()
     while True:
-        pieces, token = answer.take(*next_tokens([answer], logits[None]))
-        yield from pieces
+        token = yield from _accept(answer, rows, draft)
         if token is None:
             return
-        logits = answer.sequence.extend([token])
+        if answer.drafting is None:
+            rows = answer.sequence.extend([token])[None]
+        else:
+            rows, draft = answer.drafting.step(answer.sequence, token, answer.left - 1)
+
+
+def _accept(
+    answer: Answer, rows: NDArray[np.float32], draft: Sequence[int]
+) -> Generator[Piece, None, int | None]:
+    """Draws a token from each row of logits while they are those of the draft, which was read with
+    the rows after the first; what else was read is forgotten. Returns the token to read next."""
+    sequence = answer.sequence
+    first, accepted = len(sequence) - len(draft), 0
+    token: int | None = None
+    try:
+        for row, guess in zip_longest(rows, draft):
+            history = sequence.history
+            if draft and answer.sampler.sampling.penalises:
+                history = history[: first + accepted]
+            pieces, token = answer.take(*_drawn([answer], row[None], [history]))
+            yield from pieces
+            if token is None or token != guess:
+                break
+            accepted += 1
+        return token
+    finally:
+        if draft and answer.drafting is not None:
+            answer.drafting.verified(draft, accepted)
+            sequence.truncate(first + accepted)
 
 
 def generate_together(

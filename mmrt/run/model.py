@@ -17,14 +17,15 @@ from mmrt.core.kernels import Pool, cpu_info
 from mmrt.core.program import Part
 from mmrt.core.state import Cache, StateStore
 from mmrt.core.streaming import READERS, Streaming
-from mmrt.errors import ArgumentError, MmrtError
+from mmrt.errors import ArgumentError
 from mmrt.files import default_model, formats, policies
 from mmrt.files.finite import naming_nan
 from mmrt.memory import budget, counters
 from mmrt.memory.budget import Budget, Share
 from mmrt.memory.report import Memory
-from mmrt.run.building import build, build_tokenizer
+from mmrt.run.building import build, build_tokenizer, prepare_text
 from mmrt.run.conversation import Conversation
+from mmrt.run.drafting import Drafts
 from mmrt.run.engine import Engine
 from mmrt.run.generation import (
     Answer,
@@ -39,7 +40,6 @@ from mmrt.run.generation import (
 )
 from mmrt.run.prefixes import Earlier
 from mmrt.run.rendering import chat_ids, rendered
-from mmrt.run.sampler import Sampler
 from mmrt.run.saved import Saved, fingerprint
 from mmrt.run.sequence import Sequence, closing
 from mmrt.text import chat
@@ -99,6 +99,10 @@ class Model:
     pre: how texts are cut into words before they become tokens, where the file names a way that
     mmrt does not know: "qwen2", "llama-bpe" or another value of tokenizer.ggml.pre that it does.
 
+    draft: what guesses tokens, several of which one step then verifies: a text is the same with it
+    as without. "ngram": what the text said before; "off"; None: "ngram" where each step reads
+    weights from the disk. See mmrt.run.drafts.
+
     Any number of Python threads may use one model: its steps queue. So may a child that is forked
     at any time: a sequence that another thread had in a step is there as it was before.
 
@@ -124,6 +128,7 @@ class Model:
         kv_dir_size: int | str | None = None,
         chat_template: str | None = None,
         pre: str | None = None,
+        draft: str | None = None,
     ) -> None:
         apply = policies.policy(policy)
         if chat_template is not None:
@@ -139,6 +144,7 @@ class Model:
         choice("kv_k", kv_k, KV_TYPES)
         choice("kv_v", kv_v, KV_TYPES)
         self._pre = require_pre(pre)
+        self.drafts = Drafts(draft)
         self.budget = budget.of(memory)
         self.budget.begin()
         self.saved: Saved | None = None  # keys and values in files
@@ -177,7 +183,7 @@ class Model:
         assert self._earlier is not None
         spare = self._earlier.clear
         # None of these refers to the model: one that is dropped is gone at once.
-        prepare = functools.partial(_prepare, weakref.ref(self))
+        prepare = functools.partial(prepare_text, weakref.ref(self))
         share = Share(self.path, self.program, spare, prepare, STEP_TOKENS, reader, lock)
         self.budget.join(share)
         self._share = share
@@ -402,7 +408,8 @@ class Model:
     def _answer_in(
         self, sequence: Sequence, settings: Settings, parts: Channels | None = None
     ) -> Answer:
-        return Answer(self.tokenizer, self.context, sequence, settings, parts)
+        drafting = self.drafts.begin(self.streaming)
+        return Answer(self.tokenizer, self.context, sequence, settings, parts, drafting)
 
     def _ids(
         self, prompt: str | Iterable[int], parse_special: bool, after: int | None = None
@@ -585,12 +592,3 @@ class Model:
         finally:
             if self.saved is not None and not self.closed:
                 text.save(self.saved)
-
-
-def _prepare(model: weakref.ref[Model]) -> None:
-    """Loads what texts need beside the program, as far as it can be had."""
-    Sampler()
-    alive = model()
-    if alive is not None:
-        with contextlib.suppress(MmrtError):
-            _ = alive.tokenizer

@@ -164,6 +164,15 @@ class Sequence:
                 progress(done, len(given))
         return logits if outputs == "all" else logits[0]
 
+    def extend_exactly(self, ids: list[int]) -> NDArray[np.float32]:
+        """Reads a few tokens, mmrt.program.EXACT_TOKENS at most, in one step. Returns the logits
+        after each, float32 (len(ids), vocabulary): to the bit those of steps of one token."""
+        tokens = self._checked(ids)
+        logits = _room((len(tokens), self._model.vocab_size))
+        exact = len(tokens) > 1
+        self._model.run([Part(self._cache, tokens, len(tokens), exact=exact)], logits)
+        return logits
+
     def _checked(self, given: list[int]) -> NDArray[np.int32]:
         self._require_free()
         if not given:

@@ -1,0 +1,147 @@
+"""Drafts: guesses at the next tokens of a text, which one step of several tokens verifies.
+
+The model draws every token itself, from the logits that the step leaves after the one before. A
+guess that is another is forgotten, with all that follow it. So a text is the same with drafts as
+without, and to the bit, as these steps are exact; only their number is smaller.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as List
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrt.core.program import EXACT_TOKENS
+from mmrt.errors import OutOfMemoryError
+from mmrt.run.sequence import Sequence
+
+# Tokens that a step verifies at most, beside the one that it reads anyway.
+MOST_GUESSES = EXACT_TOKENS - 1
+
+# What was seen counts so much less after each guess of its sort, or step of its kind.
+_FORGETTING = 0.95
+
+# What each token more costs is taken for less by so much where a guess is not worth it, so that it
+# is measured again some day.
+_RELAXING = 0.99
+
+
+class Guess(NamedTuple):
+    """A token that may come next. sort: guesses of one sort are right equally often."""
+
+    token: int
+    sort: int
+
+
+class Guesser(Protocol):
+    """What makes guesses for one text."""
+
+    def read(self, tokens: Iterable[int]) -> None:
+        """The text goes on with these."""
+
+    def guesses(self) -> Iterator[Guess]:
+        """Its next tokens, each as it would come after the one before."""
+
+
+class Mean:
+    """Of what was seen lately."""
+
+    def __init__(self, value: float = 0.0, weight: float = 0.0) -> None:
+        self.value, self._weight = value, weight
+
+    def see(self, value: float) -> None:
+        self._weight = _FORGETTING * self._weight + 1
+        self.value += (value - self.value) / self._weight
+
+
+class Record:
+    """What has become of a model's drafts, and what they are worth by that.
+
+    steps, drafted, accepted: of the steps that verified drafts, how many, and how many tokens of
+    drafts they had and found right.
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.drafted = self.accepted = 0
+        self._right: dict[int, Mean] = {}  # by sort of guess: 1 for each that was, else 0
+        self._one = Mean()  # seconds of a step of one token
+        self._more = Mean()  # seconds that each token more takes
+
+    def __str__(self) -> str:
+        return f"{self.accepted} of {self.drafted} tokens right, in {self.steps} steps"
+
+    def choose(self, guesses: Iterable[Guess], most: int) -> tuple[list[Guess], int]:
+        """(the first guesses, of which so many are worth a step): those that raise the tokens per
+        second to be expected. One more is among them to be judged for nothing."""
+        made: list[Guess] = []
+        chance, tokens, seconds = 1.0, 1.0, self._one.value
+        for guess in guesses:
+            made.append(guess)
+            chance *= self._rate(guess.sort).value
+            if len(made) > most or chance * seconds <= self._more.value * tokens:
+                break
+            tokens, seconds = tokens + chance, seconds + self._more.value
+        else:
+            return made, len(made)
+        if len(made) == 1:
+            self._more.value *= _RELAXING
+        return made, len(made) - 1
+
+    def _rate(self, sort: int) -> Mean:
+        # Not known yet: as often as not.
+        return self._right.setdefault(sort, Mean(0.5, 1.0))
+
+    def judge(self, guesses: Iterable[Guess], tokens: Iterable[int]) -> None:
+        """These tokens have come where those were guessed."""
+        for guess, token in zip(guesses, tokens, strict=False):
+            self._rate(guess.sort).see(guess.token == token)
+            if guess.token != token:
+                return
+
+    def time(self, n: int, seconds: float) -> None:
+        """A step of n tokens took so long."""
+        if n == 1:
+            self._one.see(seconds)
+        else:
+            self._more.see(max(seconds - self._one.value, 0.0) / (n - 1))
+
+
+class Drafting:
+    """The drafts of one text."""
+
+    def __init__(self, record: Record, guesser: Guesser) -> None:
+        self._record, self._guesser = record, guesser
+        self._known = 0  # tokens that the guesser has read
+        self._made: list[Guess] = []
+
+    def step(
+        self, sequence: Sequence, token: int, most: int
+    ) -> tuple[NDArray[np.float32], list[int]]:
+        """Reads `token` and a draft of what follows, of `most` tokens at most: (the logits after
+        each, the draft)."""
+        history = sequence.history
+        came = [*history[self._known :], token]
+        self._known = len(history) + 1
+        self._record.judge(self._made, came)
+        self._guesser.read(came)
+        self._made, n = self._record.choose(self._guesser.guesses(), min(most, MOST_GUESSES))
+        draft = [guess.token for guess in self._made[:n]]
+        started = time.perf_counter()
+        try:
+            rows = sequence.extend_exactly([token, *draft])
+        except OutOfMemoryError:
+            if not draft:
+                raise
+            draft = []
+            rows = sequence.extend_exactly([token])
+        self._record.time(len(rows), time.perf_counter() - started)
+        return rows, draft
+
+    def verified(self, draft: List[int], accepted: int) -> None:
+        """So many tokens of a draft were right."""
+        record = self._record
+        record.steps += 1
+        record.drafted += len(draft)
+        record.accepted += accepted
