@@ -27,6 +27,7 @@ COMMANDS = {
     "quantize": "write a smaller file of a model",
     "split": "write a file of some of a model's layers, for one machine of several",
     "stage": "run some of a model's layers, for a coordinator elsewhere",
+    "plan": "say which machine is to have which layers of a model",
     "bundle": "write the neurons of a model with ReLU, each in one piece",
     "bench": "measure prefill and decode speed",
     "residency": "show which pages of a weight file are in memory",

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show_plan(arguments: argparse.Namespace) -> None:
-    from mmrt.cli.plan import Plans
+    from mmrt.cli.budget_plan import Plans
     from mmrt.sight.pictures import drawing
 
     if arguments.png:

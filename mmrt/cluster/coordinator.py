@@ -17,6 +17,7 @@ from mmrt import errors
 from mmrt.cluster import facts as facts_of
 from mmrt.cluster import steps, wire
 from mmrt.cluster.facts import Facts, check_chain
+from mmrt.cluster.hosts import places
 from mmrt.cluster.stage import STEP_TOKENS
 from mmrt.cluster.steps import Step, TextPart
 from mmrt.cluster.texts import Ledger, Text
@@ -85,10 +86,10 @@ class _Link:
 class Cluster:
     """The model whose stages listen at `hosts`; a context manager.
 
-    hosts: addresses ("10.0.0.1:7600") in any order; or a file that has one on each line, and
-    comments after `#`. Together the stages have every layer of one model once. secret: theirs,
-    16 bytes or more. model: a GGUF file of that model, or of some of its layers, whose tokenizer is
-    used; None: all that is read and written is token ids.
+    hosts: addresses ("10.0.0.1:7600") in any order; or a file that has one at the beginning of each
+    line, and comments after `#`. Together the stages have every layer of one model once. secret:
+    theirs, 16 bytes or more. model: a GGUF file of that model, or of some of its layers, whose
+    tokenizer is used; None: all that is read and written is token ids.
 
     rows: what stages give each other, "f32", which keeps logits those of one machine to the bit, or
     "f16", half as long, and rounded. timeout: seconds after which a stage that does not answer
@@ -115,7 +116,7 @@ class Cluster:
         self._timeout = number("timeout", timeout, 0, 86400, above=True)
         self._patience = number("patience", patience, 0, 86400)
         self._secret = wire.check_secret(secret)
-        self.hosts = _hosts(hosts)
+        self.hosts = places(hosts)
         self._lock = threading.RLock()  # of all that follows: one step at a time
         self._ledger = Ledger()
         self._links: list[_Link] = []  # in the order of their layers; empty: none is connected
@@ -409,19 +410,3 @@ class Cluster:
         for link in self._links:
             link.connection.close()
         self._links = []
-
-
-def _hosts(hosts: Iterable[str] | str | os.PathLike[str]) -> list[str]:
-    if isinstance(hosts, str | os.PathLike):
-        try:
-            with open(hosts, encoding="utf-8") as file:
-                lines = [line.partition("#")[0].strip() for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"{os.fspath(hosts)}: {error}") from None
-        hosts = [line for line in lines if line]
-    found = list(hosts)
-    for place in found:
-        wire.parse_address(place)
-    if not found:
-        raise ArgumentError("hosts: there are none")
-    return found
