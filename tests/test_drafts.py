@@ -2,19 +2,25 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_architectures
 import tiny_models
 from instruction_sets import ISAS
 
 import mmrt
-from mmrt.errors import ArgumentError
+from mmrt.core.streaming import Demand, Streaming
+from mmrt.errors import ArgumentError, UnsupportedError
 from mmrt.run.drafts import Guess, Record
 from mmrt.run.ngrams import Ngrams
+
+# Of a model whose steps read weights from the disk.
+STREAMED = Streaming("uring", 0, 0, 1000, 100, 0, 0, 0, 0.0, 0.0)
 
 PROMPT = "one two three one two three one two three one two"
 
@@ -189,6 +195,14 @@ def test_what_makes_no_drafts(path: Path) -> None:
         mmrt.Model(path, draft="ngrams")
 
 
+def test_recurrent_models_have_no_drafts(tmp_path: Path) -> None:
+    file = tiny_architectures.tiny("lfm2", True, n_embd=64).write(tmp_path / "tiny.gguf")
+    with pytest.raises(UnsupportedError, match="draft"):
+        mmrt.Model(file, draft="ngram")
+    with mmrt.Model(file) as model:
+        assert model.drafts.begin(STREAMED) is None
+
+
 def test_an_exact_step_has_few_tokens(path: Path) -> None:
     ids = list(range(5, 13))
     with mmrt.Model(path) as model, model.sequence() as sequence, model.sequence() as alone:
@@ -231,6 +245,18 @@ def test_on_by_default_where_weights_are_streamed(
     with mmrt.Model(file, memory=sum(used) + (28 << 20), draft="off") as model:
         assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
         assert model.drafts.record.drafted == 0
+
+
+def test_off_by_default_where_tokens_need_weights_of_their_own(path: Path) -> None:
+    demand = Demand(0, 0, 0, 0, 0.0, 4, 100)
+    with mmrt.Model(path) as model:
+        assert model.drafts.begin(STREAMED) is not None
+        assert model.drafts.begin(None) is None
+        others: list[dict[str, Any]] = [{"streamed": 0}, {"cache": 100}, {"columns": demand}]
+        for other in others:
+            assert model.drafts.begin(replace(STREAMED, **other)) is None
+    with mmrt.Model(path, draft="ngram") as model:
+        assert model.drafts.begin(replace(STREAMED, cache=100)) is not None
 
 
 # ---- a real model ----

@@ -1,7 +1,9 @@
 """What makes the drafts of a model's texts: `draft`, as Model and the command line take it."""
 
 from mmrt.core.arguments import choice
+from mmrt.core.state import StateStore
 from mmrt.core.streaming import Streaming
+from mmrt.errors import UnsupportedError
 from mmrt.run.drafts import Drafting, Record
 from mmrt.run.ngrams import Ngrams
 
@@ -12,12 +14,18 @@ DRAFTS = {
 
 
 class Drafts:
-    """The drafts of a model's texts; draft: as Model's."""
+    """The drafts of a model's texts; draft: as Model's, store: where its texts are."""
 
-    def __init__(self, draft: str | None) -> None:
-        """Raises ArgumentError for what makes none."""
+    def __init__(self, draft: str | None, store: StateStore) -> None:
+        """Raises ArgumentError for what makes none, UnsupportedError where there can be none."""
         if draft is not None:
             choice("draft", draft, DRAFTS)
+        if store.is_recurrent:
+            if draft not in (None, "off"):
+                raise UnsupportedError(
+                    f"draft: {draft!r}, where recurrent layers can forget no token of a draft"
+                )
+            draft = "off"
         self._draft = draft
         self.record = Record()
 

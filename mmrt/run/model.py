@@ -144,7 +144,6 @@ class Model:
         choice("kv_k", kv_k, KV_TYPES)
         choice("kv_v", kv_v, KV_TYPES)
         self._pre = require_pre(pre)
-        self.drafts = Drafts(draft)
         self.budget = budget.of(memory)
         self.budget.begin()
         self.saved: Saved | None = None  # keys and values in files
@@ -162,6 +161,7 @@ class Model:
             built = build(self.file, self._pool, context=context, kv=kv, exact=exact, bundle=bundle)
             self.config, self.program, self._bundle = built.config, built.program, built.bundle
             self.context = self.config.context
+            self.drafts = Drafts(draft, built.store)
             if chat_template is not None:
                 self._template(with_tools=False)
             self._earlier = Earlier(built.store)
