@@ -17,7 +17,9 @@ from mmrt.serving.access import read_host, read_origin
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    path = write_speaker(tmp_path_factory.mktemp("served") / "s.gguf", b"Hel", b"lo")
+    path = write_speaker(
+        tmp_path_factory.mktemp("served") / "s.gguf", b"Hel", b"lo", context=1 << 17
+    )
     with running({"org/speaker": path}, replace(LIMITS, header_seconds=5.0)) as found:
         yield found
 
@@ -175,3 +177,22 @@ def test_origins_and_hosts_are_checked() -> None:
 def test_the_command_checks_them_too() -> None:
     for option, value in (("--cors-origin", "example.org"), ("--allowed-host", "a:80")):
         command.call("serve", "m.gguf", option, value).assert_refused(2, option, value)
+
+
+def test_who_leaves_a_stream_is_noticed_at_once_and_quietly(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not only at the next ping: what goes on being written tells it."""
+    for closes_its_side in (False, True):
+        connection = open_socket(server)
+        asked = {"prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 1 << 16}
+        connection.sendall(raw("/v1/completions", json.dumps(asked).encode()))
+        while b"data: " not in connection.recv(65536):
+            pass
+        if closes_its_side:
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(65536)
+        connection.close()
+        until(lambda: server.served().under_way == 0)
+        until(lambda: server.server.http.body_bytes == 0)
+    assert not caplog.records, caplog.text

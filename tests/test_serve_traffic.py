@@ -201,7 +201,7 @@ def check(reply: Reply) -> None:
     assert kind == "application/json" and isinstance(reply.json, dict)
     if reply.status != 200:
         error = reply.error
-        assert error["type"] and 5 < len(error["message"]) < 600 and "\n" not in error["message"]
+        assert error["type"] and 5 < len(error["message"]) < 400 and "\n" not in error["message"]
         assert "Traceback" not in error["message"] and ".py" not in error["message"]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from mmrt.serving.problems import Refused
 
+_LONGEST_FOUND = 100  # characters of a value in an error
+
 
 class Fields:
     """An object of a request's body. null stands for a field that is not there.
@@ -23,8 +25,10 @@ class Fields:
         return f"{self._where}.{field}" if self._where else field
 
     def bad(self, field: str, wanted: str) -> Refused:
-        name, found = self.name(field), self._values.get(field)
-        return Refused(400, f"{name}: expected {wanted}, found {reprlib.repr(found)}", param=name)
+        name, found = self.name(field), reprlib.repr(self._values.get(field))
+        return Refused(
+            400, f"{name}: expected {wanted}, found {found:.{_LONGEST_FOUND}}", param=name
+        )
 
     def has(self, field: str) -> bool:
         return self._values.get(field) is not None
@@ -86,8 +90,11 @@ class Fields:
         value = self.get(field)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        if not isinstance(value, list):
             raise self.bad(field, "a list of objects")
+        for i, one in enumerate(value):
+            if not isinstance(one, dict):
+                raise Fields({f"{field}[{i}]": one}, self._where).bad(f"{field}[{i}]", "an object")
         if len(value) > most:
             name = self.name(field)
             raise Refused(400, f"{name}: {len(value)} are more than {most}", param=name)

@@ -334,11 +334,15 @@ class _Connection:
     async def _unheard(self) -> None:
         """Returns when a client that sends nothing more does not listen either: only what is sent
         to it tells, as the system of a client that has left refuses it."""
+        lost = asyncio.ensure_future(self._writer.wait_closed())
         seconds = _PROBE_SECONDS
-        while not self._writer.transport.is_closing():
-            await asyncio.sleep(seconds)
-            self._probe()
-            seconds = min(2 * seconds, self._limits.ping_seconds)
+        try:
+            while not (await asyncio.wait({lost}, timeout=seconds))[0]:
+                self._probe()
+                seconds = min(2 * seconds, self._limits.ping_seconds)
+        finally:
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
 
     def _probe(self) -> None:
         """Sends what clients pass over."""
@@ -394,7 +398,7 @@ class _Connection:
 
     def _write(self, event: Any) -> None:
         data = self._h11.send(event)
-        if data:
+        if data and not self._writer.transport.is_closing():  # or asyncio complains, at each
             self._sent += len(data)
             self._writer.write(data)
 
