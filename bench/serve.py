@@ -5,6 +5,8 @@ stream  an answer through the server, and the same from the library, in turns: t
 health  the longest wait for /health while a long prompt is read
 posts   many requests at once, some of whose clients leave: how many were answered, refused with
         429 or anything else; memory of the server before and after
+
+With --soak MINUTES instead, mixed requests and clients that leave for so long: see bench/soak.py.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import mmrt
+from bench import soak
 from bench.serving import now, words
 
 
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("-p", "--prompt", type=int, default=8192, help="tokens, of health")
     parser.add_argument("--posts", type=int, default=2000)
     parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed requests for so long")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
     arguments = parser.parse_args()
     path, threads = arguments.model, arguments.threads
@@ -205,11 +209,16 @@ def main() -> None:
     }
     found: dict[str, Any] = {"model": Path(path).name}
     found["machine"] = f"{mmrt.cpu_info().model}, {threads} threads, {platform.release()}"
-    for name in arguments.only.split(","):
-        found[name] = parts[name]()
+    if arguments.soak:
+        with served(path, threads, *soak.OPTIONS) as (port, pid):
+            found["soak"] = soak.run(port, pid, arguments.soak)
+    else:
+        found |= {name: parts[name]() for name in arguments.only.split(",")}
     print(json.dumps(found, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    if arguments.soak and found["soak"]["problems"]:
+        sys.exit("the server is not what it was: " + "; ".join(found["soak"]["problems"]))
 
 
 if __name__ == "__main__":
