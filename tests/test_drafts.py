@@ -214,6 +214,57 @@ def test_an_exact_step_has_few_tokens(path: Path) -> None:
         assert len(sequence.extend_exactly(ids)) == 8
 
 
+# ---- in an engine ----
+
+
+def test_one_text_in_an_engine(path: Path) -> None:
+    """Is the one that is written alone, for any sampling."""
+    with mmrt.Model(path, draft="off") as model:
+        expected = [list(model.stream(PROMPT, max_tokens=80, **o)) for o in OPTIONS.values()]
+    with mmrt.Model(path, draft="ngram") as model, model.engine(max_gap=10) as engine:
+        for options, pieces in zip(OPTIONS.values(), expected, strict=True):
+            before = engine.steps
+            found = list(engine.submit(PROMPT, max_tokens=80, **options))
+            assert found == pieces
+            assert engine.steps - before <= 80
+        assert model.drafts.record.accepted > 0
+        assert engine.evaluated_tokens > engine.steps
+
+
+def test_several_texts_in_an_engine(path: Path) -> None:
+    prompts = [PROMPT, "a b c d e f g a b c d e f g a b", "x y x y x y x y x y x"]
+    with mmrt.Model(path, draft="off", exact=True) as model:
+        expected = [model.generate(p, max_tokens=150) for p in prompts]
+    with mmrt.Model(path, draft="ngram", exact=True) as model, model.engine() as engine:
+        sizes = count_steps(model)
+        handles = [engine.submit(prompt, max_tokens=150) for prompt in prompts]
+        assert [handle.text() for handle in handles] == expected
+        assert model.drafts.record.accepted > 0
+        assert len(sizes) < 3 * 150
+        # What is kept of a text is what was written, and no more.
+        again = [engine.submit(prompt, max_tokens=150) for prompt in prompts]
+        assert [handle.text() for handle in again] == expected
+
+
+def test_more_texts_than_an_exact_step_has_tokens(path: Path) -> None:
+    with mmrt.Model(path, draft="ngram") as model, model.engine() as engine:
+        sizes = count_steps(model)
+        handles = [engine.submit(f"{i} {PROMPT}", max_tokens=20) for i in range(9)]
+        assert [handle.text().tokens for handle in handles] == [20] * 9
+        assert all(size <= 9 for size in sizes if size < 20)
+
+
+def test_texts_in_little_memory(path: Path) -> None:
+    """Drafts take no page that texts do not need without them."""
+    with mmrt.Model(path, draft="off", exact=True) as model:
+        expected = [model.generate(f"{i} {PROMPT}", max_tokens=90) for i in range(3)]
+    with mmrt.Model(path, draft="ngram", exact=True) as model:
+        page = model.store.page_bytes
+        with model.engine(kv=8 * page, keep=0) as engine:
+            handles = [engine.submit(f"{i} {PROMPT}", max_tokens=90) for i in range(3)]
+            assert [handle.text() for handle in handles] == expected
+
+
 # ---- where weights are streamed ----
 
 
@@ -327,11 +378,11 @@ def test_nothing_is_drafted_before_a_step_was_timed() -> None:
 
 def test_drafts_are_as_long_as_they_are_worth() -> None:
     record = Record()
-    record.time(1, 1.0)
+    record.time(0, 1.0)
     assert record.choose(guesses(), 6)[1] == 6
     assert record.choose(guesses(), 0)[1] == 0
     assert record.choose(iter(()), 6) == ([], 0)
-    record.time(3, 1.5)  # 0.25 for each token more, of which half are right
+    record.time(2, 1.5)  # 0.25 for each token more, of which half are right
     assert record.choose(guesses(), 6)[1] == 1  # the second is right in a quarter
     for _ in range(200):
         record.judge(taken(guesses(), 6), [5] * 6)
@@ -340,8 +391,8 @@ def test_drafts_are_as_long_as_they_are_worth() -> None:
 
 def test_guesses_that_are_wrong_are_not_drafted_until_they_are_right() -> None:
     record = Record()
-    record.time(1, 1.0)
-    record.time(2, 1.3)
+    record.time(0, 1.0)
+    record.time(1, 1.3)
     for _ in range(50):
         record.judge(record.choose(guesses(), 6)[0], [6, 6, 6])
     assert record.choose(guesses(), 6)[1] == 0
@@ -355,7 +406,7 @@ def test_guesses_that_are_wrong_are_not_drafted_until_they_are_right() -> None:
 
 def test_what_tokens_cost_is_measured_again() -> None:
     record = Record()
-    record.time(1, 1.0)
-    record.time(7, 13.0)  # the disk was busy
+    record.time(0, 1.0)
+    record.time(6, 13.0)  # the disk was busy
     assert record.choose(guesses(), 6)[1] == 0
     assert any(record.choose(guesses(), 6)[1] for _ in range(300))

@@ -56,6 +56,7 @@ def test_figures_of_texts(server: Running) -> None:
     assert after["vllm:e2e_request_latency_seconds_sum"] > 0
     assert 0 < after["mmrt:kv_bytes"] <= after["mmrt:kv_logical_bytes"]
     assert after["mmrt:steps_total"] >= 15 and after["mmrt:evaluated_tokens_total"] > 100
+    assert after["vllm:spec_decode_num_draft_tokens_total"] == 0  # all weights are in memory
     assert figures(server, r"a \"b\"")["vllm:generation_tokens_total"] == 0
 
 

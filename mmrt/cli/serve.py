@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmrt.cli.llama_cpp import SERVE, add_foreign_arguments
 from mmrt.cli.options import (
     UsageError,
+    add_draft_arguments,
     add_model_arguments,
     add_saving_arguments,
     add_template_arguments,
@@ -96,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens that the context can hold (default: the model's own limit)",
     )  # fmt: skip
     add_saving_arguments(parser)
+    add_draft_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
         help="listen at this address (default: %(default)s)",

@@ -66,17 +66,20 @@ class Record:
     def __init__(self) -> None:
         self.steps = self.drafted = self.accepted = 0
         self._right: dict[int, Mean] = {}  # by sort of guess: 1 for each that was, else 0
-        self._one = Mean()  # seconds of a step of one token
+        self._one = Mean()  # seconds of a step without drafts
         self._more = Mean()  # seconds that each token more takes
 
     def __str__(self) -> str:
         return f"{self.accepted} of {self.drafted} tokens right, in {self.steps} steps"
 
-    def choose(self, guesses: Iterable[Guess], most: int) -> tuple[list[Guess], int]:
+    def choose(
+        self, guesses: Iterable[Guess], most: int, beside: int = 0
+    ) -> tuple[list[Guess], int]:
         """(the first guesses, of which so many are worth a step): those that raise the tokens per
-        second to be expected. One more is among them to be judged for nothing."""
+        second to be expected. One more is among them to be judged for nothing. beside: tokens that
+        other texts get of the step."""
         made: list[Guess] = []
-        chance, tokens, seconds = 1.0, 1.0, self._one.value
+        chance, tokens, seconds = 1.0, 1.0 + beside, self._one.value
         for guess in guesses:
             made.append(guess)
             chance *= self._rate(guess.sort).value
@@ -100,12 +103,12 @@ class Record:
             if guess.token != token:
                 return
 
-    def time(self, n: int, seconds: float) -> None:
-        """A step of n tokens took so long."""
-        if n == 1:
-            self._one.see(seconds)
+    def time(self, drafted: int, seconds: float) -> None:
+        """A step of so many tokens of drafts, beside those that it reads anyway, took so long."""
+        if drafted:
+            self._more.see(max(seconds - self._one.value, 0.0) / drafted)
         else:
-            self._more.see(max(seconds - self._one.value, 0.0) / (n - 1))
+            self._one.see(seconds)
 
 
 class Drafting:
@@ -121,13 +124,7 @@ class Drafting:
     ) -> tuple[NDArray[np.float32], list[int]]:
         """Reads `token` and a draft of what follows, of `most` tokens at most: (the logits after
         each, the draft)."""
-        history = sequence.history
-        came = [*history[self._known :], token]
-        self._known = len(history) + 1
-        self._record.judge(self._made, came)
-        self._guesser.read(came)
-        self._made, n = self._record.choose(self._guesser.guesses(), min(most, MOST_GUESSES))
-        draft = [guess.token for guess in self._made[:n]]
+        draft = self.propose(sequence.history, [token], min(most, MOST_GUESSES))
         started = time.perf_counter()
         try:
             rows = sequence.extend_exactly([token, *draft])
@@ -136,8 +133,20 @@ class Drafting:
                 raise
             draft = []
             rows = sequence.extend_exactly([token])
-        self._record.time(len(rows), time.perf_counter() - started)
+        self._record.time(len(draft), time.perf_counter() - started)
         return rows, draft
+
+    def propose(
+        self, tokens: List[int], last: Iterable[int], most: int, beside: int = 0
+    ) -> list[int]:
+        """A draft, of `most` tokens at most, of what follows the text of `tokens` and then `last`.
+        beside: as for Record.choose()."""
+        came = [*tokens[self._known :], *last]
+        self._known += len(came)
+        self._record.judge(self._made, came)
+        self._guesser.read(came)
+        self._made, n = self._record.choose(self._guesser.guesses(), most, beside)
+        return [guess.token for guess in self._made[:n]]
 
     def verified(self, draft: List[int], accepted: int) -> None:
         """So many tokens of a draft were right."""

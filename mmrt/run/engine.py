@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmrt.core.arguments import number, whole
-from mmrt.core.program import Part
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
 from mmrt.memory.counters import anonymous_share
 from mmrt.memory.sizes import human
 from mmrt.run.cost import StepCost
 from mmrt.run.feedback import Feedback
-from mmrt.run.generation import Answer, Options, Settings, next_tokens
+from mmrt.run.generation import Answer, Options, Piece, Settings, next_tokens
 from mmrt.run.handle import Handle, require_process
 from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
 from mmrt.run.prefixes import Prefixes, common, spare
 from mmrt.run.sequence import Sequence
 from mmrt.run.snapshot import Snapshot, kept_text
-from mmrt.run.step import take_part
+from mmrt.run.step import add_drafts, parts_of, take_part
+from mmrt.run.turns import work
 from mmrt.run.window import Window
 from mmrt.run.writing import Serving, Writing
 from mmrt.text.channels import Channels
@@ -105,9 +105,8 @@ class Engine:
         self._numbers = itertools.count(1)
         self._phases = Phases(time.monotonic())
         self._asked: list[Future[Snapshot]] = []
-        # It holds the engine only while it has something to do.
         self._thread = threading.Thread(
-            target=_work,
+            target=work,
             args=(weakref.ref(self), self._lock, self._changed),
             name="mmrt-engine",
             daemon=True,
@@ -179,7 +178,9 @@ class Engine:
         require_process(self._process)
         handle = Handle(len(ids), self._cancel, parser)
         text = Sequence(self._model, Cache(self._model.store))
-        answer = Answer(self._model.tokenizer, self._model.context, text, settings, channels)
+        drafting = self._model.drafts.begin(self._model.streaming)
+        known = self._model.tokenizer, self._model.context
+        answer = Answer(*known, text, settings, channels, drafting)
         job = Writing(handle, answer, list(ids), salt, priority)
         job.progress = settings.on_prefill
         with self._lock:
@@ -237,12 +238,13 @@ class Engine:
 
     # ---- the engine's thread ----
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether there is something to do."""
         came = self._inbox or self._cancelled or self._asked or self._mover.is_waited_for
         can_run = any(job not in self._mover for job in self._active.values())
         return bool(self._closing or came or can_run)
 
-    def _turn(self) -> bool:
+    def turn(self) -> bool:
         """One step, if there is something to do; False: the engine is closed."""
         with self._lock:
             if self._closing:
@@ -292,7 +294,8 @@ class Engine:
             spans=self._phases.spans(now),
         )
 
-    def _shut(self, error: BaseException) -> None:
+    def shut(self, error: BaseException) -> None:
+        """Ends all texts with this error."""
         with self._lock:
             self._closing = True
             jobs = [*self._active.values(), *self._inbox]
@@ -498,43 +501,43 @@ class Engine:
     # ---- running ----
 
     def _run(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> None:
-        parts: list[Part] = []
-        costs = []
-        ends: list[Writing] = []
-        for job, n in chosen:
-            assert job.cache is not None
-            start = job.length
-            at_end = start + n == len(job.ids)
-            parts.append(Part(job.cache, np.array(job.ids[start : start + n], np.int32), at_end))
-            costs.append((n, start))
-            if at_end:
-                ends.append(job)
-        logits = np.empty((len(ends), self._model.vocab_size), np.float32) if ends else None
+        add_drafts(chosen)
+        parts = parts_of(chosen)
+        costs = [(len(part.tokens), part.cache.length) for part in parts]
+        ends = [job for (job, _), part in zip(chosen, parts, strict=True) if part.outputs]
+        all_write = all(job.writes for job, _ in chosen)
+        rows = sum(part.outputs for part in parts)
+        logits = np.empty((rows, self._model.vocab_size), np.float32) if rows else None
         started = time.perf_counter()
         self._model.run(parts, logits)
         seconds = time.perf_counter() - started
         self.steps += 1
         self.step_seconds += seconds
         self.evaluated_tokens += sum(n for n, _ in costs)
+        if all_write:
+            self._model.drafts.record.time(rows - len(ends), seconds)
+        if logits is not None and rows > len(ends):
+            self._verify(ends, logits)
+            logits = None
         for (job, _), share in zip(chosen, self.cost.shares(costs, seconds), strict=True):
             self._feedback.charge(job, 1000 * share)
             if job.kept is not None:
                 self.prefixes.grow(job.kept)
         self.cost.observe(costs, seconds)
-        for job, n in chosen:
-            if job.length // SAVED_TOKENS > (job.length - n) // SAVED_TOKENS:
+        for (job, _), (_, start) in zip(chosen, costs, strict=True):
+            if job.length // SAVED_TOKENS > start // SAVED_TOKENS:
                 self._save(job, ends=False)
         readers = [job for job, _ in chosen if not job.writes]
         if logits is not None:
-            rows = list(range(len(ends)))
+            of_row = list(range(len(ends)))
             if not all(job.writes for job in ends):
                 jobs = [*jobs, *self._receive()]
             for row, job in enumerate(ends[:]):
                 twins = [] if job.writes else self._twins(job, jobs)
                 ends += twins
                 readers += twins
-                rows += [row] * len(twins)
-            logits = logits[rows] if len(rows) > len(logits) else logits
+                of_row += [row] * len(twins)
+            logits = logits[of_row] if len(of_row) > len(logits) else logits
         self._report_progress(readers)
         if logits is not None:
             self._write(ends, logits)
@@ -559,6 +562,22 @@ class Engine:
                 except Exception as error:
                     self._leave(job, error)
 
+    def _verify(self, jobs: list[Writing], logits: Any) -> None:
+        """Goes on with texts, some of which had drafts in the step."""
+        now, row = time.monotonic(), 0
+        for job in jobs:
+            pieces: list[Piece] = []
+            rows = logits[row : row + 1 + len(job.draft)]
+            row += len(rows)
+            error, following = None, None
+            try:
+                following = job.accept(rows, pieces)
+            except MmrtError as raised:
+                error = raised
+            job.handle.tell(pieces, now)
+            if following is None:
+                self._leave(job, error)
+
     def _write(self, jobs: list[Writing], logits: Any) -> None:
         drawn = next_tokens([job.answer for job in jobs], logits, self._model.pool)
         now = time.monotonic()
@@ -576,24 +595,3 @@ class Engine:
                 self._leave(job, None)
             else:
                 job.ids.append(following)
-
-
-def _work(
-    engine: "weakref.ref[Engine]", lock: "threading.RLock", changed: threading.Condition
-) -> None:
-    while True:
-        with lock:
-            alive = engine()
-            while alive is not None and not alive._has_work():
-                alive = None
-                changed.wait(1.0)
-                alive = engine()
-        if alive is None:
-            return
-        try:
-            if not alive._turn():
-                alive._shut(ArgumentError("the engine was closed"))
-                return
-        except BaseException as error:  # a fault of ours: nobody waits for ever
-            alive._shut(error)
-            raise

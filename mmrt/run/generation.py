@@ -460,7 +460,7 @@ def generate(
     """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
     rows, draft = answer.sequence.extend(prompt, progress=on_prefill)[None], list[int]()
     while True:
-        token = yield from _accept(answer, rows, draft)
+        token = yield from accept(answer, rows, draft)
         if token is None:
             return
         if answer.drafting is None:
@@ -469,7 +469,7 @@ def generate(
             rows, draft = answer.drafting.step(answer.sequence, token, answer.left - 1)
 
 
-def _accept(
+def accept(
     answer: Answer, rows: NDArray[np.float32], draft: Sequence[int]
 ) -> Generator[Piece, None, int | None]:
     """Draws a token from each row of logits while they are those of the draft, which was read with

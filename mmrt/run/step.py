@@ -1,7 +1,10 @@
-"""Who takes part in a step, and with how many tokens."""
+"""Who takes part in a step, with how many tokens, and with what drafts."""
 
 from collections.abc import Callable
 
+import numpy as np
+
+from mmrt.core.program import EXACT_TOKENS, Part
 from mmrt.run.cost import StepCost
 from mmrt.run.writing import Writing
 
@@ -12,6 +15,17 @@ _GAP_ALONE = 1.0
 
 # Texts that another prompt joins only with so many tokens at least.
 _WORTH_JOINING = 8
+
+
+def add_drafts(chosen: list[tuple[Writing, int]]) -> None:
+    """Gives the texts of a step drafts, as far as it can be exact: not where some read prompts."""
+    left = EXACT_TOKENS - len(chosen)
+    writes = all(job.writes for job, _ in chosen)
+    for i, (job, _) in enumerate(chosen):
+        job.draft = []
+        if writes and left > 0:
+            job.propose(-(-left // (len(chosen) - i)), beside=len(chosen) - 1)
+            left -= len(job.draft)
 
 
 def take_part(
@@ -53,3 +67,16 @@ def take_part(
         chosen.append((job, n))
         parts.append((n, job.length))
     return chosen
+
+
+def parts_of(chosen: list[tuple[Writing, int]]) -> list[Part]:
+    """What these texts read in the step. Logits are wanted after the last token that a text has,
+    and after each of its draft."""
+    parts = []
+    for job, n in chosen:
+        assert job.cache is not None
+        end = job.length + n
+        tokens = np.array(job.ids[job.length : end] + job.draft, np.int32)
+        outputs = (end == len(job.ids)) + len(job.draft)
+        parts.append(Part(job.cache, tokens, outputs, exact=bool(job.draft)))
+    return parts

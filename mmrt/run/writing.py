@@ -4,10 +4,14 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as List
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmrt.core.kernels import Pool
-from mmrt.core.state import Cache, StateStore
+from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
+from mmrt.run.drafting import Drafts
 from mmrt.run.feedback import Job
-from mmrt.run.generation import Answer
+from mmrt.run.generation import Answer, Piece, accept
 from mmrt.run.handle import Handle
 from mmrt.run.phases import Doing
 from mmrt.run.prefixes import Kept
@@ -44,6 +48,9 @@ class Serving(Runner, Protocol):
     @property
     def streaming(self) -> Any: ...
 
+    @property
+    def drafts(self) -> Drafts: ...
+
     def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]: ...
 
     def chat_prompt(
@@ -72,6 +79,7 @@ class Writing(Job):
         self.writes = False  # its prompt was read: one token at a time
         self.seen = -1  # the tree's version when it last looked for more of its beginning
         self.stays_until = 0.0
+        self.draft: list[int] = []  # that the next step verifies
         self.looks = True  # what is saved of it was not looked for yet
 
     @property
@@ -81,6 +89,31 @@ class Writing(Job):
     @property
     def to_read(self) -> int:
         return len(self.ids) - self.length
+
+    def propose(self, most: int, beside: int) -> None:
+        """Makes a draft of `most` tokens at most for the next step, which reads a token of it and
+        tokens of so many other texts. It takes no page that the text does not need anyway."""
+        self.draft = []
+        if self.answer.drafting is not None:
+            most = min(most, self.answer.left - 1, -(self.length + 1) % PAGE_TOKENS)
+            self.draft = self.answer.drafting.propose(self.ids, (), most, beside)
+
+    def accept(self, rows: NDArray[np.float32], pieces: list[Piece]) -> int | None:
+        """Draws tokens after the last one that was written and those of the draft, which were read,
+        and forgets those of the draft that are others. Appends to `pieces` what comes of them.
+        Returns the token to read next, which is in `ids` then; None: it ends."""
+        draft, self.draft = self.draft, []
+        accepting = accept(self.answer, rows, draft)
+        while True:
+            try:
+                pieces.append(next(accepting))
+            except StopIteration as end:
+                following: int | None = end.value
+                break
+        self.ids += draft[: self.length - len(self.ids)]
+        if following is not None:
+            self.ids.append(following)
+        return following
 
     def state(self, doing: Doing) -> TextState:
         """How it looks to others."""

@@ -75,6 +75,10 @@ def _numbers(served: Served) -> Iterator[tuple[str, str, str, float]]:
         "vllm:num_preemptions_total", "counter", "Texts that gave their memory up for a while.",
         record.parked,
     )  # fmt: skip
+    drafts, name = model.drafts.record, "vllm:spec_decode_num_"
+    yield f"{name}drafts_total", "counter", "Drafts that a step has verified.", drafts.steps
+    yield f"{name}draft_tokens_total", "counter", "Their tokens.", drafts.drafted
+    yield f"{name}accepted_tokens_total", "counter", "Of these, the right ones.", drafts.accepted
     yield "mmrt:requests_refused_total", "counter", "Requests refused with 429.", record.refused
     yield "mmrt:steps_total", "counter", "Readings of the weights.", engine.steps
     yield "mmrt:step_seconds_total", "counter", "Seconds in them.", round(engine.step_seconds, 6)
