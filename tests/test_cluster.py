@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tiny_architectures
 import tiny_models
 from command import call
 from stages import SECRET, Process, serving, serving_all
@@ -36,6 +37,7 @@ from mmrt.errors import (
     InUseError,
     MissingFileError,
     OutOfMemoryError,
+    UnsupportedError,
 )
 from mmrt.run.sequence import extend_together
 
@@ -380,11 +382,37 @@ def test_random_frames_from_one_who_knows_the_secret(
 
 def test_strangers_do_not_keep_others_out(hosts: list[str], model: mmrt.Model) -> None:
     host, port = wire.parse_address(hosts[0])
-    strangers = [socket.create_connection((host, port)) for _ in range(12)]
-    for stranger in strangers:
-        stranger.close()
-    with Cluster(hosts, SECRET) as cluster:
-        np.testing.assert_array_equal(cluster.logits([2]), model.logits([2]))
+    strangers = [socket.create_connection((host, port)) for _ in range(20)]
+    try:
+        for stranger in strangers:
+            with suppress(OSError):  # the oldest have been closed
+                stranger.send(b"m")
+        with Cluster(hosts, SECRET, patience=0) as cluster:
+            np.testing.assert_array_equal(cluster.logits([2]), model.logits([2]))
+    finally:
+        for stranger in strangers:
+            stranger.close()
+
+
+def test_a_challenge_has_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "CHALLENGE_SECONDS", 0.2)
+    ours, theirs = _tcp_pair()
+    with ours, theirs:
+        theirs.send(b"mmrt")
+        with pytest.raises(ClusterError, match="no answer in time"):
+            wire.accept(ours, SECRET)
+
+
+def _tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], theirs
+
+
+def test_recurrent_layers_are_refused(tmp_path: Path) -> None:
+    path = tiny_architectures.tiny("lfm2", True, n_embd=64).write(tmp_path / "m.gguf")
+    with Stage(path) as stage, pytest.raises(UnsupportedError, match="recurrent state"):
+        StageServer(stage, ("127.0.0.1", 0), SECRET)
 
 
 # ---- processes ----

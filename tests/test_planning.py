@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_architectures
 import tiny_models
 from command import call
 
@@ -218,3 +219,12 @@ def test_the_command(tmp_path: Path) -> None:
     call("plan", path, hosts, "--here").assert_refused(2, "expected HOSTS, or --here")
     hosts.write_text("")
     call("plan", path, hosts).assert_refused(1, "hosts: there are 0")
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_only_layers_that_attend_keep_anything_of_a_token(rich: bool, tmp_path: Path) -> None:
+    path = tiny_architectures.tiny("lfm2", rich, n_embd=64).write(tmp_path / "m.gguf")
+    kept = [layer.kv for layer in Shape.of(path, 100).layers]
+    with mmrt.Model(path) as whole:
+        assert 32 * sum(kept) == whole.store.page_bytes
+    assert min(kept) == 0 < max(kept)

@@ -94,9 +94,9 @@ class Shape:
                     output += tensor.nbytes
                 if note in ends:
                     ends[note].add(tensor.name)
-        kv = StateStore(config.kept[:1]).page_bytes // PAGE_TOKENS
+        kv = [StateStore([kept]).page_bytes // PAGE_TOKENS for kept in config.kept]
         return cls(
-            layers=[Layer(*both, kv) for both in zip(held, read, strict=True)],
+            layers=[Layer(*each) for each in zip(held, read, kv, strict=True)],
             embedding=embedding,
             output=output,
             is_tied=bool(ends["embed"] & ends["logits"]),

@@ -10,6 +10,7 @@ import json
 import queue
 import socket
 import threading
+import time
 from contextlib import suppress
 
 import numpy as np
@@ -21,7 +22,7 @@ from mmrt.cluster.steps import Step
 from mmrt.cluster.wire import Connection, Kind
 from mmrt.core.program import Part
 from mmrt.core.state import Cache
-from mmrt.errors import ClusterError, MmrtError, OutOfMemoryError
+from mmrt.errors import ClusterError, MmrtError, OutOfMemoryError, UnsupportedError
 
 # Connections that are not yet known to know the secret, and texts of a plan.
 _MOST_STRANGERS = 16
@@ -55,7 +56,11 @@ class _Plan:
 
     def fail(self, error: BaseException, number: int = 0, lost: bool = False) -> None:
         """Tells the coordinator. lost: another machine has failed, not the step."""
-        kind = type(error).__name__ if isinstance(error, MmrtError) else OutOfMemoryError.__name__
+        if isinstance(error, MemoryError) and not isinstance(error, MmrtError):
+            error = OutOfMemoryError(str(error))
+        elif not isinstance(error, MmrtError):
+            error = ClusterError(f"{type(error).__name__}: {error}")
+        kind = type(error).__name__
         told = {"step": number, "kind": kind, "message": str(error)[:4000], "lost": lost}
         with suppress(ClusterError):
             self.control.send(Kind.FAILED, self.epoch, json.dumps(told).encode())
@@ -72,7 +77,12 @@ class StageServer:
         self._stage = stage
         self._secret = wire.check_secret(secret)
         self._facts = Facts.of(stage)
-        self._strangers = threading.Semaphore(_MOST_STRANGERS)
+        if stage.program.store.is_recurrent:
+            raise UnsupportedError(
+                f"{stage.file.path}: layers {stage.layers.start}:{stage.layers.stop} keep a "
+                "recurrent state, which a cluster cannot take back yet when a step fails"
+            )
+        self._strangers: list[socket.socket] = []  # the oldest first
         self._lock = threading.Lock()  # of _plan
         self._plan: _Plan | None = None
         self._epoch = 0
@@ -92,12 +102,15 @@ class StageServer:
         while not self._closed:
             try:
                 sock = self._listener.accept()[0]
-            except OSError:  # of a caller that is gone, or of close()
+            except OSError:  # of a caller that is gone, or of close(); or files are too many
+                time.sleep(0.01)
                 continue
-            if self._strangers.acquire(blocking=False):
-                threading.Thread(target=self._meet, args=(sock,), daemon=True).start()
-            else:
-                sock.close()
+            with self._lock:
+                self._strangers.append(sock)
+                for oldest in self._strangers[:-_MOST_STRANGERS]:
+                    with suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)  # which its thread notices
+            threading.Thread(target=self._meet, args=(sock,), daemon=True).start()
 
     def close(self) -> None:
         self._closed = True
@@ -124,7 +137,8 @@ class StageServer:
         except ClusterError:
             return
         finally:
-            self._strangers.release()
+            with self._lock:
+                self._strangers.remove(sock)
         with suppress(ClusterError):  # who broke it knows; the plan ends with its connections
             self._attend(connection)
         connection.close()
@@ -220,7 +234,7 @@ class StageServer:
             else:
                 step.rows = rows if step.parts else None
                 packed = steps.pack_step(step, plan.form)
-        except (MmrtError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the coordinator waits for an answer
             plan.fail(error, number)
             return
         try:
@@ -254,8 +268,8 @@ class StageServer:
                 raise ClusterError(
                     f"text {part.text} has {held} tokens here, and is to go on at {part.position}"
                 )
-            if part.position < held:
-                cache.truncate(part.position)
+            if part.position < held and cache.truncate(part.position) != part.position:
+                raise ClusterError(f"text {part.text} cannot go back to {part.position} tokens")
             ends[part.text] = part.position + len(part.tokens)
             if ends[part.text] > self._facts.context:
                 raise ClusterError(f"text {part.text}: {ends[part.text]} tokens exceed the context")

@@ -28,8 +28,8 @@ _HEADER = struct.Struct("<4sBB2xIQ4x")  # magic, version, kind, length, epoch
 _NONCE = 32
 LEAST_SECRET = 16  # bytes
 
-# Seconds: for a connection, for each frame of the challenge, and for the rest of a frame once it
-# has begun or can be sent.
+# Seconds: for a connection, for the whole challenge, and for the rest of a frame once it has begun
+# or can be sent.
 CONNECT_SECONDS = 10.0
 CHALLENGE_SECONDS = 5.0
 FRAME_SECONDS = 60.0
@@ -92,8 +92,10 @@ class Connection:
                 self.close()  # half a frame may be on its way
                 raise ClusterError(f"{self.name}: cannot send: {_reason(error)}") from None
 
-    def receive(self, seconds: float | None) -> Frame | None:
+    def receive(self, seconds: float | None, rest: float = FRAME_SECONDS) -> Frame | None:
         """The next frame, or None if none has begun after so many seconds (None: wait).
+
+        rest: seconds that it may take once it has begun.
 
         Raises ClusterError, and closes the connection, where it ends or what comes is no frame.
         """
@@ -104,7 +106,7 @@ class Connection:
             return None
         except OSError as error:
             raise self.broken(_reason(error)) from None
-        deadline = time.monotonic() + FRAME_SECONDS
+        deadline = time.monotonic() + rest
         header = first + self._read(_HEADER.size - len(first), deadline) if first else b""
         if not header:
             raise self.broken("the connection has ended")
@@ -186,8 +188,9 @@ def _proof(secret: bytes, who: bytes, nonces: bytes) -> bytes:
     return hmac.new(secret, b"mmrt cluster 1 " + who + b" " + nonces, hashlib.sha256).digest()
 
 
-def _challenge(connection: Connection, kind: Kind, length: int) -> bytes:
-    frame = connection.receive(CHALLENGE_SECONDS)
+def _challenge(connection: Connection, kind: Kind, length: int, end: float) -> bytes:
+    left = max(end - time.monotonic(), 0.001)
+    frame = connection.receive(left, left)
     if frame is None or frame.kind != kind or len(frame.payload) != length:
         raise connection.broken("no answer to the challenge")
     return frame.payload
@@ -204,11 +207,11 @@ def connect(address: tuple[str, int], secret: bytes) -> Connection:
     _prepare(sock)
     connection = Connection(sock)
     connection.name = place
-    own = os.urandom(_NONCE)
+    own, end = os.urandom(_NONCE), time.monotonic() + CHALLENGE_SECONDS
     connection.send(Kind.CHALLENGE, 0, own)
-    nonces = own + _challenge(connection, Kind.CHALLENGE, _NONCE)
+    nonces = own + _challenge(connection, Kind.CHALLENGE, _NONCE, end)
     connection.send(Kind.PROOF, 0, _proof(secret, b"caller", nonces))
-    proof = _challenge(connection, Kind.PROOF, 32)
+    proof = _challenge(connection, Kind.PROOF, 32, end)
     if not hmac.compare_digest(proof, _proof(secret, b"stage", nonces)):
         raise connection.broken("it does not know the secret")
     connection.trust()
@@ -219,9 +222,10 @@ def accept(sock: socket.socket, secret: bytes) -> Connection:
     """The same of one who has connected."""
     _prepare(sock)
     connection = Connection(sock)
-    nonces = _challenge(connection, Kind.CHALLENGE, _NONCE) + (own := os.urandom(_NONCE))
+    own, end = os.urandom(_NONCE), time.monotonic() + CHALLENGE_SECONDS
+    nonces = _challenge(connection, Kind.CHALLENGE, _NONCE, end) + own
     connection.send(Kind.CHALLENGE, 0, own)
-    proof = _challenge(connection, Kind.PROOF, 32)
+    proof = _challenge(connection, Kind.PROOF, 32, end)
     if not hmac.compare_digest(proof, _proof(secret, b"caller", nonces)):
         raise connection.broken("who calls does not know the secret")
     connection.send(Kind.PROOF, 0, _proof(secret, b"stage", nonces))
