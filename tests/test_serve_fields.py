@@ -2,11 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from served import TOOLS_TEMPLATE, Running, running, write_speaker, write_talker
 from test_serve_json import SCHEMA, formatted
+
+import mmrt
+from mmrt.serving.anthropic_messages import read_variables
+from mmrt.serving.fields import Fields
 
 MESSAGES = [{"role": "user", "content": "x"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -46,6 +52,9 @@ REFUSED: dict[str, list[Any]] = {
     "id_slot": [0, 3],
     "n_discard": [-1],
     "n_probs": [3],
+    "n_predict": [5, 0],
+    "include_reasoning": [False],
+    "parse_tool_calls": [False],
     "truncation": ["auto"],
 }
 HARMLESS: dict[str, Any] = {
@@ -151,6 +160,32 @@ def test_offsets_of_tokens_are_those_in_the_text(server: Running) -> None:
     assert [next(iter(top)) for top in listed["top_logprobs"]] == listed["tokens"]
 
 
+def offsets(path: Path, prompt: Any, **fields: Any) -> tuple[str, list[str], list[int]]:
+    with running({"it": path}) as server:
+        body = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 0, **fields}
+        (choice,) = server.post("/v1/completions", body).json["choices"]
+    return choice["text"], choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+
+
+def test_offsets_leave_out_what_the_text_lacks(tmp_path: Path) -> None:
+    """A token that marks the beginning."""
+    made = tiny_models.llama(type="Q8_0", context=512)
+    made.metadata |= {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 299}
+    text, tokens, found = offsets(made.write(tmp_path / "m.gguf"), "ab c")
+    assert text == "ab c" and tokens[0] == "<|im_end|>" and found[:2] == [0, 0]
+    assert all(text[at:].startswith(token) for at, token in zip(found[1:], tokens[1:], strict=True))
+
+
+def test_offsets_behind_what_is_no_character(tmp_path: Path) -> None:
+    path = tiny_models.llama(type="Q8_0", context=512).write(tmp_path / "m.gguf")
+    with mmrt.Model(path) as model:
+        (broken,) = [i for i in range(300) if model.tokenizer.token_bytes(i) == b"\xf0"]
+        (plain,) = [i for i in range(300) if model.tokenizer.token_bytes(i) == b"x"]
+    text, tokens, found = offsets(path, [broken, broken, plain, broken])
+    assert text == "\ufffd\ufffdx\ufffd" and tokens[0] == r"bytes:\xf0"
+    assert found == [0, 1, 2, 3]
+
+
 def test_calls_and_their_results_belong_together(server: Running) -> None:
     call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "a", "content": "Fine"}
@@ -176,6 +211,13 @@ def test_calls_and_their_results_belong_together(server: Running) -> None:
     ):
         refused = reply(*said)
         assert refused.status == 400 and refused.error["message"].startswith(f"{name}: "), refused
+
+
+def test_what_templates_are_told_of_thinking() -> None:
+    body: dict[str, Any] = {"thinking": {"type": "enabled", "budget_tokens": 9}}
+    assert read_variables(Fields(body)) == {"enable_thinking": True}
+    body = {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}
+    assert read_variables(Fields(body)) == {"reasoning_effort": "low"}
 
 
 def test_strict_tools_of_anthropic_are_held(server: Running) -> None:

@@ -159,6 +159,12 @@ def test_log_probabilities(client: Any) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "type"),
         ({"input": [{"role": "user"}]}, "content"),
         ({"input": [{"type": "function_call", "call_id": "1"}]}, "name"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]},
+            "input[0].call_id",
+        ),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "code_interpreter"}]}, "type"),

@@ -148,7 +148,12 @@ def read_variables(fields: Fields) -> dict[str, Any]:
     """What else a request tells the chat template."""
     thinking = fields.object("thinking") or Fields({})
     kind = thinking.choice("type", ["enabled", "disabled", "adaptive"])
-    return {} if kind in (None, "adaptive") else {"enable_thinking": kind == "enabled"}
+    found: dict[str, Any] = {}
+    if kind in ("enabled", "disabled"):
+        found["enable_thinking"] = kind == "enabled"
+    if effort := (fields.object("output_config") or Fields({})).text("effort"):
+        found["reasoning_effort"] = effort
+    return found
 
 
 def read_format(fields: Fields) -> dict[str, Any]:

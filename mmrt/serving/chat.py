@@ -20,6 +20,7 @@ _MOST_LOGPROBS = 20
 
 async def respond(desk: Desk, request: Request) -> Response:
     fields, served = await desk.read(request)
+    fields.refuse({"echo": "an answer is told alone; /v1/completions tells prompts again"})
     asked = desk.asked(request, fields, served)
     limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
     openai.limit_tokens(asked, fields.whole(limit, -1, openai.MOST))

@@ -18,6 +18,7 @@ from mmrt.serving.scoring import score
 
 _OBJECT = "text_completion"
 _MOST_LOGPROBS = 20
+_BROKEN = "\ufffd"
 _MOST_TOKENS = 16  # where a request says nothing, as OpenAI has it
 
 
@@ -84,9 +85,10 @@ def _prompt(fields: Fields, given: Any, served: Served, special: bool) -> Prompt
 class Listed:
     """The tokens of a text with their log-probabilities, in the form of completions."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, hidden: int = 0) -> None:
+        """hidden: characters that the text lacks of its first tokens."""
         self._model = served.model
-        self._offset = 0  # characters so far
+        self._offset = -hidden  # characters so far
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._take()
 
@@ -96,10 +98,10 @@ class Listed:
         self.top: list[dict[str, float] | None] = []
         self.offsets: list[int] = []
 
-    def add(self, token: int, drawn: Drawn | None) -> None:
-        self.offsets.append(self._offset)
+    def add(self, token: int, drawn: Drawn | None, shown: bool = True) -> None:
+        """shown: the token is in the text."""
+        self._place(self._model.tokenizer.token_bytes(token) if shown else b"")
         self.tokens.append(self._text(token))
-        self._offset += len(self._decoder.decode(self._model.tokenizer.token_bytes(token)))
         if drawn is None or drawn.logprob is None:
             self.logprobs.append(None)
             self.top.append(None)
@@ -107,6 +109,15 @@ class Listed:
         self.logprobs.append(openai.finite(drawn.logprob))
         top = {self._text(one): openai.finite(logprob) for one, logprob in drawn.alternatives}
         self.top.append(top or None)
+
+    def _place(self, spelled: bytes) -> None:
+        """Notes where a token begins: in the midst of a character, where that character does."""
+        held = self._decoder.getstate()[0]
+        text = self._decoder.decode(spelled)
+        # What was held has turned out to be no character, and stands as one.
+        broken = text.startswith(_BROKEN) and not (held + spelled).startswith(_BROKEN.encode())
+        self.offsets.append(max(self._offset + bool(held and broken), 0))
+        self._offset += len(text)
 
     def _text(self, token: int) -> str:
         """Parts of characters are spelled as OpenAI does: bytes:\\xc3."""
@@ -129,10 +140,12 @@ class Listed:
 
 
 class Echo(NamedTuple):
-    """A prompt that is told again before what was written after it."""
+    """A prompt that is told again before what was written after it. hidden: characters that its
+    text lacks of its first tokens: what marks the beginning, a space before all."""
 
     text: str
     scores: list[tuple[int, Drawn | None]]
+    hidden: int = 0
 
 
 NO_ECHO = Echo("", [])
@@ -158,7 +171,10 @@ async def _echoes(
             scores = await desk.house.score(
                 score, served.model, prompt.ids, asked.logprobs, given_up
             )
-            found.append(Echo(text, list(zip(prompt.ids, scores, strict=True))))
+            spelled = b"".join(map(served.model.tokenizer.token_bytes, prompt.ids))
+            whole = spelled.decode("utf-8", "replace")
+            hidden = len(whole) - len(text) if whole.endswith(text) else 0
+            found.append(Echo(text, list(zip(prompt.ids, scores, strict=True)), hidden))
     finally:
         given_up.set()
         served.free(1)
@@ -171,7 +187,8 @@ def scored(
     """The response where nothing is to be written."""
     choices = []
     for i in range(len(prompts) * asked.n):
-        listed, echo = Listed(served), echoes[i // asked.n]
+        echo = echoes[i // asked.n]
+        listed = Listed(served, echo.hidden)
         for token, drawn in echo.scores:
             listed.add(token, drawn)
         odds = None if asked.logprobs is None else listed.take()
@@ -208,21 +225,22 @@ async def chunks(
     head = openai.envelope("cmpl", _OBJECT, served.name, asked)
     empty = {"usage": None} if asked.include_usage else {}
     n_texts = len(answers.texts.handles)
-    lists = [Listed(served) for _ in range(n_texts)]
+    told = [echoes[i * len(echoes) // n_texts] for i in range(n_texts)]
+    lists = [Listed(served, echo.hidden) for echo in told]
 
     def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
         odds = None if asked.logprobs is None else lists[index].take()
         return {**head, "choices": [_choice(index, text, odds, reason)], **empty}
 
-    for i in range(n_texts):
-        echo = echoes[i * len(echoes) // n_texts]
+    for i, echo in enumerate(told):
         for token, drawn in echo.scores:
             lists[i].add(token, drawn)
         if echo.text:
             yield chunk(i, echo.text)
     async for said in answers:
         if said.token is not None and said.drawn is not None:
-            lists[said.choice].add(said.token, said.drawn)
+            shown = not served.model.tokenizer.is_special(said.token)
+            lists[said.choice].add(said.token, said.drawn, shown)
         if said.what == "end":
             yield chunk(said.choice, "", said.text)
         elif said.text:

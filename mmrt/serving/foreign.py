@@ -64,6 +64,8 @@ _FIELDS = {
     "continue_final_message": _UNKNOWN,
     "add_generation_prompt": Foreign("an answer always begins", (True,)),
     "thinking_token_budget": _but(-1),
+    "include_reasoning": Foreign("reasoning is told apart", (True,)),
+    "prompt_embeds": Foreign("this server takes texts and token ids"),
     # ---- llama-server ----
     "grammar": Foreign("this server knows JSON schemas, not grammars"),
     "typical_p": Foreign(_UNKNOWN.why, (1,)),
@@ -83,6 +85,9 @@ _FIELDS = {
     "id_slot": Foreign("there are no slots: all prompts find what is in memory of them", (-1,)),
     "reasoning_format": Foreign("reasoning is told apart", ("auto", "deepseek")),
     "thinking_budget_tokens": _but(-1),
+    "n_predict": Foreign("say it with max_tokens", ()),
+    "tfs_z": Foreign(_UNKNOWN.why, (1,)),
+    "parse_tool_calls": Foreign("calls are told apart where there are tools", (True,)),
 }
 
 

@@ -53,16 +53,25 @@ class _Messages:
     def __init__(self, found: list[dict[str, Any]]) -> None:
         self._found = found
         self._thoughts = ""
+        self._called: set[str] = set()  # ids of the calls so far
 
     def add(self, item: Fields) -> None:
         kind = item.text("type") or "message"
         if kind == "message":
             self._add_message(item)
         elif kind == "function_call":
+            item.require("call_id")
             call = called(item, item.text("call_id") or "")
+            self._called.add(call["id"])
             self._assistant().setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
+            item.require("call_id")
             identity = item.text("call_id") or ""
+            if identity not in self._called:
+                name = item.name("call_id")
+                raise Refused(
+                    400, f"{name}: no call before has the id {identity!r:.60}", param=name
+                )
             content = self._content(item, "output")
             self._found.append({"role": "tool", "tool_call_id": identity, "content": content})
         elif kind == "reasoning":
