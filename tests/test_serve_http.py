@@ -196,3 +196,15 @@ def test_who_leaves_a_stream_is_noticed_at_once_and_quietly(
         until(lambda: server.served().under_way == 0)
         until(lambda: server.server.http.body_bytes == 0)
     assert not caplog.records, caplog.text
+
+
+def test_who_has_sent_much_more_may_leave_too(server: Running) -> None:
+    """Of requests that follow, only so much is read ahead."""
+    asked = {"prompt": "x", "ignore_eos": True, "max_tokens": 1 << 16}
+    for stream in (False, True):
+        connection = open_socket(server)
+        body = json.dumps(asked | {"stream": stream}).encode()
+        connection.sendall(raw("/v1/completions", body) + get("/health") * 2000)
+        until(lambda: server.served().under_way == 1)
+        connection.close()
+        until(lambda: server.served().under_way == 0)

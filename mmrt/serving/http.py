@@ -326,14 +326,14 @@ class _Connection:
             except OSError:
                 return
             if not data:
-                return await self._unheard()
+                break
             ahead += len(data)
             self._h11.receive_data(data)
-        await asyncio.Event().wait()
+        await self._unheard()
 
     async def _unheard(self) -> None:
-        """Returns when a client that sends nothing more does not listen either: only what is sent
-        to it tells, as the system of a client that has left refuses it."""
+        """Returns when a client of whom nothing more is read does not listen either: only what is
+        sent to it tells, as the system of a client that has left refuses it."""
         lost = asyncio.ensure_future(self._writer.wait_closed())
         seconds = _PROBE_SECONDS
         try:
