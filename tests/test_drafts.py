@@ -132,6 +132,25 @@ def test_a_sequence_holds_what_was_told(path: Path) -> None:
     assert left[0] == left[1]
 
 
+def test_an_interrupted_step_leaves_no_guesses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come when a draft has been read, and none of it was verified."""
+
+    def interrupt(record: Record, drafted: int, seconds: float) -> None:
+        time(record, drafted, 0.001)
+        if drafted > 2:
+            raise KeyboardInterrupt
+
+    time = Record.time
+    with mmrt.Model(path, draft="ngram") as model, model.sequence() as sequence:
+        prompt = [1, 2, 3, 4] * 10
+        monkeypatch.setattr(Record, "time", interrupt)
+        drawn = []
+        with pytest.raises(KeyboardInterrupt):
+            for piece in model.stream(prompt, sequence=sequence, max_tokens=200, ignore_eos=True):
+                drawn.append(piece.token)
+        assert sequence.tokens == prompt + drawn
+
+
 def test_ends(path: Path) -> None:
     """At max_tokens, a stop string and the end of the context."""
     ends: list[dict[str, Any]] = [{"max_tokens": 33}, {"max_tokens": None}]

@@ -112,12 +112,14 @@ class Record:
 
 
 class Drafting:
-    """The drafts of one text."""
+    """The drafts of one text. sure: of a sequence that has read a draft that is not verified yet,
+    how many tokens the text surely has; else None."""
 
     def __init__(self, record: Record, guesser: Guesser) -> None:
         self._record, self._guesser = record, guesser
         self._known = 0  # tokens that the guesser has read
         self._made: list[Guess] = []
+        self.sure: int | None = None
 
     def step(
         self, sequence: Sequence, token: int, most: int
@@ -125,6 +127,7 @@ class Drafting:
         """Reads `token` and a draft of what follows, of `most` tokens at most: (the logits after
         each, the draft)."""
         draft = self.propose(sequence.history, [token], min(most, MOST_GUESSES))
+        self.sure = len(sequence) + 1
         started = time.perf_counter()
         try:
             rows = sequence.extend_exactly([token, *draft])
@@ -135,6 +138,12 @@ class Drafting:
             rows = sequence.extend_exactly([token])
         self._record.time(len(draft), time.perf_counter() - started)
         return rows, draft
+
+    def forget(self, sequence: Sequence) -> None:
+        """What was read and not verified, wherever an exception (KeyboardInterrupt) came from."""
+        if self.sure is not None and self.sure < len(sequence):
+            sequence.truncate(self.sure)
+        self.sure = None
 
     def propose(
         self, tokens: List[int], last: Iterable[int], most: int, beside: int = 0

@@ -459,14 +459,19 @@ def generate(
 ) -> Generator[Piece, None, None]:
     """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
     rows, draft = answer.sequence.extend(prompt, progress=on_prefill)[None], list[int]()
-    while True:
-        token = yield from accept(answer, rows, draft)
-        if token is None:
-            return
-        if answer.drafting is None:
-            rows = answer.sequence.extend([token])[None]
-        else:
-            rows, draft = answer.drafting.step(answer.sequence, token, answer.left - 1)
+    drafting = answer.drafting
+    try:
+        while True:
+            token = yield from accept(answer, rows, draft)
+            if token is None:
+                return
+            if drafting is None:
+                rows = answer.sequence.extend([token])[None]
+            else:
+                rows, draft = drafting.step(answer.sequence, token, answer.left - 1)
+    finally:
+        if drafting is not None:
+            drafting.forget(answer.sequence)
 
 
 def accept(
@@ -490,6 +495,7 @@ def accept(
         return token
     finally:
         if draft and answer.drafting is not None:
+            answer.drafting.sure = first + accepted
             answer.drafting.verified(draft, accepted)
             sequence.truncate(first + accepted)
 
