@@ -6,9 +6,10 @@ import queue
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as List
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from mmrt.cluster.facts import Facts, check_chain
 from mmrt.cluster.hosts import places
 from mmrt.cluster.stage import STEP_TOKENS
 from mmrt.cluster.steps import Step, TextPart
-from mmrt.cluster.texts import Ledger, Text
+from mmrt.cluster.texts import Ledger, Text, Told
 from mmrt.cluster.wire import Frame, Kind
 from mmrt.core.arguments import choice, flag, instance, number, token_ids
 from mmrt.core.program import Part
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 0.2
 
+# Steps under way at once: the pieces of a prompt follow one another from stage to stage.
+_MOST_UNDER_WAY = 16
+
 # What a stage may say that a step has failed with.
 _ERRORS = {
     name: kind
@@ -50,6 +54,14 @@ _ERRORS = {
 
 class _LostError(Exception):
     """A stage is not reached, or does not answer: it may come back."""
+
+
+class _Sent(NamedTuple):
+    """A step that is under way. texts: with their lengths before it."""
+
+    number: int
+    told: Told
+    texts: dict[Text, int]
 
 
 class _Link:
@@ -96,7 +108,9 @@ class Cluster:
     counts as lost; patience: seconds for which texts wait until lost ones are back. What they have
     forgotten is then read again. Whoever starts stages again is no part of this.
 
-    One step runs at a time. Any number of threads may use it: their steps queue.
+    Steps that no logits are wanted of, as those of a long prompt but for its last, follow one
+    another without waiting, so that all stages work at once. Any number of threads may use it:
+    their steps queue.
 
     Raises ClusterError for stages that are not reached or do not know the secret; ArgumentError for
     those that are no whole model; and for a step whatever a stage raises, with its address.
@@ -122,6 +136,9 @@ class Cluster:
         self._links: list[_Link] = []  # in the order of their layers; empty: none is connected
         self._inbox: queue.SimpleQueue[tuple[_Link, Frame | ClusterError]] = queue.SimpleQueue()
         self._epoch = self._number = 0
+        self._under_way: deque[_Sent] = deque()
+        self._answers: dict[int, steps.Rows | Exception] = {}  # to these that came early
+        self._given_up: set[int] = set()  # of these, whose failure is of no interest any more
         self.closed = False
         self._tokenizer: Tokenizer | None = None
         self._file = None if model is None else formats.open(model)
@@ -268,67 +285,123 @@ class Cluster:
                     time.sleep(_RETRY_SECONDS)
 
     def _run(self, parts: List[Part], logits: NDArray[np.float32] | None) -> None:
+        before: dict[Text, int] = {}
         ends: dict[Text, int] = {}
         told = []
         for part in parts:
             text = part.cache
             assert isinstance(text, Text)
-            if text not in ends:
+            if text not in before:
+                self._require_sound(text)
                 self._read_again(text)
-            position = ends.get(text, text.length)
-            told.append(TextPart(text.number, position, part.tokens, part.outputs))
-            ends[text] = position + len(part.tokens)
-        rows = self._step(told)
+                before[text] = ends[text] = text.length
+            told.append(TextPart(text.number, ends[text], part.tokens, part.outputs))
+            ends[text] += len(part.tokens)
+        number = self._send(told, before)
         if logits is not None:
-            if rows.shape != logits.shape:
-                raise ClusterError(f"logits of shape {rows.shape}, not {logits.shape}")
+            rows = self._result(number, logits.shape)
+            assert rows is not None
             logits[:] = rows
         for part in parts:
             part.cache.tokens.extend(part.tokens.tolist())
 
+    @staticmethod
+    def _require_sound(text: Text) -> None:
+        """Raises what a step of the text has failed with while nobody waited for it."""
+        failure, text.failure = text.failure, None
+        if failure is not None:
+            raise failure
+
     def _read_again(self, text: Text) -> None:
         """What stages have forgotten of a text."""
+        if text.number in self._ledger.known:
+            return
         done = 0
-        while text.number not in self._ledger.known and done < text.length:
-            n = self.step_tokens(text.length - done)
-            self._step([TextPart(text.number, done, np.array(text.tokens[done:][:n], np.int32), 0)])
+        while done < text.length:
+            tokens = np.array(text.tokens[done:][: self.step_tokens(text.length - done)], np.int32)
+            number = self._send([TextPart(text.number, done, tokens, 0)], {})
             # Known only with the last of them: else the others would be taken for read.
-            done += n
-            if done < text.length:
-                self._ledger.known.discard(text.number)
+            self._ledger.known.discard(text.number)
+            self._result(number, (0, self.vocab_size))
+            done += len(tokens)
+        self._ledger.known.add(text.number)
 
-    def _step(self, parts: List[TextPart]) -> steps.Rows:
-        forks, gone = self._ledger.pending(steps.MOST_COMMANDS)
+    def _send(self, parts: List[TextPart], before: dict[Text, int]) -> int:
+        """Begins a step; returns its number."""
+        while len(self._under_way) >= _MOST_UNDER_WAY:
+            self._result(self._under_way[0].number, None)
+        told = self._ledger.take(steps.MOST_COMMANDS)
         self._number += 1
-        packed = steps.pack_step(Step(self._number, forks, gone, parts), self._form)
+        self._under_way.append(_Sent(self._number, told, before))
+        packed = steps.pack_step(Step(self._number, *told, parts), self._form)
         try:
             self._links[0].connection.send(Kind.STEP, self._epoch, *packed)
         except ClusterError as error:
             raise _LostError(str(error)) from None
-        rows = self._result(self._number)
-        self._ledger.done(forks, gone)
         self._ledger.known.update(part.text for part in parts)
-        return rows
+        return self._number
 
-    def _result(self, number: int) -> steps.Rows:
-        """Of the step of this number; those of earlier ones, which were interrupted, are passed
-        over."""
-        begun = time.monotonic()
-        while True:
-            link, frame = self._next(begun)
-            if frame.kind == Kind.FAILED:
-                self._raise(link, frame, number)
-            elif frame.kind == Kind.RESULT and link is self._links[-1]:
-                try:
-                    of, rows = steps.unpack_result(
-                        frame.payload, self._most_tokens, self.vocab_size
-                    )
-                except ClusterError as error:
-                    raise _LostError(f"{link.place}: {error}") from None
-                if of == number:
-                    return rows
-            else:
-                raise _LostError(f"{link.place}: a frame {frame.kind.name} out of turn")
+    def _result(self, number: int, shape: tuple[int, ...] | None) -> steps.Rows | None:
+        """Of the step of this number, which is waited for, and in turn of those before it. shape:
+        of what it is to be; None: of no interest, nor is what it fails with."""
+        try:
+            while self._under_way and self._under_way[0].number <= number:
+                front = self._under_way[0].number
+                if front not in self._answers:
+                    self._note(*self._next(time.monotonic()))
+                elif isinstance(answer := self._answers.pop(front), Exception):
+                    self._end_failed(answer, number if shape is not None else 0)
+                else:
+                    self._given_up.discard(front)
+                    del self._under_way[0]
+                    if front == number and shape is not None:
+                        if answer.shape != shape:
+                            raise _LostError(f"logits of shape {answer.shape}, not {shape}")
+                        return answer
+        except BaseException:
+            if any(sent.number == number for sent in self._under_way):
+                self._given_up.add(number)  # its texts are as they were before
+            raise
+        return None
+
+    def _note(self, link: _Link, frame: Frame) -> None:
+        """What has become of a step; those of several stages come in any order."""
+        answer: steps.Rows | Exception
+        if frame.kind == Kind.FAILED:
+            number, answer = self._failure(link, frame)
+        elif frame.kind == Kind.RESULT and link is self._links[-1]:
+            try:
+                number, answer = steps.unpack_result(
+                    frame.payload, self._most_tokens, self.vocab_size
+                )
+            except ClusterError as error:
+                raise _LostError(f"{link.place}: {error}") from None
+        else:
+            raise _LostError(f"{link.place}: a frame {frame.kind.name} out of turn")
+        if number in self._answers or not any(sent.number == number for sent in self._under_way):
+            raise _LostError(f"{link.place}: an answer to no step: {answer!s:.200}")
+        self._answers[number] = answer
+
+    def _end_failed(self, failure: Exception, awaited: int) -> None:
+        """Ends the oldest step. Raises what it has failed with if it is waited for, or if a text
+        that is waited for was in it; else its texts are to tell."""
+        sent = self._under_way.popleft()
+        self._ledger.restore(sent.told)
+        if sent.number in self._given_up:
+            self._given_up.discard(sent.number)
+            return
+        concerned = sent.number == awaited
+        lengths = dict(sent.texts)
+        for later in self._under_way:
+            if later.texts.keys() & lengths.keys():  # it goes on where this one has not been
+                self._given_up.add(later.number)
+                concerned = concerned or later.number == awaited
+                lengths = later.texts | lengths
+        for text, length in lengths.items():
+            text.truncate(min(length, text.length))
+            text.failure = None if concerned else failure
+        if concerned:
+            raise failure
 
     def _next(self, begun: float) -> tuple[_Link, Frame]:
         """What comes next of any stage. _LostError if one is gone, or has said nothing for too
@@ -350,17 +423,17 @@ class Cluster:
                 raise _LostError(str(frame))
             return link, frame
 
-    def _raise(self, link: _Link, frame: Frame, number: int) -> None:
+    @staticmethod
+    def _failure(link: _Link, frame: Frame) -> tuple[int, Exception]:
         try:
             told = json.loads(frame.payload)
-            of, kind, message = told["step"], _ERRORS[told["kind"]], str(told["message"])
-            lost = told["lost"] is True
+            number, kind = int(told["step"]), _ERRORS[told["kind"]]
+            message, lost = f"{link.place}: {told['message']}", told["lost"] is True
         except (ValueError, TypeError, LookupError, RecursionError):
             raise _LostError(f"{link.place}: it does not say what has failed") from None
         if lost:
-            raise _LostError(f"{link.place}: {message}")
-        if of in (0, number):
-            raise kind(f"{link.place}: {message}")
+            raise _LostError(message)
+        return number, kind(message)
 
     # ---- connections ----
 
@@ -381,7 +454,7 @@ class Cluster:
                 links[i].connection.send(Kind.PLAN, epoch, plan)
                 frame = links[i].connection.receive(wire.FRAME_SECONDS)
                 if frame is not None and frame.kind == Kind.FAILED:
-                    self._raise(links[i], frame, 0)
+                    raise self._failure(links[i], frame)[1]
                 if frame is None or frame.kind != Kind.PLANNED:
                     raise links[i].connection.broken("it does not take the plan")
         except ClusterError as error:
@@ -393,6 +466,9 @@ class Cluster:
                 link.connection.close()
             raise
         self._links, self._epoch, self._inbox = links, epoch, queue.SimpleQueue()
+        self._under_way.clear()
+        self._answers.clear()
+        self._given_up.clear()
         self._ledger.begin_anew(sum(link.facts.page_bytes for link in links))
         most = steps.largest_result(self._most_tokens, self.vocab_size)
         links[-1].connection.largest = most

@@ -217,11 +217,14 @@ class StageServer:
     # ---- steps ----
 
     def _work(self, plan: _Plan) -> None:
-        while (payload := plan.steps.get()) is not None and not plan.over:
+        try:
+            while (payload := plan.steps.get()) is not None and not plan.over:
+                with self._working:
+                    self._run(plan, payload)
+        finally:  # whatever has ended it: nobody is to wait for it
+            plan.end()
             with self._working:
-                self._run(plan, payload)
-        with self._working:
-            plan.texts.clear()
+                plan.texts.clear()
 
     def _run(self, plan: _Plan, payload: bytes) -> None:
         number = 0

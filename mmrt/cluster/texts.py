@@ -3,11 +3,18 @@
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from mmrt.cluster.steps import Fork
 from mmrt.core.arguments import whole
 from mmrt.core.state import PAGE_TOKENS, Cache, Page, StateStore
+
+
+class Told(NamedTuple):
+    """What stages are told of texts beside what these read."""
+
+    forks: list[Fork]
+    gone: list[int]
 
 
 class Ledger:
@@ -19,7 +26,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.page_bytes = 0  # of 32 tokens, on all stages
-        self.known: set[int] = set()  # on all stages, as far as the latest step that succeeded
+        self.known: set[int] = set()  # on all stages, or on their way there
         self._numbers = itertools.count(1)
         self._forks: list[Fork] = []
         self._gone: deque[int] = deque()  # also by the garbage collector, at any time
@@ -38,17 +45,19 @@ class Ledger:
         self.known.discard(number)
         self._gone.append(number)
 
-    def pending(self, most: int) -> tuple[list[Fork], list[int]]:
-        """At most so many of each; texts are gone only after all forks of them."""
-        forks = self._forks[:most]
-        gone = [] if len(self._forks) > most else [self._gone[i] for i in range(len(self._gone))]
-        return forks, gone[:most]
+    def take(self, most: int) -> "Told":
+        """What is to be told next, at most so many of each; texts are gone only after all forks of
+        them."""
+        told = Told(self._forks[:most], [])
+        del self._forks[:most]
+        while self._gone and len(told.gone) < most and not self._forks:
+            told.gone.append(self._gone.popleft())
+        return told
 
-    def done(self, forks: Sequence[Fork], gone: Sequence[int]) -> None:
-        """The stages have been told these, the oldest."""
-        del self._forks[: len(forks)]
-        for _ in gone:
-            self._gone.popleft()
+    def restore(self, told: "Told") -> None:
+        """Some stages have not heard it: all are told again, before anything else."""
+        self._forks[:0] = told.forks
+        self._gone.extendleft(reversed(told.gone))
 
     def begin_anew(self, page_bytes: int) -> None:
         """The stages have no texts now."""
@@ -66,6 +75,7 @@ class Text(Cache):
 
     def __init__(self, store: StateStore, ledger: Ledger, number: int) -> None:
         self.number = number
+        self.failure: Exception | None = None  # of a step that nobody has waited for
         self._read: list[int] = []
         self._ledger = ledger
         weakref.finalize(self, ledger.drop, number).atexit = False
