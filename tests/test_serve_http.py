@@ -12,6 +12,7 @@ from served import Running, running, write_speaker
 from test_serve_limits import LIMITS, answer, engine_is_empty, open_socket, raw, rest, until
 
 from mmrt.errors import ArgumentError
+from mmrt.serving import http
 from mmrt.serving.access import read_host, read_origin
 
 
@@ -110,6 +111,15 @@ def test_clients_that_send_nothing_more_are_answered(server: Running) -> None:
         reply = half_closed(server, raw("/v1/completions", body))
         assert b"HTTP/1.1 200 " in reply and b'"finish_reason":"length"' in reply
         assert (b"data: [DONE]" in reply) == stream
+
+
+def test_old_clients_are_sent_one_answer(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_PROBE_SECONDS", 1e-4)
+    body = json.dumps({"prompt": "x", "ignore_eos": True, "max_tokens": 200}).encode()
+    request = raw("/v1/completions", body)
+    assert half_closed(server, request).startswith(b"HTTP/1.1 100 ")
+    old = half_closed(server, request.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    assert old.startswith(b"HTTP/1.1 200 ") and old.count(b"HTTP/1.1") == 1
 
 
 def test_clients_that_listen_no_more_end_their_texts(server: Running) -> None:

@@ -345,8 +345,8 @@ class _Connection:
             await asyncio.gather(lost, return_exceptions=True)
 
     def _probe(self) -> None:
-        """Sends what clients pass over."""
-        if self._h11.our_state is h11.SEND_RESPONSE:
+        """Sends what clients pass over; those of HTTP/1.0 know no answer before the last."""
+        if self._h11.our_state is h11.SEND_RESPONSE and self._h11.their_http_version != b"1.0":
             self._write(h11.InformationalResponse(status_code=100, headers=[]))
         elif self._h11.our_state is h11.SEND_BODY and self._is_stream:
             self._write(h11.Data(data=PING))
