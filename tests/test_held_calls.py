@@ -23,10 +23,13 @@ from test_toolcalls import (
     events_of,
     functions,
 )
+from vocabularies import CONTROL, MERGES, byte_level
 
 import mmrt
+from mmrt.text.channels import channels
 from mmrt.text.constraint import Constraint
 from mmrt.text.grammar import Grammar
+from mmrt.text.tokenizer import Tokenizer
 from mmrt.text.toolcalls import call_grammar, gather, held_grammar
 
 PHI = "<|tool_call|>[]<|/tool_call|>"
@@ -67,15 +70,15 @@ def test_a_forced_call_is_a_call(template: str) -> None:
     assert functions(gather(events_of(template, [text]))[1]) == [("g", {})]
 
 
-def fits(grammar: Grammar, text: str) -> bool:
+def fits(grammar: Grammar, text: str, tokenizer: Tokenizer = BPE) -> bool:
     """Whether `text` is all that the grammar asks for."""
-    constraint = Constraint(BPE, grammar)
+    constraint = Constraint(tokenizer, grammar)
     try:
-        for token in BPE.encode(text, add_bos=False):
+        for token in tokenizer.encode(text, add_bos=False):
             constraint.take(token)
     except mmrt.ArgumentError:
         return False
-    return constraint.over or not BPE.stop_ids.isdisjoint(allowed(constraint, BPE))
+    return constraint.over or not tokenizer.stop_ids.isdisjoint(allowed(constraint, tokenizer))
 
 
 @pytest.mark.parametrize("template", [t for t in FORMS if t not in (LLAMA, HARMONY)])
@@ -114,19 +117,29 @@ def test_llamas_calls_are_held_from_their_brace_on() -> None:
     assert [name for name, _ in functions(calls)] == ["weather"] * 2
 
 
-def test_gpt_osss_calls_are_held_behind_what_it_thinks() -> None:
+MARKS = ["<|return|>", "<|call|>", "<|end|>", "<|start|>", "<|channel|>", "<|message|>"]
+OSS = Tokenizer.from_metadata(
+    byte_level(MERGES, [(mark, CONTROL) for mark in [*MARKS, "<|constrain|>"]], eos_token_id=0),
+    "oss",
+)
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, OSS])
+def test_gpt_osss_calls_are_held_behind_what_it_thinks(tokenizer: Tokenizer) -> None:
+    """Also where its marks are control tokens."""
     tools: list[dict[str, Any]] = [{"name": "weather", "parameters": PARAMETERS}, {"name": "time"}]
     grammar, call = held_grammar(HARMONY, tools), call_of(HARMONY, tools)
+    grammar = (*channels(HARMONY, "<|start|>assistant").thoughts, *grammar)
     final = "<|channel|>final<|message|>Yes {"
     thinks = "<|channel|>analysis<|message|>Hm {<|end|><|start|>assistant"
     tells = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
     for text in (final, call, thinks + final, thinks + tells + thinks + call):
-        assert fits(grammar, text), text
+        assert fits(grammar, text, tokenizer), text
     for other in (
         *("", "Yes", thinks, final + call, call.replace("weather", "whether"), call[:-1]),
         *(thinks + call.replace("functions.", "browser."), call.replace("commentary", "final")),
     ):
-        assert not fits(grammar, other), other
+        assert not fits(grammar, other, tokenizer), other
 
 
 def test_calls_that_cannot_be_forced() -> None:
