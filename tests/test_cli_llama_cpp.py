@@ -38,7 +38,7 @@ def test_what_means_the_same_or_is_so_anyway(
         ("-ngl 99", "CPU"), ("--gpu-layers 10", "CPU"), ("-b 512", "step"), ("-ub 64", "step"),
         ("-v", "--stats"), ("-tb 4", "-t"), ("--keep 4", "system"), ("-ts 3,1", "CPU"),
         ("--no-mmap", "--policy populate"), ("--numa distribute", "--policy numa"),
-        ("-C ff", "taskset"), ("-md draft.gguf", "second model"), ("--swa-full", "kept"),
+        ("-C ff", "taskset"), ("--swa-full", "kept"),
     ],
 )  # fmt: skip
 def test_what_makes_no_difference_is_said(

@@ -15,9 +15,10 @@ from instruction_sets import ISAS
 
 import mmrt
 from mmrt.core.streaming import Demand, Streaming
-from mmrt.errors import ArgumentError, UnsupportedError
+from mmrt.errors import ArgumentError, FormatError, MissingFileError, UnsupportedError
 from mmrt.run.drafts import Guess, Record
 from mmrt.run.ngrams import Ngrams
+from mmrt.run.smaller import Smaller
 
 # Of a model whose steps read weights from the disk.
 STREAMED = Streaming("uring", 0, 0, 1000, 100, 0, 0, 0, 0.0, 0.0)
@@ -210,8 +211,11 @@ def test_no_memory_for_drafts(path: Path) -> None:
 
 
 def test_what_makes_no_drafts(path: Path) -> None:
-    with pytest.raises(ArgumentError, match="draft"):
+    with pytest.raises(MissingFileError, match="draft: 'ngrams' is not ngram, off, or a file"):
         mmrt.Model(path, draft="ngrams")
+    wrong: Any = 5
+    with pytest.raises(ArgumentError, match="draft"):
+        mmrt.Model(path, draft=wrong)
 
 
 def test_recurrent_models_have_no_drafts(tmp_path: Path) -> None:
@@ -231,6 +235,93 @@ def test_an_exact_step_has_few_tokens(path: Path) -> None:
         assert np.array_equal(rows, [alone.extend([token]) for token in ids[:7]])
     with mmrt.Model(path, exact=True) as model, model.sequence() as sequence:
         assert len(sequence.extend_exactly(ids)) == 8
+
+
+# ---- by a smaller model ----
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in another type."""
+    made = tiny_models.llama(type="Q8_0", n_embd=96, n_ff=352, head_dim=32)
+    return made.write(tmp_path_factory.mktemp("smaller") / "smaller.gguf")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_smaller_model_changes_no_text(
+    path: Path, smaller: Path, options: dict[str, Any]
+) -> None:
+    with mmrt.Model(path) as model:
+        expected = list(model.stream(PROMPT, max_tokens=60, **options))
+    with mmrt.Model(path, draft=smaller) as model:
+        assert list(model.stream(PROMPT, max_tokens=60, **options)) == expected
+
+
+def test_a_model_is_right_about_itself(path: Path) -> None:
+    """All that it guesses but the rounding of its logits is what it writes."""
+    with mmrt.Model(path) as model:
+        expected = list(model.stream(PROMPT, max_tokens=60))
+    with mmrt.Model(path, draft=path) as model:
+        sizes = count_steps(model)
+        assert list(model.stream(PROMPT, max_tokens=60)) == expected
+        record = model.drafts.record
+        assert record.accepted == record.drafted > 40
+        assert len(sizes) == 60 - record.accepted
+
+
+def test_a_smaller_model_in_an_engine(path: Path) -> None:
+    with mmrt.Model(path, exact=True) as model:
+        expected = [model.generate(f"{i} {PROMPT}", max_tokens=40) for i in range(3)]
+    with mmrt.Model(path, exact=True, draft=path) as model, model.engine() as engine:
+        handles = [engine.submit(f"{i} {PROMPT}", max_tokens=40) for i in range(3)]
+        assert [handle.text() for handle in handles] == expected
+        assert model.drafts.record.accepted > 0
+
+
+def test_a_smaller_model_with_a_short_context(path: Path, tmp_path: Path) -> None:
+    """Guesses as long as it can, and then no more."""
+    file = tiny_models.llama(context=64).write(tmp_path / "short.gguf")
+    with mmrt.Model(path) as model:
+        expected = model.generate([7] * 30, max_tokens=120)
+        longer = model.generate([7] * 100, max_tokens=20)
+    with mmrt.Model(path, draft=file) as model:
+        assert model.generate([7] * 30, max_tokens=120) == expected
+        assert model.generate([7] * 100, max_tokens=20) == longer
+
+
+def test_guesses_that_are_not_asked_for_stop_for_a_while(path: Path) -> None:
+    with mmrt.Model(path) as model:
+        sizes = count_steps(model)
+        guesser = Smaller(model, model.vocab_size)
+        made = []
+        for token in range(5, 65):
+            guesser.read([token])
+            made.append(len(taken(guesser.guesses(), 1)))
+        assert len(sizes) == sum(made) < 12
+        assert made[:3] == [1, 0, 1]
+        assert sum(sizes) <= 60
+        while not taken(guesser.guesses(), 3):  # worth it now
+            pass
+        guesser.read([5])
+        assert len(taken(guesser.guesses(), 2)) == 2
+
+
+def test_another_vocabulary_is_refused(path: Path, tmp_path: Path) -> None:
+    made = tiny_models.llama()
+    tokens = made.metadata["tokenizer.ggml.tokens"]
+    made.metadata["tokenizer.ggml.tokens"] = [*tokens[:7], "other", *tokens[8:]]
+    other = made.write(tmp_path / "other.gguf")
+    with pytest.raises(ArgumentError, match=r"another vocabulary.*token 7 is 'other'"):
+        mmrt.Model(path, draft=other)
+    more = tiny_models.llama(n_vocab=310).write(tmp_path / "more.gguf")
+    with pytest.raises(ArgumentError, match="another vocabulary"):
+        mmrt.Model(path, draft=more)
+    recurrent = tiny_architectures.tiny("lfm2", True, n_embd=64).write(tmp_path / "tiny.gguf")
+    with pytest.raises(UnsupportedError, match="recurrent"):
+        mmrt.Model(path, draft=recurrent)
+    (tmp_path / "no.gguf").write_bytes(b"no model")
+    with pytest.raises(FormatError):
+        mmrt.Model(path, draft=tmp_path / "no.gguf")
 
 
 # ---- in an engine ----

@@ -85,7 +85,6 @@ MODEL = [
     Foreign("--lora", "refused", "mmrt knows no adapters: merge it into the model"),
     Foreign("--lora-scaled", "refused", "mmrt knows no adapters: merge it into the model", 2),
     Foreign("-mm --mmproj", "refused", "mmrt reads text alone"),
-    Foreign("-md --model-draft", "ignored", "mmrt does not draft with a second model"),
     Foreign("-mu --model-url", "refused", "mmrt fetches no URLs: fetch the file, and name it"),
     Foreign("-hft --hf-token", "refused", "huggingface_hub reads the environment's HF_TOKEN"),
     Foreign("--override-kv", "refused", "mmrt runs a file as it describes itself, but for --pre"),

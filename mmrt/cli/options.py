@@ -263,10 +263,10 @@ def add_saving_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--draft", metavar="KIND",
+        "--draft", "-md", "--model-draft", metavar="KIND",
         help="what guesses tokens, several of which one step then verifies, to the same text: "
-        "ngram (what the text has said before), off (default: ngram where steps read weights from "
-        "the disk)",
+        "ngram (what the text has said before), the file of a smaller model of the same "
+        "vocabulary, off (default: ngram where steps read weights from the disk)",
     )  # fmt: skip
 
 

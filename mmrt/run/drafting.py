@@ -1,36 +1,62 @@
 """What makes the drafts of a model's texts: `draft`, as Model and the command line take it."""
 
-from mmrt.core.arguments import choice
+import os
+from collections.abc import Callable
+
+from mmrt.core.arguments import path
 from mmrt.core.state import StateStore
 from mmrt.core.streaming import Streaming
-from mmrt.errors import UnsupportedError
+from mmrt.errors import MissingFileError, UnsupportedError
+from mmrt.files.tensor_file import TensorFile
 from mmrt.run.drafts import Drafting, Record
 from mmrt.run.ngrams import Ngrams
-
-DRAFTS = {
-    "off": "none",
-    "ngram": "what the text has said before",
-}
+from mmrt.run.smaller import Smaller, SmallerModel, require_same_vocabulary
 
 
 class Drafts:
-    """The drafts of a model's texts; draft: as Model's, store: where its texts are."""
+    """The drafts of a model's texts; draft: as Model's."""
 
-    def __init__(self, draft: str | None, store: StateStore) -> None:
-        """Raises ArgumentError for what makes none, UnsupportedError where there can be none."""
-        if draft is not None:
-            choice("draft", draft, DRAFTS)
-        if store.is_recurrent:
-            if draft not in (None, "off"):
-                raise UnsupportedError(
-                    f"draft: {draft!r}, where recurrent layers can forget no token of a draft"
-                )
-            draft = "off"
-        self._draft = draft
+    def __init__(self, draft: str | os.PathLike[str] | None) -> None:
+        """Raises ArgumentError for what makes none, MissingFileError for a file that is not."""
+        self._draft = None if draft is None else path("draft", draft)
+        self._smaller: SmallerModel | None = None
+        self._vocab_size = 0
         self.record = Record()
+        if self._draft not in (None, "ngram", "off") and not os.path.exists(str(self._draft)):
+            raise MissingFileError(f"draft: {self._draft!r:.200} is not ngram, off, or a file")
+
+    def open(
+        self,
+        file: TensorFile,
+        vocab_size: int,
+        store: StateStore,
+        smaller: Callable[[str], SmallerModel],
+    ) -> None:
+        """For the model in `file`, whose texts are in `store`. smaller: opens another to guess.
+
+        Raises UnsupportedError where the model or the smaller one is recurrent, ArgumentError for a
+        smaller one of another vocabulary, and what opening it raises.
+        """
+        self._vocab_size = vocab_size
+        if store.is_recurrent:
+            if self._draft not in (None, "off"):
+                raise UnsupportedError(
+                    f"draft: {self._draft!r}, where recurrent layers can forget no token of a draft"
+                )
+            self._draft = "off"
+        if self._draft not in (None, "ngram", "off"):
+            self._smaller = smaller(str(self._draft))
+            require_same_vocabulary(self._smaller, file)
+
+    def close(self) -> None:
+        """Closes the smaller model, if there is one."""
+        if self._smaller is not None:
+            self._smaller.close()
 
     def begin(self, streaming: Streaming | None) -> Drafting | None:
         """The drafts of a new text; None: it has none. streaming: how the model's weights are."""
+        if self._smaller is not None:
+            return Drafting(self.record, Smaller(self._smaller, self._vocab_size))
         draft = self._draft or ("ngram" if _reads_all(streaming) else "off")
         return None if draft == "off" else Drafting(self.record, Ngrams())
 

@@ -5,6 +5,7 @@ guess that is another is forgotten, with all that follow it. So a text is the sa
 without, and to the bit, as these steps are exact; only their number is smaller.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as List
@@ -80,10 +81,10 @@ class Record:
         other texts get of the step."""
         made: list[Guess] = []
         chance, tokens, seconds = 1.0, 1.0 + beside, self._one.value
-        for guess in guesses:
+        for guess in itertools.islice(guesses, most):
             made.append(guess)
             chance *= self._rate(guess.sort).value
-            if len(made) > most or chance * seconds <= self._more.value * tokens:
+            if chance * seconds <= self._more.value * tokens:
                 break
             tokens, seconds = tokens + chance, seconds + self._more.value
         else:
@@ -126,9 +127,10 @@ class Drafting:
     ) -> tuple[NDArray[np.float32], list[int]]:
         """Reads `token` and a draft of what follows, of `most` tokens at most: (the logits after
         each, the draft)."""
-        draft = self.propose(sequence.history, [token], min(most, MOST_GUESSES))
-        self.sure = len(sequence) + 1
         started = time.perf_counter()
+        draft = self.propose(sequence.history, [token], min(most, MOST_GUESSES))
+        started = started if draft else time.perf_counter()
+        self.sure = len(sequence) + 1
         try:
             rows = sequence.extend_exactly([token, *draft])
         except OutOfMemoryError:

@@ -100,8 +100,8 @@ class Model:
     mmrt does not know: "qwen2", "llama-bpe" or another value of tokenizer.ggml.pre that it does.
 
     draft: what guesses tokens, several of which one step then verifies: a text is the same with it
-    as without. "ngram": what the text said before; "off"; None: "ngram" where each step reads
-    weights from the disk. See mmrt.run.drafts.
+    as without. "ngram": what the text said before; the path of a smaller model of the same
+    vocabulary, held in memory; "off"; None: "ngram" where each step reads weights from the disk.
 
     Any number of Python threads may use one model: its steps queue. So may a child that is forked
     at any time: a sequence that another thread had in a step is there as it was before.
@@ -128,7 +128,7 @@ class Model:
         kv_dir_size: int | str | None = None,
         chat_template: str | None = None,
         pre: str | None = None,
-        draft: str | None = None,
+        draft: str | os.PathLike[str] | None = None,
     ) -> None:
         apply = policies.policy(policy)
         if chat_template is not None:
@@ -144,6 +144,7 @@ class Model:
         choice("kv_k", kv_k, KV_TYPES)
         choice("kv_v", kv_v, KV_TYPES)
         self._pre = require_pre(pre)
+        self.drafts = Drafts(draft)
         self.budget = budget.of(memory)
         self.budget.begin()
         self.saved: Saved | None = None  # keys and values in files
@@ -161,7 +162,8 @@ class Model:
             built = build(self.file, self._pool, context=context, kv=kv, exact=exact, bundle=bundle)
             self.config, self.program, self._bundle = built.config, built.program, built.bundle
             self.context = self.config.context
-            self.drafts = Drafts(draft, built.store)
+            smaller = functools.partial(Model, threads=threads, policy="populate", draft="off")
+            self.drafts.open(self.file, self.vocab_size, built.store, smaller)
             if chat_template is not None:
                 self._template(with_tools=False)
             self._earlier = Earlier(built.store)
@@ -199,6 +201,7 @@ class Model:
             self.program.close()
             if self._bundle is not None:
                 self._bundle.close()
+        self.drafts.close()
         self.closed = True
         if self._earlier is not None:
             self._earlier.clear()

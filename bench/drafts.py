@@ -1,0 +1,93 @@
+"""What drafts are worth: `python -m bench.drafts MODEL.gguf --draft ngram`.
+
+Writes two texts, one that repeats a file of code and one of free prose, with drafts and without, in
+turns: a busy machine slows both of a round alike. Prints the medians of tokens a second, the median
+of the ratios within a round, tokens a step, and how many guesses were right. That the texts are the
+same is checked.
+"""
+
+import argparse
+import inspect
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import mmrt
+from mmrt.run import cost
+
+ASKED = {
+    "copying": "Repeat this file, with the name StepCost changed to Cost:\n\n{code}",
+    "prose": "Tell a story about a lighthouse keeper who finds a letter in the sand.",
+}
+
+
+def write(model: mmrt.Model, task: str, tokens: int) -> mmrt.Text:
+    asked = ASKED[task].format(code=inspect.getsource(cost))
+    if model.chat_template is None:
+        return model.generate(asked, max_tokens=tokens, ignore_eos=True)
+    messages = [{"role": "user", "content": asked}]
+    return model.chat(messages, max_tokens=tokens, ignore_eos=True)
+
+
+def rate(model: mmrt.Model, task: str, tokens: int) -> tuple[str, float, int]:
+    """(the text, its tokens a second after the first, the steps after it)"""
+    write(model, task, 1)  # reads the prompt, and keeps it where the model chats
+    sizes: list[int] = []
+    run = model.run_step
+
+    def counted(parts: Any, logits: Any) -> None:
+        sizes.append(sum(len(part.tokens) for part in parts))
+        run(parts, logits)
+
+    model.run_step = counted
+    try:
+        text = write(model, task, tokens)
+    finally:
+        model.run_step = run
+    return text, text.tokens / text.seconds, len(sizes)
+
+
+def compare(path: str, draft: str, tokens: int, rounds: int, **options: Any) -> dict[str, Any]:
+    """The figures of each task."""
+    found: dict[str, Any] = {}
+    for task in ASKED:
+        made: list[dict[str, float]] = []
+        record = ""
+        for number in range(rounds):
+            of_round: dict[str, tuple[str, float, int]] = {}
+            for kind in ("off", draft)[:: 1 if number % 2 else -1]:
+                with mmrt.Model(path, draft=kind, **options) as model:
+                    of_round[kind] = rate(model, task, tokens)
+                    record = str(model.drafts.record) if kind != "off" else record
+            (plain, slow, _), (drafted, fast, steps) = of_round["off"], of_round[draft]
+            if plain != drafted:
+                raise SystemExit(f"{task}: the texts differ: {plain!r} and {drafted!r}")
+            ratio, of_step = fast / slow, tokens / steps
+            made.append({"plain": slow, "drafted": fast, "ratio": ratio, "tokens a step": of_step})
+        found[task] = {name: statistics.median(one[name] for one in made) for name in made[0]}
+        found[task]["drafts"] = record
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--draft", default="ngram", help="as of mmrt.Model")
+    parser.add_argument("-n", "--tokens", type=int, default=128, help="of each text")
+    parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--memory", metavar="SIZE", help="as of mmrt.Model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
+    arguments = parser.parse_args()
+    options = {"threads": arguments.threads, "memory": arguments.memory}
+    found = compare(arguments.model, arguments.draft, arguments.tokens, arguments.rounds, **options)
+    print(json.dumps(found, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
