@@ -10,6 +10,7 @@ import argparse
 import inspect
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,32 @@ ASKED = {
 }
 
 
-def write(model: mmrt.Model, task: str, tokens: int) -> mmrt.Text:
+def begin(model: mmrt.Model, task: str, tokens: int) -> mmrt.Stream:
     asked = ASKED[task].format(code=inspect.getsource(cost))
     if model.chat_template is None:
-        return model.generate(asked, max_tokens=tokens, ignore_eos=True)
+        return model.stream(asked, max_tokens=tokens, ignore_eos=True)
     messages = [{"role": "user", "content": asked}]
-    return model.chat(messages, max_tokens=tokens, ignore_eos=True)
+    return model.stream_chat(messages, max_tokens=tokens, ignore_eos=True)
 
 
-def rate(model: mmrt.Model, task: str, tokens: int) -> tuple[str, float, int]:
-    """(the text, its tokens a second after the first, the steps after it)"""
-    write(model, task, 1)  # reads the prompt, and keeps it where the model chats
-    sizes: list[int] = []
+def write(model: mmrt.Model, task: str, tokens: int) -> tuple[str, float, float]:
+    """(the text, its tokens a second after the first, these by steps)"""
+    stream = begin(model, task, tokens)
+    pieces = [next(stream)]
+    steps = 0
     run = model.run_step
 
     def counted(parts: Any, logits: Any) -> None:
-        sizes.append(sum(len(part.tokens) for part in parts))
+        nonlocal steps
+        steps += 1
         run(parts, logits)
 
     model.run_step = counted
-    try:
-        text = write(model, task, tokens)
-    finally:
-        model.run_step = run
-    return text, text.tokens / text.seconds, len(sizes)
+    started = time.perf_counter()
+    pieces += stream
+    seconds = time.perf_counter() - started
+    after = stream.tokens - 1
+    return "".join(piece.text for piece in pieces), after / seconds, after / steps
 
 
 def compare(path: str, draft: str, tokens: int, rounds: int, **options: Any) -> dict[str, Any]:
@@ -55,16 +58,16 @@ def compare(path: str, draft: str, tokens: int, rounds: int, **options: Any) -> 
         made: list[dict[str, float]] = []
         record = ""
         for number in range(rounds):
-            of_round: dict[str, tuple[str, float, int]] = {}
+            of_round: dict[str, tuple[str, float, float]] = {}
             for kind in ("off", draft)[:: 1 if number % 2 else -1]:
                 with mmrt.Model(path, draft=kind, **options) as model:
-                    of_round[kind] = rate(model, task, tokens)
+                    of_round[kind] = write(model, task, tokens)
                     record = str(model.drafts.record) if kind != "off" else record
-            (plain, slow, _), (drafted, fast, steps) = of_round["off"], of_round[draft]
+            (plain, slow, _), (drafted, fast, of_step) = of_round["off"], of_round[draft]
             if plain != drafted:
                 raise SystemExit(f"{task}: the texts differ: {plain!r} and {drafted!r}")
-            ratio, of_step = fast / slow, tokens / steps
-            made.append({"plain": slow, "drafted": fast, "ratio": ratio, "tokens a step": of_step})
+            figures = {"plain": slow, "drafted": fast, "ratio": fast / slow}
+            made.append(figures | {"tokens a step": of_step})
         found[task] = {name: statistics.median(one[name] for one in made) for name in made[0]}
         found[task]["drafts"] = record
     return found
