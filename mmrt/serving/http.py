@@ -338,18 +338,23 @@ class _Connection:
         seconds = _PROBE_SECONDS
         try:
             while not (await asyncio.wait({lost}, timeout=seconds))[0]:
-                self._probe()
+                if not self._probe():
+                    return
                 seconds = min(2 * seconds, self._limits.ping_seconds)
         finally:
             lost.cancel()
             await asyncio.gather(lost, return_exceptions=True)
 
-    def _probe(self) -> None:
-        """Sends what clients pass over; those of HTTP/1.0 know no answer before the last."""
-        if self._h11.our_state is h11.SEND_RESPONSE and self._h11.their_http_version != b"1.0":
+    def _probe(self) -> bool:
+        """Sends what clients pass over. False: those of HTTP/1.0 know no answer before the last,
+        and are taken to have left, as proxies that speak it have."""
+        if self._h11.our_state is h11.SEND_RESPONSE:
+            if self._h11.their_http_version == b"1.0":
+                return False
             self._write(h11.InformationalResponse(status_code=100, headers=[]))
         elif self._h11.our_state is h11.SEND_BODY and self._is_stream:
             self._write(h11.Data(data=PING))
+        return True
 
     async def _answer(self, handler: Handler, request: Request) -> int:
         app = self._server.app
@@ -371,7 +376,7 @@ class _Connection:
             *response.headers,
             *self._server.app.headers(request),
         ]
-        if isinstance(response.body, bytes):
+        if isinstance(response.body, bytes) and response.status != 204:
             headers.append(("Content-Length", str(len(response.body))))
         if last or self._server.stopping:
             headers.append(("Connection", "close"))
