@@ -87,7 +87,8 @@ mmrt_status mmrt_neurons_create(mmrt_mapping *const *files, int32_t n_files,
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for a plan");
     start_locks(n);
     mmrt_owner_set(&n->owner, false);
-    n->reader = n->wanted = MMRT_READER_MAPPED;
+    n->reader = MMRT_READER_MAPPED;
+    n->wanted = MMRT_READER_MAPPED;
     n->n_files = n_files;
     n->n_tables = n_tables;
     uint64_t rows = 0;

@@ -111,7 +111,8 @@ static void reset_after_fork(mmrt_source *source) {
     source->n_threads = source->n_reading = source->n_waiting = source->n_absent = 0;
     source->cursor = source->load_cursor = 0;
     source->failed = source->interrupted = source->closing = source->complete = false;
-    source->kept_bytes = source->locked_bytes = 0; /* locks are not inherited */
+    source->kept_bytes = 0;
+    source->locked_bytes = 0; /* locks are not inherited */
     for (int32_t i = 0; i < source->n_units; i++) {
         struct unit *unit = &source->units[i];
         unit->locked = unit->skipped = false;

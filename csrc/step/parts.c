@@ -7,7 +7,7 @@
 #include <string.h>
 
 /* As many as matvec can read of any buffer. */
-_Static_assert(MMRT_EXACT_TOKENS <= MMRT_FEW, "exact steps take more than few columns");
+_Static_assert((int)MMRT_EXACT_TOKENS <= (int)MMRT_FEW, "exact steps take more than few columns");
 
 static mmrt_status count_tokens(const mmrt_program *program, const mmrt_part *given,
                                 int32_t n_given, struct parts *parts, mmrt_error *err) {
