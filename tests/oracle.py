@@ -30,7 +30,7 @@ from oracle_functions import (
     swiglu,
 )
 from oracle_model import Layer, Model, one_of, split_heads
-from oracle_recurrent import short_convolution
+from oracle_recurrent import gated_delta_net, short_convolution
 from oracle_rope import Rope, stretched
 
 HEAD_ROWS = 16384  # rows of the output matrix in float32 at a time
@@ -466,7 +466,45 @@ def lfm2(model: Model, ids: NDArray[np.int64]) -> Array:
     return rms_norm(x, model.tensor("token_embd_norm.weight"), epsilon)
 
 
-FORWARD = {"lfm2": lfm2, "lfm2moe": lfm2, "llama": llama, "gemma3": gemma3, "opt": opt}
+def qwen35(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Pre-norm blocks with SwiGLU or experts; gated delta nets, and in every few layers attention
+    with norms of q and k, NEOX RoPE and a gate for each element of its heads."""
+    epsilon = model.get("attention.layer_norm_rms_epsilon")
+    head_dim = model.get("attention.key_length")
+    rope = Rope(model.get("rope.freq_base"), model.get("rope.dimension_count"), neox=True)
+    interval = model.get("full_attention_interval", 4)
+    layers = range(model.get("block_count") - model.get("nextn_predict_layers", 0))
+    recurrent = [(index + 1) % interval != 0 for index in layers]
+
+    x = model.tensor("token_embd.weight", ids)
+    for index in layers:
+        weight = model.layer(index)
+        h = rms_norm(x, weight("attn_norm"), epsilon)
+        if model.get("attention.recurrent_layers", recurrent)[index]:
+            h = gated_delta_net(weight, h)
+        else:
+            k, v = (split_heads(weight.product(h, f"attn_{which}"), head_dim) for which in "kv")
+            both = weight.product(h, "attn_q").reshape(len(h), -1, 2, head_dim)
+            q = rope(rms_norm(both[:, :, 0], weight("attn_q_norm"), epsilon))
+            k = model.stored(rope(rms_norm(k, weight("attn_k_norm"), epsilon)))
+            h = attention(q, k, model.stored(v)) * sigmoid(both[:, :, 1]).reshape(len(h), -1)
+            h = weight.product(h, "attn_output")
+        x = x + h
+        h = rms_norm(x, weight("post_attention_norm"), epsilon)
+        x = x + unit_or_experts(weight, index, h, Family())
+    return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
+
+
+FORWARD = {
+    "qwen35": qwen35,
+    "qwen35moe": qwen35,
+    "qwen3next": qwen35,
+    "lfm2": lfm2,
+    "lfm2moe": lfm2,
+    "llama": llama,
+    "gemma3": gemma3,
+    "opt": opt,
+}
 
 
 def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context: int = 0) -> Array:

@@ -20,7 +20,7 @@ from mmrt.run.sequence import Sequence, extend_together
 
 IDS = np.random.default_rng(8).integers(0, 300, 200).tolist()
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
-RECURRENT = ["lfm2", "lfm2moe"]
+RECURRENT = ["lfm2", "lfm2moe", "qwen35", "qwen3next"]
 
 
 @pytest.fixture(scope="module", params=RECURRENT)

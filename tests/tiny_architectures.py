@@ -224,11 +224,16 @@ def gpt_oss(model: TinyModel, rich: bool) -> None:
         with_fields(model, **YARN)
 
 
+def each_third_of_pairs(model: TinyModel) -> None:
+    """Turns with another axis of positions in images."""
+    pairs = field(model, "rope.dimension_count") // 2
+    thirds = [(pairs + 2 - i) // 3 for i in range(3)]
+    with_fields(model, **{"rope.dimension_sections": [*thirds, 0]})
+
+
 def qwen3vl(model: TinyModel, rich: bool) -> None:
     qwen3(model, rich=False)
-    pairs = field(model, "rope.dimension_count") // 2
-    each_third = [(pairs + 2 - i) // 3 for i in range(3)]
-    with_fields(model, **{"rope.dimension_sections": [*each_third, 0]})
+    each_third_of_pairs(model)
     with_fields(model, n_deepstack_layers=3 if rich else 0)
 
 
@@ -373,6 +378,59 @@ def lfm2moe(model: TinyModel, rich: bool) -> None:
     lfm2(model, rich)
 
 
+def delta_nets(model: TinyModel, interval: int, n_keys: int, n_values: int, taps: int) -> None:
+    """In place of attention, but for each `interval`th layer, whose heads get gates."""
+    random, n_embd, dim = np.random.default_rng(18), field(model, "embedding_length"), 32
+    head_norms(model)
+    rename(model, "ffn_norm", "post_attention_norm")
+    grouped = model.metadata["general.architecture"] == "qwen3next"
+    channels, values = (2 * n_keys + n_values) * dim, n_values * dim
+    sizes = {"attn_qkv": (channels, n_embd), "attn_gate": (values, n_embd)}
+    sizes |= {"ssm_out": (n_embd, values)}
+    gates = {"ssm_ba": 2 * n_values} if grouped else {"ssm_alpha": n_values, "ssm_beta": n_values}
+    for i in range(field(model, "block_count")):
+        prefix = f"blk.{i}."
+        q = model.tensors[f"{prefix}attn_q.weight"]
+        if (i + 1) % interval == 0:
+            q = tiny_models.random_blocks(random, q.type, 2 * len(q.data), n_embd, n_embd**-0.5)
+            model.tensors[f"{prefix}attn_q.weight"] = q
+            continue
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"):
+            del model.tensors[f"{prefix}{name}.weight"]
+        for name, (rows, cols) in sizes.items():
+            blocks = tiny_models.random_blocks(random, q.type, rows, cols, cols**-0.5)
+            model.tensors[f"{prefix}{name}.weight"] = blocks
+        for name, rows in gates.items():
+            blocks = tiny_models.random_blocks(random, "F32", rows, n_embd, n_embd**-0.5)
+            model.tensors[f"{prefix}{name}.weight"] = blocks
+        kernel = tiny_models.random_blocks(random, "F32", channels, taps, 1.0)
+        model.tensors[f"{prefix}ssm_conv1d.weight"] = kernel
+        model.tensors[f"{prefix}ssm_dt.bias"] = floats(random, n_values, spread=1.0)
+        factors = -np.exp(random.normal(-1, 1, n_values)).astype(np.float32)
+        model.tensors[f"{prefix}ssm_a"] = tiny_models.blocks_of("F32", factors)
+        model.tensors[f"{prefix}ssm_norm.weight"] = floats(random, dim, mean=1.0)
+    with_fields(model, full_attention_interval=interval)
+    with_fields(model, **{"ssm.conv_kernel": taps, "ssm.state_size": dim})
+    with_fields(model, **{"ssm.group_count": n_keys, "ssm.time_step_rank": n_values})
+    with_fields(model, **{"ssm.inner_size": values})
+    if not grouped:
+        each_third_of_pairs(model)
+
+
+def qwen35(model: TinyModel, rich: bool) -> None:
+    if rich:
+        with_fields(model, **{"rope.dimension_count": 16, "rope.freq_base": 1e6})
+    delta_nets(model, *((3, 2, 6, 3) if rich else (4, 2, 2, 4)))
+
+
+def qwen35moe(model: TinyModel, rich: bool) -> None:
+    routed(model, rich)
+    tiny_models.with_shared_expert(model, 96)
+    each_layer(model, {"ffn_gate_inp_shexp.weight": field(model, "embedding_length")})
+    with_fields(model, expert_shared_feed_forward_length=96)
+    qwen35(model, rich)
+
+
 def gemma3(model: TinyModel, rich: bool) -> None:
     head_norms(model)
     norms_after(model)
@@ -410,7 +468,10 @@ CHANGES: dict[str, Change] = {
     "qwen2moe": qwen2moe,
     "qwen2vl": qwen2vl,
     "qwen3": qwen3,
+    "qwen35": qwen35,
+    "qwen35moe": qwen35moe,
     "qwen3moe": qwen3moe,
+    "qwen3next": qwen35moe,
     "qwen3vl": qwen3vl,
     "seed_oss": seed_oss,
     "smollm3": as_it_is,

@@ -207,6 +207,23 @@ static inline uint64_t mmrt_attend_begin(uint64_t position, uint64_t window) {
 typedef void mmrt_attend_merge_fn(const float *sums, const float *weights, size_t n_parts,
                                   size_t n_rows, size_t head_dim, float *out);
 
+/* A token of the gated delta rule (Yang et al. 2025, arXiv:2412.06464) for one head: a state of
+ * n_keys rows of n_values, which rows of keys are to be mapped to.
+ *
+ *     after = decay * before + key (beta * (value - decay * before^T key))^T
+ *     out = after^T query */
+struct mmrt_delta {
+    const float *before; /* [n_keys][n_values] */
+    float *after;        /* likewise; may be `before` */
+    size_t n_keys;
+    size_t n_values; /* a multiple of 32 */
+    const float *key, *query;
+    const float *value;
+    float decay, beta;
+    float *out; /* [n_values] */
+};
+typedef void mmrt_delta_fn(const struct mmrt_delta *d);
+
 /* A tile has at most ROWS rows: n_tokens * n_heads; KEYS keys at a time are in scratch. */
 enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 128 };
 size_t mmrt_attend_scratch(size_t head_dim);
@@ -231,6 +248,7 @@ struct mmrt_kernels {
     mmrt_exponentials_fn *exponentials;
     mmrt_attend_fn *attend;
     mmrt_attend_merge_fn *attend_merge;
+    mmrt_delta_fn *delta;
     mmrt_roof_fn *roof;
 };
 

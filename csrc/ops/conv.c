@@ -1,7 +1,9 @@
-/* A short causal convolution of each channel, between two gates (Liquid AI 2025, arXiv:2511.23404).
- * The input holds for each token a factor before, a factor after, and a value for every channel.
- * The convolution is of the first factor times the value: the layer's block keeps the latest of
- * these, [taps - 1][channels], the oldest first. */
+/* A short causal convolution of each channel, of which the layer's block keeps the latest inputs:
+ * [taps - 1][channels], the oldest first.
+ *
+ * gated: the operation reads for each token a factor before, a factor after, and a value for every
+ * channel, and convolves the first factor times the value (Liquid AI 2025, arXiv:2511.23404). Else
+ * it reads what is convolved, and SiLU follows. */
 #include "base/status.h"
 #include "graph/check.h"
 #include "ops/blocks.h"
@@ -21,7 +23,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     if (status)
         return status;
     const uint64_t n = width_of(program, op->out);
-    if (width_of(program, op->in) != 3 * n || op->outputs_only)
+    if (width_of(program, op->in) != (op->gated ? 3 * n : n) || op->outputs_only)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
     if (op->weights[0] < 0 || op->weights[0] >= program->n_weights)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: a weight is missing", program->n_ops);
@@ -49,28 +51,30 @@ static float *input_at(const struct slice *s, size_t number) {
     return s->inputs + number % s->n_taps * s->n;
 }
 
-/* out = after * the convolution that ends with input `number`. */
-static void convolve(const struct slice *s, size_t number, const float *after, float *out) {
+/* out = the convolution that ends with input `number`. */
+static void convolve(const struct slice *s, size_t number, float *out) {
     memset(out, 0, s->n * sizeof *out);
     for (size_t tap = 0; tap < s->n_taps; tap++) {
         const float *input = input_at(s, number + 1 + tap), *factor = s->taps + tap * s->n;
         for (size_t i = 0; i < s->n; i++)
             out[i] += factor[i] * input[i];
     }
-    for (size_t i = 0; i < s->n; i++)
-        out[i] *= after[i];
 }
 
 static void run_token(const struct worker *w, const struct slice *s, size_t token, size_t number) {
-    const struct mmrt_columns *out = columns_at(w->step, w->op->out);
-    const float *before = row_at(columns_at(w->step, w->op->in), token) + s->first;
-    const float *after = before + s->all, *value = after + s->all;
-    float *input = input_at(s, number);
+    const struct mmrt_columns *columns = columns_at(w->step, w->op->out);
+    const struct mmrt_kernels *kernels = w->step->program->kernels;
+    const float *given = row_at(columns_at(w->step, w->op->in), token) + s->first;
+    float *input = input_at(s, number), *out = row_at(columns, token) + s->first;
     for (size_t i = 0; i < s->n; i++)
-        input[i] = before[i] * value[i];
-    convolve(s, number, after, row_at(out, token) + s->first);
-    if (out->q)
-        w->step->program->kernels->quantize(out, token, s->first, s->n);
+        input[i] = w->op->gated ? given[i] * given[2 * s->all + i] : given[i];
+    convolve(s, number, out);
+    if (!w->op->gated)
+        kernels->activate(MMRT_SILU, out, s->n);
+    for (size_t i = 0; i < s->n && w->op->gated; i++)
+        out[i] *= given[s->all + i];
+    if (columns->q)
+        kernels->quantize(columns, token, s->first, s->n);
 }
 
 static void run_text(const struct worker *w, const struct slice *s, const struct part *text) {

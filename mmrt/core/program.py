@@ -40,7 +40,7 @@ class Program(CoreProgram):
         self._widths[number] = width
         return number
 
-    def _shared_buffer(self, purpose: str, width: int, per_token: int = 1) -> int:
+    def shared_buffer(self, purpose: str, width: int, per_token: int = 1) -> int:
         """A buffer that all layers use for this, one after another."""
         key = purpose, width, per_token
         if key not in self._shared:
@@ -170,7 +170,7 @@ class Program(CoreProgram):
         if columns is None:
             self.append("glu", note, [gate, up], threshold=threshold, **fields)
             return
-        fields["stream"] = self._shared_buffer("gates", self._widths[out])
+        fields["stream"] = self.shared_buffer("gates", self._widths[out])
         self.append("glu", note, [gate, up, columns], threshold=threshold, **fields)
         self.append("ups", "multiply rows on demand", [columns, up], **fields)
 
@@ -235,9 +235,9 @@ class Program(CoreProgram):
                 raise FormatError(
                     f"tensor {stack.name}: shape {stack.shape} is no stack of matrices"
                 )
-        sorted_in = self._shared_buffer("experts' input", self._widths[in_], n_used)
-        hidden = self._shared_buffer("experts' units", stacks[0].shape[1] * len(gates) // 2, n_used)
-        results = self._shared_buffer("experts' results", self._widths[out], n_used)
+        sorted_in = self.shared_buffer("experts' input", self._widths[in_], n_used)
+        hidden = self.shared_buffer("experts' units", stacks[0].shape[1] * len(gates) // 2, n_used)
+        results = self.shared_buffer("experts' results", self._widths[out], n_used)
         of = {"choices": choices, "n_used": n_used, "outputs_only": outputs_only}
         self.append("dispatch", "sort by expert", in_=in_, out=sorted_in, **of)
         units = {"in_": in_, "stream": sorted_in, "out": hidden}
@@ -263,7 +263,7 @@ class Program(CoreProgram):
         head_dim, room = self.store.layer(layer).head_dim, self.store.head_room(layer)
         if room == head_dim or n_heads < 1:  # which is refused
             return buffer
-        return self._shared_buffer(f"heads of {buffer}", n_heads * room)
+        return self.shared_buffer(f"heads of {buffer}", n_heads * room)
 
     def _heads_with_room(self, qkv: int, layer: int, n_heads: int) -> int:
         """The same for `n_heads` query heads with the layer's heads of keys and of values."""
@@ -334,11 +334,63 @@ class Program(CoreProgram):
         if self.store.heads_are_apart(layer):
             self.append("join", "join heads", in_=heads, out=out, **of)
 
-    def conv(self, in_: int, weight: Tensor, out: int, layer: int) -> None:
-        """out = after * the causal convolution of before * x with `weight` (channels, taps), of
-        which the last tap is for a token itself. in_ holds before, after and x (channels,) of each
-        token. The layer's Block keeps what the next tokens need: (taps - 1) * channels floats."""
-        self.append("conv", "convolve", [weight], in_=in_, out=out, layer=layer)
+    def conv(self, in_: int, weight: Tensor, out: int, layer: int, *, gated: bool = False) -> None:
+        """out = silu(the causal convolution of in_ with `weight` (channels, taps)), of which the
+        last tap is for a token itself. The layer's Block keeps what the next tokens need:
+        (taps - 1) * channels floats.
+
+        gated: in_ holds before, after and x (channels,) of each token; out = after * the
+        convolution of before * x.
+        """
+        self.append("conv", "convolve", [weight], in_=in_, out=out, layer=layer, gated=gated)
+
+    def delta(
+        self,
+        in_: int,
+        gates: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        decay_bias: Tensor,
+        decay_factor: Tensor,
+        norm: Tensor,
+        eps: float,
+        first: int = 0,
+        grouped: bool = False,
+    ) -> None:
+        """The gated delta rule for n_heads heads of values, of `dim` elements each: out = silu(z) *
+        the RMS norm, by `norm` (dim,), of what they give.
+
+        in_ holds heads of queries, as many of keys, and those of values. gates holds z (n_heads *
+        dim,), then for each head a and b, all a first: its matrix decays by e^(decay_factor *
+        softplus(a + decay_bias)), each (n_heads,), and sigmoid(b) is written. Head h of values
+        shares keys with those that are as many further on as there are heads of keys. grouped: it
+        shares them with its neighbours; gates then hold for each head of keys b of all of these,
+        and a of all. The layer's Block keeps (n_heads, dim, dim) floats after `first` others.
+        """
+        self.append(
+            "delta",
+            "gated delta rule",
+            [decay_bias, decay_factor, norm],
+            in_=in_,
+            stream=gates,
+            out=out,
+            layer=layer,
+            n_heads=n_heads,
+            eps=eps,
+            first=first,
+            grouped=grouped,
+        )
+
+    def split(self, in_: int, out: int, layer: int, n_heads: int) -> None:
+        """out = heads of queries, keys and values as rope() reads them, of in_, where a gate
+        (head_dim,) lies behind each query."""
+        self.append("split", "split off gates", in_=in_, out=out, layer=layer, n_heads=n_heads)
+
+    def head_gate(self, in_: int, out: int, n_heads: int, outputs_only: bool = False) -> None:
+        """out (heads) *= the sigmoids of the gates that lie in in_ as split() says."""
+        fields = {"in_": in_, "out": out, "n_heads": n_heads, "outputs_only": outputs_only}
+        self.append("head_gate", "gate heads", **fields)
 
     def logits(
         self, in_: int, matrix: Tensor | Matrix, softcap: float = 0.0, scale: float = 1.0

@@ -327,6 +327,46 @@ static void test_exponentials(struct kernel *kernel) {
 
 #include "test_attend.h"
 
+/* Every sum has n_keys roundings at most, and what it is made of a few. */
+static void test_delta(struct kernel *kernel) {
+    enum { MOST = 128 };
+    struct guarded rooms[6];
+    for (int i = 0; i < 6; i++)
+        rooms[i] = guarded_pages((i < 2 ? MOST * MOST : MOST) * sizeof(float));
+    static float expected[MOST * MOST], expected_out[MOST];
+    static const size_t sizes[] = {1, 32, 33, 128};
+    for (int round = 0; round < 16; round++) {
+        const size_t n_keys = sizes[round % 4], n_values = 32 * (size_t)(1 + round % 3);
+        const size_t n = n_keys * n_values;
+        float *before = floats_in(rooms[0], n), *key = floats_in(rooms[2], n_keys);
+        float *after = round % 2 ? before : floats_in(rooms[1], n);
+        float *query = floats_in(rooms[3], n_keys), *value = floats_in(rooms[4], n_values);
+        for (size_t i = 0; i < n; i++)
+            before[i] = random_unit();
+        for (size_t i = 0; i < n_keys; i++)
+            key[i] = random_unit() / 8, query[i] = random_unit();
+        for (size_t i = 0; i < n_values; i++)
+            value[i] = random_unit();
+        struct mmrt_delta d = {before, expected, n_keys, n_values, key,
+                               query,  value,    0.9f,   0.7f,     expected_out};
+        ref->delta(&d);
+        double queries = 0;
+        for (size_t i = 0; i < n_keys; i++)
+            queries += fabs((double)query[i]);
+        d.after = after;
+        d.out = floats_in(rooms[5], n_values);
+        kernel->with.delta(&d);
+        kernel->cases++;
+        const double most = ROUNDING * (double)(n_keys + 8) * (2 + (double)n_keys / 8);
+        for (size_t i = 0; i < n; i++)
+            check_near(kernel, " state", n, i, expected[i], after[i], most);
+        for (size_t i = 0; i < n_values; i++)
+            check_near(kernel, "", n, i, expected_out[i], d.out[i], most * (queries + 1));
+    }
+    for (int i = 0; i < 6; i++)
+        guarded_free(rooms[i]);
+}
+
 /* All bytes but the last few, and none after them. */
 static void test_roof(struct kernel *kernel) {
     struct guarded room = guarded_pages(MAX_LENGTH);
@@ -360,6 +400,7 @@ static struct kernel kernels[] = {
     MMRT_VECTOR_KERNEL(REF, ref, exponentials)
     MMRT_VECTOR_KERNEL(REF, ref, attend)
     MMRT_VECTOR_KERNEL(REF, ref, attend_merge)
+    MMRT_VECTOR_KERNEL(REF, ref, delta)
     MMRT_VECTOR_KERNEL(REF, ref, roof)
 #include "kernels/kernels.def"
     {.name = NULL},

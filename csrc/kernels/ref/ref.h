@@ -21,6 +21,7 @@ mmrt_largest_fn mmrt_largest_ref;
 mmrt_exponentials_fn mmrt_exponentials_ref;
 mmrt_attend_fn mmrt_attend_ref;
 mmrt_attend_merge_fn mmrt_attend_merge_ref;
+mmrt_delta_fn mmrt_delta_ref;
 mmrt_roof_fn mmrt_roof_ref;
 
 #endif

@@ -23,3 +23,44 @@ def short_convolutions(fields: Fields, n_layers: int) -> Recurrent:
     heads = fields.integers("attention.head_count_kv", n_layers, least=0)
     n_floats = (taps - 1) * fields.integer("embedding_length")
     return Recurrent(layers_without_heads(heads, n_layers), taps, n_floats)
+
+
+@dataclass(frozen=True)
+class DeltaNet(Recurrent):
+    """Gated delta nets: see Program.delta()."""
+
+    n_key_heads: int
+    n_value_heads: int
+    head_dim: int
+    grouped: bool
+
+    @property
+    def channels(self) -> int:
+        """Of its convolution: queries, keys and values."""
+        return (2 * self.n_key_heads + self.n_value_heads) * self.head_dim
+
+
+_INTERVAL = 4  # every fourth layer attends, where the file does not say
+
+
+def delta_net(fields: Fields, n_layers: int, *, grouped: bool) -> DeltaNet:
+    """As Qwen3-Next has them. grouped: heads of values that share a key are neighbours."""
+    name = "attention.recurrent_layers"
+    if fields.is_array(name):
+        layers = fields.flags(name, n_layers)
+    else:
+        interval = fields.integer("full_attention_interval", _INTERVAL)
+        layers = tuple((layer + 1) % interval != 0 for layer in range(n_layers))
+    taps = fields.integer("ssm.conv_kernel", least=2)
+    dim = fields.integer("ssm.state_size")
+    n_keys, n_values = (fields.integer(f"ssm.{n}") for n in ("group_count", "time_step_rank"))
+    if n_values % n_keys:
+        raise fields.error("ssm.time_step_rank", f"{n_keys} does not divide {n_values}")
+    inner = fields.integer("ssm.inner_size")
+    if inner != n_values * dim:
+        raise fields.error("ssm.inner_size", f"expected {n_values} heads of {dim}, found {inner}")
+    channels = (2 * n_keys + n_values) * dim
+    n_floats = (taps - 1) * channels + n_values * dim * dim
+    if n_floats >= 1 << 31:
+        raise fields.error("ssm.inner_size", f"{inner} exceeds the supported maximum")
+    return DeltaNet(layers, taps, n_floats, n_keys, n_values, dim, grouped)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from mmrt.core.program import Matrix, Program
 from mmrt.core.tensor import Tensor
-from mmrt.errors import FormatError
 from mmrt.models.parts.activation import HAVE_ZEROS
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.experts import Experts
+from mmrt.models.parts.recurrent import DeltaNet
 from mmrt.models.parts.rope import Rope, divisors_from
-from mmrt.models.parts.weights import Layer, Weights, require_rows
+from mmrt.models.parts.weights import Layer, Weights, require_rows, require_taps
 
 
 class Transformer:
@@ -118,6 +118,7 @@ class Transformer:
         wide_norms: bool = False,
         sinks: Tensor | None = None,
         post: Tensor | None = None,
+        gated: bool = False,
     ) -> None:
         """Attention within the layer's window, with queries and keys that its Rope turns, if
         `rotates`.
@@ -126,15 +127,20 @@ class Transformer:
         model's own, of the rotations. q_norm, k_norm: norms of each query and key (head_dim,), or
         if wide_norms of all of a token's together (heads * head_dim,). sinks (heads,): each takes
         its share of a head's attention. post (n_embd,): the norm of what is added to the stream.
+        gated: behind the rows of each query are those of a gate, whose sigmoid the result is
+        multiplied by.
         """
         c, program = self._config, self._program
         q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        rows = {"attn_q": q + q * gated, "attn_k": kv, "attn_v": kv}
         if layer.get("attn_qkv") is not None:  # the three matrices, one below the other
-            matrices = [layer.matrix("attn_qkv", q + 2 * kv)]
+            matrices = [layer.matrix("attn_qkv", sum(rows.values()))]
         else:
-            rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
             matrices = [layer.matrix(name, n) for name, n in rows.items()]
-        program.linear(self._input, matrices, self._qkv)
+        with_gates = self._hidden_of(2 * (q + kv)) if gated else self._qkv
+        program.linear(self._input, matrices, with_gates)
+        if gated:
+            program.split(with_gates, self._qkv, layer.index, c.n_heads)
         if wide_norms and q_norm is not None and k_norm is not None:
             program.wide_norm(self._qkv, layer.index, c.n_heads, q_norm, k_norm, c.norm_eps)
             q_norm = k_norm = None
@@ -164,6 +170,8 @@ class Transformer:
             sinks=sinks,
             outputs_only=self._outputs_only,
         )
+        if gated:
+            program.head_gate(with_gates, self._heads, c.n_heads, self._outputs_only)
         output = layer.matrix("attn_output")
         program.linear(self._heads, [output], self._change, outputs_only=self._outputs_only)
         self._changed, self._post = True, post
@@ -181,16 +189,47 @@ class Transformer:
         width, program = self._config.n_embd, self._program
         inputs, outputs = self._hidden_of(3 * width), self._hidden_of(width)
         kernel = layer["shortconv.conv"]
-        if kernel.shape[-1] != taps:
-            raise FormatError(
-                f"tensor {kernel.name}: shape {kernel.shape} where ({width}, {taps}) is expected"
-            )
+        require_taps(kernel, width, taps)
         program.linear(self._input, [layer.matrix("shortconv.in_proj", 3 * width)], inputs)
-        program.conv(inputs, kernel, outputs, layer.index)
-        if layer.index == self._config.n_layers - 1:
+        program.conv(inputs, kernel, outputs, layer.index, gated=True)
+        self._after_recurrence(layer, outputs, "shortconv.out_proj")
+
+    def delta_net(self, layer: Layer, net: DeltaNet) -> None:
+        """The gated delta rule in place of attention; see Program.delta()."""
+        program, values = self._program, net.n_value_heads * net.head_dim
+        inputs = program.shared_buffer("delta rule", net.channels)
+        convolved = program.shared_buffer("delta rule, convolved", net.channels)
+        gates = program.shared_buffer("gates of the delta rule", values + 2 * net.n_value_heads)
+        outputs = self._hidden_of(values)
+        kernel = layer["ssm_conv1d"]
+        require_taps(kernel, net.channels, net.taps)
+        program.linear(self._input, [layer.matrix("attn_qkv", net.channels)], inputs)
+        program.conv(inputs, kernel, convolved, layer.index)
+        if net.grouped:
+            others = [layer.matrix("ssm_ba", 2 * net.n_value_heads)]
+        else:
+            others = [layer.matrix(f"ssm_{name}", net.n_value_heads) for name in ("alpha", "beta")]
+        program.linear(self._input, [layer.matrix("attn_gate", values), *others], gates)
+        program.delta(
+            convolved,
+            gates,
+            outputs,
+            layer.index,
+            net.n_value_heads,
+            layer.needed("ssm_dt.bias"),
+            layer.needed("ssm_a"),
+            layer["ssm_norm"],
+            self._config.norm_eps,
+            first=(net.taps - 1) * net.channels,
+            grouped=net.grouped,
+        )
+        self._after_recurrence(layer, outputs, "ssm_out")
+
+    def _after_recurrence(self, layer: Layer, outputs: int, name: str) -> None:
+        if layer.index == self._config.n_layers - 1:  # all tokens are in its state
             self._outputs_only = True
-        out = layer.matrix("shortconv.out_proj")
-        program.linear(outputs, [out], self._change, outputs_only=self._outputs_only)
+        only = self._outputs_only
+        self._program.linear(outputs, [layer.matrix(name)], self._change, outputs_only=only)
         self._changed, self._post = True, None
 
     def gated_unit(

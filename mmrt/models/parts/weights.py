@@ -94,6 +94,10 @@ class Layer:
         none."""
         return self._weights.get(f"{self._prefix}{name}")
 
+    def needed(self, name: str) -> Tensor:
+        """As beside(). FormatError if the layer has none."""
+        return self._weights[f"{self._prefix}{name}"]
+
     def stack(self, name: str, rows: int = 0) -> Matrix:
         """The matrices of a layer's experts (experts, rows, width), with biases, and a scale of all
         or of each, where the file has them; rows: as matrix()'s."""
@@ -133,3 +137,11 @@ def require_rows(tensor: Tensor, rows: int) -> None:
     if rows and len(found) > 1 and found[-2] != rows:
         expected = (*found[:-2], rows, found[-1])
         raise FormatError(f"tensor {tensor.name}: shape {found} where {expected} is expected")
+
+
+def require_taps(kernel: Tensor, channels: int, taps: int) -> None:
+    """FormatError if the kernel of a convolution has not so many taps."""
+    if kernel.shape[-1] != taps:
+        raise FormatError(
+            f"tensor {kernel.name}: shape {kernel.shape} where ({channels}, {taps}) is expected"
+        )

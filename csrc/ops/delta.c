@@ -1,0 +1,166 @@
+/* The gated delta rule (Yang et al. 2025, arXiv:2412.06464). Each head of values keeps a matrix
+ * [dim][dim] in the layer's block, after `first` floats of others: rows are for elements of keys.
+ *
+ * `in` holds for each token heads of queries, as many of keys, and those of values; several heads
+ * of values share one of queries and keys. `stream` holds a gate for each element of `out`, and for
+ * each head of values how much of its matrix decays, and how much is written: decays and writes,
+ * or, if grouped, for each head of keys the writes and the decays of its heads. */
+#include "base/status.h"
+#include "graph/check.h"
+#include "ops/blocks.h"
+
+#include <math.h>
+
+/* Weights: a head's bias and factor of its decay, and a norm of each head's output. */
+enum { DECAY_BIAS, DECAY_FACTOR, NORM };
+
+/* Heads, and elements of each. */
+struct heads {
+    size_t keys, values, dim;
+};
+
+static struct heads heads_of(const mmrt_program *program, const mmrt_op *op) {
+    struct heads h = {.values = (size_t)op->n_heads};
+    h.dim = width_of(program, op->out) / h.values;
+    h.keys = (width_of(program, op->in) - h.values * h.dim) / (2 * h.dim);
+    return h;
+}
+
+static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const uint64_t in = width_of(program, op->in), out = width_of(program, op->out);
+    const uint64_t n = op->n_heads > 0 ? (uint64_t)op->n_heads : 1, dim = out / n;
+    const uint64_t keys = in > out && dim ? (in - out) / (2 * dim) : 0;
+    if (op->n_heads < 1 || op->first < 0 || op->outputs_only || out != n * dim || !keys ||
+        in != out + 2 * keys * dim || n % keys || width_of(program, op->stream) != out + 2 * n)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
+    if (dim % MMRT_GROUP)
+        return mmrt_fail(err, MMRT_UNSUPPORTED,
+                         "layer %d: heads of %llu elements: only multiples of %d run", op->layer,
+                         (unsigned long long)dim, MMRT_GROUP);
+    return MMRT_OK;
+}
+
+static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    mmrt_status status = mmrt_check_read(program, op, op->in, false, err);
+    if (!status)
+        status = mmrt_check_read(program, op, op->stream, false, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->out, err);
+    if (!status)
+        status = mmrt_check_apart(program, op, err);
+    if (!status)
+        status = check_widths(program, op, err);
+    if (status)
+        return status;
+    const struct heads h = heads_of(program, op);
+    status = mmrt_check_vector(program, op->weights[DECAY_BIAS], h.values, err);
+    if (!status)
+        status = mmrt_check_vector(program, op->weights[DECAY_FACTOR], h.values, err);
+    if (!status)
+        status = mmrt_check_vector(program, op->weights[NORM], h.dim, err);
+    if (!status)
+        status = mmrt_check_block(program, op, (uint64_t)op->first + h.values * h.dim * h.dim, err);
+    if (!status)
+        mmrt_note_write(program, op, op->out, true);
+    return status;
+}
+
+/* Of a thread. */
+struct scratch {
+    float *key_norm, *query_norm; /* factors of elements, all alike */
+    float *key, *query, *value;   /* of one token and head */
+};
+
+static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
+    return 5 * heads_of(program, op).dim * sizeof(float);
+}
+
+/* Keys come to the length 1, queries to 1 / sqrt(dim): an RMS norm makes sqrt(dim) of each. */
+static struct scratch scratch_of(const struct worker *w, size_t dim) {
+    float *memory = w->scratch;
+    const struct scratch s = {memory, memory + dim, memory + 2 * dim, memory + 3 * dim,
+                              memory + 4 * dim};
+    for (size_t i = 0; i < dim; i++) {
+        s.key_norm[i] = 1 / sqrtf((float)dim);
+        s.query_norm[i] = 1 / (float)dim;
+    }
+    return s;
+}
+
+static const float *floats_at(const struct worker *w, int weight) {
+    return weight_at(w->step, w->op->weights[weight])->data;
+}
+
+static float softplus(float x) {
+    return x > 20 ? x : log1pf(expf(x));
+}
+
+/* Sets by what the head's matrix is multiplied, and how much is written into it. */
+static void set_gates(const struct worker *w, const struct heads *h, size_t head,
+                      const float *gates, struct mmrt_delta *d) {
+    const size_t share = h->values / h->keys, group = head / share * 2 * share + head % share;
+    const float decay = w->op->grouped ? gates[group + share] : gates[head];
+    const float write = w->op->grouped ? gates[group] : gates[h->values + head];
+    d->decay =
+        expf(floats_at(w, DECAY_FACTOR)[head] * softplus(decay + floats_at(w, DECAY_BIAS)[head]));
+    d->beta = 1 / (1 + expf(-write));
+}
+
+static void run_token(const struct worker *w, const struct heads *h, const struct scratch *s,
+                      size_t head, size_t token, struct mmrt_delta *d) {
+    const struct mmrt_kernels *kernels = w->step->program->kernels;
+    const struct mmrt_columns *columns = columns_at(w->step, w->op->out);
+    const size_t of_keys = w->op->grouped ? head / (h->values / h->keys) : head % h->keys;
+    const float *queries = row_at(columns_at(w->step, w->op->in), token);
+    const float *keys = queries + h->keys * h->dim, *values = keys + h->keys * h->dim;
+    const float *gates = row_at(columns_at(w->step, w->op->stream), token);
+    float *out = row_at(columns, token) + head * h->dim;
+    const float eps = w->op->eps * w->op->eps / (float)h->dim; /* of squares of lengths */
+    kernels->rms_norm(queries + of_keys * h->dim, s->query_norm, eps, s->query, h->dim);
+    kernels->rms_norm(keys + of_keys * h->dim, s->key_norm, eps, s->key, h->dim);
+    set_gates(w, h, head, gates + h->values * h->dim, d);
+    d->value = values + head * h->dim;
+    kernels->delta(d);
+    kernels->rms_norm(d->out, floats_at(w, NORM), w->op->eps, d->out, h->dim);
+    kernels->glu(MMRT_SILU, gates + head * h->dim, d->out, out, h->dim);
+    if (columns->q)
+        kernels->quantize(columns, token, head * h->dim, h->dim);
+}
+
+static void run_head(const struct worker *w, const struct heads *h, const struct scratch *s,
+                     size_t head, const struct part *text) {
+    const size_t at = (size_t)w->op->first + head * h->dim * h->dim;
+    struct mmrt_delta d = {.before = block_before(w, text) + at,
+                           .after = block_after(w, text) + at,
+                           .n_keys = h->dim,
+                           .n_values = h->dim,
+                           .key = s->key,
+                           .query = s->query,
+                           .out = s->value};
+    for (const struct part *part = text; part; part = part->next)
+        for (uint32_t t = part->first; t < part->first + part->n; t++) {
+            run_token(w, h, s, head, t, &d);
+            d.before = d.after;
+        }
+}
+
+/* Threads share out heads. */
+static void run(struct worker *w) {
+    const struct step *step = w->step;
+    const struct heads h = heads_of(step->program, w->op);
+    const struct scratch s = scratch_of(w, h.dim);
+    const uint64_t first = mmrt_share_first(h.values, w->thread, w->n_threads);
+    const uint64_t end = mmrt_share_first(h.values, w->thread + 1, w->n_threads);
+    for (const struct part *text = next_text(step, step->parts); text;
+         text = text_after(step, text))
+        for (uint64_t head = first; head < end; head++)
+            run_head(w, &h, &s, head, text);
+}
+
+const struct op_info mmrt_op_delta = {
+    .name = "delta",
+    .roles = {VECTOR, VECTOR, VECTOR},
+    .check = check,
+    .thread_scratch = thread_scratch,
+    .run = run,
+};
