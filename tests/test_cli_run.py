@@ -304,8 +304,8 @@ def test_drafts_are_told(tmp_path: Path) -> None:
     prompt = "one two three " * 4
     options = ("--raw", "-n", 60, *GREEDY, "--stats")
     plain = call("run", path, prompt, *options)
-    assert "drafts:" not in plain.err
+    assert "drafts" not in plain.err
     drafted = call("run", path, prompt, *options, "--draft", "ngram")
     assert drafted.out == plain.out
-    assert re.search(r"drafts: \d+ of \d+ tokens right, in \d+ steps", drafted.err)
+    assert re.search(r"drafts so far: \d+ of \d+ tokens right, in \d+ steps", drafted.err)
     call("run", path, prompt, "--draft", "guess").assert_refused(1, "draft")

@@ -403,6 +403,12 @@ def test_on_by_default_where_weights_are_streamed(
         record = model.drafts.record
         assert record.accepted > 0
         assert model.streaming.steps == 1 + 39 - record.accepted
+    shape |= {"n_layers": 1, "n_embd": 64, "n_ff": 64}
+    small = tiny_models.llama(n_vocab=4000, **shape).write(tmp_path / "small.gguf")
+    with mmrt.Model(file, memory=sum(used) + (28 << 20), draft=small) as model:
+        assert model.streaming is not None and model.streaming.streamed
+        assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
+        assert model.drafts.record.drafted > 0
     with mmrt.Model(file, memory=sum(used) + (28 << 20), draft="off") as model:
         assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
         assert model.drafts.record.drafted == 0
@@ -424,13 +430,14 @@ def test_off_by_default_where_tokens_need_weights_of_their_own(path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_real_text_is_the_same(smollm2_path: Path) -> None:
-    asked = "Repeat: The quick brown fox jumps over the lazy dog. The quick brown fox jumps over"
+def test_a_real_text_is_the_same(real_path: Path) -> None:
+    """Also beyond 256 tokens."""
+    asked = "The quick brown fox jumps over the lazy dog. " * 30
     for options in (OPTIONS["greedy"], OPTIONS["sampled"]):
         told = []
         for draft in ("off", "ngram"):
-            with mmrt.Model(smollm2_path, draft=draft) as model:
-                told.append(list(model.stream(asked, max_tokens=60, logprobs=1, **options)))
+            with mmrt.Model(real_path, draft=draft) as model:
+                told.append(list(model.stream(asked, max_tokens=40, logprobs=1, **options)))
                 record = model.drafts.record
         assert told[0] == told[1]
         assert record.accepted > 0

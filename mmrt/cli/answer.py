@@ -24,11 +24,13 @@ class Written(NamedTuple):
     read_seconds: float
     write_seconds: float
 
-    def note_speed(self) -> None:
+    def note_speed(self, model: "Model") -> None:
         note(f"prompt: {self.n_read} tokens, {_rate(self.n_read, self.read_seconds)}")
         # The first token comes with the prompt's last step.
         after = max(self.n_written - 1, 0)
         note(f"answer: {self.n_written} tokens, {_rate(after, self.write_seconds)}")
+        if model.drafts.record.steps:
+            note(f"drafts so far: {model.drafts.record}")
 
     def note_cut(self, model: "Model", limit: int | None, is_answer: bool = True) -> None:
         """Says it where the text was to go on; one that is no answer always ends by `limit`, the

@@ -185,7 +185,7 @@ def _turn(
         if written.finish == "stop" and not written.text:
             note("the model ended the answer at once; the message is not part of the conversation")
         if arguments.stats:
-            written.note_speed()
+            written.note_speed(model)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise

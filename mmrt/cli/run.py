@@ -79,9 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         if written.finish == "stop" and not written.text:
             _note_empty(model, is_answer)
         if arguments.stats:
-            written.note_speed()
-            if model.drafts.record.drafted:
-                note(f"drafts: {model.drafts.record}")
+            written.note_speed(model)
             note(f"memory: {model.memory}")
             if model.streaming and streamed:
                 _note_streaming(model.streaming - streamed)
