@@ -7,9 +7,9 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from collections.abc import Sequence as List
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,11 @@ from mmrt.errors import ArgumentError, ClusterError, MmrtError
 from mmrt.files import formats
 from mmrt.memory.budget import divide_step
 from mmrt.run.building import build_tokenizer
-from mmrt.run.generation import Answer, Options, Reading, Settings, Stream, generate
+from mmrt.run.generation import Answer, Options, Piece, Reading, Settings, Stream, generate
 from mmrt.run.generation import Text as Written
+from mmrt.run.rendering import chat_ids, rendered
 from mmrt.run.sequence import Sequence, closing
+from mmrt.text import chat
 from mmrt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -230,12 +232,7 @@ class Cluster:
     ) -> Stream:
         """Yields pieces of what the model writes after `prompt`: as Model.stream(). One that is
         closed ends its text on all stages with the next step."""
-        settings = Settings(**options)
-        if sequence is not None and not instance(
-            "sequence", sequence, Sequence, "a Sequence"
-        ).belongs_to(self):
-            raise ArgumentError("the sequence belongs to another model")
-        text = self.sequence() if sequence is None else sequence
+        settings, text = Settings(**options), self._text(sequence)
         after = text.history[-1] if len(text) else None
         if isinstance(prompt, str):
             flag("parse_special", parse_special)
@@ -261,6 +258,66 @@ class Cluster:
     ) -> Written:
         """The text that stream(prompt, ...) yields, whole."""
         return self.stream(prompt, sequence=sequence, parse_special=parse_special, **options).text()
+
+    def stream_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        sequence: Sequence | None = None,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: "Unpack[Options]",
+    ) -> Stream:
+        """Yields pieces of the answer to `messages`: as Model.stream_chat(), by the template of
+        `model`. What `sequence` holds of their beginning is not read again; without one, all is."""
+        settings, text, tokenizer = Settings(**options), self._text(sequence), self.tokenizer
+        assert self._file is not None  # as there is a tokenizer
+        path = self._file.path
+        template = chat.choose_template(
+            self._file.metadata, path, given=None, with_tools=bool(tools)
+        )
+        variables = chat.require_variables(chat_template_kwargs)
+        shown = rendered(tokenizer, template, messages, tools, variables, path)
+        ids = chat_ids(tokenizer, shown, path)
+        self.require_room(len(ids))
+        prompt = chat.ChatPrompt(ids, template, shown.guarded, tools)
+        answer = Answer(tokenizer, self.context, text.unlent(), settings, prompt.channels())
+        reading = Reading(len(ids))
+
+        def pieces() -> Generator[Piece, None, None]:
+            reading.cached = answer.sequence.keep_prefix(ids)
+            yield from generate(answer, ids[reading.cached :], settings.on_prefill)
+
+        if sequence is None:
+            return Stream(reading, closing(text, pieces()), parser=prompt.parser())
+        return Stream(reading, pieces(), sequence, prompt.parser())
+
+    def chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        sequence: Sequence | None = None,
+        tools: List[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: "Unpack[Options]",
+    ) -> Written:
+        """The text that stream_chat(messages, ...) yields, whole."""
+        return self.stream_chat(
+            messages,
+            sequence=sequence,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            **options,
+        ).text()
+
+    def _text(self, sequence: Sequence | None) -> Sequence:
+        """The one that is given, or a new one."""
+        if sequence is None:
+            return self.sequence()
+        instance("sequence", sequence, Sequence, "a Sequence")
+        if not sequence.belongs_to(self):
+            raise ArgumentError("the sequence belongs to another model")
+        return sequence
 
     # ---- steps ----
 
