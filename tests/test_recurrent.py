@@ -188,6 +188,22 @@ def test_engines_reuse_what_is_right(path: Path) -> None:
                 assert [handle.text() for handle in handles] == alone
 
 
+def test_the_next_turn_reads_only_what_is_new(path: Path) -> None:
+    """Of a conversation whose earlier answers come back otherwise than they were written."""
+    turns = [IDS[:100], IDS[:130], [*IDS[:130], 7, 8, 9, *IDS[:50]]]
+    with mmrt.Model(path, exact=True) as model:
+        alone = [model.generate(turn, **OPTIONS) for turn in turns]
+        with model.engine() as engine:
+            before = 0
+            for turn, text, length in zip(turns, alone, (0, 100, 130), strict=True):
+                handle = engine.submit(turn, **OPTIONS)
+                assert handle.text() == text
+                written = handle.tokens - 1  # the last is not read
+                evaluated, before = engine.evaluated_tokens - before, engine.evaluated_tokens
+                assert evaluated - written == len(turn) - max(length - 8, 0)
+        assert model.store.nbytes == 0
+
+
 def test_texts_that_give_their_memory_up_are_read_again(path: Path) -> None:
     prompts = [IDS[:90], IDS[50:140], IDS[20:100]]
     with mmrt.Model(path, exact=True) as model:

@@ -523,6 +523,8 @@ class Engine:
             self._feedback.charge(job, 1000 * share)
             if job.kept is not None:
                 self.prefixes.grow(job.kept)
+                if job.is_worth_keeping:
+                    self.prefixes.keep_here(job.kept)
         self.cost.observe(costs, seconds)
         for (job, _), (_, start) in zip(chosen, costs, strict=True):
             if job.length // SAVED_TOKENS > start // SAVED_TOKENS:

@@ -9,13 +9,14 @@ there a new text is a fork of the longest one that it begins with as a whole.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.core.program import ALIKE_TOKENS
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
+from mmrt.errors import OutOfMemoryError
 
 # What is cut off a text that stays, at a time: the pages of an extent.
 _CUT_TOKENS = 8 * PAGE_TOKENS
@@ -157,6 +158,11 @@ class Prefixes:
                     self.drop(other)
         if not tokens:
             self.drop(text)
+
+    def keep_here(self, text: Kept) -> None:
+        """Another text, which has ended, stays with the tokens that this one has now."""
+        with suppress(OutOfMemoryError):  # then others read it by themselves
+            self.release(self.follow(text.cache.fork(), text.salt))
 
     def drop(self, text: Kept) -> None:
         """Takes a text out of the tree; memory that no other holds is given back."""

@@ -14,7 +14,7 @@ from mmrt.run.feedback import Job
 from mmrt.run.generation import Answer, Piece, accept
 from mmrt.run.handle import Handle
 from mmrt.run.phases import Doing
-from mmrt.run.prefixes import Kept
+from mmrt.run.prefixes import Kept, spare
 from mmrt.run.saved import Saved
 from mmrt.run.sequence import Progress, Runner
 from mmrt.run.snapshot import TextState
@@ -89,6 +89,20 @@ class Writing(Job):
     @property
     def to_read(self) -> int:
         return len(self.ids) - self.length
+
+    @property
+    def to_read_at_once(self) -> int:
+        """Of these, as many as a step may read: where texts cannot be cut, one ends before the
+        last few tokens of a prompt, so that what is kept from there serves the next turn."""
+        assert self.cache is not None
+        left = spare(self.ids) - self.length
+        return left if self.cache.store.is_recurrent and left > 0 else self.to_read
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether it is where texts with the same beginning can go on: see to_read_at_once."""
+        recurrent = self.cache is not None and self.cache.store.is_recurrent
+        return recurrent and not self.writes and 0 < self.length == spare(self.ids)
 
     def propose(self, most: int, beside: int) -> None:
         """Makes a draft of `most` tokens at most for the next step, which reads a token of it and
