@@ -289,6 +289,20 @@ def test_a_smaller_model_with_a_short_context(path: Path, tmp_path: Path) -> Non
         assert model.generate([7] * 100, max_tokens=20) == longer
 
 
+def test_a_smaller_model_goes_with_the_model(path: Path, smaller: Path) -> None:
+    def mapped() -> bool:
+        return str(smaller) in Path("/proc/self/maps").read_text()
+
+    with mmrt.Model(path, draft=smaller) as model:
+        assert model.generate(PROMPT, max_tokens=20).tokens == 20
+        stream = model.stream(PROMPT, max_tokens=20)
+        next(stream)
+        assert mapped()
+    stream.close()
+    del stream
+    assert not mapped()
+
+
 def test_guesses_that_are_not_asked_for_stop_for_a_while(path: Path) -> None:
     with mmrt.Model(path) as model:
         sizes = count_steps(model)

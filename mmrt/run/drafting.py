@@ -49,9 +49,8 @@ class Drafts:
             require_same_vocabulary(self._smaller, file)
 
     def close(self) -> None:
-        """Closes the smaller model, if there is one."""
-        if self._smaller is not None:
-            self._smaller.close()
+        """Lets go of the smaller model, which is gone with the last text that it guesses for."""
+        self._smaller = None
 
     def begin(self, streaming: Streaming | None) -> Drafting | None:
         """The drafts of a new text; None: it has none. streaming: how the model's weights are."""

@@ -35,8 +35,6 @@ class SmallerModel(Protocol):
 
     def sequence(self) -> Sequence: ...
 
-    def close(self) -> None: ...
-
 
 class Smaller:
     """Guesses for one text: the tokens that a smaller model finds likeliest, one after another. It
