@@ -17,9 +17,12 @@ from mmrt.cluster.stage import Stage
 from mmrt.core.program import Part
 from mmrt.core.state import Cache
 from mmrt.errors import ArgumentError, FormatError, OutOfMemoryError, UnsupportedError
+from mmrt.memory import counters
+from mmrt.memory.budget import Budget
 
 Rows = NDArray[np.float32]
 
+MIB = 1 << 20
 IDS = np.random.default_rng(5).integers(0, 300, 120).tolist()
 
 
@@ -142,6 +145,21 @@ def test_streamed_weights(tmp_path: Path) -> None:
         for stage in texts.chain:
             assert stage.program.streaming is not None
             assert stage.program.streaming.streamed > 0
+
+
+def test_stages_within_one_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which does not have room for all the weights of either."""
+    model = tiny_models.llama(n_layers=6, n_embd=512, n_ff=3072, type="Q8_0")
+    path = model.write(tmp_path / "m.gguf")
+    expected = whole(path)
+    used = counters.resident()
+    monkeypatch.setattr(counters, "resident", lambda: used)  # else other tests' memory counts
+    budget = Budget(sum(used) + (4 + 30) * MIB)
+    with stages_of(path, [3], 6, memory=budget, reader="threads") as texts:
+        for found, wanted in zip(life(texts), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        done = [stage.program.streaming for stage in texts.chain]
+        assert all(each and each.streamed and each.read for each in done), done
 
 
 def test_only_its_own_tensors_are_read_and_budgeted(tmp_path: Path) -> None:
