@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_architectures
 from numpy.typing import NDArray
+from test_chat import CHATML
 
 import mmrt
 from mmrt.core.program import Part
@@ -202,6 +203,23 @@ def test_the_next_turn_reads_only_what_is_new(path: Path) -> None:
                 evaluated, before = engine.evaluated_tokens - before, engine.evaluated_tokens
                 assert evaluated - written == len(turn) - max(length - 8, 0)
         assert model.store.nbytes == 0
+
+
+def test_the_next_turn_of_a_chat_reads_only_what_is_new(tmp_path: Path) -> None:
+    made = tiny_architectures.tiny("qwen35", True, type="Q8_0", n_embd=64)
+    made.metadata["tokenizer.chat_template"] = CHATML
+    path = made.write(tmp_path / "chat.gguf")
+    messages: list[dict[str, str]] = []
+    before = 8
+    with mmrt.Model(path, exact=True) as model:
+        for said in ("What is a page fault, and what does it cost?", "Why?", "Name a colour."):
+            messages.append({"role": "user", "content": said})
+            text = model.chat(messages, **OPTIONS)
+            assert text.cached_tokens == before - 8
+            with mmrt.Model(path, exact=True) as fresh:
+                assert fresh.chat(messages, **OPTIONS) == text
+            before = text.prompt_tokens
+            messages.append({"role": "assistant", "content": "not what it had said"})
 
 
 def test_texts_that_give_their_memory_up_are_read_again(path: Path) -> None:

@@ -572,8 +572,9 @@ class Model:
         earlier = self._earlier
         assert earlier is not None
         cache = earlier.take(ids)
+        text = Sequence(self, cache, earlier.pause(cache, ids, self.spare_bytes // _KEPT))
         try:
-            yield from self._answer(reading, ids, Sequence(self, cache), settings, parts)
+            yield from self._answer(reading, ids, text, settings, parts)
         finally:
             if not self.closed and cache.is_whole:
                 earlier.keep(cache, self.spare_bytes // _KEPT)

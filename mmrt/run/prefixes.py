@@ -8,7 +8,7 @@ there a new text is a fork of the longest one that it begins with as a whole.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -248,6 +248,18 @@ class Earlier:
         """A new cache of what some text shares with `ids`, but for the last few."""
         with self._at_it() as tree:
             return Cache(self._store) if tree is None else tree.take(ids, most=spare(ids))
+
+    def pause(
+        self, cache: Cache, ids: Sequence[int], most_bytes: int
+    ) -> tuple[int, Callable[[], object]] | None:
+        """Where a text that cannot be cut is to pause in reading `ids`, so that the next one that
+        begins as they do finds it there, and what keeps it then; None: it can be cut."""
+
+        def keep() -> None:
+            with suppress(OutOfMemoryError):
+                self.keep(cache.fork(), most_bytes)
+
+        return (spare(ids), keep) if self._store.is_recurrent else None
 
     def keep(self, cache: Cache, most_bytes: int) -> None:
         """Keeps a text that has ended, and others while all take no more than `most_bytes`."""

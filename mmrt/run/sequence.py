@@ -54,8 +54,12 @@ class Sequence:
     closed or is dropped.
     """
 
-    def __init__(self, model: Runner, cache: Cache) -> None:
+    def __init__(
+        self, model: Runner, cache: Cache, pause: tuple[int, Callable[[], object]] | None = None
+    ) -> None:
+        """pause: at how many tokens a step is to end, and what is to be called then."""
         self._model = model
+        self._pause = pause
         self._cache = cache
         self._free = [True]  # empty while a writer has it: of two threads, one pops
         self._writer: weakref.ref[Writer] | None = None
@@ -155,11 +159,16 @@ class Sequence:
         if progress is not None:
             progress(0, len(given))
         while done < len(given):
-            part = tokens[done : done + self._model.step_tokens(len(given) - done)]
+            n = self._model.step_tokens(len(given) - done)
+            if self._pause is not None and len(self) < self._pause[0]:
+                n = min(n, self._pause[0] - len(self))
+            part = tokens[done : done + n]
             first = done - (len(given) - wanted)  # row of its first token, if not below 0
             done += len(part)
             rows = logits[max(first, 0) : max(first + len(part), 0)]
             self._model.run([Part(self._cache, part, len(rows))], rows if len(rows) else None)
+            if self._pause is not None and len(self) == self._pause[0]:
+                self._pause[1]()
             if progress is not None:
                 progress(done, len(given))
         return logits if outputs == "all" else logits[0]
