@@ -128,7 +128,8 @@ typedef struct mmrt_layer_state {
     mmrt_state_kind kind;
     uint32_t n_heads; /* PAGES: key-value heads */
     uint32_t k_dim;   /* elements of a head's key */
-    uint32_t v_dim;   /* elements of its value; 0: values are a part of the keys */
+    uint32_t v_dim;   /* elements of its value */
+    bool v_in_keys;   /* values are the first of the keys' elements, and not stored again */
     uint32_t k_type;  /* ids of tensor types: F16 or Q8_0 */
     uint32_t v_type;
     uint32_t window;      /* keys that a token sees, its own the last; 0 for all */
@@ -137,7 +138,7 @@ typedef struct mmrt_layer_state {
 } mmrt_layer_state;
 
 /* Elements that a head takes in pages and in the buffers of attention: k_dim or v_dim rounded up to
- * a multiple of 16, or of 32 if keys or values are Q8_0. */
+ * a multiple of 16, or of 32 if keys or values are Q8_0. Values within keys take none in pages. */
 uint32_t mmrt_key_room(const mmrt_layer_state *layer);
 uint32_t mmrt_value_room(const mmrt_layer_state *layer);
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from oracle_functions import (
     Array,
+    attention,
     clamped_swiglu,
     gelu,
     layer_norm,
@@ -29,6 +30,7 @@ from oracle_functions import (
     softmax,
     swiglu,
 )
+from oracle_latent import latent_attention
 from oracle_model import Layer, Model, one_of, split_heads
 from oracle_recurrent import gated_delta_net, short_convolution
 from oracle_rope import Rope, stretched
@@ -42,40 +44,6 @@ def window_of(model: Model, layer: int, pattern: int) -> int | None:
     said = model.get("attention.sliding_window_pattern", pattern)
     slides = said[layer] if isinstance(said, list) else not said or layer % said < said - 1
     return (model.get("attention.sliding_window", 0) or None) if slides else None
-
-
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    window: int | None = None,
-    softcap: float = 0.0,
-    scale: float = 0.0,
-    sinks: Array | None = None,
-) -> Array:
-    """Causal softmax attention; q, k, v are (positions, heads, head_dim), the result has its heads
-    joined. Consecutive query heads share a head of k and v. With a window, a position sees itself
-    and the window - 1 before it. With a softcap, scores stay below it. scale: of the scores, if not
-    1 / sqrt(head_dim). sinks: for each head a score more, of no key."""
-    n, heads, head_dim = q.shape
-    distance = np.arange(n)[:, None] - np.arange(n)
-    visible = distance >= 0
-    if window is not None:
-        visible &= distance < window
-
-    out = np.empty((n, heads, v.shape[-1]), np.float32)
-    for head in range(heads):
-        shared = head * k.shape[1] // heads
-        scores = q[:, head] @ k[:, shared].T * np.float32(scale or 1 / np.sqrt(head_dim))
-        if softcap:
-            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-        scores = np.where(visible, scores, np.float32(-np.inf))
-        if sinks is not None:
-            scores = np.column_stack([scores, np.full(n, sinks[head])])
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-        out[:, head] = weights[:, :n] @ v[:, shared]
-    return out.reshape(n, -1)
 
 
 def experts(weight: "Layer", x: Array, family: "Family") -> Array:
@@ -272,6 +240,7 @@ FAMILIES = {
         gating=2,
         normalised=False,
     ),
+    "deepseek2": Family(neox=False, normalised=False),
     "gpt-oss": Family(
         norms_before=("attn_norm", "post_attention_norm"),
         pattern=2,
@@ -389,22 +358,25 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
         rope = nearby if window else everywhere
 
         h = norm(x, weight("attn_norm"), epsilon) if family.norms_before else x
-        q, k, v = weight.queries_keys_values(h, head_dim)
-        if family.wide_norms:
-            q, k = (
-                split_heads(rms_norm(part.reshape(len(x), -1), weight(name), epsilon), head_dim)
-                for part, name in ((q, "attn_q_norm"), (k, "attn_k_norm"))
-            )
-        if family.head_norms and weight.has("attn_q_norm.weight"):
-            q = rms_norm(q, weight("attn_q_norm"), epsilon)
-            k = rms_norm(k, weight("attn_k_norm"), epsilon)
-        if finetuned and family.rope_where(index, bool(slides)):
-            q, k = rope(q), rope(k)
-        q = q * growth_of_queries(model, len(x))
-        k, v = model.stored(k), model.stored(v)
-        sinks = weight("attn_sinks") if weight.has("attn_sinks.weight") else None
-        change = attention(q, k, v, window, softcap, score_scale(model, head_dim), sinks)
-        change = weight.product(change, "attn_output")
+        if model.architecture == "deepseek2":
+            change = latent_attention(weight, h, epsilon)
+        else:
+            q, k, v = weight.queries_keys_values(h, head_dim)
+            if family.wide_norms:
+                q, k = (
+                    split_heads(rms_norm(part.reshape(len(x), -1), weight(name), epsilon), head_dim)
+                    for part, name in ((q, "attn_q_norm"), (k, "attn_k_norm"))
+                )
+            if family.head_norms and weight.has("attn_q_norm.weight"):
+                q = rms_norm(q, weight("attn_q_norm"), epsilon)
+                k = rms_norm(k, weight("attn_k_norm"), epsilon)
+            if finetuned and family.rope_where(index, bool(slides)):
+                q, k = rope(q), rope(k)
+            q = q * growth_of_queries(model, len(x))
+            k, v = model.stored(k), model.stored(v)
+            sinks = weight("attn_sinks") if weight.has("attn_sinks.weight") else None
+            change = attention(q, k, v, window, softcap, score_scale(model, head_dim), sinks)
+            change = weight.product(change, "attn_output")
         if family.norms_after:
             change = rms_norm(change, weight("post_attention_norm"), epsilon)
         x = x + added * change

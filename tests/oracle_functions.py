@@ -62,3 +62,37 @@ def clamped_swiglu(gate: Array, up: Array) -> Array:
 def softmax(x: Array) -> Array:
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    window: int | None = None,
+    softcap: float = 0.0,
+    scale: float = 0.0,
+    sinks: Array | None = None,
+) -> Array:
+    """Causal softmax attention; q, k, v are (positions, heads, head_dim), the result has its heads
+    joined. Consecutive query heads share a head of k and v. With a window, a position sees itself
+    and the window - 1 before it. With a softcap, scores stay below it. scale: of the scores, if not
+    1 / sqrt(head_dim). sinks: for each head a score more, of no key."""
+    n, heads, head_dim = q.shape
+    distance = np.arange(n)[:, None] - np.arange(n)
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+
+    out = np.empty((n, heads, v.shape[-1]), np.float32)
+    for head in range(heads):
+        shared = head * k.shape[1] // heads
+        scores = q[:, head] @ k[:, shared].T * np.float32(scale or 1 / np.sqrt(head_dim))
+        if softcap:
+            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+        scores = np.where(visible, scores, np.float32(-np.inf))
+        if sinks is not None:
+            scores = np.column_stack([scores, np.full(n, sinks[head])])
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        out[:, head] = weights[:, :n] @ v[:, shared]
+    return out.reshape(n, -1)

@@ -73,6 +73,13 @@ class Layer:
     def product(self, x: Array, name: str) -> Array:
         return self.model.product(x, f"{self.prefix}{name}")
 
+    def product_of_heads(self, x: Array, name: str) -> Array:
+        """The matrix of each head times its part of x (positions, heads, width)."""
+        stack = self.model.tensors[f"{self.prefix}{name}.weight"]
+        if self.model.rounding and stack.tensor_type not in FLOATS:
+            x = round_to_int8(x)
+        return np.asarray(np.einsum("thi,hoi->tho", x, self(name)), np.float32)
+
     def has(self, name: str) -> bool:
         return f"{self.prefix}{name}" in self.model.tensors
 

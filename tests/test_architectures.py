@@ -26,11 +26,13 @@ ROUNDING = Bound(mean_kl=2e-7, distance=2e-3)
 DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
 HAVE_EXPERTS = (
-    *("ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitemoe", "lfm2moe", "llama"),
-    *("minimax-m2", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
+    *("deepseek2", "ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitemoe", "lfm2moe"),
+    *("llama", "minimax-m2", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
 )
 # What stands for several matrices, and the first of these.
-FUSED = {"attn_qkv": "attn_q", "ffn_gate_up_exps": "ffn_gate_exps"}
+FUSED = {"attn_qkv": "attn_q", "attn_q_a.": "attn_q.", "ffn_gate_up_exps": "ffn_gate_exps"}
+# Tensors that others of a file make necessary.
+TOGETHER = ("rope_factors", "_shexp", "attn_q_a", "attn_q_b")
 
 DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next")  # which have attn_qkv alone
 
@@ -139,7 +141,7 @@ def test_every_tensor_is_needed_or_optional(architecture: str, rich: bool, tmp_p
         for fused, first in FUSED.items():  # which would do as well
             if architecture not in DELTA_NETS:
                 expected = expected.replace(fused, first)
-        if is_needed or expected != name or name.startswith("rope_factors") or "_shexp" in name:
+        if is_needed or expected != name or any(each in name for each in TOGETHER):
             assert_refused(path, FormatError, f"tensor {expected} is missing")
         else:
             assert not np.array_equal(before, in_one_step(path)), name

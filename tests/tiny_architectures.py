@@ -129,10 +129,10 @@ def as_wide_as_units(model: TinyModel) -> None:
     with_fields(model, feed_forward_length=width)
 
 
-def selection_biases(model: TinyModel) -> None:
+def selection_biases(model: TinyModel, spread: float = 0.3) -> None:
     random = np.random.default_rng(15)
     for router in [name for name in model.tensors if "ffn_gate_inp.weight" in name]:
-        bias = floats(random, field(model, "expert_count"), spread=0.3)
+        bias = floats(random, field(model, "expert_count"), spread=spread)
         model.tensors[router.replace("ffn_gate_inp.weight", "exp_probs_b.bias")] = bias
 
 
@@ -199,6 +199,42 @@ def glm4moe(model: TinyModel, rich: bool) -> None:
         with_fields(model, expert_gating_func=2)
         with_fields(model, expert_weights_norm=True, expert_weights_scale=2.5)
         predicting_block(model)
+
+
+def deepseek2(model: TinyModel, rich: bool) -> None:
+    heads, n_embd = field(model, "attention.head_count"), field(model, "embedding_length")
+    values, turned, before, result = (64, 16, 32, 64) if rich else (32, 8, 64, 32)
+    rank, width, random = 96, heads * (before + turned), np.random.default_rng(17)
+    shapes = {"attn_q_a": (rank, n_embd), "attn_q_b": (width, rank)}
+    if not rich:
+        shapes = {"attn_q": (width, n_embd)}
+    shapes |= {"attn_kv_a_mqa": (values + turned, n_embd), "attn_output": (n_embd, heads * result)}
+    stacks = {"attn_k_b": (values, before), "attn_v_b": (result, values)}
+    kind = model.tensors["blk.0.attn_q.weight"].type
+    without(model, "attn_q", "attn_k", "attn_v", "attn_output")
+    for i in range(field(model, "block_count")):
+        for name, (rows, cols) in shapes.items():
+            matrix = tiny_models.random_blocks(random, kind, rows, cols, 1 / np.sqrt(cols))
+            model.tensors[f"blk.{i}.{name}.weight"] = matrix
+        for name, (rows, cols) in stacks.items():
+            flat = tiny_models.random_blocks(random, kind, heads * rows, cols, 1 / np.sqrt(cols))
+            stack = Blocks(kind, flat.data.reshape(heads, rows, -1))
+            model.tensors[f"blk.{i}.{name}.weight"] = stack
+    norms = {"attn_kv_a_norm.weight": values} | ({"attn_q_a_norm.weight": rank} if rich else {})
+    each_layer(model, norms, mean=1.0)
+    widths_of = {"attention.key_length": values + turned, "attention.value_length": values}
+    widths_of |= {"attention.key_length_mla": before + turned, "attention.value_length_mla": result}
+    widths_of |= {"attention.kv_lora_rank": values, "rope.dimension_count": turned}
+    with_fields(model, **{"attention.head_count_kv": 1}, **widths_of)
+    tiny_models.with_experts(model, count=8, used=2, dense=1)
+    tiny_models.with_shared_expert(model, 128 if rich else 64)
+    with_fields(model, expert_shared_count=2 if rich else 1)
+    if rich:
+        selection_biases(model, spread=1.0)  # so that rounding changes few choices
+        with_fields(model, **{"attention.q_lora_rank": rank, **YARN})
+        with_fields(model, **{"rope.scaling.yarn_log_multiplier": 0.1})
+        with_fields(model, expert_group_count=4, expert_group_used_count=2, expert_gating_func=2)
+        with_fields(model, expert_weights_norm=True, expert_weights_scale=2.5)
 
 
 def predicting_block(model: TinyModel) -> None:
@@ -445,6 +481,7 @@ def llama(model: TinyModel, rich: bool) -> None:
 CHANGES: dict[str, Change] = {
     "arcee": arcee,
     "cohere2": cohere2,
+    "deepseek2": deepseek2,
     "ernie4_5": as_it_is,
     "ernie4_5-moe": ernie4_5_moe,
     "exaone4": exaone4,
@@ -479,6 +516,9 @@ CHANGES: dict[str, Change] = {
 
 SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
     ("exaone4", True): {"n_layers": 64, "n_embd": 64, "n_ff": 32, "n_heads": 2, "n_kv_heads": 1},
+    # Other runtimes know one without a first matrix of queries by its 27 layers.
+    ("deepseek2", False): {"n_layers": 27, "n_ff": 64, "separate_output": True, "seed": 6},
+    ("deepseek2", True): {"seed": 6},
     ("cohere2", True): {"separate_output": False, "n_embd": 192},
     ("gemma2", True): {"separate_output": False},
     ("gemma3", True): {"n_layers": 7},

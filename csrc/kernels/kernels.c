@@ -144,8 +144,8 @@ void mmrt_columns_copy(const struct mmrt_columns *columns, size_t from, size_t t
 }
 
 /* Keys, values and sums of a tile, its scores, for some rows once more, and three numbers a row. */
-size_t mmrt_attend_scratch(size_t head_dim) {
-    return ((2 * MMRT_ATTEND_KEYS + MMRT_ATTEND_ROWS) * head_dim +
+size_t mmrt_attend_scratch(size_t head_dim, size_t value_dim) {
+    return (MMRT_ATTEND_KEYS * (head_dim + value_dim) + MMRT_ATTEND_ROWS * value_dim +
             (MMRT_ATTEND_ROWS + 8) * MMRT_ATTEND_KEYS + 3 * MMRT_ATTEND_ROWS) *
            sizeof(float);
 }

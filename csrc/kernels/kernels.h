@@ -174,12 +174,15 @@ struct mmrt_attention {
                                            quantised if keys are */
     size_t column;                      /* of the first token */
     size_t element;                     /* of the first head */
-    float *out;                         /* [n_tokens][out_stride], likewise */
+    float *out;                         /* [n_tokens][out_stride], value_dim each */
     size_t out_stride;
     size_t n_tokens;
     size_t n_heads;
-    size_t head_dim; /* a multiple of 16, or of 32 if keys or values are Q8_0 */
-    uint32_t k_type; /* F16 or Q8_0 */
+    size_t head_dim;     /* of keys: a multiple of 16, or of 32 if keys or values are Q8_0 */
+    size_t value_dim;    /* likewise */
+    bool values_in_keys; /* values are the first value_dim elements of keys: v_type and v_offset are
+                            of no account */
+    uint32_t k_type;     /* F16 or Q8_0 */
     uint32_t v_type;
     uint64_t position;     /* of the first token */
     uint64_t window;       /* 0: all that came before */
@@ -202,10 +205,10 @@ static inline uint64_t mmrt_attend_begin(uint64_t position, uint64_t window) {
     return first - first % MMRT_PAGE_KEYS;
 }
 
-/* out[row][head_dim] = attention over the keys of all parts, sums[part][row][head_dim] with
+/* out[row][dim] = attention over the keys of all parts, sums[part][row][dim] with
  * weights[part][row][2]; added up in order. */
 typedef void mmrt_attend_merge_fn(const float *sums, const float *weights, size_t n_parts,
-                                  size_t n_rows, size_t head_dim, float *out);
+                                  size_t n_rows, size_t dim, float *out);
 
 /* A token of the gated delta rule (Yang et al. 2025, arXiv:2412.06464) for one head: a state of
  * n_keys rows of n_values, which rows of keys are to be mapped to.
@@ -226,7 +229,7 @@ typedef void mmrt_delta_fn(const struct mmrt_delta *d);
 
 /* A tile has at most ROWS rows: n_tokens * n_heads; KEYS keys at a time are in scratch. */
 enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 128 };
-size_t mmrt_attend_scratch(size_t head_dim);
+size_t mmrt_attend_scratch(size_t head_dim, size_t value_dim);
 
 /* Reads about n bytes at data, in order, or makes about n multiply-adds of registers, as fast as it
  * can be done; returns how many. */

@@ -6,17 +6,29 @@
 
 #include <string.h>
 
+/* Of keys that have values in them there is no other head in `in` than the last. */
+static mmrt_status check_latent(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
+    const uint64_t n = (uint64_t)op->n_heads;
+    if (op->n_heads < 1 || width_of(program, op->in) != (n + 1) * mmrt_head_room(layer) ||
+        width_of(program, op->out) != n * mmrt_result_room(layer))
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
+    return MMRT_OK;
+}
+
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
-    mmrt_status status = mmrt_check_layer(program, op, err);
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
+    const bool latent = layer && layer->spec.v_in_keys;
+    mmrt_status status = latent ? MMRT_OK : mmrt_check_layer(program, op, err);
     if (!status)
         status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
     if (status)
         return status;
-    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
-    const uint32_t room = mmrt_head_room(layer);
-    status = mmrt_check_heads(program, op, room, (uint64_t)op->n_heads, err);
+    status = latent
+                 ? check_latent(program, op, err)
+                 : mmrt_check_heads(program, op, mmrt_head_room(layer), (uint64_t)op->n_heads, err);
     if (!status && op->weights[0] >= 0)
         status = mmrt_check_vector(program, op->weights[0], (uint64_t)op->n_heads, err);
     if (!status)
@@ -30,7 +42,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
                            program->n_ops, op->layer, op->in);
     if (status)
         return status;
-    mmrt_note_write(program, op, op->out, !mmrt_heads_are_apart(&layer->spec));
+    mmrt_note_write(program, op, op->out, !latent && !mmrt_heads_are_apart(&layer->spec));
     return MMRT_OK;
 }
 
@@ -48,7 +60,7 @@ static struct sections sections_in(void *memory, size_t n_heads, size_t dim) {
 }
 
 static size_t shared_scratch(const mmrt_program *program, const mmrt_op *op) {
-    const size_t dim = mmrt_head_room(mmrt_layer_of(program, op));
+    const size_t dim = mmrt_result_room(mmrt_layer_of(program, op));
     return (size_t)op->n_heads * SECTIONS * (dim + 2) * sizeof(float);
 }
 
@@ -147,7 +159,7 @@ static void quantize_heads(const struct worker *w, size_t token, size_t n_tokens
                            size_t n_heads) {
     const struct mmrt_columns *out = columns_at(w->step, w->op->out);
     const struct mmrt_state_layer *layer = mmrt_layer_of(w->step->program, w->op);
-    const size_t dim = mmrt_head_room(layer);
+    const size_t dim = mmrt_result_room(layer);
     if (out->q && !mmrt_heads_are_apart(&layer->spec))
         for (size_t t = 0; t < n_tokens; t++)
             w->step->program->kernels->quantize(out, token + t, head * dim, n_heads * dim);
@@ -161,7 +173,7 @@ static struct mmrt_attention attention_of(const struct worker *w, const struct t
     const mmrt_op *op = w->op;
     const struct mmrt_columns *out = columns_at(w->step, op->out);
     const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
-    const size_t dim = mmrt_head_room(layer);
+    const size_t dim = mmrt_head_room(layer), result = mmrt_result_room(layer);
     const size_t head = kv_head * t->group + in_group;
     const float *sinks = op->weights[0] >= 0 ? weight_at(w->step, op->weights[0])->data : NULL;
     const uint64_t position = position_of(tile->part, tile->token);
@@ -169,11 +181,13 @@ static struct mmrt_attention attention_of(const struct worker *w, const struct t
         .queries = columns_at(w->step, op->in),
         .column = tile->token,
         .element = head * dim,
-        .out = row_at(out, tile->token) + head * dim,
+        .out = row_at(out, tile->token) + head * result,
         .out_stride = out->k,
         .n_tokens = tile->n,
         .n_heads = t->group - in_group < t->heads ? t->group - in_group : t->heads,
         .head_dim = dim,
+        .value_dim = result,
+        .values_in_keys = layer->spec.v_in_keys,
         .k_type = layer->spec.k_type,
         .v_type = layer->spec.v_type,
         .position = position,
@@ -202,7 +216,7 @@ static void see_section(struct mmrt_attention *a, const struct sections_of_keys 
 static void attend_section(const struct worker *w, const struct tasks *t, struct mmrt_attention *a,
                            size_t section, size_t kv_head, size_t in_group) {
     const mmrt_program *program = w->step->program;
-    const size_t dim = a->head_dim, head = kv_head * t->group;
+    const size_t dim = a->value_dim, head = kv_head * t->group;
     const struct sections all = sections_in(program->shared, (size_t)w->op->n_heads, dim);
     float *sums = all.sums + head * SECTIONS * dim;
     float *weights = all.weights + head * SECTIONS * 2;
@@ -223,20 +237,23 @@ static void attend_section(const struct worker *w, const struct tasks *t, struct
 
 /* Sections of a tile's rows, and then what they come to, behind the kernel's own scratch. */
 struct exact_scratch {
-    float *sums;    /* [SECTIONS][MMRT_ATTEND_ROWS][head_dim] */
-    float *merged;  /* [MMRT_ATTEND_ROWS][head_dim] */
+    float *sums;    /* [SECTIONS][MMRT_ATTEND_ROWS][value_dim] */
+    float *merged;  /* [MMRT_ATTEND_ROWS][value_dim] */
     float *weights; /* [SECTIONS][MMRT_ATTEND_ROWS][2] */
 };
 
 static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
-    const size_t dim = mmrt_head_room(mmrt_layer_of(program, op)), rows = MMRT_ATTEND_ROWS;
+    const struct mmrt_state_layer *layer = mmrt_layer_of(program, op);
+    const size_t dim = mmrt_result_room(layer), rows = MMRT_ATTEND_ROWS;
     const size_t exact = rows * ((SECTIONS + 1) * dim + SECTIONS * 2);
-    return mmrt_attend_scratch(dim) + exact * sizeof(float);
+    return mmrt_attend_scratch(mmrt_head_room(layer), dim) + exact * sizeof(float);
 }
 
-static struct exact_scratch exact_scratch_of(const struct worker *w, size_t dim) {
+static struct exact_scratch exact_scratch_of(const struct worker *w,
+                                             const struct mmrt_attention *a) {
+    const size_t dim = a->value_dim;
     struct exact_scratch s;
-    s.sums = (float *)(void *)((uint8_t *)w->scratch + mmrt_attend_scratch(dim));
+    s.sums = (float *)(void *)((uint8_t *)w->scratch + mmrt_attend_scratch(a->head_dim, dim));
     s.merged = s.sums + SECTIONS * MMRT_ATTEND_ROWS * dim;
     s.weights = s.merged + MMRT_ATTEND_ROWS * dim;
     return s;
@@ -246,8 +263,8 @@ static struct exact_scratch exact_scratch_of(const struct worker *w, size_t dim)
 static void attend_alike(const struct worker *w, const struct mmrt_attention *a,
                          const struct sections_of_keys *sections) {
     const struct mmrt_kernels *kernels = w->step->program->kernels;
-    const size_t dim = a->head_dim, of_token = a->n_heads * dim, rows = a->n_tokens * a->n_heads;
-    const struct exact_scratch s = exact_scratch_of(w, dim);
+    const size_t dim = a->value_dim, of_token = a->n_heads * dim, rows = a->n_tokens * a->n_heads;
+    const struct exact_scratch s = exact_scratch_of(w, a);
     for (size_t i = 0; i < sections->n; i++) {
         struct mmrt_attention part = *a;
         part.out = s.sums + i * rows * dim;

@@ -18,6 +18,11 @@ static inline uint32_t mmrt_head_room(const struct mmrt_state_layer *layer) {
     return mmrt_key_room(&layer->spec);
 }
 
+/* Likewise of what attention gives for each. */
+static inline uint32_t mmrt_result_room(const struct mmrt_state_layer *layer) {
+    return mmrt_value_room(&layer->spec);
+}
+
 /* Whether the operation's layer keeps pages whose keys are as wide as values: then a head is of one
  * width, wherever it is. */
 mmrt_status mmrt_check_layer(const mmrt_program *program, const mmrt_op *op, mmrt_error *err);

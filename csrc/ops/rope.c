@@ -2,7 +2,7 @@
 #include "base/status.h"
 #include "graph/check.h"
 #include "ops/heads.h"
-#include "quant/f16.h"
+#include "ops/keys.h"
 #include "state/page.h"
 #include "step/step.h"
 
@@ -52,64 +52,12 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     return MMRT_OK;
 }
 
-/* Rotary embedding (Su et al. 2021, arXiv:2104.09864): pairs (a, b) become (a cos - b sin,
- * a sin + b cos). */
-static void rotate(float *head, const float *table, size_t n_pairs, bool interleaved) {
-    const size_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : n_pairs;
-    for (size_t i = 0; i < n_pairs; i++) {
-        const float a = head[i * step], b = head[i * step + apart];
-        const float cosine = table[2 * i], sine = table[2 * i + 1];
-        head[i * step] = a * cosine - b * sine;
-        head[i * step + apart] = a * sine + b * cosine;
-    }
-}
-
 /* Scores keep their spread over many keys if queries grow with their position (Nakanishi 2025,
  * arXiv:2501.19399, in steps). */
 static void grow(float *query, size_t n, const mmrt_op *op, uint64_t position) {
     const float growth = 1 + op->temperature * logf((float)(1 + position / (uint64_t)op->period));
     for (size_t i = 0; i < n; i++)
         query[i] *= growth;
-}
-
-/* `apart` is how far elements of one token lie from one another in the page. */
-static void store_f16(uint8_t *to, size_t apart, const float *from, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const uint16_t half = mmrt_f32_to_f16(from[i]);
-        memcpy(to + 2 * i * apart, &half, 2);
-    }
-}
-
-/* After the bytes of a page: what each group of them is multiplied with. */
-static void store_scales(uint8_t *page, size_t slot, const struct mmrt_columns *from, size_t first,
-                         size_t dim) {
-    for (size_t g = 0; g < dim / MMRT_GROUP; g++)
-        memcpy(page + MMRT_PAGE_KEYS * (dim + g * sizeof(float)) + slot * sizeof(float),
-               from->d + first / MMRT_GROUP + g, sizeof(float));
-}
-
-/* A key of `dim` elements from `from` on, to its place in a page. */
-static void store_key(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
-                      size_t column, size_t element, size_t dim) {
-    if (type != MMRT_TYPE_Q8_0) {
-        store_f16(page + 2 * slot, MMRT_PAGE_KEYS, row_at(from, column) + element, dim);
-        return;
-    }
-    const size_t first = column * from->stride + element;
-    for (size_t i = 0; i < dim; i += 4)
-        memcpy(page + i * MMRT_PAGE_KEYS + 4 * slot, from->q + first + i, 4);
-    store_scales(page, slot, from, first, dim);
-}
-
-static void store_value(uint32_t type, uint8_t *page, size_t slot, const struct mmrt_columns *from,
-                        size_t column, size_t element, size_t dim) {
-    if (type != MMRT_TYPE_Q8_0) {
-        store_f16(page + 2 * slot * dim, 1, row_at(from, column) + element, dim);
-        return;
-    }
-    const size_t first = column * from->stride + element;
-    memcpy(page + slot * dim, from->q + first, dim);
-    store_scales(page, slot, from, first, dim);
 }
 
 static void run(struct worker *w) {
@@ -134,7 +82,7 @@ static void run(struct worker *w) {
         if (!is_value && norm >= 0)
             program->kernels->rms_norm(x, weight_at(step, norm)->data, op->eps, x, dim);
         if (!is_value && rope)
-            rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
+            mmrt_rotate(x, rope->table + token * rope->n_pairs * 2, rope->n_pairs, op->interleaved);
         part = part_from(part, token);
         const uint64_t position = position_of(part, token);
         if (is_query && op->temperature != 0)
@@ -148,11 +96,11 @@ static void run(struct worker *w) {
         uint8_t *page = mmrt_state_pages(part->state, layer->table)[position / MMRT_PAGE_KEYS];
         const uint32_t among = (uint32_t)(is_value ? head - n_q - n_kv : head - n_q);
         if (is_value)
-            store_value(type, page + mmrt_state_values_at(layer, among), slot, heads, token,
-                        head * room, room);
+            mmrt_store_value(type, page + mmrt_state_values_at(layer, among), slot, heads, token,
+                             head * room, room);
         else
-            store_key(type, page + mmrt_state_keys_at(layer, among), slot, heads, token,
-                      head * room, room);
+            mmrt_store_key(type, page + mmrt_state_keys_at(layer, among), slot, heads, token,
+                           head * room, room);
     }
 }
 

@@ -13,7 +13,8 @@
 enum { BLOCK_ALIGNMENT = 64 };
 
 static uint32_t room_for(const mmrt_layer_state *layer, uint32_t dim) {
-    const bool groups = layer->k_type == MMRT_TYPE_Q8_0 || layer->v_type == MMRT_TYPE_Q8_0;
+    const bool groups =
+        layer->k_type == MMRT_TYPE_Q8_0 || (layer->v_type == MMRT_TYPE_Q8_0 && !layer->v_in_keys);
     const uint32_t whole = groups ? MMRT_GROUP : 16;
     return (dim + whole - 1) / whole * whole;
 }
@@ -46,6 +47,11 @@ static mmrt_status place_pages(mmrt_state_store *store, uint32_t index,
         return mmrt_fail(err, MMRT_ARGUMENT,
                          "layer %u: %u key-value heads with keys of %u elements", index,
                          spec->n_heads, spec->k_dim);
+    if (spec->v_in_keys && (spec->v_dim > spec->k_dim || spec->v_dim % MMRT_GROUP))
+        return mmrt_fail(err, MMRT_UNSUPPORTED,
+                         "layer %u: values of %u elements within keys of %u: a multiple of %d, up "
+                         "to all of them, runs",
+                         index, spec->v_dim, spec->k_dim, MMRT_GROUP);
     const double widest = spec->k_dim > spec->v_dim ? spec->k_dim : spec->v_dim;
     if (widest > INT32_MAX || store->n_layers * widest * spec->n_heads > MOST_ELEMENTS)
         return mmrt_fail(
@@ -60,7 +66,9 @@ static mmrt_status place_pages(mmrt_state_store *store, uint32_t index,
         return status;
     const size_t system_page = (size_t)sysconf(_SC_PAGESIZE);
     layer->key_bytes = mmrt_page_bytes(spec->k_type, mmrt_key_room(spec));
-    layer->page_bytes = layer->key_bytes + mmrt_page_bytes(spec->v_type, mmrt_value_room(spec));
+    layer->page_bytes = layer->key_bytes;
+    if (!spec->v_in_keys)
+        layer->page_bytes += mmrt_page_bytes(spec->v_type, mmrt_value_room(spec));
     /* Whole pages of the system, so that they can be given back. */
     layer->head_bytes =
         (MMRT_EXTENT_PAGES * layer->page_bytes + system_page - 1) / system_page * system_page;

@@ -289,6 +289,7 @@ cdef extern from "mmrt.h" nogil:
         uint32_t n_heads
         uint32_t k_dim
         uint32_t v_dim
+        bool_t v_in_keys
         uint32_t k_type
         uint32_t v_type
         uint32_t window

@@ -305,6 +305,57 @@ class Program(CoreProgram):
             period=period,
         )
 
+    def latent_attention(
+        self,
+        queries: int,
+        row: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        table: int,
+        interleaved: bool,
+        norm: Tensor,
+        to_keys: Tensor | Matrix,
+        from_values: Tensor | Matrix,
+        eps: float,
+        scale: float,
+        outputs_only: bool = False,
+    ) -> None:
+        """out = latent attention (DeepSeek-AI 2024, arXiv:2405.04434) over a layer whose keys have
+        values in them: each token's `row` is all that is kept of it, for all heads.
+
+        row = its values, which are normed by `norm` (values,), and then the elements that `table`
+        rotates. queries holds n_heads heads, each with the elements for values before those that
+        are rotated; to_keys (n_heads, values, elements before) makes of the former what keys are
+        multiplied with. from_values (n_heads, head_dim, values) makes of each head's result its
+        part of `out`, which quantised matrices can read.
+        """
+        only = outputs_only
+        store, keeps = self.store, self.store.layer(layer)
+        values, room = keeps.values_in_keys, store.head_room(layer)
+        to_keys, before = _one_below_the_other(to_keys, n_heads)
+        from_values, _ = _one_below_the_other(from_values, n_heads)
+        parts = self.shared_buffer("parts of queries", before, n_heads)
+        heads = self.shared_buffer("latent heads", (n_heads + 1) * room)
+        found = self.shared_buffer("latent results", n_heads * values)
+        spread = self.shared_buffer("latent results, spread", values, n_heads)
+        of = {"layer": layer, "n_heads": n_heads}
+        self.append("spread", "spread heads", in_=queries, out=parts, n_heads=n_heads)
+        fields: dict[str, float] = {"in_": parts, "out": heads, "n_heads": n_heads, "apart": room}
+        self.append("head_linear", "multiply heads", [to_keys], **fields)
+        fields = {"in_": queries, "stream": row, "out": heads, "rope": table, "eps": eps}
+        fields["interleaved"] = interleaved
+        self.append("latent", "rotate, store keys with values", [norm], **fields, **of)
+        window = f", window {keeps.window}" if keeps.window else ""
+        fields = {"in_": heads, "out": found, "scale": scale, "outputs_only": only}
+        self.append("attend", f"attend{window}", [None], **fields, **of)
+        fields = {"in_": found, "out": spread, "n_heads": n_heads, "outputs_only": only}
+        self.append("spread", "spread heads", **fields)
+        fields = {"in_": spread, "out": out, "n_heads": n_heads, "outputs_only": only}
+        fields["apart"] = self._widths[out] // n_heads
+        self.append("head_linear", "multiply heads", [from_values], **fields)
+        self.add(out, outputs_only=only)
+
     def attend(
         self,
         qkv: int,
@@ -407,6 +458,16 @@ class Program(CoreProgram):
         that ends amid a model."""
         self.append("give", "give hidden rows", in_=in_)
         self.given = self._widths[in_]
+
+
+def _one_below_the_other(matrices: Tensor | Matrix, n: int) -> tuple[Matrix, int]:
+    """A stack of n matrices as one with all of their rows; and their width."""
+    stack, bias, scale = matrices if isinstance(matrices, Matrix) else Matrix(matrices)
+    if len(stack.shape) != 3 or stack.shape[0] != n:
+        raise FormatError(f"tensor {stack.name}: shape {stack.shape} is no stack of {n} matrices")
+    shape = (n * stack.shape[1], stack.shape[2])
+    flat = Tensor(stack.mapping, stack.name, stack.type, shape, stack.offset)
+    return Matrix(flat, bias, scale), shape[1]
 
 
 def _activation(name: str) -> int:

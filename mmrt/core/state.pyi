@@ -8,6 +8,7 @@ class KeyValues(NamedTuple):
     n_heads: int
     head_dim: int
     window: int = 0
+    values_in_keys: int = 0
 
 class Block(NamedTuple):
     n_floats: int

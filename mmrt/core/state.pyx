@@ -31,11 +31,13 @@ SAVED_TOKENS = MMRT_SAVED_TOKENS
 
 class KeyValues(NamedTuple):
     """What a layer keeps of each token: keys and values of `n_heads` heads of `head_dim` elements.
-    window: the keys that a token sees, its own the last; 0 for all."""
+    window: the keys that a token sees, its own the last; 0 for all. values_in_keys: if not 0, so
+    many elements of a key, the first, are the value too, which is not kept again."""
 
     n_heads: int
     head_dim: int
     window: int = 0
+    values_in_keys: int = 0
 
 
 class Block(NamedTuple):
@@ -93,10 +95,12 @@ cdef class StateStore:
                 self.specs[i].kind = MMRT_STATE_BLOCK
                 self.specs[i].block_bytes = 4 * layer.n_floats
                 continue
-            n_heads, head_dim, window = layer
+            n_heads, head_dim, window, values_in_keys = layer
             self.specs[i].kind = MMRT_STATE_PAGES
             self.specs[i].n_heads = n_heads
-            self.specs[i].k_dim = self.specs[i].v_dim = head_dim
+            self.specs[i].k_dim = head_dim
+            self.specs[i].v_dim = values_in_keys or head_dim
+            self.specs[i].v_in_keys = values_in_keys > 0
             self.specs[i].k_type = TYPES[KV_TYPES[kv_k]].id
             self.specs[i].v_type = TYPES[KV_TYPES[kv_v]].id
             self.specs[i].window = window

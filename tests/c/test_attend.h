@@ -65,7 +65,8 @@ static void make_pages(void) {
                 put(t.a.k_type, page + K_OFFSET, i, j,
                     t.a.k_type == MMRT_TYPE_F16 ? j * MMRT_PAGE_KEYS + i
                                                 : (j / 4 * MMRT_PAGE_KEYS + i) * 4 + j % 4);
-                put(t.a.v_type, page + t.a.v_offset, i, j, i * dim + j);
+                if (!t.a.values_in_keys)
+                    put(t.a.v_type, page + t.a.v_offset, i, j, i * dim + j);
             }
     }
     t.a.pages = t.pages;
@@ -91,6 +92,8 @@ static void make_attention(size_t dim, uint64_t position, uint64_t window, float
     static const uint32_t types[] = {MMRT_TYPE_F16, MMRT_TYPE_Q8_0};
     const uint32_t k_type = types[random_below(others)], v_type = types[random_below(others)];
     static const float sharpnesses[] = {1, 4, 30};
+    const bool in_keys = dim >= MMRT_GROUP && !random_below(3);
+    const size_t value_dim = in_keys ? MMRT_GROUP * (1 + random_below(dim / MMRT_GROUP)) : dim;
     const size_t heads = 1 + random_below(9), most = MMRT_ATTEND_ROWS / heads;
     const size_t tokens = 1 + random_below(random_below(4) ? 3 : most < 16 ? most : 16);
     t.sharpness = sharpnesses[random_below(3)];
@@ -99,10 +102,12 @@ static void make_attention(size_t dim, uint64_t position, uint64_t window, float
     t.a = (struct mmrt_attention){
         .column = random_below(3),
         .element = 32 * random_below(3),
-        .out_stride = heads * dim + random_below(40),
+        .out_stride = heads * value_dim + random_below(40),
         .n_tokens = tokens,
         .n_heads = heads,
         .head_dim = dim,
+        .value_dim = value_dim,
+        .values_in_keys = in_keys,
         .k_type = k_type,
         .v_type = v_type,
         .position = position,
@@ -116,7 +121,7 @@ static void make_attention(size_t dim, uint64_t position, uint64_t window, float
         .sinks = random_below(3) ? NULL : t.sinks,
     };
     make_pages();
-    t.n_out = (tokens - 1) * t.a.out_stride + heads * dim;
+    t.n_out = (tokens - 1) * t.a.out_stride + heads * value_dim;
     make_queries();
     t.expected = checked(malloc(t.n_out * sizeof *t.expected));
     t.found = checked(malloc(t.n_out * sizeof *t.found));
@@ -134,14 +139,14 @@ static void free_attention(void) {
 static void attend_part(mmrt_attend_fn *attend, size_t token, size_t tokens, size_t head,
                         size_t heads, float *out, struct guarded room) {
     struct mmrt_attention part = t.a;
-    const size_t bytes = mmrt_attend_scratch(t.a.head_dim);
+    const size_t bytes = mmrt_attend_scratch(t.a.head_dim, t.a.value_dim);
     CHECK(bytes % 64 == 0);
     part.scratch = room.end - bytes;
     memset(part.scratch, 0xff, bytes);
     part.column += token;
     part.element += head * part.head_dim;
     part.sinks = part.sinks ? part.sinks + head : NULL;
-    part.out = out + token * part.out_stride + head * part.head_dim;
+    part.out = out + token * part.out_stride + head * part.value_dim;
     part.position += token;
     part.begin = mmrt_attend_begin(part.position, part.window);
     part.end = part.position + tokens;
@@ -165,11 +170,13 @@ static double attend_bound(void) {
 
 static void attend_failed(const struct kernel *kernel, const char *what, size_t i, float expected,
                           float found) {
-    case_failed("%s%s: keys %s, values %s, head_dim %zu, heads %zu, tokens %zu, position %zu, "
+    case_failed("%s%s: keys %s, values %s, head_dim %zu, value_dim %zu%s, heads %zu, tokens %zu, "
+                "position %zu, "
                 "window %zu, softcap %g, sinks %d, "
                 "sharpness %g, token %zu, element %zu: expected %.9g, found %.9g",
                 kernel->name, what, mmrt_format_find(t.a.k_type)->name,
-                mmrt_format_find(t.a.v_type)->name, t.a.head_dim, t.a.n_heads, t.a.n_tokens,
+                mmrt_format_find(t.a.v_type)->name, t.a.head_dim, t.a.value_dim,
+                t.a.values_in_keys ? " in keys" : "", t.a.n_heads, t.a.n_tokens,
                 (size_t)t.a.position, (size_t)t.a.window, (double)t.a.softcap, t.a.sinks != NULL,
                 (double)t.sharpness, i / t.a.out_stride, i % t.a.out_stride, (double)expected,
                 (double)found);
@@ -187,9 +194,9 @@ static void check_alone(struct kernel *kernel, struct guarded room) {
     fill_out(out);
     attend_part(kernel->with.attend, token, 1, head, 1, out, room);
     kernel->cases++;
-    const size_t at = token * t.a.out_stride + head * t.a.head_dim;
+    const size_t at = token * t.a.out_stride + head * t.a.value_dim;
     for (size_t i = 0; i < t.n_out; i++) {
-        const float expected = i >= at && i < at + t.a.head_dim ? t.found[i] : -12345;
+        const float expected = i >= at && i < at + t.a.value_dim ? t.found[i] : -12345;
         if (memcmp(&out[i], &expected, sizeof expected) != 0)
             attend_failed(kernel, " of one row", i, expected, out[i]);
     }
@@ -221,10 +228,10 @@ static void put_nan(struct place place) {
  * they were. */
 static void check_nan(struct kernel *kernel, struct guarded room) {
     const size_t token = random_below(t.a.n_tokens), head = random_below(t.a.n_heads);
-    const size_t dim = t.a.head_dim, j = random_below(dim);
+    const size_t dim = t.a.value_dim, j = random_below(dim);
     const uint64_t key = t.a.position + token; /* which this token and later ones see */
     const size_t i = key % MMRT_PAGE_KEYS, column = t.a.column + token;
-    const size_t element = t.a.element + head * dim + j;
+    const size_t element = t.a.element + head * t.a.head_dim + j;
     uint8_t *page = t.pages[key / MMRT_PAGE_KEYS];
     float *in_q = t.a.k_type == MMRT_TYPE_F16
                       ? t.queries.x + column * t.queries.k + element
@@ -235,7 +242,7 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
         place_in_page(t.a.v_type, page + t.a.v_offset, i, j, i * dim + j),
     };
     float *out = checked(malloc(t.n_out * sizeof *out));
-    for (int kind = 0; kind < 3; kind++) {
+    for (int kind = 0; kind < (t.a.values_in_keys ? 2 : 3); kind++) {
         const struct place place = places[kind];
         uint8_t saved[4];
         memcpy(saved, place.at, place.bytes);
@@ -253,7 +260,8 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
             if (kind == 0 ? of_q : kind == 1 ? sees : sees && in_column) {
                 if (!isnan(out[at]))
                     attend_failed(kernel, " with a NaN", at, NAN, out[at]);
-            } else if (kind != 2 || !in_column) { /* 0 times a value that is hidden may be NaN */
+            } else if (!(kind == 2 || t.a.values_in_keys) ||
+                       !in_column) { /* 0 times a value that is hidden may be NaN */
                 if (memcmp(&out[at], &t.found[at], sizeof *out) != 0)
                     attend_failed(kernel, " beside a NaN", at, t.found[at], out[at]);
             }
@@ -267,13 +275,13 @@ static void check_nan(struct kernel *kernel, struct guarded room) {
 static void attend_in_parts(mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge, size_t keys,
                             float *out, struct guarded room) {
     struct mmrt_attention part = t.a;
-    const size_t width = part.n_heads * part.head_dim;
+    const size_t width = part.n_heads * part.value_dim;
     const uint64_t begin = part.begin, end = part.position + 1;
     const size_t n = (size_t)((end - begin + keys - 1) / keys);
     float *sums = checked(malloc(n * width * sizeof *sums));
     float *weights = checked(malloc(n * part.n_heads * 2 * sizeof *weights));
     part.n_tokens = 1;
-    part.scratch = room.end - mmrt_attend_scratch(part.head_dim);
+    part.scratch = room.end - mmrt_attend_scratch(part.head_dim, part.value_dim);
     for (size_t i = 0; i < n; i++) {
         part.begin = begin + i * keys;
         part.end = part.begin + keys < end ? part.begin + keys : end;
@@ -282,7 +290,7 @@ static void attend_in_parts(mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge,
         part.weights = weights + i * part.n_heads * 2;
         attend(&part);
     }
-    merge(sums, weights, n, part.n_heads, part.head_dim, out);
+    merge(sums, weights, n, part.n_heads, part.value_dim, out);
     free(sums);
     free(weights);
 }
@@ -291,7 +299,7 @@ static void attend_in_parts(mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge,
 static void check_parts(struct kernel *kernel, mmrt_attend_fn *attend, mmrt_attend_merge_fn *merge,
                         struct guarded room) {
     const size_t keys = (1 + random_below(4)) * MMRT_ATTEND_KEYS;
-    const size_t width = t.a.n_heads * t.a.head_dim;
+    const size_t width = t.a.n_heads * t.a.value_dim;
     float *out = checked(malloc(width * sizeof *out));
     attend_in_parts(attend, merge, keys, out, room);
     kernel->cases++;
@@ -328,7 +336,7 @@ static void each_attention(struct kernel *kernel, void (*test)(struct kernel *, 
     static const size_t dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 192, 256};
     static const uint64_t positions[] = {0, 5, 31, 32, 63, 64, 100, 511, 700};
     static const uint64_t windows[] = {0, 1, 7, 32, 100, 512};
-    const struct guarded room = guarded_pages(mmrt_attend_scratch(MAX_DIM));
+    const struct guarded room = guarded_pages(mmrt_attend_scratch(MAX_DIM, MAX_DIM));
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
         for (size_t p = 0; p < sizeof positions / sizeof *positions; p++)
             for (size_t w = 0; w < sizeof windows / sizeof *windows; w++) {

@@ -11,14 +11,20 @@ static float half_at(const uint8_t *page, size_t index) {
     return mmrt_f16_to_f32(bits);
 }
 
-/* What element i of key or value `key` of a Q8_0 page is multiplied with. */
-static float scale_at(const struct mmrt_attention *a, const uint8_t *page, size_t key, size_t i) {
+/* What element i of key or value `key`, of `dim` elements, of a Q8_0 page is multiplied with. */
+static float scale_at(size_t dim, const uint8_t *page, size_t key, size_t i) {
     float scale;
     memcpy(&scale,
-           page + MMRT_PAGE_KEYS * a->head_dim +
-               sizeof scale * (i / MMRT_GROUP * MMRT_PAGE_KEYS + key),
+           page + MMRT_PAGE_KEYS * dim + sizeof scale * (i / MMRT_GROUP * MMRT_PAGE_KEYS + key),
            sizeof scale);
     return scale;
+}
+
+/* Element i of key `key`, but for what quantised ones are multiplied with. */
+static float key_at(const struct mmrt_attention *a, const uint8_t *page, size_t key, size_t i) {
+    return a->k_type == MMRT_TYPE_Q8_0
+               ? (float)(int8_t)page[(i / 4 * MMRT_PAGE_KEYS + key) * 4 + i % 4]
+               : half_at(page, i * MMRT_PAGE_KEYS + key);
 }
 
 static double score(const struct mmrt_attention *a, size_t column, size_t element, uint64_t at) {
@@ -29,11 +35,10 @@ static double score(const struct mmrt_attention *a, size_t column, size_t elemen
     for (size_t i = 0; i < a->head_dim; i++) {
         if (a->k_type == MMRT_TYPE_Q8_0) {
             const size_t of_q = column * c->stride + element + i;
-            const int8_t k = (int8_t)page[(i / 4 * MMRT_PAGE_KEYS + key) * 4 + i % 4];
-            sum += (double)c->d[of_q / MMRT_GROUP] * scale_at(a, page, key, i) * (c->q[of_q] * k);
+            sum += (double)c->d[of_q / MMRT_GROUP] * scale_at(a->head_dim, page, key, i) *
+                   ((float)c->q[of_q] * key_at(a, page, key, i));
         } else {
-            sum +=
-                (double)c->x[column * c->k + element + i] * half_at(page, i * MMRT_PAGE_KEYS + key);
+            sum += (double)c->x[column * c->k + element + i] * key_at(a, page, key, i);
         }
     }
     sum *= a->scale;
@@ -41,10 +46,17 @@ static double score(const struct mmrt_attention *a, size_t column, size_t elemen
 }
 
 static float value_at(const struct mmrt_attention *a, uint64_t at, size_t i) {
-    const uint8_t *page = a->pages[at / MMRT_PAGE_KEYS] + a->v_offset;
-    const size_t key = at % MMRT_PAGE_KEYS, index = key * a->head_dim + i;
-    return a->v_type == MMRT_TYPE_Q8_0 ? scale_at(a, page, key, i) * (float)(int8_t)page[index]
-                                       : half_at(page, index);
+    const uint8_t *page = a->pages[at / MMRT_PAGE_KEYS];
+    const size_t key = at % MMRT_PAGE_KEYS, index = key * a->value_dim + i;
+    if (a->values_in_keys) {
+        page += a->k_offset;
+        const float k = key_at(a, page, key, i);
+        return a->k_type == MMRT_TYPE_Q8_0 ? scale_at(a->head_dim, page, key, i) * k : k;
+    }
+    page += a->v_offset;
+    return a->v_type == MMRT_TYPE_Q8_0
+               ? scale_at(a->value_dim, page, key, i) * (float)(int8_t)page[index]
+               : half_at(page, index);
 }
 
 /* One row, with a sink unless that is NULL, whose weights are at `weights` if that is not NULL. */
@@ -57,11 +69,11 @@ static void attend_one(const struct mmrt_attention *a, size_t column, size_t ele
     for (uint64_t key = first; key < end; key++)
         largest = fmax(largest, score(a, column, element, key));
     double total = sink ? exp(*sink - largest) : 0;
-    memset(out, 0, a->head_dim * sizeof *out);
+    memset(out, 0, a->value_dim * sizeof *out);
     for (uint64_t key = first; key < end; key++) {
         double p = exp(score(a, column, element, key) - largest);
         total += p;
-        for (size_t i = 0; i < a->head_dim; i++)
+        for (size_t i = 0; i < a->value_dim; i++)
             out[i] += (float)p * value_at(a, key, i);
     }
     if (weights) {
@@ -69,7 +81,7 @@ static void attend_one(const struct mmrt_attention *a, size_t column, size_t ele
         weights[1] = (float)total;
         return;
     }
-    for (size_t i = 0; i < a->head_dim; i++)
+    for (size_t i = 0; i < a->value_dim; i++)
         out[i] = (float)(out[i] / total);
 }
 
@@ -77,26 +89,27 @@ void mmrt_attend_ref(const struct mmrt_attention *a) {
     for (size_t t = 0; t < a->n_tokens; t++)
         for (size_t h = 0; h < a->n_heads; h++)
             attend_one(a, a->column + t, a->element + h * a->head_dim, a->position + t,
-                       a->sinks ? a->sinks + h : NULL, a->out + t * a->out_stride + h * a->head_dim,
+                       a->sinks ? a->sinks + h : NULL,
+                       a->out + t * a->out_stride + h * a->value_dim,
                        a->weights ? a->weights + 2 * (t * a->n_heads + h) : NULL);
 }
 
 void mmrt_attend_merge_ref(const float *sums, const float *weights, size_t n_parts, size_t n_rows,
-                           size_t head_dim, float *out) {
+                           size_t dim, float *out) {
     for (size_t r = 0; r < n_rows; r++) {
         float largest = -1e30f; /* gcc 12 for aarch64 crashes on a maximum of doubles here */
         double total = 0;
         for (size_t p = 0; p < n_parts; p++)
             largest = fmaxf(largest, weights[2 * (p * n_rows + r)]);
-        memset(out + r * head_dim, 0, head_dim * sizeof *out);
+        memset(out + r * dim, 0, dim * sizeof *out);
         for (size_t p = 0; p < n_parts; p++) {
             const float *part = weights + 2 * (p * n_rows + r);
             const double factor = exp((double)part[0] - largest);
             total += factor * part[1];
-            for (size_t i = 0; i < head_dim; i++)
-                out[r * head_dim + i] += (float)factor * sums[(p * n_rows + r) * head_dim + i];
+            for (size_t i = 0; i < dim; i++)
+                out[r * dim + i] += (float)factor * sums[(p * n_rows + r) * dim + i];
         }
-        for (size_t i = 0; i < head_dim; i++)
-            out[r * head_dim + i] = (float)(out[r * head_dim + i] / total);
+        for (size_t i = 0; i < dim; i++)
+            out[r * dim + i] = (float)(out[r * dim + i] / total);
     }
 }

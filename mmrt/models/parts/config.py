@@ -32,6 +32,17 @@ class SlidingWindow:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Keys and values that are made of one row a token, which is kept (DeepSeek-AI 2024,
+    arXiv:2405.04434)."""
+
+    values: int  # elements of the row that keys and values are made of
+    turned: int  # and those after them, which turn with the position
+    head_dim: int  # of a head's queries, of which the last `turned` turn
+    result: int  # elements that a head gives
+
+
+@dataclass(frozen=True)
 class Config:
     architecture: str
     context_length: int  # tokens, as trained
@@ -60,6 +71,7 @@ class Config:
     has_axes: bool = False  # positions have several, in images
     temperature: float = 0.0  # by which queries grow with their position; 0: they do not
     temperature_period: int = 0  # tokens
+    latent: Latent | None = None  # None: keys and values are kept themselves
     part: range | None = None  # the layers that a program has; None: all
 
     @property
@@ -79,7 +91,8 @@ class Config:
             return Block(self.recurrent.n_floats if layer in self.layers else 1)
         if layer not in self.layers:
             return None
-        return KeyValues(self.n_kv_heads, self.head_dim, self.window.of(layer))
+        within = 0 if self.latent is None else self.latent.values
+        return KeyValues(self.n_kv_heads, self.head_dim, self.window.of(layer), within)
 
     def rope_of(self, layer: int) -> Rope:
         """The rotation of the layer, counted from 0."""
@@ -95,13 +108,15 @@ def transformer_config(
     longrope: bool = False,
     experts: Experts | None = None,
     recurrent: bool = False,
+    latent: Latent | None = None,
 ) -> Config:
     """The fields that all transformers share; architectures replace what they do otherwise.
 
     epsilon: the field of the norms' epsilon. window_pattern: which layers have a sliding window if
     the file has one and does not say; window_base: of their rotation, likewise (None: that of the
     others). longrope: the architecture has rotations by context. experts: those of an architecture
-    that may have some. recurrent: some layers may have no heads of keys and values.
+    that may have some. recurrent: some layers may have no heads of keys and values. latent: that of
+    an architecture whose heads share the row that is kept of a token.
     """
     n_blocks = fields.integer("block_count")
     if n_blocks > _MOST_BLOCKS:
@@ -120,9 +135,20 @@ def transformer_config(
     if n_heads % n_kv_heads:
         raise fields.error("attention.head_count_kv", f"{n_kv_heads} does not divide {n_heads}")
     head_dim = fields.integer("attention.key_length", max(n_embd // n_heads, 1))
-    for name in ("value_length", "key_length_swa", "value_length_swa"):
-        if fields.integer(f"attention.{name}", head_dim) != head_dim:
-            raise fields.error(f"attention.{name}", f"differs from the key length, {head_dim}")
+    value_dim = head_dim if latent is None else latent.values
+    if latent is not None and (n_kv_heads, head_dim) != (1, latent.values + latent.turned):
+        raise fields.error(
+            "attention.key_length",
+            f"expected one key-value head of {latent.values} + {latent.turned}, found "
+            f"{n_kv_heads} of {head_dim}",
+        )
+    for name, expected in (
+        ("value_length", value_dim),
+        ("key_length_swa", head_dim),
+        ("value_length_swa", value_dim),
+    ):
+        if fields.integer(f"attention.{name}", expected) != expected:
+            raise fields.error(f"attention.{name}", f"differs from {expected}")
     if (n_heads + 2 * n_kv_heads) * head_dim >= 1 << 31:
         raise fields.error(
             "attention.head_count", f"{n_heads} heads of {head_dim} exceed the supported maximum"
@@ -155,6 +181,7 @@ def transformer_config(
         logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
         window=_window(fields, n_blocks, window_pattern),
         experts=experts,
+        latent=latent,
     )
 
 

@@ -28,8 +28,9 @@ class Transformer:
         self._stream, self._change = program.buffer(c.n_embd), program.buffer(c.n_embd)
         self._normed = program.buffer(c.n_embd)
         self._input = self._stream  # of the next part
-        self._qkv = program.buffer((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
-        self._heads = program.buffer(c.n_heads * c.head_dim)
+        if c.latent is None:
+            self._qkv = program.buffer((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
+            self._heads = program.buffer(c.n_heads * c.head_dim)
         self._hidden: dict[int, int] = {}  # width -> buffer
         self._tables: dict[tuple[Rope, str], int] = {}  # rotation, its divisors -> table
         self._router: tuple[int, int] | None = None  # buffers: its logits, the experts chosen
@@ -175,6 +176,49 @@ class Transformer:
         output = layer.matrix("attn_output")
         program.linear(self._heads, [output], self._change, outputs_only=self._outputs_only)
         self._changed, self._post = True, post
+
+    def latent_attention(self, layer: Layer, *, interleaved: bool) -> None:
+        """Attention over one row of each token, which all heads share: see Config.latent. Queries
+        are made in two steps, with a norm between, where the file has matrices for these."""
+        c, program = self._config, self._program
+        assert c.latent is not None
+        width, result = c.n_heads * c.latent.head_dim, c.n_heads * c.latent.result
+        queries, read = program.shared_buffer("queries", width), self._input
+        if layer.get("attn_q_a") is not None:
+            first = layer.matrix("attn_q_a")
+            rank = first.weight.shape[0]
+            inner, read = (
+                program.shared_buffer("inner", rank),
+                program.shared_buffer("normed inner", rank),
+            )
+            program.linear(self._input, [first], inner)
+            program.norm(inner, layer["attn_q_a_norm"], read, c.norm_eps)
+            program.linear(read, [layer.matrix("attn_q_b", width)], queries)
+        else:
+            program.linear(read, [layer.matrix("attn_q", width)], queries)
+        row = program.shared_buffer("latent row", c.head_dim)
+        program.linear(self._input, [layer.matrix("attn_kv_a_mqa", c.head_dim)], row)
+        if layer.index == c.n_layers - 1:  # no later layer reads keys of the other tokens
+            self._outputs_only = True
+        heads = program.shared_buffer("results", result)
+        program.latent_attention(
+            queries,
+            row,
+            heads,
+            layer.index,
+            c.n_heads,
+            self._table(c.rope_of(layer.index), None),
+            interleaved,
+            layer["attn_kv_a_norm"],
+            layer.matrix("attn_k_b", c.latent.values),
+            layer.matrix("attn_v_b", c.latent.result),
+            c.norm_eps,
+            c.attention_scale,
+            outputs_only=self._outputs_only,
+        )
+        output = layer.matrix("attn_output")
+        program.linear(heads, [output], self._change, outputs_only=self._outputs_only)
+        self._changed, self._post = True, None
 
     def _table(self, rope: Rope, divisors: Tensor | None) -> int:
         key = (rope, divisors.name if divisors is not None else "")
