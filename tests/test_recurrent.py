@@ -240,18 +240,32 @@ def test_files_of_keys_and_values_are_refused(path: Path, tmp_path: Path) -> Non
 # ---- files ----
 
 
-def test_layers_must_be_of_a_kind(tmp_path: Path) -> None:
-    model = tiny_architectures.tiny("lfm2", False)
-    fields = {
-        "attention.head_count_kv": ([0, 0, 0, 0], "0 in all layers"),
-        "shortconv.l_cache": (1, "expected a whole number from 2"),
+def test_states_must_be_possible(tmp_path: Path) -> None:
+    """Fields that make no shape, or one that is too large, are refused by name."""
+    wrong: dict[str, dict[str, tuple[object, str]]] = {
+        "lfm2": {
+            "attention.head_count_kv": ([0, 0, 0, 0], "0 in all layers"),
+            "shortconv.l_cache": (1, "expected a whole number from 2"),
+            "shortconv.l_cache ": ((1 << 31) - 1, "exceeds the supported maximum"),
+        },
+        "qwen35": {
+            "ssm.inner_size": (65, "expected 2 heads of 32, found 65"),
+            "ssm.group_count": (3, ""),
+            "ssm.conv_kernel": ((1 << 31) - 1, ""),
+            "attention.recurrent_layers": ([True], "expected an array of 4"),
+        },
     }
-    for name, (value, message) in fields.items():
-        before = model.metadata[f"lfm2.{name}"]
-        model.metadata[f"lfm2.{name}"] = value
-        with pytest.raises(mmrt.MmrtError, match=f"lfm2.{name}: .*{message}"):
-            mmrt.Model(model.write(tmp_path / "m.gguf"))
-        model.metadata[f"lfm2.{name}"] = before
+    for architecture, fields in wrong.items():
+        for name, (value, message) in fields.items():
+            model = tiny_architectures.tiny(architecture, False)
+            model.metadata[f"{architecture}.{name.strip()}"] = value
+            path = model.write(tmp_path / "m.gguf")
+            with pytest.raises(mmrt.MmrtError, match=rf"m.gguf: {architecture}\..*: .*{message}"):
+                mmrt.Model(path)
+
+
+def test_taps_must_be_those_of_the_metadata(tmp_path: Path) -> None:
+    model = tiny_architectures.tiny("lfm2", False)
     model.metadata["lfm2.shortconv.l_cache"] = 4
     expected = r"tensor blk.0.shortconv.conv.weight: shape \(64, 3\) where \(64, 4\) is expected"
     with pytest.raises(FormatError, match=expected):

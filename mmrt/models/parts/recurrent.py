@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from mmrt.models.parts.fields import Fields, PerLayer
 
+_MOST_FLOATS = (1 << 31) - 1  # that a layer keeps
+
 
 @dataclass(frozen=True)
 class Recurrent:
@@ -22,6 +24,8 @@ def short_convolutions(fields: Fields, n_layers: int) -> Recurrent:
     taps = fields.integer("shortconv.l_cache", least=2)
     heads = fields.integers("attention.head_count_kv", n_layers, least=0)
     n_floats = (taps - 1) * fields.integer("embedding_length")
+    if n_floats > _MOST_FLOATS:
+        raise fields.error("shortconv.l_cache", f"{taps} exceeds the supported maximum")
     return Recurrent(layers_without_heads(heads, n_layers), taps, n_floats)
 
 
@@ -61,6 +65,6 @@ def delta_net(fields: Fields, n_layers: int, *, grouped: bool) -> DeltaNet:
         raise fields.error("ssm.inner_size", f"expected {n_values} heads of {dim}, found {inner}")
     channels = (2 * n_keys + n_values) * dim
     n_floats = (taps - 1) * channels + n_values * dim * dim
-    if n_floats >= 1 << 31:
+    if n_floats > _MOST_FLOATS:
         raise fields.error("ssm.inner_size", f"{inner} exceeds the supported maximum")
     return DeltaNet(layers, taps, n_floats, n_keys, n_values, dim, grouped)
