@@ -177,7 +177,7 @@ static bool run_step(mmrt_program *program, mmrt_pool *pool, mmrt_state *const *
                      int number) {
     static float logits[2 * STEP][VOCABULARY];
     const int32_t tokens[2 * STEP] = {3, 14, 15, 92, 65, 35, 89, number};
-    const mmrt_part parts[2] = {{states[0], STEP, STEP}, {states[1], STEP, STEP}};
+    const mmrt_part parts[2] = {{states[0], STEP, STEP, false}, {states[1], STEP, STEP, false}};
     memset(logits, 0, sizeof logits);
     TRY(mmrt_program_run(program, pool, parts, 2, tokens, NULL, logits[0], NULL, 0, NULL, NULL,
                          NULL, &error));

@@ -227,8 +227,8 @@ static void test_running_a_program(mmrt_pool *pool) {
         uint64_t steps = 0;
         do {
             const int32_t token = (int32_t)(steps % 7);
-            status = mmrt_program_run(program, pool, &(mmrt_part){state, 1, 1}, 1, &token, NULL,
-                                      logits, NULL, 0, NULL, NULL, NULL, &error);
+            status = mmrt_program_run(program, pool, &(mmrt_part){state, 1, 1, false}, 1, &token,
+                                      NULL, logits, NULL, 0, NULL, NULL, NULL, &error);
             for (int r = 0; status == MMRT_OK && r < ROWS / 2; r++)
                 CHECK(logits[r] == COLS);
             steps += status == MMRT_OK;

@@ -342,7 +342,7 @@ static double as_predicted(mmrt_mapping *mapping) {
     uint64_t right = 0, all = 0;
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_EVICT, &error));
     OK(mmrt_mapping_advise(mapping, 0, N_PAGES * PAGE, MMRT_ADVICE_RANDOM, &error));
-    const mmrt_part part = {state, 1, 1};
+    const mmrt_part part = {state, 1, 1, false};
     OK(mmrt_program_run(program, pool, &part, 1, &token, NULL, logits, NULL, 0, NULL, NULL, NULL,
                         &error));
     for (int weight = 0; weight < 6; weight++) {
