@@ -17,7 +17,7 @@ from mmrt.cluster import coordinator
 from mmrt.cluster.coordinator import Cluster
 from mmrt.cluster.stage import Stage
 from mmrt.core.program import Part
-from mmrt.errors import FormatError
+from mmrt.errors import FormatError, UnsupportedError
 from mmrt.run.sequence import extend_together
 
 IDS = np.random.default_rng(7).integers(0, 300, 400).tolist()
@@ -137,6 +137,11 @@ def test_texts_in_later_steps_of_one_that_fails(
             if not i:
                 here.extend(IDS[:32])
             np.testing.assert_array_equal(text.extend(IDS[:20]), here.extend(IDS[:20]))
+
+
+def test_single_steps_cannot_be_exact(cluster: Cluster) -> None:
+    with cluster.sequence() as text, pytest.raises(UnsupportedError, match="cannot be exact"):
+        text.extend_exactly([1, 2])
 
 
 def test_more_steps_than_are_under_way_at_once(cluster: Cluster, model: mmrt.Model) -> None:

@@ -25,7 +25,7 @@ from mmrt.cluster.texts import Ledger, Text, Told
 from mmrt.cluster.wire import Frame, Kind
 from mmrt.core.arguments import choice, flag, instance, number, token_ids
 from mmrt.core.program import Part
-from mmrt.errors import ArgumentError, ClusterError, MmrtError
+from mmrt.errors import ArgumentError, ClusterError, MmrtError, UnsupportedError
 from mmrt.files import formats
 from mmrt.memory.budget import divide_step
 from mmrt.run.building import build_tokenizer
@@ -348,6 +348,8 @@ class Cluster:
         for part in parts:
             text = part.cache
             assert isinstance(text, Text)
+            if part.exact:
+                raise UnsupportedError("steps of a cluster cannot be exact one by one")
             if text not in before:
                 self._require_sound(text)
                 self._read_again(text)
