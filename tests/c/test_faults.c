@@ -432,9 +432,9 @@ end:
 /* ---- sequences that share pages ---- */
 
 static const mmrt_layer_state LAYERS_KEEP[] = {
-    {MMRT_STATE_PAGES, 1, 32, 32, MMRT_TYPE_F16, MMRT_TYPE_F16, 0, 0, 0, 0},
+    {MMRT_STATE_PAGES, 1, 32, 32, false, MMRT_TYPE_F16, MMRT_TYPE_F16, 0, 0, 0},
     {.kind = MMRT_STATE_BLOCK, .block_bytes = 100},
-    {MMRT_STATE_PAGES, 1, 64, 32, MMRT_TYPE_Q8_0, MMRT_TYPE_F16, 0, 0, 0, 0},
+    {MMRT_STATE_PAGES, 1, 64, 32, false, MMRT_TYPE_Q8_0, MMRT_TYPE_F16, 0, 0, 0},
 };
 
 /* Tokens `first` to `end` - 1 are written, each with its number, at the start of its page. False:
