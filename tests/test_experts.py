@@ -57,10 +57,11 @@ def test_logits_beside_the_oracle(case: str, tmp_path: Path, isa: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("used", [4, 1])
 @pytest.mark.parametrize("type", ["F16", "Q8_0", "Q4_K", "MXFP4", "IQ2_S"])
-def test_quantised_experts(type: str, tmp_path: Path) -> None:
+def test_quantised_experts(type: str, used: int, tmp_path: Path) -> None:
     shape = {"n_embd": 256, "n_ff": 256, "head_dim": 64}
-    experts = {"type": type, "width": 256, "count": 16, "used": 4}
+    experts = {"type": type, "width": 256, "count": 4 * used, "used": used}
     tiny = tiny_models.qwen3moe(type="Q8_0", experts=experts, **shape)
     path = tiny.write(tmp_path / "tiny.gguf")
     expected = oracle.logits(path, IDS, rounding=True)

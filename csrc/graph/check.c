@@ -42,6 +42,11 @@ void mmrt_note_read(mmrt_program *program, int32_t buffer, bool quantised) {
     program->buffers[buffer].quantised |= quantised;
 }
 
+void mmrt_note_read_of_any(mmrt_program *program, int32_t buffer, bool quantised) {
+    mmrt_note_read(program, buffer, quantised);
+    program->buffers[buffer].any_column = true;
+}
+
 void mmrt_note_write(mmrt_program *program, const mmrt_op *op, int32_t buffer, bool quantised) {
     struct buffer *written = &program->buffers[buffer];
     written->written = extent_of(op);

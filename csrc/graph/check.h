@@ -21,6 +21,9 @@ mmrt_status mmrt_check_apart(const mmrt_program *program, const mmrt_op *op, mmr
  * nothing can fail any more. */
 void mmrt_note_read(mmrt_program *program, int32_t buffer, bool quantised);
 
+/* The same of an operation that takes columns which are not the step's last ones. */
+void mmrt_note_read_of_any(mmrt_program *program, int32_t buffer, bool quantised);
+
 /* The buffer holds new values, and quantised ones too, for the tokens that the operation works on.
  */
 void mmrt_note_write(mmrt_program *program, const mmrt_op *op, int32_t buffer, bool quantised);

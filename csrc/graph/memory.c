@@ -19,9 +19,9 @@ static size_t columns_of(const mmrt_program *program, const struct buffer *buffe
     return (size_t)program->max_tokens * buffer->per_token;
 }
 
-/* How many of its last columns matvec can read: any, where experts read some of them. */
+/* How many of its last columns matvec can read. */
 static size_t few_of(const mmrt_program *program, const struct buffer *buffer) {
-    return buffer->per_token > 1 ? columns_of(program, buffer) : few_columns(program);
+    return buffer->any_column ? columns_of(program, buffer) : few_columns(program);
 }
 
 static size_t buffer_bytes(const mmrt_program *program, const struct buffer *buffer) {

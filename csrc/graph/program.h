@@ -16,6 +16,7 @@ struct buffer {
     struct mmrt_columns columns; /* of max_tokens * per_token; q is NULL unless quantised */
     uint32_t per_token;          /* columns */
     bool quantised;              /* a quantised weight reads it */
+    bool any_column;             /* matvec reads any of its columns, and not the last alone */
     /* State after the operations added so far: */
     enum extent written, written_quantised;
     int32_t heads_of;   /* layer whose ROPE has rotated these heads, plus 1; 0: none */

@@ -21,7 +21,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     if (program->buffers[op->in].per_token != (uint32_t)op->n_used ||
         program->buffers[op->out].per_token != (uint32_t)op->n_used)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
-    mmrt_note_read(program, op->in, quantised);
+    mmrt_note_read_of_any(program, op->in, quantised);
     mmrt_note_write(program, op, op->out, false);
     return MMRT_OK;
 }

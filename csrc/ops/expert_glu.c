@@ -32,7 +32,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         program->buffers[op->stream].per_token != (uint32_t)op->n_used)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
     mmrt_note_read(program, op->in, quantised);
-    mmrt_note_read(program, op->stream, quantised);
+    mmrt_note_read_of_any(program, op->stream, quantised);
     mmrt_note_write(program, op, op->out, true);
     return MMRT_OK;
 }

@@ -22,7 +22,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         return mmrt_fail(err, MMRT_FORMAT, "tensor %s: %llu rows do not fit %d heads",
                          program->weights[op->weights[0]].name, (unsigned long long)rows,
                          op->n_heads);
-    mmrt_note_read(program, op->in, quantised);
+    mmrt_note_read_of_any(program, op->in, quantised);
     mmrt_note_write(program, op, op->out, false);
     return MMRT_OK;
 }
