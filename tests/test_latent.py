@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import tiny_architectures
+import tiny_models
 from measures import FLIPS
 from tiny_architectures import tiny
 
@@ -130,3 +131,35 @@ def test_widths_must_fit(name: str, value: int, kind: type[Exception], tmp_path:
 def test_a_store_refuses_values_that_do_not_fit_their_keys(values: int) -> None:
     with pytest.raises(UnsupportedError, match=r"layer 0: values of \d+ elements within keys"):
         StateStore([KeyValues(1, 80, 0, values)])
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q4_0", "IQ4_NL"])
+def test_a_single_head(type: str, tmp_path: Path) -> None:
+    model = tiny("deepseek2", True, type=type, n_heads=1, n_embd=256, n_ff=256)
+    path = model.write(tmp_path / "model.gguf")
+    ids = [*IDS, *IDS[:30]]
+    expected = oracle.logits(path, ids, rounding=True)
+    with mmrt.Model(path) as model, model.sequence() as sequence:
+        FLIPS.assert_holds(expected[-1:], sequence.extend(ids)[None])
+
+
+@pytest.mark.parametrize("width", [16, 48])
+def test_matrices_of_another_width_are_refused(width: int, tmp_path: Path) -> None:
+    model = tiny("deepseek2", True, type="F32")
+    right = model.tensors["blk.1.attn_k_b.weight"].data
+    wrong = np.resize(right, (*right.shape[:-1], 4 * width))
+    model.tensors["blk.1.attn_k_b.weight"] = tiny_models.Blocks("F32", wrong)
+    with pytest.raises(
+        FormatError, match=rf"blk\.1\.attn_k_b\.weight: rows of {width}, expected 32"
+    ):
+        mmrt.Model(model.write(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("name", ["attn_k_b", "attn_v_b"])
+def test_biases_are_not_passed_over(name: str, tmp_path: Path) -> None:
+    model = tiny("deepseek2", True, type="F32")
+    heads, rows, _ = model.tensors[f"blk.1.{name}.weight"].data.shape
+    bias = tiny_models.floats(np.random.default_rng(1), heads * rows)
+    model.tensors[f"blk.1.{name}.bias"] = bias
+    with pytest.raises(FormatError, match=rf"blk\.1\.{name}\.bias: no bias is known"):
+        mmrt.Model(model.write(tmp_path / "model.gguf"))

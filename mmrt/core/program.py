@@ -465,6 +465,8 @@ def _one_below_the_other(matrices: Tensor | Matrix, n: int) -> tuple[Matrix, int
     stack, bias, scale = matrices if isinstance(matrices, Matrix) else Matrix(matrices)
     if len(stack.shape) != 3 or stack.shape[0] != n:
         raise FormatError(f"tensor {stack.name}: shape {stack.shape} is no stack of {n} matrices")
+    if bias is not None:
+        raise FormatError(f"tensor {bias.name}: no bias is known for matrices of heads")
     shape = (n * stack.shape[1], stack.shape[2])
     flat = Tensor(stack.mapping, stack.name, stack.type, shape, stack.offset)
     return Matrix(flat, bias, scale), shape[1]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from mmrt.core.program import Matrix, Program
 from mmrt.core.tensor import Tensor
+from mmrt.errors import FormatError
 from mmrt.models.parts.activation import HAVE_ZEROS
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.experts import Experts
@@ -200,6 +201,11 @@ class Transformer:
         program.linear(self._input, [layer.matrix("attn_kv_a_mqa", c.head_dim)], row)
         if layer.index == c.n_layers - 1:  # no later layer reads keys of the other tokens
             self._outputs_only = True
+        to_keys, before = layer.matrix("attn_k_b", c.latent.values), c.latent.head_dim
+        before -= c.latent.turned
+        name, found = to_keys.weight.name, to_keys.weight.shape[-1]
+        if found != before:
+            raise FormatError(f"tensor {name}: rows of {found}, expected {before}")
         heads = program.shared_buffer("results", result)
         program.latent_attention(
             queries,
@@ -210,7 +216,7 @@ class Transformer:
             self._table(c.rope_of(layer.index), None),
             interleaved,
             layer["attn_kv_a_norm"],
-            layer.matrix("attn_k_b", c.latent.values),
+            to_keys,
             layer.matrix("attn_v_b", c.latent.result),
             c.norm_eps,
             c.attention_scale,
