@@ -320,6 +320,24 @@ def test_guesses_that_are_not_asked_for_stop_for_a_while(path: Path) -> None:
         assert len(taken(guesser.guesses(), 2)) == 2
 
 
+def test_guesses_may_be_asked_for_again(path: Path) -> None:
+    """As a step does that is repeated because there was no memory."""
+    with mmrt.Model(path) as model:
+        guesser = Smaller(model, model.vocab_size)
+        guesser.read([5, 6, 7])
+        once = taken(guesser.guesses(), 3)
+        assert len(once) == 3 and taken(guesser.guesses(), 3) == once
+
+
+def test_nothing_is_guessed_after_a_token_that_the_smaller_model_lacks(path: Path) -> None:
+    with mmrt.Model(path) as model:
+        guesser = Smaller(model, model.vocab_size + 10)
+        guesser.read([5, model.vocab_size + 3])
+        assert taken(guesser.guesses(), 3) == []
+        guesser.read([6])
+        assert taken(guesser.guesses(), 3) == []
+
+
 def test_another_vocabulary_is_refused(path: Path, tmp_path: Path) -> None:
     made = tiny_models.llama()
     tokens = made.metadata["tokenizer.ggml.tokens"]

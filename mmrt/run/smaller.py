@@ -47,18 +47,25 @@ class Smaller:
     def __init__(self, model: SmallerModel, vocab_size: int) -> None:
         """vocab_size: tokens that may be guessed."""
         self._sequence, self._context = model.sequence(), model.context
-        self._vocab_size = min(vocab_size, model.vocab_size)
+        self._most = model.vocab_size
+        self._vocab_size = min(vocab_size, self._most)
         self._tokens: list[int] = []  # of the text
         self._read = 0  # of these, those that the sequence has for certain
         self._pause = self._rest = 0
+        self._can_read = True
 
     def read(self, tokens: Iterable[int]) -> None:
         """The text goes on with these."""
-        self._tokens += tokens
+        new = list(tokens)
+        self._tokens += new
+        # Tokens that are unused in the larger vocabulary may be missing in this one.
+        self._can_read = self._can_read and max(new, default=0) < self._most
 
     def guesses(self) -> Iterator[Guess]:
         """The tokens that come next; their sort is a bound of their probability. It has an end
         where the smaller model's context has."""
+        if not self._can_read:
+            return
         if self._rest:
             self._rest -= 1
             return
@@ -80,8 +87,9 @@ class Smaller:
             new = [token]
 
     def _new_tokens(self) -> list[int]:
-        """The tokens of the text that the sequence has not; what it has of others is forgotten."""
-        has, same = self._sequence.history, self._read
+        """The tokens of the text that the sequence has not, the last one always; what it has of
+        others is forgotten."""
+        has, same = self._sequence.history, min(self._read, len(self._tokens) - 1)
         while same < min(len(has), len(self._tokens) - 1) and has[same] == self._tokens[same]:
             same += 1
         self._sequence.truncate(same)
