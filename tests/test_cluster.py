@@ -22,7 +22,7 @@ from command import call
 from stages import SECRET, Process, serving, serving_all
 
 import mmrt
-from mmrt.cluster import coordinator, wire
+from mmrt.cluster import coordinator, steps, wire
 from mmrt.cluster.coordinator import Cluster
 from mmrt.cluster.facts import Facts
 from mmrt.cluster.server import StageServer
@@ -212,6 +212,23 @@ def test_a_step_that_is_interrupted(cluster: Cluster, model: mmrt.Model) -> None
             assert len(interrupted) == 9
         wanted = extend_together([(here.fork(), [4]), (here, [5, 6])])
         np.testing.assert_array_equal(extend_together([(fork, [4]), (text, [5, 6])]), wanted)
+
+
+@pytest.mark.parametrize("where", ["pack_step", "send"])
+def test_a_step_that_is_interrupted_before_it_is_sent(
+    where: str, cluster: Cluster, model: mmrt.Model
+) -> None:
+    owner = steps if where == "pack_step" else cluster._links[0].connection
+    with cluster.sequence() as text:
+        text.extend(IDS[:9])
+        with (
+            mock.patch.object(owner, where, side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            text.extend(IDS[30:35])
+        assert len(text) == 9
+        found, wanted = text.extend(IDS[9:12]), model.logits(IDS[:12])[-1]
+        np.testing.assert_allclose(found, wanted, atol=1e-3)  # it was read again, in other steps
 
 
 # ---- what is refused ----

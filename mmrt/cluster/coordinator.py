@@ -378,27 +378,30 @@ class Cluster:
         done = 0
         while done < text.length:
             tokens = np.array(text.tokens[done:][: self.step_tokens(text.length - done)], np.int32)
-            number = self._send([TextPart(text.number, done, tokens, 0)], {})
             # Known only with the last of them: else the others would be taken for read.
-            self._ledger.known.discard(text.number)
+            number = self._send([TextPart(text.number, done, tokens, 0)], {}, known=False)
             self._result(number, (0, self.vocab_size))
             done += len(tokens)
         self._ledger.known.add(text.number)
 
-    def _send(self, parts: List[TextPart], before: dict[Text, int]) -> int:
-        """Begins a step; returns its number."""
+    def _send(self, parts: List[TextPart], before: dict[Text, int], known: bool = True) -> int:
+        """Begins a step; returns its number. known: the stages then have these texts."""
         while len(self._under_way) >= _MOST_UNDER_WAY:
             self._result(self._under_way[0].number, None)
-        told = self._ledger.take(steps.MOST_COMMANDS)
-        self._number += 1
-        self._under_way.append(_Sent(self._number, told, before))
-        packed = steps.pack_step(Step(self._number, *told, parts), self._form)
         try:
+            told = self._ledger.take(steps.MOST_COMMANDS)
+            self._number += 1
+            self._under_way.append(_Sent(self._number, told, before))
+            packed = steps.pack_step(Step(self._number, *told, parts), self._form)
             self._links[0].connection.send(Kind.STEP, self._epoch, *packed)
+            if known:
+                self._ledger.known.update(part.text for part in parts)
+            return self._number
         except ClusterError as error:
             raise _LostError(str(error)) from None
-        self._ledger.known.update(part.text for part in parts)
-        return self._number
+        except BaseException:  # the stages may have half of it: they begin anew
+            self._disconnect()
+            raise
 
     def _result(self, number: int, shape: tuple[int, ...] | None) -> steps.Rows | None:
         """Of the step of this number, which is waited for, and in turn of those before it. shape:
@@ -408,11 +411,15 @@ class Cluster:
                 front = self._under_way[0].number
                 if front not in self._answers:
                     self._note(*self._next(time.monotonic()))
-                elif isinstance(answer := self._answers.pop(front), Exception):
-                    self._end_failed(answer, number if shape is not None else 0)
-                else:
+                elif isinstance(answer := self._answers[front], Exception):
+                    try:
+                        self._end_failed(answer, number if shape is not None else 0)
+                    finally:
+                        self._answers.pop(front, None)
+                else:  # in this order, as an interrupt may come between
                     self._given_up.discard(front)
-                    del self._under_way[0]
+                    self._under_way.popleft()
+                    self._answers.pop(front, None)
                     if front == number and shape is not None:
                         if answer.shape != shape:
                             raise _LostError(f"logits of shape {answer.shape}, not {shape}")
@@ -446,6 +453,8 @@ class Cluster:
         that is waited for was in it; else its texts are to tell."""
         sent = self._under_way.popleft()
         self._ledger.restore(sent.told)
+        # A later step may have told stages that a fork's parent is gone before they heard of it.
+        self._ledger.known.difference_update(fork.text for fork in sent.told.forks)
         if sent.number in self._given_up:
             self._given_up.discard(sent.number)
             return

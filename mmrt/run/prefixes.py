@@ -162,7 +162,9 @@ class Prefixes:
     def keep_here(self, text: Kept) -> None:
         """Another text, which has ended, stays with the tokens that this one has now."""
         with suppress(OutOfMemoryError):  # then others read it by themselves
-            self.release(self.follow(text.cache.fork(), text.salt))
+            kept = self.follow(text.cache.fork(), text.salt)
+            kept.number = text.number
+            self.release(kept)
 
     def drop(self, text: Kept) -> None:
         """Takes a text out of the tree; memory that no other holds is given back."""
