@@ -135,8 +135,8 @@ def test_a_store_refuses_values_that_do_not_fit_their_keys(values: int) -> None:
 
 @pytest.mark.parametrize("type", ["Q8_0", "Q4_0", "IQ4_NL"])
 def test_a_single_head(type: str, tmp_path: Path) -> None:
-    model = tiny("deepseek2", True, type=type, n_heads=1, n_embd=256, n_ff=256)
-    path = model.write(tmp_path / "model.gguf")
+    made = tiny("deepseek2", True, type=type, n_heads=1, n_embd=256, n_ff=256)
+    path = made.write(tmp_path / "model.gguf")
     ids = [*IDS, *IDS[:30]]
     expected = oracle.logits(path, ids, rounding=True)
     with mmrt.Model(path) as model, model.sequence() as sequence:
