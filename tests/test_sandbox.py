@@ -197,7 +197,7 @@ BOMBS = {
     ("limit", "template"), [(limit, bomb) for limit, bombs in BOMBS.items() for bomb in bombs]
 )
 def test_bombs_meet_a_limit(limit: str, template: str) -> None:
-    with pytest.raises(FormatError, match=r"some\.gguf: tokenizer\.chat_template") as error:
+    with pytest.raises(FormatError, match=r"some\.gguf: the chat template") as error:
         rendered(template)
     assert limit in str(error.value)
     assert "limit" in str(error.value) or "Range too big" in str(error.value)
@@ -250,7 +250,7 @@ def test_values_print_what_they_hold_once() -> None:
 )
 def test_nothing_else_is_in_reach(expression: str) -> None:
     messages = [dict(HELLO[0])]
-    with pytest.raises(FormatError, match=r"some\.gguf: tokenizer\.chat_template"):
+    with pytest.raises(FormatError, match=r"some\.gguf: the chat template"):
         rendered(f"{{{{ {expression} }}}}", messages)
     assert messages == HELLO
 

@@ -148,7 +148,8 @@ def transformer_config(
         ("value_length_swa", value_dim),
     ):
         if fields.integer(f"attention.{name}", expected) != expected:
-            raise fields.error(f"attention.{name}", f"differs from {expected}")
+            what = "the key length" if latent is None else "what the latent row has"
+            raise fields.error(f"attention.{name}", f"differs from {what}, {expected}")
     if (n_heads + 2 * n_kv_heads) * head_dim >= 1 << 31:
         raise fields.error(
             "attention.head_count", f"{n_heads} heads of {head_dim} exceed the supported maximum"
