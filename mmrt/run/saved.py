@@ -13,6 +13,7 @@ too many of them, ends of texts first.
 import contextlib
 import fcntl
 import hashlib
+import heapq
 import os
 import queue
 import secrets
@@ -22,7 +23,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,14 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _SUFFIX = ".kv"
 _UNFINISHED = ".new"
+
+# After changes of our own the directory is listed again only so many seconds after the last time:
+# they may hide one of another process.
+_LISTED_AGAIN = 1.0
+
+# The time of a directory's change is that of a tick of the system's clock: two changes in one look
+# like one.
+_TICK_NS = 20_000_000
 
 # Texts that may wait to be written; each holds its memory until then.
 _MOST_WAITING = 64
@@ -128,7 +137,10 @@ class Saved:
         self._names: dict[bytes, _Extent] = {}
         self._below: dict[bytes, dict[bytes, _Extent]] = {}
         self._n_bytes = self._written = self._read = self._damaged = self._refused = 0
-        self._seen = -1  # the directory's mtime when it was last listed
+        self._seen = -1  # the directory's mtime of which all is known
+        self._listed = 0.0  # when
+        self._unsure = False  # whether there may be more
+        self._ends: list[tuple[float, bytes]] = []  # a heap: see _evict()
         self._process = os.getpid()
         self.saves_waiting = 0  # texts that hold memory until they are written
         self._work: queue.Queue[tuple[Callable[[], object], bool]] = queue.Queue()
@@ -156,14 +168,15 @@ class Saved:
         """Takes in files that are new, ours or another process's, and leaves out those that are
         gone."""
         with self._lock:
+            seen, now = self._changed(), time.monotonic()
+            if seen == self._seen and not (self._unsure and now - self._listed > _LISTED_AGAIN):
+                return
             try:
-                seen = os.stat(self.directory).st_mtime_ns
-                if seen == self._seen:
-                    return
                 entries = list(os.scandir(self.directory))
             except OSError:
                 entries, seen = [], -1
-            self._seen = seen
+            self._seen, self._listed = seen, now
+            self._unsure = time.time_ns() - seen < _TICK_NS
             there = set()
             for entry in entries:
                 if entry.name.endswith(_UNFINISHED) and is_abandoned(entry.path):
@@ -178,6 +191,24 @@ class Saved:
                         self._take_in(entry.path, name)
             for name in self._names.keys() - there:
                 self._forget(self._names[name])
+
+    def _changed(self) -> int:
+        """When a file came into the directory or left it, in nanoseconds; -1: it is not there."""
+        try:
+            return os.stat(self.directory).st_mtime_ns
+        except OSError:
+            return -1
+
+    @contextlib.contextmanager
+    def _changes(self) -> Iterator[None]:
+        """Around changes of our own, for which the directory need not be listed."""
+        before = self._changed()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._seen == before:
+                    self._seen, self._unsure = self._changed(), True
 
     def _take_in(self, path: str, name: bytes) -> None:
         try:
@@ -196,6 +227,17 @@ class Saved:
         self._names[extent.name] = extent
         self._below.setdefault(extent.before, {})[extent.ids] = extent
         self._n_bytes += extent.n_bytes
+        self._note_end(extent)
+
+    def _note_end(self, extent: _Extent) -> None:
+        """It may be the next one to go: see _evict()."""
+        if extent.name in self._below:
+            return
+        heapq.heappush(self._ends, (extent.last_use, extent.name))
+        if len(self._ends) > 2 * len(self._names) + 64:
+            ends = self._names.keys() - self._below.keys()
+            self._ends = [(self._names[name].last_use, name) for name in ends]
+            heapq.heapify(self._ends)
 
     def _forget(self, extent: _Extent) -> None:
         if self._names.pop(extent.name, None) is None:
@@ -205,6 +247,8 @@ class Saved:
         del below[extent.ids]
         if not below:
             del self._below[extent.before]
+            if extent.before in self._names:
+                self._note_end(self._names[extent.before])
 
     def _damage(self, path: str) -> None:
         """The file is not what it should be: it goes, and that is said."""
@@ -303,6 +347,8 @@ class Saved:
             cache.truncate(before + n)
         with self._lock:
             extent.last_use = time.time()
+            if extent.name in self._names:
+                self._note_end(extent)
             self._read += extent.n_bytes
         self.worth.have_read(extent.n_bytes, time.monotonic() - started)
         return True
@@ -326,7 +372,8 @@ class Saved:
                 if name in self._names or self._has_longer(before, packed):
                     continue
             try:
-                extent = self._write(cache, at, before, name, packed)
+                with self._changes():
+                    extent = self._write(cache, at, before, name, packed)
             except (OSError, MmrtError) as error:
                 self._refuse(error)
                 return
@@ -381,16 +428,17 @@ class Saved:
             warnings.warn(f"{self.directory}: keys and values are not saved: {error}", stacklevel=2)
 
     def _evict(self) -> None:
-        """Removes what was not used for longest and nothing follows, down to `most_bytes`."""
-        while self._n_bytes > self._most_bytes:
-            ends = [extent for extent in self._names.values() if extent.name not in self._below]
-            if not ends:
-                return
-            self._remove(min(ends, key=lambda extent: extent.last_use))
+        """Removes what was not used for longest and nothing follows, down to `most_bytes`. The heap
+        has each such file as it was last used, and what others have become since."""
+        while self._n_bytes > self._most_bytes and self._ends:
+            used, name = heapq.heappop(self._ends)
+            extent = self._names.get(name)
+            if extent is not None and extent.last_use == used and name not in self._below:
+                self._remove(extent)
 
     def _remove(self, extent: _Extent) -> None:
         self._forget(extent)
-        with contextlib.suppress(OSError):
+        with self._changes(), contextlib.suppress(OSError):
             os.unlink(self._path(extent.name))
 
     # ---- on a thread of its own ----

@@ -1,0 +1,106 @@
+"""Many files of keys and values: what is done for each does not grow with their number."""
+
+import itertools
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+import mmrt
+from mmrt.core.state import Cache
+from mmrt.run import saved
+from mmrt.run.saved import Saved
+from mmrt.run.sequence import Sequence
+
+MANY = 150
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mmrt.Model]:
+    made = tiny_models.llama(n_layers=1)
+    with mmrt.Model(made.write(tmp_path_factory.mktemp("many") / "m.gguf")) as model:
+        yield model
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each directory was listed; the clock stands still."""
+    counted: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def scan(directory: str) -> Any:
+        counted[str(directory)] += 1
+        return scandir(directory)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(saved, "_TICK_NS", 0)
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    return counted
+
+
+def texts(model: mmrt.Model, n: int = MANY) -> Iterator[tuple[list[int], Cache]]:
+    for i, j in itertools.islice(itertools.product(range(3, 250), repeat=2), n):
+        cache = Cache(model.store)
+        Sequence(model, cache).extend([i, j])
+        yield [i, j], cache
+
+
+def test_our_own_files_are_known_without_a_listing(
+    model: mmrt.Model, tmp_path: Path, listings: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Saved(tmp_path, model.store, bytes(16))
+    other = Saved(tmp_path, model.store, bytes(16))
+    listings.clear()
+    for ids, cache in texts(model):
+        files.save(cache)
+        assert files.length(ids) == 2
+    assert not listings
+    # Those of another are found by one listing, and its own directory's change is seen at once.
+    assert other.length([3, 3]) == 2
+    assert listings.total() == 1
+    other.save(next(texts(model, 1))[1], salt="another")
+    assert other.length([3, 3]) == 2 and listings.total() == 1
+    assert files.length([3, 3], salt="another") == 2
+    assert listings.total() == 2
+    # A change of another that ours have hidden is found a second later.
+    hidden = next(texts(model, 1))[1]
+    with files._changes():
+        other.save(hidden, salt="hidden")
+    assert files.length([3, 3], salt="hidden") == 0
+    monkeypatch.setattr(time, "monotonic", lambda: 102.0)
+    assert files.length([3, 3], salt="hidden") == 2
+    assert files.length([3, 4], salt="hidden") == 1
+    assert listings.total() == 3
+
+
+def test_who_goes_next_is_known_without_looking_at_all(
+    model: mmrt.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Counter[str]()
+
+    def get(extent: Any) -> float:
+        looks["at a time"] += 1
+        return float(extent.__dict__["used"])
+
+    def put(extent: Any, value: float) -> None:
+        extent.__dict__["used"] = value
+
+    monkeypatch.setattr(saved._Extent, "last_use", property(get, put), raising=False)
+    files = Saved(tmp_path, model.store, bytes(16))
+    written = list(texts(model))
+    files.save(written[0][1])
+    room = 20 * files.report.bytes
+    files = Saved(tmp_path, model.store, bytes(16), room)
+    for _, cache in written:
+        files.save(cache)
+        files.attach(Cache(model.store), written[0][0])  # used again and again, so it stays
+    assert files.report.bytes <= room and files.report.files == 20
+    kept = [ids for ids, _ in written if files.length(ids) == 2]
+    assert kept == [written[0][0], *(ids for ids, _ in written[-19:])]
+    assert looks.total() <= 8 * MANY
+    assert len(files._ends) <= 2 * 20 + 65
