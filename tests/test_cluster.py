@@ -197,6 +197,35 @@ def test_what_texts_tell(cluster: Cluster, model: mmrt.Model) -> None:
     assert repr(cluster) == "<Cluster of 3 stages>"
 
 
+def pages_of(text: mmrt.Sequence) -> tuple[list[int], int, int]:
+    return [page.holders for page in text.pages()], text.nbytes, text.shared_nbytes
+
+
+def test_pages_that_stages_hold_are_known(cluster: Cluster, model: mmrt.Model) -> None:
+    """They follow from what texts do: compared with those of one machine, which counts them."""
+    random = np.random.default_rng(9)
+    before = model.store.sharing.copies
+    texts = [(cluster.sequence(), model.sequence())]
+    for _ in range(80):
+        i, what = int(random.integers(len(texts))), random.choice(["extend", "fork", "cut", "end"])
+        pair = texts[i]
+        if what == "extend" and len(pair[0]) < 300:
+            n = int(random.integers(1, 40))
+            pair[0].extend(IDS[:n])
+            pair[1].extend(IDS[:n])
+        elif what == "fork" and len(texts) < 8:
+            texts.append((pair[0].fork(), pair[1].fork()))
+        elif what == "cut":
+            length = int(random.integers(len(pair[0]) + 1))
+            assert pair[0].truncate(length) == pair[1].truncate(length) == length
+        elif what == "end" and len(texts) > 1:
+            del texts[i], pair  # one is gone, and not told
+            gc.collect()
+        found, wanted = cluster.store.sharing, model.store.sharing
+        assert found == wanted._replace(copies=wanted.copies - before)
+        assert [pages_of(there) for there, _ in texts] == [pages_of(here) for _, here in texts]
+
+
 def test_a_step_that_is_interrupted(cluster: Cluster, model: mmrt.Model) -> None:
     """Its result comes late, and is not taken for that of another."""
     with cluster.sequence() as text, model.sequence() as here:
@@ -322,7 +351,7 @@ def test_hosts(hosts: list[str], tmp_path: Path, model: mmrt.Model) -> None:
 
 
 def test_facts_that_are_none() -> None:
-    good = Facts(0, 1, 2, 0, 64, 512, 1024, 99, "m", "s")
+    good = Facts(0, 1, 2, 0, 64, 512, 1024, 99, 7, "m", "s")
     assert Facts.from_json(good.to_json()) == good
     for wrong in (b"", b"[]", b"{}", b"\xff", b"[" * 50000, good.to_json()[:-1]):
         with pytest.raises(ClusterError, match="no facts of a stage"):

@@ -62,6 +62,21 @@ def test_a_conversation_in_one_sequence(both: tuple[Any, Any]) -> None:
     assert texts[0] == texts[1] and texts[0][2] > 0
 
 
+def test_turns_share_what_was_read(both: tuple[Any, Any]) -> None:
+    """Also without a sequence, and in a Conversation."""
+    told = []
+    for each in both:
+        first = each.chat(ASKED, **OPTIONS)
+        messages = [*ASKED, {"role": "assistant", "content": str(first)}, ASKED[0]]
+        second = each.chat(messages, **OPTIONS)
+        with each.conversation(system="Be brief") as conversation:
+            third = conversation.say("And now?", **OPTIONS)
+            fourth = conversation.say("And then?", **OPTIONS)
+        cached = [text.cached_tokens for text in (first, second, third, fourth)]
+        told.append((first, second, third, fourth, cached))
+    assert told[0] == told[1] and told[0][-1][1] > 0 and told[0][-1][3] > 0
+
+
 def test_what_is_refused(both: tuple[Any, Any], hosts: list[str], tmp_path: Path) -> None:
     cluster, model = both
     with pytest.raises(ArgumentError, match="belongs to another model"):

@@ -7,9 +7,9 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as List
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +21,18 @@ from mmrt.cluster.facts import Facts, check_chain
 from mmrt.cluster.hosts import places
 from mmrt.cluster.stage import STEP_TOKENS
 from mmrt.cluster.steps import Step, TextPart
-from mmrt.cluster.texts import Ledger, Text, Told
+from mmrt.cluster.texts import Text, TextStore, Told
 from mmrt.cluster.wire import Frame, Kind
-from mmrt.core.arguments import choice, flag, instance, number, token_ids
+from mmrt.core.arguments import choice, number
+from mmrt.core.kernels import Pool
 from mmrt.core.program import Part
 from mmrt.errors import ArgumentError, ClusterError, MmrtError, UnsupportedError
 from mmrt.files import formats
+from mmrt.files.tensor_file import TensorFile
 from mmrt.memory.budget import divide_step
-from mmrt.run.building import build_tokenizer
-from mmrt.run.generation import Answer, Options, Piece, Reading, Settings, Stream, generate
-from mmrt.run.generation import Text as Written
-from mmrt.run.rendering import chat_ids, rendered
-from mmrt.run.sequence import Sequence, closing
-from mmrt.text import chat
-from mmrt.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from mmrt.run.drafting import Drafts
+from mmrt.run.prefixes import Earlier
+from mmrt.run.text_model import TextModel
 
 # Seconds between looks at stages that have nothing to say, and to attempts to find lost ones again.
 _LOOK_SECONDS = 1.0
@@ -97,7 +92,7 @@ class _Link:
         threading.Thread(target=work, daemon=True).start()
 
 
-class Cluster:
+class Cluster(TextModel):
     """The model whose stages listen at `hosts`; a context manager.
 
     hosts: addresses ("10.0.0.1:7600") in any order; or a file that has one at the beginning of each
@@ -134,7 +129,8 @@ class Cluster:
         self._secret = wire.check_secret(secret)
         self.hosts = places(hosts)
         self._lock = threading.RLock()  # of all that follows: one step at a time
-        self._ledger = Ledger()
+        self._store = TextStore()
+        self._ledger = self._store.ledger
         self._links: list[_Link] = []  # in the order of their layers; empty: none is connected
         self._inbox: queue.SimpleQueue[tuple[_Link, Frame | ClusterError]] = queue.SimpleQueue()
         self._epoch = self._number = 0
@@ -142,8 +138,12 @@ class Cluster:
         self._answers: dict[int, steps.Rows | Exception] = {}  # to these that came early
         self._given_up: set[int] = set()  # of these, whose failure is of no interest any more
         self.closed = False
-        self._tokenizer: Tokenizer | None = None
+        self.drafts = Drafts("off")
+        self.saved = None
+        self._pool = Pool(1)
+        self._earlier = Earlier(self._store)
         self._file = None if model is None else formats.open(model)
+        self.path = f"the cluster at {self.hosts[0]}" if self._file is None else self._file.path
         try:
             self._connect()
             if self._file is not None and facts_of.digest(self._file) != self._facts.model:
@@ -159,12 +159,19 @@ class Cluster:
         """The stages are free for another coordinator."""
         self.closed = True
         self._disconnect()
+        assert self._earlier is not None
+        self._earlier.clear()
         if self._file is not None:
             self._file.close()
 
     def _check_open(self) -> None:
         if self.closed:
             raise ArgumentError("the cluster is closed")
+
+    def _described(self) -> TensorFile:
+        if self._file is None:
+            raise ArgumentError("the cluster has no tokenizer: pass it `model`, or token ids")
+        return self._file
 
     def __enter__(self) -> "Cluster":
         self._check_open()
@@ -190,134 +197,29 @@ class Cluster:
         return self._facts.width
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """That of `model`. ArgumentError if there is none."""
-        self._check_open()
-        if self._file is None:
-            raise ArgumentError("the cluster has no tokenizer: pass it `model`, or token ids")
-        if self._tokenizer is None:
-            self._tokenizer = build_tokenizer(self._file, self.vocab_size)
-        return self._tokenizer
+    def pool(self) -> Pool:
+        """A single thread: here tokens are drawn, and no more."""
+        return self._pool
 
-    def require_room(self, tokens: int) -> None:
-        """Raises ArgumentError if a sequence cannot have so many tokens, or it is closed."""
-        self._check_open()
-        if tokens > self.context:
-            raise ArgumentError(f"{tokens} tokens are more than the context of {self.context}")
+    @property
+    def store(self) -> TextStore:
+        """What its texts hold on the stages."""
+        return self._store
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes of keys and values on all stages, as many tokens as the tightest has room for."""
+        return self._spare
+
+    @property
+    def streaming(self) -> None:
+        """What stages stream is theirs."""
+        return None
 
     def step_tokens(self, wanted: int) -> int:
         """How many of `wanted` tokens the next step takes."""
         self._check_open()
         return divide_step(wanted, min(STEP_TOKENS, self._most_tokens))
-
-    # ---- text ----
-
-    def sequence(self) -> Sequence:
-        """A new, empty text."""
-        self._check_open()
-        return Sequence(self, self._ledger.new())
-
-    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
-        """Logits after each of `ids`, read as one text: float32 (len(ids), vocabulary)."""
-        with self.sequence() as sequence:
-            return sequence.extend(ids, outputs="all")
-
-    def stream(
-        self,
-        prompt: str | Iterable[int],
-        *,
-        sequence: Sequence | None = None,
-        parse_special: bool = True,
-        **options: "Unpack[Options]",
-    ) -> Stream:
-        """Yields pieces of what the model writes after `prompt`: as Model.stream(). One that is
-        closed ends its text on all stages with the next step."""
-        settings, text = Settings(**options), self._text(sequence)
-        after = text.history[-1] if len(text) else None
-        if isinstance(prompt, str):
-            flag("parse_special", parse_special)
-            ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
-        else:
-            ids = token_ids("prompt", prompt)
-        if not ids:
-            raise ArgumentError("the prompt is empty")
-        self.require_room(len(text) + len(ids))
-        answer = Answer(self.tokenizer, self.context, text.unlent(), settings)
-        pieces = generate(answer, ids, settings.on_prefill)
-        if sequence is None:
-            return Stream(Reading(len(ids)), closing(text, pieces))
-        return Stream(Reading(len(ids)), pieces, sequence)
-
-    def generate(
-        self,
-        prompt: str | Iterable[int],
-        *,
-        sequence: Sequence | None = None,
-        parse_special: bool = True,
-        **options: "Unpack[Options]",
-    ) -> Written:
-        """The text that stream(prompt, ...) yields, whole."""
-        return self.stream(prompt, sequence=sequence, parse_special=parse_special, **options).text()
-
-    def stream_chat(
-        self,
-        messages: List[Mapping[str, Any]],
-        *,
-        sequence: Sequence | None = None,
-        tools: List[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options: "Unpack[Options]",
-    ) -> Stream:
-        """Yields pieces of the answer to `messages`: as Model.stream_chat(), by the template of
-        `model`. What `sequence` holds of their beginning is not read again; without one, all is."""
-        settings, text, tokenizer = Settings(**options), self._text(sequence), self.tokenizer
-        assert self._file is not None  # as there is a tokenizer
-        path = self._file.path
-        template = chat.choose_template(
-            self._file.metadata, path, given=None, with_tools=bool(tools)
-        )
-        variables = chat.require_variables(chat_template_kwargs)
-        shown = rendered(tokenizer, template, messages, tools, variables, path)
-        ids = chat_ids(tokenizer, shown, path)
-        self.require_room(len(ids))
-        prompt = chat.ChatPrompt(ids, template, shown.guarded, tools)
-        answer = Answer(tokenizer, self.context, text.unlent(), settings, prompt.channels())
-        reading = Reading(len(ids))
-
-        def pieces() -> Generator[Piece, None, None]:
-            reading.cached = answer.sequence.keep_prefix(ids)
-            yield from generate(answer, ids[reading.cached :], settings.on_prefill)
-
-        if sequence is None:
-            return Stream(reading, closing(text, pieces()), parser=prompt.parser())
-        return Stream(reading, pieces(), sequence, prompt.parser())
-
-    def chat(
-        self,
-        messages: List[Mapping[str, Any]],
-        *,
-        sequence: Sequence | None = None,
-        tools: List[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options: "Unpack[Options]",
-    ) -> Written:
-        """The text that stream_chat(messages, ...) yields, whole."""
-        return self.stream_chat(
-            messages,
-            sequence=sequence,
-            tools=tools,
-            chat_template_kwargs=chat_template_kwargs,
-            **options,
-        ).text()
-
-    def _text(self, sequence: Sequence | None) -> Sequence:
-        """The one that is given, or a new one."""
-        if sequence is None:
-            return self.sequence()
-        instance("sequence", sequence, Sequence, "a Sequence")
-        if not sequence.belongs_to(self):
-            raise ArgumentError("the sequence belongs to another model")
-        return sequence
 
     # ---- steps ----
 
@@ -362,7 +264,8 @@ class Cluster:
             assert rows is not None
             logits[:] = rows
         for part in parts:
-            part.cache.tokens.extend(part.tokens.tolist())
+            assert isinstance(part.cache, Text)
+            part.cache.read(part.tokens.tolist())
 
     @staticmethod
     def _require_sound(text: Text) -> None:
@@ -537,7 +440,7 @@ class Cluster:
         self._under_way.clear()
         self._answers.clear()
         self._given_up.clear()
-        self._ledger.begin_anew(sum(link.facts.page_bytes for link in links))
+        self._store.begin_anew(sum(link.facts.page_bytes for link in links))
         most = steps.largest_result(self._most_tokens, self.vocab_size)
         links[-1].connection.largest = most
         for link in links:
@@ -549,6 +452,8 @@ class Cluster:
         self._facts = links[-1].facts
         self.context = min(link.facts.context for link in links)
         self._most_tokens = min(link.facts.max_tokens for link in links)
+        pages = min(link.facts.spare // max(link.facts.page_bytes, 1) for link in links)
+        self._spare = pages * sum(link.facts.page_bytes for link in links)
 
     def _disconnect(self) -> None:
         for link in self._links:

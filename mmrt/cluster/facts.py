@@ -12,6 +12,9 @@ from mmrt.errors import ArgumentError, ClusterError
 from mmrt.files.tensor_file import TensorFile
 from mmrt.run.building import LAYERS
 
+# No fact is a greater number.
+_MOST = (1 << 40) - 1
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -23,6 +26,7 @@ class Facts:
     context: int
     max_tokens: int  # of a step
     page_bytes: int  # of keys and values for 32 tokens
+    spare: int  # bytes that its budget leaves beside its weights
     model: str  # alike in stages of one model
     settings: str  # what else has to be alike
 
@@ -37,6 +41,7 @@ class Facts:
             context=stage.config.context,
             max_tokens=stage.program.max_tokens,
             page_bytes=stage.program.store.page_bytes,
+            spare=min(stage.budget.beside(stage.program), _MOST),
             model=digest(stage.file),
             settings=f"keys {stage.kv[0]}, values {stage.kv[1]}{', exact' * stage.exact}",
         )
@@ -54,7 +59,7 @@ class Facts:
             raise ClusterError(f"no facts of a stage: {data!r:.60}") from None
         for name, kind in cls.__annotations__.items():
             value = getattr(facts, name)
-            if type(value) is not kind or (kind is int and not 0 <= value < 1 << 40):
+            if type(value) is not kind or (kind is int and not 0 <= value <= _MOST):
                 raise ClusterError(f"no fact of a stage: {name} is {value!r:.60}")
         return facts
 

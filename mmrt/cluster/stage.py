@@ -101,7 +101,7 @@ class Stage:
     def cache(self) -> Cache:
         """What a new, empty text has here."""
         self._check_open()
-        return Cache(self.program.store)
+        return self.program.store.cache()
 
     def run(
         self, parts: Sequence[Part], rows: NDArray[np.float32] | None = None

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from mmrt.errors import ArgumentError, ClusterError, FileError
 
 _MAGIC = b"mmrt"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<4sBB2xIQ4x")  # magic, version, kind, length, epoch
 _NONCE = 32
 LEAST_SECRET = 16  # bytes

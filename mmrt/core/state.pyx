@@ -115,6 +115,10 @@ cdef class StateStore:
     def __repr__(self):
         return f"<StateStore of {len(self.layers)} layers, {self.nbytes} bytes>"
 
+    def cache(self):
+        """What a new, empty text has in it."""
+        return Cache(self)
+
     def layer(self, int index):
         """The keys and values that this layer keeps. FormatError: there is no such layer, or it
         keeps none."""
@@ -163,7 +167,7 @@ cdef class StateStore:
 
     @property
     def saved_bytes(self):
-        """Bytes that SAVED_TOKENS tokens take in a file."""
+        """Bytes that SAVED_TOKENS tokens take in a file; 0: files cannot hold them."""
         return mmrt_state_saved_bytes(self.handle)
 
 

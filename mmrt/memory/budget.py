@@ -288,6 +288,11 @@ class Budget:
         with self._lock:
             return self._tightest(growth, limited=True)
 
+    def beside(self, program: Program) -> int:
+        """Bytes that it leaves beside all weights of the program."""
+        weights = sum(tensor.nbytes for tensor in program.weights)
+        return max(self.room(0).n_bytes - weights, 0)
+
     # ---- what there is ----
 
     def _tightest(self, growth: int, limited: bool) -> Room:

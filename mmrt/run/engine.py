@@ -177,7 +177,7 @@ class Engine:
         self._model.require_room(len(ids))
         require_process(self._process)
         handle = Handle(len(ids), self._cancel, parser)
-        text = Sequence(self._model, Cache(self._model.store))
+        text = Sequence(self._model, self._model.store.cache())
         drafting = self._model.drafts.begin(self._model.streaming)
         known = self._model.tokenizer, self._model.context
         answer = Answer(*known, text, settings, channels, drafting)
@@ -396,7 +396,7 @@ class Engine:
         if job.cache is None:
             if not self._has_room_for(job, earlier):
                 return False
-            self._take(job, Cache(self._model.store))
+            self._take(job, self._model.store.cache())
         return True
 
     def _take(self, job: Writing, cache: Cache) -> None:

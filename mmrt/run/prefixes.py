@@ -112,7 +112,7 @@ class Prefixes:
         text, length = self._find(ids[:most], salt)
         self.asked_tokens += len(ids)
         if text is None or not length:
-            return Cache(self.store)
+            return self.store.cache()
         self._touch(text)
         cache = text.cache.fork()
         reached = cache.truncate(length)
@@ -249,7 +249,7 @@ class Earlier:
     def take(self, ids: Sequence[int]) -> Cache:
         """A new cache of what some text shares with `ids`, but for the last few."""
         with self._at_it() as tree:
-            return Cache(self._store) if tree is None else tree.take(ids, most=spare(ids))
+            return self._store.cache() if tree is None else tree.take(ids, most=spare(ids))
 
     def pause(
         self, cache: Cache, ids: Sequence[int], most_bytes: int
