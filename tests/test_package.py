@@ -87,7 +87,8 @@ def public_members(owner: Any, path: str) -> Iterator[tuple[str, bool]]:
                 yield from public_members(value, f"{path}.{name}")
     elif isinstance(owner, type):
         yield path, bool(owner.__doc__)
-        for name, value in vars(owner).items():
+        ours = [base for base in owner.__mro__ if f"{base.__module__}.".startswith("mmrt.")]
+        for name, value in {k: v for base in reversed(ours) for k, v in vars(base).items()}.items():
             if not name.startswith("_") and not isinstance(value, type):
                 # Attributes may be described together, by the class.
                 described = re.search(rf"\b{name}\b", owner.__doc__ or "")

@@ -83,6 +83,7 @@ class Reader:
         return ""
 
     def expect(self, text: str) -> Steps[None]:
+        """Goes over `text`, which has to come next."""
         if text and not (yield from self.choice(text)):
             raise Malformed
 
