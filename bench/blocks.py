@@ -107,5 +107,8 @@ def random_blocks(random: np.random.Generator, type: str, n: int, spread: float)
     set_scales(type, blocks, np.ones(n))
     sample = blocks[:64]
     unit = dequantize(type, sample.tobytes(), len(sample) * kind.elements).std()
-    set_scales(type, blocks, spread / unit * random.uniform(0.7, 1.3, n))
+    scales = spread / unit * random.uniform(0.7, 1.3, n)
+    if type in HALVES and HALVES[type].minimum is None:
+        scales *= random.choice((-1, 1), n)  # whole numbers reach further below zero than above
+    set_scales(type, blocks, scales)
     return blocks
