@@ -146,7 +146,6 @@ def test_a_line_that_changes_each_time_is_left_out(client: Any) -> None:
 def test_blocks_reach_the_template(server: Running) -> None:
     from mmrt.serving.anthropic_messages import read_messages, read_tools
     from mmrt.serving.fields import Fields
-    from mmrt.serving.limits import Limits
 
     body = {
         "system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
@@ -169,7 +168,7 @@ def test_blocks_reach_the_template(server: Running) -> None:
             },
         ],
     }
-    system, user, assistant, tool = read_messages(Fields(body), Limits())
+    system, user, assistant, tool = read_messages(Fields(body))
     assert system == {"role": "system", "content": "S"} and user["content"] == "U"
     assert assistant["reasoning_content"] == "T"
     assert assistant["content"] == [{"type": "text", "text": "A"}]
@@ -178,7 +177,7 @@ def test_blocks_reach_the_template(server: Running) -> None:
         "arguments": {"city": "Z"},
     }
     assert tool == {"role": "tool", "tool_call_id": "1", "content": "Error: no"}
-    (offered,) = read_tools(Fields(body), Limits()).offered or []
+    (offered,) = read_tools(Fields(body)).offered or []
     assert offered["function"]["parameters"] == TOOLS[0]["input_schema"]
 
 

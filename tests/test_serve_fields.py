@@ -213,6 +213,40 @@ def test_calls_and_their_results_belong_together(server: Running) -> None:
         assert refused.status == 400 and refused.error["message"].startswith(f"{name}: "), refused
 
 
+def test_answers_of_tools_belong_to_calls(server: Running) -> None:
+    function = {"name": "f", "arguments": "{}"}
+    call = {"role": "assistant", "tool_calls": [{"id": "a", "function": function}]}
+    unnamed = {"role": "assistant", "tool_calls": [{"function": function}]}
+
+    def reply(*messages: dict[str, Any]) -> Any:
+        body = {"model": "talker", "messages": [*MESSAGES, *messages], "max_tokens": 1}
+        return server.post("/v1/chat/completions", body)
+
+    answer = {"role": "tool", "content": "Fine"}
+    for good in ((call, {**answer, "tool_call_id": "a"}), (unnamed, answer)):
+        assert reply(*good).status == 200
+    for messages, code in (
+        ([call, answer], "missing_required_parameter"),
+        ([answer], "missing_required_parameter"),
+        ([call, {**answer, "tool_call_id": "b"}], None),
+        ([{**answer, "tool_call_id": "a"}, call], None),
+        ([call, {**answer, "tool_call_id": 5}], None),
+    ):
+        refused = reply(*messages)
+        assert refused.status == 400, messages
+        assert refused.error["param"].endswith(".tool_call_id") and refused.error["code"] == code
+
+
+def test_one_answer_where_there_is_room_for_one_alone(server: Running) -> None:
+    for path, body in (
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}),
+    ):
+        refused = server.post(path, {**body, "n": 2})
+        assert refused.status == 400 and refused.error["message"].startswith("n: ")
+        assert server.post(path, {**body, "n": 1}).status == 200
+
+
 def test_what_templates_are_told_of_thinking() -> None:
     body: dict[str, Any] = {"thinking": {"type": "enabled", "budget_tokens": 9}}
     assert read_variables(Fields(body)) == {"enable_thinking": True}

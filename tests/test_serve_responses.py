@@ -122,7 +122,7 @@ def test_items_reach_the_template() -> None:
         ],
     }
     fields = Fields(body)
-    items = read_items(fields, Limits())
+    items = read_items(fields)
     system, developer, user, assistant, tool = read_messages(fields, [], items, Limits())
     assert system == {"role": "system", "content": "I"}
     assert developer == {"role": "system", "content": "D"}

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from mmrt.serving import sse
+from mmrt.serving import anthropic_messages, asking, sse
 from mmrt.serving.answers import Answers
 from mmrt.serving.anthropic_messages import (
     read_format,
@@ -13,9 +13,12 @@ from mmrt.serving.anthropic_messages import (
     read_tools,
     read_variables,
 )
+from mmrt.serving.asking import MOST
 from mmrt.serving.desk import Desk, chat_prompt
 from mmrt.serving.http import Request, Response, json_response
-from mmrt.serving.openai import MOST, limit_tokens, new_id, note
+from mmrt.serving.kinds import Kind, List, Only, Record, Text, Whole
+from mmrt.serving.limits import Limits
+from mmrt.serving.openai import limit_tokens, new_id, note
 from mmrt.serving.problems import Refused, refused
 
 PATH = "/v1/messages"
@@ -28,20 +31,29 @@ _TYPES = {"server_error": "api_error", "exceed_context_size_error": "invalid_req
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 
 _UNSUPPORTED = {
-    "mcp_servers": "this server reaches no others",
-    "container": "this server runs no code",
-    "output_format": "say it with output_config.format",
+    "n": Only("a message has one answer", (1,)),
+    "mcp_servers": Only("this server reaches no others"),
+    "container": Only("this server runs no code"),
+    "output_format": Only("say it with output_config.format"),
 }
 
 
+def declare(limits: Limits) -> Record:
+    stop = List(Text(1, limits.stop_bytes), limits.stop)
+    own: dict[str, Kind] = {"max_tokens": Whole(1, MOST), "stop_sequences": stop}
+    chat = anthropic_messages.declare(limits)
+    return Record(asking.declare(limits) | chat | own | _UNSUPPORTED, ("messages", "max_tokens"))
+
+
+def declare_count(limits: Limits) -> Record:
+    return Record({"model": Text(), **anthropic_messages.declare(limits)}, ("messages",))
+
+
 async def respond(desk: Desk, request: Request) -> Response:
-    fields, served = await desk.read(request)
-    fields.refuse(_UNSUPPORTED)
-    fields.require("max_tokens")
+    fields, served = await desk.read(request, declare)
     asked = desk.asked(request, fields, served)
-    asked.n = 1
-    limit_tokens(asked, fields.whole("max_tokens", 1, MOST))
-    messages, tools = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+    limit_tokens(asked, fields.get("max_tokens"))
+    messages, tools = read_messages(fields), read_tools(fields)
     asked.options |= read_format(fields)
     answers = await desk.chat(served, asked, messages, tools, read_variables(fields))
     events = _events(answers, served.name)
@@ -60,8 +72,8 @@ async def respond(desk: Desk, request: Request) -> Response:
 
 
 async def count_tokens(desk: Desk, request: Request) -> Response:
-    fields, served = await desk.read(request)
-    messages, tools = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
+    fields, served = await desk.read(request, declare_count)
+    messages, tools = read_messages(fields), read_tools(fields)
     variables = {**served.variables, **read_variables(fields)}
     prompt = await desk.house.apart(chat_prompt, served.model, messages, tools.offered, variables)
     return json_response({"input_tokens": len(prompt.ids)})

@@ -1,35 +1,85 @@
 """What is answered at which path."""
 
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from urllib.parse import quote
 
 from mmrt import __version__
-from mmrt.serving import about, anthropic, chat, completions, metrics, page, responses, tokens
+from mmrt.serving import (
+    about,
+    answered,
+    anthropic,
+    chat,
+    completions,
+    metrics,
+    openapi,
+    page,
+    responses,
+    tokens,
+)
 from mmrt.serving.desk import Desk
 from mmrt.serving.http import Handler, Request, Response, json_response
+from mmrt.serving.openapi import Respond, Route
 from mmrt.serving.problems import Refused
 
-_POST = {
-    "/v1/chat/completions": chat.respond,
-    "/v1/completions": completions.respond,
-    responses.PATH: responses.respond,
-    anthropic.PATH: anthropic.respond,
-    f"{anthropic.PATH}/count_tokens": anthropic.count_tokens,
-    "/tokenize": tokens.tokenize,
-    "/detokenize": tokens.detokenize,
-    "/apply-template": tokens.apply_template,
-}
-_GET = {
-    "/health": about.health,
-    "/v1/health": about.health,
-    about.MODELS: about.models,
-    "/props": about.props,
-    "/sight": about.sight,
-    "/metrics": metrics.respond,
-    **dict.fromkeys(page.PATHS, page.respond),
-}
+_ID = f"{responses.PATH}/{{id}}"
+
+# Where a path ends with a word in braces, anything that is not empty may stand in its place.
+ROUTES = [
+    Route(
+        "POST", "/v1/chat/completions", chat.respond,
+        "A chat, whole or as a stream", answered.CHAT, chat.declare, answered.CHAT_CHUNK,
+    ),
+    Route(
+        "POST", "/v1/completions", completions.respond,
+        "A text that goes on from a prompt", answered.COMPLETION, completions.declare,
+        answered.COMPLETION,
+    ),
+    Route(
+        "POST", responses.PATH, responses.respond,
+        "A response, whole or as a stream of events", answered.RESPONSE, responses.declare,
+        answered.EVENT,
+    ),
+    Route("GET", _ID, responses.retrieve, "A response that was kept", answered.RESPONSE),
+    Route("DELETE", _ID, responses.delete, "Forgets a response", answered.DELETED),
+    Route(
+        "POST", anthropic.PATH, anthropic.respond,
+        "A chat, as Anthropic's clients have it", answered.MESSAGE, anthropic.declare,
+        answered.EVENT,
+    ),
+    Route(
+        "POST", f"{anthropic.PATH}/count_tokens", anthropic.count_tokens,
+        "The length of a chat's prompt", answered.COUNT, anthropic.declare_count,
+    ),
+    Route(
+        "POST", "/tokenize", tokens.tokenize,
+        "The tokens of a text or of a chat", answered.TOKENS, tokens.declare_text,
+    ),
+    Route(
+        "POST", "/detokenize", tokens.detokenize,
+        "The text of tokens", answered.TEXT, tokens.declare_ids,
+    ),
+    Route(
+        "POST", "/apply-template", tokens.apply_template,
+        "The prompt of a chat, as text", answered.PROMPT, tokens.declare_chat,
+    ),
+    Route("GET", about.MODELS, about.models, "The models", answered.MODELS),
+    Route("GET", f"{about.MODELS}/{{name}}", about.models, "A model", answered.MODEL),
+    Route("GET", "/health", about.health, "Whether all models are open", answered.HEALTH),
+    Route("GET", "/v1/health", about.health, "Whether all models are open", answered.HEALTH),
+    Route("GET", "/props", about.props, "The first model's properties", answered.OBJECT),
+    Route("GET", "/sight", about.sight, "What the page shows of the models", answered.OBJECT),
+    Route("GET", "/metrics", metrics.respond, "Figures for Prometheus", metrics.CONTENT_TYPE),
+    *(Route("GET", path, page.respond, "A file of the page", kind) for path, kind in page.KINDS),
+]  # fmt: skip
+
+
+async def _describe(desk: Desk, request: Request) -> Response:
+    return json_response(openapi.document(ROUTES, desk.limits, desk.access.without_key))
+
+
+ROUTES.append(Route("GET", "/openapi.json", _describe, "This document", answered.OBJECT))
 
 
 class App:
@@ -72,15 +122,9 @@ class App:
         return partial(methods[request.method], self._desk)
 
     @staticmethod
-    def _methods(path: str) -> dict[str, Callable[[Desk, Request], Awaitable[Response]]]:
-        if path.startswith(about.MODELS + "/"):
-            path = about.MODELS
-        if path.startswith(responses.PATH + "/"):
-            get = responses.retrieve
-            return {"GET": get, "HEAD": get, "DELETE": responses.delete}
-        if path in _POST:
-            return {"POST": _POST[path]}
-        return {"GET": _GET[path], "HEAD": _GET[path]} if path in _GET else {}
+    def _methods(path: str) -> dict[str, Respond]:
+        found = {route.method: route.respond for route in ROUTES if route.fits(path)}
+        return found | {"HEAD": found["GET"]} if "GET" in found else found
 
     def problem(self, request: Request | None, problem: Refused) -> Response:
         of_anthropic = request is not None and anthropic.is_path(request.path)

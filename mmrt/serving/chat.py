@@ -3,31 +3,43 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from mmrt.serving import openai
+from mmrt.serving import asking, messages, openai, tools
 from mmrt.serving.answers import Answers, Said
 from mmrt.serving.asking import Asked
 from mmrt.serving.desk import Desk
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
+from mmrt.serving.kinds import Flag, Kind, Only, Record
+from mmrt.serving.limits import Limits
 from mmrt.serving.messages import read_messages, read_template_variables
 from mmrt.serving.problems import Refused
 from mmrt.serving.tools import read_tools
 
 _OBJECT = "chat.completion"
-_MOST_LOGPROBS = 20
+
+
+def declare(limits: Limits) -> Record:
+    echo = Only("an answer is told alone; /v1/completions tells prompts again")
+    own: dict[str, Kind] = {
+        "max_tokens": openai.TOKENS,
+        "max_completion_tokens": openai.TOKENS,
+        "logprobs": Flag(),
+        "top_logprobs": openai.ALTERNATIVES,
+        "modalities": Only("this server reads and makes text alone", (["text"],)),
+        "echo": echo,
+    }
+    given = messages.declare(limits) | tools.declare(limits)
+    return Record(asking.declare(limits) | given | own, ("messages",))
 
 
 async def respond(desk: Desk, request: Request) -> Response:
-    fields, served = await desk.read(request)
-    fields.refuse({"echo": "an answer is told alone; /v1/completions tells prompts again"})
+    fields, served = await desk.read(request, declare)
     asked = desk.asked(request, fields, served)
-    limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
-    openai.limit_tokens(asked, fields.whole(limit, -1, openai.MOST))
+    openai.limit_tokens(asked, fields.get("max_completion_tokens", fields.get("max_tokens")))
     _read_logprobs(fields, asked)
-    _require_text(fields)
-    given, tools = read_messages(fields, desk.limits), read_tools(fields, desk.limits)
-    answers = await desk.chat(served, asked, given, tools, read_template_variables(fields))
+    given, offered = read_messages(fields), read_tools(fields)
+    answers = await desk.chat(served, asked, given, offered, read_template_variables(fields))
     if asked.stream:
         return openai.stream(chunks(answers, asked, served), request, answers, desk.limits)
     try:
@@ -38,35 +50,29 @@ async def respond(desk: Desk, request: Request) -> Response:
 
 
 def _read_logprobs(fields: Fields, asked: Asked) -> None:
-    top = fields.whole("top_logprobs", 0, _MOST_LOGPROBS)
-    if fields.flag("logprobs"):
-        asked.ask_logprobs(top or 0)
+    top = fields.get("top_logprobs", 0)
+    if fields.get("logprobs"):
+        asked.ask_logprobs(top)
     elif top:
         raise Refused(400, "top_logprobs: wants logprobs to be true", param="top_logprobs")
 
 
-def _require_text(fields: Fields) -> None:
-    modalities = fields.get("modalities")
-    if modalities is not None and modalities != ["text"]:
-        raise fields.bad("modalities", '["text"]')
-
-
 async def whole(answers: Answers, asked: Asked, served: Served) -> dict[str, Any]:
     """The response when all has been written."""
-    messages: list[dict[str, Any]] = [
+    written: list[dict[str, Any]] = [
         {"role": "assistant", "content": ""} for _ in answers.texts.handles
     ]
-    reasons: list[str | None] = [None for _ in messages]
-    odds: list[list[dict[str, Any]]] = [[] for _ in messages]
+    reasons: list[str | None] = [None for _ in written]
+    odds: list[list[dict[str, Any]]] = [[] for _ in written]
     async for said in answers:
-        message = messages[said.choice]
+        message = written[said.choice]
         if said.what == "end":
             reasons[said.choice] = said.text
         else:
             _add(message, said)
         if said.token is not None and said.drawn is not None:
             odds[said.choice].append(openai.token_odds(served.model, said.token, said.drawn))
-    for message in messages:
+    for message in written:
         if message.get("tool_calls") and not message["content"]:
             message["content"] = None
     choices = [
@@ -76,7 +82,7 @@ async def whole(answers: Answers, asked: Asked, served: Served) -> dict[str, Any
             "logprobs": None if asked.logprobs is None else {"content": odds[i], "refusal": None},
             "finish_reason": reasons[i],
         }
-        for i, message in enumerate(messages)
+        for i, message in enumerate(written)
     ]
     head = openai.envelope("chatcmpl", _OBJECT, served.name, asked)
     return {**head, "choices": choices, "usage": openai.usage(answers)}

@@ -6,33 +6,45 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from mmrt.core.draw import Drawn
-from mmrt.serving import openai
+from mmrt.serving import asking, openai
 from mmrt.serving.answers import Answers
 from mmrt.serving.asking import Asked
 from mmrt.serving.desk import Desk
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
+from mmrt.serving.kinds import Either, Flag, Kind, List, Record, Text, Whole
+from mmrt.serving.limits import Limits
 from mmrt.serving.problems import Refused
 from mmrt.serving.scoring import score
 
 _OBJECT = "text_completion"
-_MOST_LOGPROBS = 20
 _BROKEN = "\ufffd"
 _MOST_TOKENS = 16  # where a request says nothing, as OpenAI has it
 
 
+def declare(limits: Limits) -> Record:
+    ids = List(Whole(0, asking.MOST), least=1)
+    own: dict[str, Kind] = {
+        "prompt": Either(Text(), ids, List(Either(Text(), ids), least=1)),
+        "max_tokens": openai.TOKENS,
+        "logprobs": openai.ALTERNATIVES,
+        "echo": Flag(),
+        "parse_special": Flag(),
+    }
+    return Record(asking.declare(limits) | own, ("prompt",))
+
+
 async def respond(desk: Desk, request: Request) -> Response:
-    fields, served = await desk.read(request)
+    fields, served = await desk.read(request, declare)
     asked = desk.asked(request, fields, served)
-    openai.limit_tokens(asked, fields.whole("max_tokens", -1, openai.MOST, _MOST_TOKENS))
-    logprobs = fields.whole("logprobs", 0, _MOST_LOGPROBS)
-    if logprobs is not None:
-        asked.ask_logprobs(logprobs)
+    openai.limit_tokens(asked, fields.get("max_tokens", _MOST_TOKENS))
+    if fields.has("logprobs"):
+        asked.ask_logprobs(fields.get("logprobs"))
     most = max(desk.limits.queue // asked.n, 1)
     prompts = await desk.house.apart(read_prompts, fields, served, most)
-    echoes = await _echoes(prompts, asked, served, desk) if fields.flag("echo") else [NO_ECHO]
-    if asked.options["max_tokens"] == 0 and fields.flag("echo"):
+    echoes = await _echoes(prompts, asked, served, desk) if fields.get("echo") else [NO_ECHO]
+    if asked.options["max_tokens"] == 0 and fields.get("echo"):
         return json_response(scored(prompts, echoes, asked, served))
     answers = await desk.begin(served, asked, [prompt.ids for prompt in prompts])
     if asked.stream:
@@ -54,20 +66,19 @@ class Prompt(NamedTuple):
 
 def read_prompts(fields: Fields, served: Served, most: int) -> list[Prompt]:
     """The prompts of a request: a string, a list of strings, token ids or lists of these. Slow."""
-    fields.require("prompt")
-    given, special = fields.get("prompt"), fields.flag("parse_special", True)
-    several = isinstance(given, list) and given and isinstance(given[0], str | list)
+    given, special = fields.get("prompt"), fields.get("parse_special", True)
+    several = isinstance(given, list) and isinstance(given[0], str | list)
     prompts = given if several else [given]
     if len(prompts) > most:
         raise Refused(400, f"prompt: {len(prompts)} are more than {most}", param="prompt")
-    return [_prompt(fields, one, served, special) for one in prompts]
+    return [_prompt(one, served, special) for one in prompts]
 
 
-def _prompt(fields: Fields, given: Any, served: Served, special: bool) -> Prompt:
+def _prompt(given: str | list[int], served: Served, special: bool) -> Prompt:
     if isinstance(given, str):
         served.require_room_for(len(given))
         ids, text = served.model.tokenize(given, parse_special=special), given
-    elif isinstance(given, list) and all(type(one) is int for one in given):
+    else:
         ids, text = given, None
         vocabulary = served.model.vocab_size
         wrong = next((one for one in ids if not 0 <= one < vocabulary), None)
@@ -75,8 +86,6 @@ def _prompt(fields: Fields, given: Any, served: Served, special: bool) -> Prompt
             raise Refused(
                 400, f"prompt: {wrong!r:.40} is no token id below {vocabulary}", param="prompt"
             )
-    else:
-        raise fields.bad("prompt", "a string, a list of strings, token ids or lists of these")
     if not ids:
         raise Refused(400, "prompt: it is empty", param="prompt")
     return Prompt(ids, text)

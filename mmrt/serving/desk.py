@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from mmrt.errors import ArgumentError, MmrtError, OutOfMemoryError, UnsupportedError
@@ -15,6 +16,7 @@ from mmrt.serving.fields import Fields
 from mmrt.serving.house import House, Served, Texts, Wanted
 from mmrt.serving.http import Request
 from mmrt.serving.kept import Shelf
+from mmrt.serving.kinds import Record
 from mmrt.serving.limits import Limits, parse_json
 from mmrt.serving.problems import Refused
 from mmrt.serving.tools import Tools
@@ -33,19 +35,24 @@ class Desk:
         self.house, self.access, self.limits = house, access, limits
         self.kept = Shelf(limits)
 
-    async def read(self, request: Request) -> tuple[Fields, Served]:
-        """The body's fields, and the model that they name. Raises Refused."""
-        if len(request.body) < _LARGE_BODY:
-            found = parse_json(request.body)
-        else:
-            found = await self.house.apart(parse_json, request.body)
+    async def read(
+        self, request: Request, declare: Callable[[Limits], Record]
+    ) -> tuple[Fields, Served]:
+        """The body's fields, which are as declared, and the model that they name. Raises
+        Refused."""
+        declared = _declared(declare, self.limits)
+
+        def read() -> Fields:
+            return Fields(declared.read(parse_json(request.body), ""))
+
+        is_large = len(request.body) >= _LARGE_BODY
+        fields = await self.house.apart(read) if is_large else read()
         request.body = b""
-        fields = Fields(found)
-        return fields, self.house.get(fields.text("model"))
+        return fields, self.house.get(fields.get("model"))
 
     def asked(self, request: Request, fields: Fields, served: Served) -> Asked:
         """How the texts are to be written."""
-        return asking.read(fields, served, self.limits, self.access.owner(request))
+        return asking.read(fields, served, self.access.owner(request))
 
     async def chat(
         self,
@@ -110,6 +117,11 @@ class Desk:
             if "grammar" in asked.options:
                 raise Refused(400, f"tools: {error}", param="tools") from None
             raise
+
+
+@cache
+def _declared(declare: Callable[[Limits], Record], limits: Limits) -> Record:
+    return declare(limits)
 
 
 def _length(message: Mapping[str, Any]) -> int:

@@ -21,7 +21,7 @@ class Limits:
     bodies: int = 256 << 20  # of all requests at once
     depth: int = 64  # of JSON
     marks: int = 1_000_000  # brackets, commas and colons of JSON
-    messages: int = 4096
+    messages: int = 4096  # and parts and calls of one
     tools: int = 512
     n: int = 8
     stop: int = 16

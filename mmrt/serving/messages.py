@@ -5,81 +5,95 @@ from typing import Any
 
 from mmrt.errors import ArgumentError
 from mmrt.serving.fields import Fields
+from mmrt.serving.kinds import Anything, Either, Kind, List, Record, Tagged, Text
 from mmrt.serving.limits import Limits
 from mmrt.serving.problems import Refused
 from mmrt.text.chat import require_variables
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
+
+def said(limits: Limits) -> Kind:
+    """What a message says, whole or in parts. This server reads text alone."""
+    text = Record({"text": Text()}, ("text",))
+    kinds = dict.fromkeys(("text", "input_text", "output_text"), text)
+    part = Tagged({**kinds, "refusal": Record({"refusal": Text()})})
+    return Either(Text(), List(part, limits.messages))
 
 
-def read_messages(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
-    """The `messages` of a request. Raises Refused for what is none, and for pictures and sounds."""
-    fields.require("messages")
-    given = fields.objects("messages", limits.messages) or []
-    if not given:
-        raise Refused(400, "messages: the list is empty", param="messages")
-    names: dict[str, str] = {}  # of the tools that calls so far have called
-    return [_message(one, names) for one in given]
+_FUNCTION = Record({"name": Text(), "arguments": Anything()}, ("name",))
+_CALL = Record({"id": Text(), "function": _FUNCTION}, ("function",))
 
 
-def _message(fields: Fields, names: dict[str, str]) -> dict[str, Any]:
-    fields.require("role")
-    role = fields.text("role")
+def declare(limits: Limits) -> dict[str, Kind]:
+    """The fields that tell a chat."""
+    message = Record(
+        {
+            "role": Text(),
+            "content": said(limits),
+            "tool_calls": List(_CALL, limits.messages),
+            "tool_call_id": Text(),
+        },
+        ("role",),
+    )
+    return {
+        "messages": List(message, limits.messages, 1),
+        "chat_template_kwargs": Record(),
+        "reasoning_effort": Text(),
+    }
+
+
+def read_messages(fields: Fields) -> list[dict[str, Any]]:
+    """The `messages` of a request. Raises Refused."""
+    called: dict[str, str] = {}  # the names of the tools that calls so far have called, by id
+    return [_message(one, called) for one in fields.objects("messages")]
+
+
+def _message(fields: Fields, called: dict[str, str]) -> dict[str, Any]:
+    role, calls = fields.get("role"), fields.objects("tool_calls")
     message = {name: value for name, value in fields.plain().items() if value is not None}
     message["role"] = "system" if role == "developer" else role
-    calls = fields.objects("tool_calls", 1 << 10)
     if fields.has("content"):
-        message["content"] = _content(fields)
+        message["content"] = content(fields, "content")
     elif role == "assistant":
         message["content"] = "" if not calls else None
     else:
         fields.require("content")
     if calls:
-        message["tool_calls"] = [_call(call, names) for call in calls]
+        message["tool_calls"] = [_call(call, called) for call in calls]
     if role == "tool":
-        called = names.get(fields.text("tool_call_id") or "")
-        if called is not None:
-            message.setdefault("name", called)
+        _answer(fields, message, called)
     return message
 
 
-def _content(fields: Fields) -> Any:
-    content = fields.get("content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise fields.bad("content", "a string or a list of parts")
-    parts = fields.objects("content", 1 << 12) or []
-    return [text_part(part) for part in parts]
+def _answer(fields: Fields, message: dict[str, Any], called: dict[str, str]) -> None:
+    """Gives what a tool has answered the tool's name. Raises Refused where nobody has called it."""
+    identity = fields.get("tool_call_id", "")  # as calls without one have it
+    if identity not in called:
+        fields.require("tool_call_id")
+        name = fields.name("tool_call_id")
+        raise Refused(400, f"{name}: no call before has the id {identity!r:.60}", param=name)
+    message.setdefault("name", called[identity])
 
 
-def text_part(part: Fields) -> dict[str, str]:
-    """A part of a message, as templates have it. Raises Refused for what is no text."""
-    kind = part.text("type")
-    if kind == "refusal":
-        return {"type": "text", "text": part.text("refusal") or ""}
-    if kind not in _TEXT_PARTS:
-        name = part.name("type")
-        raise Refused(
-            400,
-            f"{name}: a part of type {kind!r:.40}, and this server reads text alone",
-            param=name,
-        )
-    part.require("text")
-    return {"type": "text", "text": part.text("text") or ""}
+def content(fields: Fields, field: str) -> Any:
+    """A text, or parts of it, as templates have them."""
+    given = fields.get(field)
+    if isinstance(given, str):
+        return given
+    return [
+        {"type": "text", "text": part.get("text", part.get("refusal", ""))}
+        for part in fields.objects(field)
+    ]
 
 
-def _call(call: Fields, names: dict[str, str]) -> dict[str, Any]:
-    call.require("function")
-    found = called(call.object("function") or Fields({}), call.text("id") or "")
-    names[found["id"]] = found["function"]["name"]
+def _call(fields: Fields, called: dict[str, str]) -> dict[str, Any]:
+    found = call(fields.object("function"), fields.get("id", ""))
+    called[found["id"]] = found["function"]["name"]
     return found
 
 
-def called(function: Fields, identity: str) -> dict[str, Any]:
+def call(function: Fields, identity: str) -> dict[str, Any]:
     """A call of a tool, its arguments as an object: so templates write them in their own way."""
-    function.require("name")
-    name, arguments = function.text("name"), function.get("arguments")
+    name, arguments = function.get("name"), function.get("arguments")
     if isinstance(arguments, str):
         try:
             read = json.loads(arguments) if arguments.strip() else {}
@@ -96,9 +110,8 @@ def called(function: Fields, identity: str) -> dict[str, Any]:
 
 def read_template_variables(fields: Fields) -> dict[str, Any]:
     """What else a request tells the chat template."""
-    given = fields.object("chat_template_kwargs")
-    variables = given.plain() if given else {}
-    effort = fields.text("reasoning_effort")
+    variables = fields.object("chat_template_kwargs").plain()
+    effort = fields.get("reasoning_effort")
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)
     try:

@@ -10,15 +10,17 @@ from mmrt.core.draw import Drawn
 from mmrt.run.model import Model
 from mmrt.serving import sse
 from mmrt.serving.answers import Answers
-from mmrt.serving.asking import Asked
+from mmrt.serving.asking import MOST, Asked
 from mmrt.serving.http import Request, Response
+from mmrt.serving.kinds import Whole
 from mmrt.serving.limits import Limits
 from mmrt.serving.problems import refused
 
 FINGERPRINT = f"mmrt-{__version__}"
 
 
-MOST = 2**31 - 1
+TOKENS = Whole(-1, MOST)
+ALTERNATIVES = Whole(0, 20)
 
 
 def limit_tokens(asked: Asked, most: int | None) -> None:

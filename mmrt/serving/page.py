@@ -22,6 +22,7 @@ _FILES = {
     },
 }
 PATHS = frozenset(_FILES)
+KINDS = [(path, kind) for path, (_, kind) in _FILES.items()]
 
 _HEADERS = [
     (

@@ -4,15 +4,17 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-from mmrt.serving import sse
+from mmrt.serving import asking, responses_input, sse
 from mmrt.serving.answers import Answers, Said
-from mmrt.serving.asking import Asked
+from mmrt.serving.asking import MOST, Asked
 from mmrt.serving.desk import Desk
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
 from mmrt.serving.kept import Kept, size_of
-from mmrt.serving.openai import MOST, limit_tokens, new_id, note, token_odds
+from mmrt.serving.kinds import Flag, Kind, List, Only, Record, Text, Whole
+from mmrt.serving.limits import Limits
+from mmrt.serving.openai import ALTERNATIVES, limit_tokens, new_id, note, token_odds
 from mmrt.serving.problems import Refused, refused
 from mmrt.serving.responses_input import (
     read_format,
@@ -27,27 +29,39 @@ PATH = "/v1/responses"
 _LOGPROBS = "message.output_text.logprobs"
 
 _UNSUPPORTED = {
-    "conversation": "this server keeps responses alone: say it with previous_response_id",
-    "background": "this server answers those who wait",
-    "prompt": "this server keeps no prompts",
-    "max_tool_calls": "this server calls no tools itself",
+    "n": Only("a response has one answer", (1,)),
+    "conversation": Only("this server keeps responses alone: say it with previous_response_id"),
+    "background": Only("this server answers those who wait"),
+    "prompt": Only("this server keeps no prompts"),
+    "max_tool_calls": Only("this server calls no tools itself"),
 }
 
 
+def declare(limits: Limits) -> Record:
+    own: dict[str, Kind] = {
+        "max_output_tokens": Whole(1, MOST),
+        "include": List(Text()),
+        "top_logprobs": ALTERNATIVES,
+        "previous_response_id": Text(),
+        "store": Flag(),
+    }
+    return Record(
+        asking.declare(limits) | responses_input.declare(limits) | own | _UNSUPPORTED, ("input",)
+    )
+
+
 async def respond(desk: Desk, request: Request) -> Response:
-    fields, served = await desk.read(request)
-    fields.refuse(_UNSUPPORTED)
+    fields, served = await desk.read(request, declare)
     asked = desk.asked(request, fields, served)
-    asked.n = 1
-    limit_tokens(asked, fields.whole("max_output_tokens", 1, MOST))
-    if _LOGPROBS in (fields.get("include") or []):
-        asked.ask_logprobs(fields.whole("top_logprobs", 0, 20) or 0)
+    limit_tokens(asked, fields.get("max_output_tokens"))
+    if _LOGPROBS in fields.get("include", []):
+        asked.ask_logprobs(fields.get("top_logprobs", 0))
     asked.options |= read_format(fields)
     owner = desk.access.owner(request)
-    earlier, own = _earlier(desk, fields, owner), read_items(fields, desk.limits)
+    earlier, own = _earlier(desk, fields, owner), read_items(fields)
     messages = read_messages(fields, earlier, own, desk.limits)
-    tools = read_tools(fields, desk.limits)
-    stores = fields.flag("store", True)
+    tools = read_tools(fields)
+    stores = fields.get("store", True)
     answers = await desk.chat(served, asked, messages, tools, read_variables(fields))
     head = _head(fields, asked, served, tools.offered or [])
     told = _Told(answers, head, served)
@@ -77,7 +91,7 @@ async def respond(desk: Desk, request: Request) -> Response:
 
 def _earlier(desk: Desk, fields: Fields, owner: str) -> list[dict[str, Any]]:
     """The items that the request goes on from. Raises Refused."""
-    identity = fields.text("previous_response_id")
+    identity = fields.get("previous_response_id")
     if not identity:
         return []
     kept = desk.kept.get(identity, owner)
@@ -122,8 +136,7 @@ def _head(
     """The response before anything is said."""
     options = asked.options
     told = ("instructions", "max_output_tokens", "metadata", "user", "safety_identifier")
-    text = fields.object("text") or Fields({})
-    reasoning = fields.object("reasoning") or Fields({})
+    text, reasoning = fields.object("text"), fields.object("reasoning")
     return {
         "id": new_id("resp"),
         "object": "response",
@@ -137,17 +150,17 @@ def _head(
         "max_tool_calls": None,
         "model": served.name,
         "output": [],
-        "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
+        "parallel_tool_calls": fields.get("parallel_tool_calls", True),
         "presence_penalty": options.get("presence_penalty", 0.0),
         "frequency_penalty": options.get("frequency_penalty", 0.0),
         "previous_response_id": fields.get("previous_response_id"),
         "prompt_cache_key": fields.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "service_tier": asked.tier,
-        "store": fields.flag("store", True),
+        "store": fields.get("store", True),
         "temperature": options.get("temperature", 0.0),
-        "text": {"format": text.get("format") or {"type": "text"}},
-        "tool_choice": fields.get("tool_choice") or "auto",
+        "text": {"format": text.get("format", {"type": "text"})},
+        "tool_choice": fields.get("tool_choice", "auto"),
         "tools": [{"type": "function", "strict": False, **tool["function"]} for tool in tools],
         "top_logprobs": asked.logprobs or 0,
         "top_p": options.get("top_p", 1.0),

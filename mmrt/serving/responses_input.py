@@ -4,24 +4,63 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmrt.serving.fields import Fields
+from mmrt.serving.kinds import Choice, Either, Kind, List, Record, Tagged, Text
 from mmrt.serving.limits import Limits
-from mmrt.serving.messages import called, text_part
+from mmrt.serving.messages import call, content, said
 from mmrt.serving.problems import Refused
-from mmrt.serving.tools import Tools, chosen
+from mmrt.serving.tools import CHOICES, FUNCTION, Tools, chosen
 
 # Tools of OpenAI's own that models need not be told of: without them they answer all the same.
 _PASSED_OVER = ("web_search", "web_search_preview")
 
+_ROLES = Choice("user", "assistant", "system", "developer")
+_CALL = Record({"call_id": Text(), "name": Text(), "arguments": Text()}, ("call_id", "name"))
 
-def read_items(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
+
+def _item(limits: Limits) -> Kind:
+    content = said(limits)
+    thoughts = List(Record({"text": Text()}), limits.messages)
+    return Tagged(
+        {
+            "message": Record({"role": _ROLES, "content": content}, ("role", "content")),
+            "function_call": _CALL,
+            "function_call_output": Record(
+                {"call_id": Text(), "output": content}, ("call_id", "output")
+            ),
+            "reasoning": Record({"content": thoughts}),
+        },
+        default="message",
+    )
+
+
+def declare(limits: Limits) -> dict[str, Kind]:
+    """The fields that tell what went before, and what the answer has to be."""
+    tool = Record(FUNCTION, ("name",))
+    passed_over = dict.fromkeys(_PASSED_OVER, Record())
+    format_ = Tagged(
+        {
+            "text": Record(),
+            "json_object": Record(),
+            "json_schema": Record({"schema": Record()}, ("schema",)),
+        },
+        default="text",
+    )
+    return {
+        "input": Either(Text(), List(_item(limits), limits.messages, 1)),
+        "instructions": Text(),
+        "tools": List(Tagged({"function": tool, **passed_over}), limits.tools),
+        **CHOICES,
+        "text": Record({"format": format_}),
+        "reasoning": Record({"effort": Text()}),
+    }
+
+
+def read_items(fields: Fields) -> list[dict[str, Any]]:
     """The items of `input`, of which a text is one. Raises Refused."""
-    fields.require("input")
-    if isinstance(fields.get("input"), str):
-        return [{"type": "message", "role": "user", "content": fields.get("input")}]
-    items = fields.objects("input", limits.messages) or []
-    if not items:
-        raise Refused(400, "input: the list is empty", param="input")
-    return [item.plain() for item in items]
+    if isinstance(given := fields.get("input"), str):
+        return [{"type": "message", "role": "user", "content": given}]
+    items: list[dict[str, Any]] = given
+    return items
 
 
 def read_messages(
@@ -33,7 +72,7 @@ def read_messages(
     """`instructions` of a request and its items as messages, behind `earlier` ones. Raises
     Refused."""
     found: list[dict[str, Any]] = []
-    if instructions := fields.text("instructions"):
+    if instructions := fields.get("instructions"):
         found.append({"role": "system", "content": instructions})
     if len(earlier) + len(items) > limits.messages:
         many = f"{len(earlier) + len(items)} items, earlier ones among them,"
@@ -56,53 +95,36 @@ class _Messages:
         self._called: set[str] = set()  # ids of the calls so far
 
     def add(self, item: Fields) -> None:
-        kind = item.text("type") or "message"
+        kind = item.get("type", "message")
         if kind == "message":
             self._add_message(item)
         elif kind == "function_call":
-            item.require("call_id")
-            call = called(item, item.text("call_id") or "")
-            self._called.add(call["id"])
-            self._assistant().setdefault("tool_calls", []).append(call)
+            made = call(item, item.get("call_id"))
+            self._called.add(made["id"])
+            self._assistant().setdefault("tool_calls", []).append(made)
         elif kind == "function_call_output":
-            item.require("call_id")
-            identity = item.text("call_id") or ""
+            identity = item.get("call_id")
             if identity not in self._called:
                 name = item.name("call_id")
                 raise Refused(
                     400, f"{name}: no call before has the id {identity!r:.60}", param=name
                 )
-            content = self._content(item, "output")
-            self._found.append({"role": "tool", "tool_call_id": identity, "content": content})
-        elif kind == "reasoning":
-            parts = item.objects("content", 1 << 10) or []
-            self._thoughts += "".join(part.text("text") or "" for part in parts)
+            answer = content(item, "output")
+            self._found.append({"role": "tool", "tool_call_id": identity, "content": answer})
         else:
-            name = item.name("type")
-            raise Refused(
-                400, f"{name}: this server knows no items of type {kind!r:.40}", param=name
-            )
+            self._thoughts += "".join(part.get("text", "") for part in item.objects("content"))
 
     def _add_message(self, item: Fields) -> None:
-        item.require("role")
-        role = item.choice("role", ["user", "assistant", "system", "developer"])
-        content = self._content(item, "content")
+        role, told = item.get("role"), content(item, "content")
         if role == "assistant":
             message = self._assistant()
             if message["content"]:  # it has spoken twice
                 message = {"role": "assistant", "content": ""}
                 self._found.append(message)
-            message["content"] = content
+            message["content"] = told
         else:
             role = "system" if role == "developer" else role
-            self._found.append({"role": role, "content": content})
-
-    @staticmethod
-    def _content(item: Fields, field: str) -> Any:
-        item.require(field)
-        if isinstance(item.get(field), str):
-            return item.text(field)
-        return [text_part(part) for part in item.objects(field, 1 << 12) or []]
+            self._found.append({"role": role, "content": told})
 
     def _assistant(self) -> dict[str, Any]:
         """The assistant's message that goes on, or a new one."""
@@ -115,43 +137,31 @@ class _Messages:
         return last
 
 
-def read_tools(fields: Fields, limits: Limits) -> Tools:
+def read_tools(fields: Fields) -> Tools:
     """`tools`, `tool_choice` and `parallel_tool_calls` of a request. Raises Refused."""
-    found = [
-        _tool(tool)
-        for tool in fields.objects("tools", limits.tools) or []
-        if tool.text("type") not in _PASSED_OVER
-    ]
-    return chosen(fields, found)
+    offered = [tool for tool in fields.objects("tools") if tool.get("type") not in _PASSED_OVER]
+    return chosen(fields, [_tool(tool) for tool in offered])
 
 
 def _tool(tool: Fields) -> dict[str, Any]:
     """A function, as chats describe it."""
-    tool.require("type")
-    tool.choice("type", ["function"])
-    tool.require("name")
-    tool.object("parameters")
     names = ("name", "description", "parameters")
-    tool.text("name")
-    tool.text("description")
     function = {name: tool.get(name) for name in names if tool.has(name)}
-    if tool.flag("strict"):
+    if tool.get("strict"):
         function["strict"] = True
     return {"type": "function", "function": function}
 
 
 def read_format(fields: Fields) -> dict[str, Any]:
     """What the answer has to be, by `text.format`."""
-    wanted = (fields.object("text") or Fields({})).object("format") or Fields({})
-    kind = wanted.choice("type", ["text", "json_object", "json_schema"], "text")
+    wanted = fields.object("text").object("format")
+    kind = wanted.get("type", "text")
     if kind == "json_schema":
-        wanted.require("schema")
-        schema = wanted.object("schema")
-        return {"json_schema": schema.plain() if schema else None}
+        return {"json_schema": wanted.get("schema")}
     return {"json_object": True} if kind == "json_object" else {}
 
 
 def read_variables(fields: Fields) -> dict[str, Any]:
     """What else a request tells the chat template."""
-    effort = (fields.object("reasoning") or Fields({})).text("effort")
+    effort = fields.object("reasoning").get("effort")
     return {} if effort is None else {"reasoning_effort": effort}

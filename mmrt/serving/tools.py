@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from mmrt.serving.fields import Fields
+from mmrt.serving.kinds import Choice, Either, Flag, Kind, List, Record, Tagged, Text
 from mmrt.serving.limits import Limits
 from mmrt.serving.problems import Refused
 
@@ -19,31 +20,46 @@ class Tools(NamedTuple):
     strict: bool = False
 
 
-def read_tools(fields: Fields, limits: Limits) -> Tools:
+_NAMED = Record({"name": Text()}, ("name",))
+_CHOSEN = Record({"type": Choice("function"), "function": _NAMED, "name": Text()}, ("type",))
+FUNCTION: dict[str, Kind] = {
+    "name": Text(),
+    "description": Text(),
+    "parameters": Record(),
+    "strict": Flag(),
+}
+CHOICES: dict[str, Kind] = {
+    "tool_choice": Either(Choice("none", "auto", "required"), _CHOSEN),
+    "parallel_tool_calls": Flag(),
+}
+
+
+def declare(limits: Limits) -> dict[str, Kind]:
+    """The fields that tell of tools."""
+    described = Record({"function": Record(FUNCTION, ("name",))}, ("function",))
+    tool = Tagged({"function": described}, default="function")
+    return {"tools": List(tool, limits.tools), **CHOICES}
+
+
+def read_tools(fields: Fields) -> Tools:
     """The `tools` of a request, `tool_choice` and `parallel_tool_calls`. Raises Refused."""
-    given = fields.objects("tools", limits.tools) or []
-    for tool in given:
-        _check(tool)
-    return chosen(fields, [tool.plain() for tool in given])
+    return chosen(fields, fields.get("tools", []))
 
 
 def chosen(fields: Fields, offered: list[dict[str, Any]]) -> Tools:
     """`offered`, as `tool_choice` and `parallel_tool_calls` want them. Raises Refused."""
     must: str | None = None
-    if isinstance(fields.get("tool_choice"), dict):
-        choice = fields.object("tool_choice") or Fields({})
-        choice.require("type")
-        choice.choice("type", ["function"])
-        named = choice.object("function") or choice
+    if isinstance(choice := fields.get("tool_choice"), dict):
+        given = fields.object("tool_choice")
+        named = given.object("function") if given.has("function") else given
         named.require("name")
-        must = named.text("name")
-    else:
-        kind = fields.choice("tool_choice", ["none", "auto", "required"])
-        if kind == "none":
-            return Tools()
-        must = "" if kind == "required" else None
+        must = named.get("name")
+    elif choice == "none":
+        return Tools()
+    elif choice == "required":
+        must = ""
     require_offered(must, offered)
-    several = fields.flag("parallel_tool_calls", True)
+    several = fields.get("parallel_tool_calls", True)
     strict = any(tool["function"].get("strict") for tool in offered)
     return Tools(offered, None if several else 1, must, strict) if offered else Tools()
 
@@ -54,14 +70,3 @@ def require_offered(must: str | None, offered: list[dict[str, Any]]) -> None:
     if must is not None and (must not in names if must else not names):
         what = f"no tool has the name {must!r:.60}" if must else "there are no tools"
         raise Refused(400, f"tool_choice: {what}", param="tool_choice")
-
-
-def _check(tool: Fields) -> None:
-    tool.choice("type", ["function"], "function")
-    tool.require("function")
-    function = tool.object("function") or Fields({})
-    function.require("name")
-    function.text("name")
-    function.text("description")
-    function.object("parameters")
-    function.flag("strict")
