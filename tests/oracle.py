@@ -30,6 +30,7 @@ from oracle_functions import (
     softmax,
     swiglu,
 )
+from oracle_gemma4 import gemma4
 from oracle_latent import latent_attention
 from oracle_model import Layer, Model, one_of, split_heads
 from oracle_recurrent import gated_delta_net, short_convolution
@@ -475,6 +476,7 @@ FORWARD = {
     "lfm2moe": lfm2,
     "llama": llama,
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "opt": opt,
 }
 
@@ -495,5 +497,6 @@ def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context
         out /= np.float32(model.get("logit_scale", 1.0))
     if model.architecture == "cohere2":
         out *= np.float32(model.get("logit_scale"))
-    softcap = np.float32(model.get("final_logit_softcapping", family.caps[1] if family else 0.0))
+    usual = 30.0 if model.architecture == "gemma4" else family.caps[1] if family else 0.0
+    softcap = np.float32(model.get("final_logit_softcapping", usual))
     return softcap * np.tanh(out / softcap) if softcap else out

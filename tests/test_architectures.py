@@ -79,7 +79,8 @@ def test_the_readme_shows_the_figures_of_the_document() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "architecture", ["arcee", "cohere2", "gpt-oss", "mistral3", "olmo2", "opt", "qwen2moe"]
+    "architecture",
+    ["arcee", "cohere2", "gemma4", "gpt-oss", "mistral3", "olmo2", "opt", "qwen2moe"],
 )
 def test_every_instruction_set(architecture: str, isa: str, tmp_path: Path) -> None:
     """Of what needs operations that others do not."""

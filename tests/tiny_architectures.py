@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tiny_gemma4
 import tiny_models
 from tiny_models import Blocks, TinyModel, floats
 
@@ -487,6 +488,7 @@ CHANGES: dict[str, Change] = {
     "exaone4": exaone4,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gemma4": tiny_gemma4.dense,
     "glm4": glm4,
     "glm4moe": glm4moe,
     "gpt-oss": gpt_oss,
@@ -522,6 +524,7 @@ SHAPES: dict[tuple[str, bool], dict[str, Any]] = {
     ("cohere2", True): {"separate_output": False, "n_embd": 192},
     ("gemma2", True): {"separate_output": False},
     ("gemma3", True): {"n_layers": 7},
+    ("gemma4", False): {"head_dim": 32},
     **{
         (name, False): {"separate_output": True}
         for name in ("gpt-oss", "minimax-m2", "olmo2", "olmoe")

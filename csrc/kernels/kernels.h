@@ -123,7 +123,7 @@ typedef void mmrt_by_columns_fn(const uint8_t *const *columns, size_t first, siz
 enum { MMRT_BY_COLUMNS = 64 };
 
 /* out[i] = w[i] * x[i] / sqrt(mean(x^2) + eps), n elements (Zhang and Sennrich 2019,
- * arXiv:1910.07467). out may be x. */
+ * arXiv:1910.07467). w NULL: ones. out may be x. */
 typedef void mmrt_rms_norm_fn(const float *x, const float *w, float eps, float *out, size_t n);
 
 /* out[i] = x[i] - mean(x), n elements. */

@@ -26,9 +26,10 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_buffer(program, op->out, err);
     if (status)
         return status;
-    status = latent
-                 ? check_latent(program, op, err)
-                 : mmrt_check_heads(program, op, mmrt_head_room(layer), (uint64_t)op->n_heads, err);
+    status = latent ? check_latent(program, op, err)
+                    : mmrt_check_heads(program, op, mmrt_head_room(layer),
+                                       (uint64_t)op->n_heads + 2 * mmrt_own_heads(layer),
+                                       (uint64_t)op->n_heads, err);
     if (!status && op->weights[0] >= 0)
         status = mmrt_check_vector(program, op->weights[0], (uint64_t)op->n_heads, err);
     if (!status)

@@ -23,13 +23,18 @@ static inline uint32_t mmrt_result_room(const struct mmrt_state_layer *layer) {
     return mmrt_value_room(&layer->spec);
 }
 
-/* Whether the operation's layer keeps pages whose keys are as wide as values: then a head is of one
- * width, wherever it is. */
+/* Heads of keys that buffers hold for the layer: none, if it reads those of another. */
+static inline uint32_t mmrt_own_heads(const struct mmrt_state_layer *layer) {
+    return layer->spec.kind == MMRT_STATE_PAGES ? layer->spec.n_heads : 0;
+}
+
+/* Whether the operation's layer has pages, its own or another's, whose keys are as wide as values:
+ * then a head is of one width, wherever it is. */
 mmrt_status mmrt_check_layer(const mmrt_program *program, const mmrt_op *op, mmrt_error *err);
 
 /* Whether the operation's heads go with those of its layer, which was checked before, and `in`
- * holds all of its heads of `in_dim` elements each, `out` n_out of them with room. */
+ * holds n_in heads of `in_dim` elements each, `out` n_out of them with room. */
 mmrt_status mmrt_check_heads(const mmrt_program *program, const mmrt_op *op, uint64_t in_dim,
-                             uint64_t n_out, mmrt_error *err);
+                             uint64_t n_in, uint64_t n_out, mmrt_error *err);
 
 #endif

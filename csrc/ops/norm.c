@@ -5,10 +5,17 @@
 #include "graph/check.h"
 #include "step/step.h"
 
+/* What is added may be normed in parts, each by the same weight. */
+static uint64_t width_of_part(const mmrt_program *program, const mmrt_op *op) {
+    const uint64_t width = width_of(program, op->stream);
+    return op->n_groups > 1 ? width / (uint64_t)op->n_groups : width;
+}
+
 static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
     const uint64_t width = width_of(program, op->stream);
     if ((op->in >= 0 && width_of(program, op->in) != width) ||
-        (op->out >= 0 && width_of(program, op->out) != width))
+        (op->out >= 0 && width_of(program, op->out) != width) ||
+        (op->n_groups > 1 && width % (uint64_t)op->n_groups))
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
     mmrt_status status = MMRT_OK;
     if (op->out >= 0)
@@ -16,7 +23,7 @@ static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, 
     if (!status && op->biases[0] >= 0)
         status = mmrt_check_vector(program, op->biases[0], width, err);
     if (!status && op->weights[1] >= 0)
-        status = mmrt_check_vector(program, op->weights[1], width, err);
+        status = mmrt_check_vector(program, op->weights[1], width_of_part(program, op), err);
     return status;
 }
 
@@ -37,7 +44,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         return status;
     if (adds && (op->weights[1] >= 0 || op->scale != 1)) /* it changes in its place */
         mmrt_note_write(program, op, op->in, false);
-    if (adds || !norms)
+    if (adds || !norms || op->gain != 1)
         mmrt_note_write(program, op, op->stream, !norms);
     if (norms)
         mmrt_note_write(program, op, op->out, true);
@@ -45,8 +52,8 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
 }
 
 /* stream += in * scale, or stream += norm(in) * weights[1] * scale where there is that weight
- * (norms after a sub-layer); out = norm(stream) * weights[0] + its bias, if any, of the stream less
- * its mean if centred. */
+ * (norms after a sub-layer); stream *= gain; out = norm(stream) * weights[0] + its bias, if any, of
+ * the stream less its mean if centred. */
 static void run(struct worker *w) {
     const struct step *step = w->step;
     const struct mmrt_kernels *kernels = step->program->kernels;
@@ -59,13 +66,16 @@ static void run(struct worker *w) {
         float *sum = row_at(stream, t);
         if (op->in >= 0) {
             float *in = row_at(columns_at(step, op->in), t);
-            if (op->weights[1] >= 0)
-                kernels->rms_norm(in, weight_at(step, op->weights[1])->data, op->eps, in,
-                                  stream->k);
+            const uint64_t part = width_of_part(step->program, op);
+            for (size_t i = 0; op->weights[1] >= 0 && i < stream->k; i += part)
+                kernels->rms_norm(in + i, weight_at(step, op->weights[1])->data, op->eps, in + i,
+                                  part);
             for (size_t i = 0; op->scale != 1 && i < stream->k; i++)
                 in[i] *= op->scale;
             kernels->add(sum, in, stream->k);
         }
+        for (size_t i = 0; op->gain != 1 && i < stream->k; i++)
+            sum[i] *= op->gain;
         if (out) {
             const float *normed = sum;
             if (op->centred) {

@@ -282,6 +282,7 @@ cdef extern from "mmrt.h" nogil:
     ctypedef enum mmrt_state_kind:
         MMRT_STATE_NOTHING
         MMRT_STATE_PAGES
+        MMRT_STATE_PAGES_OF_LAYER
         MMRT_STATE_BLOCK
 
     ctypedef struct mmrt_layer_state:
@@ -293,6 +294,7 @@ cdef extern from "mmrt.h" nogil:
         uint32_t k_type
         uint32_t v_type
         uint32_t window
+        uint32_t layer
         uint64_t block_bytes
 
     uint32_t mmrt_key_room(const mmrt_layer_state *layer)

@@ -75,12 +75,14 @@ class Program(CoreProgram):
         add: int = -1,
         post: Tensor | None = None,
         scale: float = 1.0,
+        gain: float = 1.0,
         centred: bool = False,
         outputs_only: bool = False,
     ) -> None:
         """As add(), if there is `add`; then out = RMS norm of stream * weight, or of the stream
         less its mean if `centred`, which makes it a LayerNorm. The bias of a Matrix is added."""
         fields = {"stream": stream, "in_": add, "out": out, "eps": eps, "scale": scale}
+        fields["gain"] = gain
         note = "norm" if add < 0 else "add, norm"
         only = outputs_only
         self.append("norm", note, [weight, post], centred=centred, outputs_only=only, **fields)
@@ -92,11 +94,15 @@ class Program(CoreProgram):
         eps: float = 0.0,
         post: Tensor | None = None,
         scale: float = 1.0,
+        gain: float = 1.0,
+        parts: int = 1,
         outputs_only: bool = False,
     ) -> None:
         """stream += add * scale, or its RMS norm times `post` (width,) * scale, if there is `add`;
-        quantised matrices can read the stream then."""
-        fields = {"stream": stream, "in_": add, "eps": eps, "scale": scale}
+        then stream *= gain; quantised matrices can read it then. parts: `post` (width // parts,)
+        norms each of so many."""
+        fields = {"stream": stream, "in_": add, "eps": eps, "scale": scale, "gain": gain}
+        fields["n_groups"] = parts
         note = "round" if add < 0 else "add"
         self.append("norm", note, [None, post], outputs_only=outputs_only, **fields)
 
@@ -138,10 +144,13 @@ class Program(CoreProgram):
         out: int,
         activation: str,
         outputs_only: bool = False,
+        times: int = -1,
+        first: int = 0,
     ) -> None:
-        """out = activation(matrix @ in_), of a Tensor or Matrix; activation: as glu()'s."""
+        """out = activation(matrix @ in_), of a Tensor or Matrix; activation: as glu()'s. times: a
+        buffer whose values, from `first` on, this is multiplied by, if given."""
         fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
-        fields["activation"] = _activation(activation)
+        fields |= {"activation": _activation(activation), "stream": times, "first": first}
         self.append("unit", f"multiply, {activation}", [matrix], **fields)
 
     def glu(
@@ -258,17 +267,21 @@ class Program(CoreProgram):
         fields = {"in_": qkv, "out": qkv, "layer": layer, "n_heads": n_heads, "eps": eps}
         self.append("wide_norm", "norm queries and keys", [q_norm, k_norm], **fields)
 
-    def _with_room(self, buffer: int, layer: int, n_heads: int) -> int:
-        """The buffer for these heads as attention wants them: another if groups are not whole."""
+    def _with_room(self, buffer: int, layer: int, n_heads: int, lacks: bool = False) -> int:
+        """The buffer for these heads as attention wants them: another if groups are not whole, or
+        it lacks some of them."""
         head_dim, room = self.store.layer(layer).head_dim, self.store.head_room(layer)
-        if room == head_dim or n_heads < 1:  # which is refused
+        if n_heads < 1 or (room == head_dim and not lacks):  # the former is refused
             return buffer
         return self.shared_buffer(f"heads of {buffer}", n_heads * room)
 
     def _heads_with_room(self, qkv: int, layer: int, n_heads: int) -> int:
-        """The same for `n_heads` query heads with the layer's heads of keys and of values."""
-        n_kv = self.store.layer(layer).n_heads
-        return self._with_room(qkv, layer, n_heads + 2 * n_kv)
+        """The same for `n_heads` query heads with the layer's own heads of keys and of values."""
+        n_kv, head_dim, *_, of_layer = self.store.layer(layer)
+        if of_layer is not None:
+            return self._with_room(qkv, layer, n_heads)
+        lacks_values = self._widths.get(qkv) == (n_heads + n_kv) * head_dim
+        return self._with_room(qkv, layer, n_heads + 2 * n_kv, lacks_values)
 
     def rope(
         self,
@@ -282,17 +295,24 @@ class Program(CoreProgram):
         eps: float = 0.0,
         temperature: float = 0.0,
         period: int = 0,
+        normed_values: bool = False,
+        outputs_only: bool = False,
     ) -> None:
         """Norms (head_dim,) and rotates the queries and keys of qkv; stores keys, values.
 
-        qkv holds n_heads query heads, then key heads, then value heads. interleaved: pairs are
-        neighbours; otherwise the first half of a head with its second. table -1: no rotation.
-        temperature: if not 0, queries are multiplied by
-        1 + temperature * ln(1 + position // period).
+        qkv holds n_heads query heads, then key heads, then value heads; without value heads, keys
+        as they come are values too; of a layer that reads another's keys, query heads alone.
+        interleaved: pairs are neighbours; otherwise the first half of a head with its second. table
+        -1: no rotation. temperature: if not 0, queries are multiplied by
+        1 + temperature * ln(1 + position // period). normed_values: RMS norms of these, without
+        a weight. outputs_only: possible without keys.
         """
+        does = ["rotate"] if table >= 0 else []
+        if self.store.layer(layer).of_layer is None:
+            does.append("store keys and values")
         self.append(
             "rope",
-            f"{'rotate, ' if table >= 0 else ''}store keys and values",
+            ", ".join(does or ["norm queries"]),
             [q_norm, k_norm],
             in_=qkv,
             out=self._heads_with_room(qkv, layer, n_heads),
@@ -303,6 +323,8 @@ class Program(CoreProgram):
             eps=eps,
             temperature=temperature,
             period=period,
+            normed_values=normed_values,
+            outputs_only=outputs_only,
         )
 
     def latent_attention(

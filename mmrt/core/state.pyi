@@ -9,6 +9,7 @@ class KeyValues(NamedTuple):
     head_dim: int
     window: int = 0
     values_in_keys: int = 0
+    of_layer: int | None = None
 
 class Block(NamedTuple):
     n_floats: int

@@ -4,7 +4,8 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from mmrt.core._c cimport (
-    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_BLOCK, MMRT_STATE_NOTHING, MMRT_STATE_PAGES, mmrt_error,
+    MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_BLOCK, MMRT_STATE_NOTHING, MMRT_STATE_PAGES,
+    MMRT_STATE_PAGES_OF_LAYER, mmrt_error,
     mmrt_heads_are_apart, mmrt_key_room,
     mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_check,
     mmrt_state_create,
@@ -32,12 +33,14 @@ SAVED_TOKENS = MMRT_SAVED_TOKENS
 class KeyValues(NamedTuple):
     """What a layer keeps of each token: keys and values of `n_heads` heads of `head_dim` elements.
     window: the keys that a token sees, its own the last; 0 for all. values_in_keys: if not 0, so
-    many elements of a key, the first, are the value too, which is not kept again."""
+    many elements of a key, the first, are the value too, which is not kept again. of_layer: those
+    of this earlier layer, which are not kept again either; None: the layer's own."""
 
     n_heads: int
     head_dim: int
     window: int = 0
     values_in_keys: int = 0
+    of_layer: int | None = None
 
 
 class Block(NamedTuple):
@@ -95,8 +98,11 @@ cdef class StateStore:
                 self.specs[i].kind = MMRT_STATE_BLOCK
                 self.specs[i].block_bytes = 4 * layer.n_floats
                 continue
-            n_heads, head_dim, window, values_in_keys = layer
+            n_heads, head_dim, window, values_in_keys, of_layer = layer
             self.specs[i].kind = MMRT_STATE_PAGES
+            if of_layer is not None:
+                self.specs[i].kind = MMRT_STATE_PAGES_OF_LAYER
+                self.specs[i].layer = of_layer
             self.specs[i].n_heads = n_heads
             self.specs[i].k_dim = head_dim
             self.specs[i].v_dim = values_in_keys or head_dim

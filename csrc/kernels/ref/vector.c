@@ -41,7 +41,7 @@ void mmrt_rms_norm_ref(const float *x, const float *w, float eps, float *out, si
         sum += (double)x[i] * x[i];
     float scale = (float)(1.0 / sqrt(sum / (double)n + eps));
     for (size_t i = 0; i < n; i++)
-        out[i] = x[i] * scale * w[i];
+        out[i] = x[i] * scale * (w ? w[i] : 1);
 }
 
 void mmrt_centre_ref(const float *x, float *out, size_t n) {

@@ -52,8 +52,9 @@ class Config:
     n_embd: int  # width of the residual stream
     n_ff: PerLayer  # width of the feed-forward layers
     n_heads: int
-    n_kv_heads: int
+    n_kv_heads: PerLayer
     head_dim: int
+    head_dim_in_window: int  # of layers with a sliding window
     norm_eps: float
     rope: Rope
     rope_in_window: Rope  # of layers with a sliding window
@@ -72,6 +73,8 @@ class Config:
     temperature: float = 0.0  # by which queries grow with their position; 0: they do not
     temperature_period: int = 0  # tokens
     latent: Latent | None = None  # None: keys and values are kept themselves
+    n_sharing: int = 0  # the last layers that have no keys of their own: see keys_of()
+    layer_embedding: int = 0  # width of what each layer has of each token beside the stream
     part: range | None = None  # the layers that a program has; None: all
 
     @property
@@ -92,7 +95,27 @@ class Config:
         if layer not in self.layers:
             return None
         within = 0 if self.latent is None else self.latent.values
-        return KeyValues(self.n_kv_heads, self.head_dim, self.window.of(layer), within)
+        keys, window = self.keys_of(layer), self.window.of(layer)
+        of_layer = None if keys == layer else keys
+        heads, dim = self.n_kv_heads[keys], self.head_dim_of(keys)
+        return KeyValues(heads, dim, window, within, of_layer)
+
+    @property
+    def n_keeping(self) -> int:
+        """Layers that keep something of each token: those after them read only what these keep."""
+        return self.n_layers - self.n_sharing
+
+    def keys_of(self, layer: int) -> int:
+        """The layer whose keys and values it reads: its own, or of those that keep some the last
+        that sees as many tokens."""
+        if layer < self.n_keeping:
+            return layer
+        slides, keeping = self.window.slides(layer), range(self.n_keeping)
+        return next(i for i in reversed(keeping) if self.window.slides(i) == slides)
+
+    def head_dim_of(self, layer: int) -> int:
+        """Elements of a head of the layer, counted from 0."""
+        return self.head_dim_in_window if self.window.of(layer) else self.head_dim
 
     def rope_of(self, layer: int) -> Rope:
         """The rotation of the layer, counted from 0."""
@@ -109,6 +132,7 @@ def transformer_config(
     experts: Experts | None = None,
     recurrent: bool = False,
     latent: Latent | None = None,
+    by_layer: bool = False,
 ) -> Config:
     """The fields that all transformers share; architectures replace what they do otherwise.
 
@@ -116,7 +140,8 @@ def transformer_config(
     the file has one and does not say; window_base: of their rotation, likewise (None: that of the
     others). longrope: the architecture has rotations by context. experts: those of an architecture
     that may have some. recurrent: some layers may have no heads of keys and values. latent: that of
-    an architecture whose heads share the row that is kept of a token.
+    an architecture whose heads share the row that is kept of a token. by_layer: heads of keys may
+    be others in each layer, and of another width where there is a window.
     """
     n_blocks = fields.integer("block_count")
     if n_blocks > _MOST_BLOCKS:
@@ -129,30 +154,26 @@ def transformer_config(
         )
     n_embd = fields.integer("embedding_length")
     n_heads = _same_in_all_layers(fields, "attention.head_count", n_blocks)
-    n_kv_heads = _same_in_all_layers(
-        fields, "attention.head_count_kv", n_blocks, n_heads, or_none=recurrent
-    )
-    if n_heads % n_kv_heads:
-        raise fields.error("attention.head_count_kv", f"{n_kv_heads} does not divide {n_heads}")
-    head_dim = fields.integer("attention.key_length", max(n_embd // n_heads, 1))
-    value_dim = head_dim if latent is None else latent.values
-    if latent is not None and (n_kv_heads, head_dim) != (1, latent.values + latent.turned):
+    name = "attention.head_count_kv"
+    if by_layer:
+        n_kv_heads = fields.integers(name, n_blocks, PerLayer((n_heads,)))
+    else:
+        same = _same_in_all_layers(fields, name, n_blocks, n_heads, or_none=recurrent)
+        n_kv_heads = PerLayer((same,))
+    for n in n_kv_heads.values:
+        if n_heads % n:
+            raise fields.error(name, f"{n} does not divide {n_heads}")
+    head_dim, in_window = _head_dims(fields, max(n_embd // n_heads, 1), latent, by_layer)
+    if latent is not None and (n_kv_heads[0], head_dim) != (1, latent.values + latent.turned):
         raise fields.error(
             "attention.key_length",
             f"expected one key-value head of {latent.values} + {latent.turned}, found "
-            f"{n_kv_heads} of {head_dim}",
+            f"{n_kv_heads[0]} of {head_dim}",
         )
-    for name, expected in (
-        ("value_length", value_dim),
-        ("key_length_swa", head_dim),
-        ("value_length_swa", value_dim),
-    ):
-        if fields.integer(f"attention.{name}", expected) != expected:
-            what = "the key length" if latent is None else "what the latent row has"
-            raise fields.error(f"attention.{name}", f"differs from {what}, {expected}")
-    if (n_heads + 2 * n_kv_heads) * head_dim >= 1 << 31:
+    widest = max(head_dim, in_window)
+    if (n_heads + 2 * max(n_kv_heads.values)) * widest >= 1 << 31:
         raise fields.error(
-            "attention.head_count", f"{n_heads} heads of {head_dim} exceed the supported maximum"
+            "attention.head_count", f"{n_heads} heads of {widest} exceed the supported maximum"
         )
     if not fields.flag("attention.causal", True):
         raise fields.unsupported(
@@ -174,9 +195,10 @@ def transformer_config(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
+        head_dim_in_window=in_window,
         norm_eps=fields.number(epsilon),
         rope=rope,
-        rope_in_window=rope_in_window_from(fields, rope, head_dim, window_base),
+        rope_in_window=rope_in_window_from(fields, rope, in_window, window_base),
         attention_scale=scale or head_dim**-0.5,
         attention_softcap=fields.number("attn_logit_softcapping", 0.0, or_zero=True),
         logit_softcap=fields.number("final_logit_softcapping", 0.0, or_zero=True),
@@ -184,6 +206,23 @@ def transformer_config(
         experts=experts,
         latent=latent,
     )
+
+
+def _head_dims(
+    fields: Fields, default: int, latent: Latent | None, by_layer: bool
+) -> tuple[int, int]:
+    """Of layers that see all, and of those with a window."""
+    dim = fields.integer("attention.key_length", default)
+    in_window = fields.integer("attention.key_length_swa", dim)
+    if in_window != dim and not by_layer:
+        raise fields.error("attention.key_length_swa", f"differs from the key length, {dim}")
+    for suffix, key in (("", dim), ("_swa", in_window)):
+        name = f"attention.value_length{suffix}"
+        expected = key if latent is None else latent.values
+        if fields.integer(name, expected) != expected:
+            what = "the key length" if latent is None else "what the latent row has"
+            raise fields.error(name, f"differs from {what}, {expected}")
+    return dim, in_window
 
 
 def _same_in_all_layers(

@@ -90,10 +90,10 @@ def rope_in_window_from(
 ) -> Rope:
     """That of layers with a sliding window: as `rope`, but for its own width and base, if the
     metadata gives them; base: its base otherwise."""
-    name = fields.spelling("rope.freq_base_swa", "rope.local.freq_base")
+    name, n_dims = fields.spelling("rope.freq_base_swa", "rope.local.freq_base"), rope.n_dims
     return replace(
         rope,
-        n_dims=_dims_from(fields, "rope.dimension_count_swa", rope.n_dims, head_dim),
+        n_dims=_dims_from(fields, "rope.dimension_count_swa", min(n_dims, head_dim), head_dim),
         base=_base_from(fields, name, rope.base if base is None else base),
     )
 

@@ -29,14 +29,12 @@ class Transformer:
         self._stream, self._change = program.buffer(c.n_embd), program.buffer(c.n_embd)
         self._normed = program.buffer(c.n_embd)
         self._input = self._stream  # of the next part
-        if c.latent is None:
-            self._qkv = program.buffer((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
-            self._heads = program.buffer(c.n_heads * c.head_dim)
         self._hidden: dict[int, int] = {}  # width -> buffer
         self._tables: dict[tuple[Rope, str], int] = {}  # rotation, its divisors -> table
         self._router: tuple[int, int] | None = None  # buffers: its logits, the experts chosen
         self._changed = False
         self._post: Tensor | None = None
+        self._gain = 1.0  # of the stream, after the latest change
         self._outputs_only = False  # what follows works only on tokens whose logits are wanted
 
     def layers(self) -> Iterator[Layer]:
@@ -73,11 +71,12 @@ class Transformer:
             add=self._change if self._changed else -1,
             post=self._post,
             scale=self._config.residual_scale,
+            gain=self._gain,
             centred=centred,
             outputs_only=self._outputs_only,
         )
         self._input = self._normed
-        self._changed, self._post = False, None
+        self._changed, self._post, self._gain = False, None, 1.0
 
     def add(self) -> None:
         """Adds the latest change to the stream. The next part reads what this one has read: the
@@ -88,9 +87,14 @@ class Transformer:
             self._config.norm_eps,
             post=self._post,
             scale=self._config.residual_scale,
+            gain=self._gain,
             outputs_only=self._outputs_only,
         )
-        self._changed, self._post = False, None
+        self._changed, self._post, self._gain = False, None, 1.0
+
+    def multiply(self, gain: float) -> None:
+        """The stream, when the latest change has been added to it."""
+        self._gain *= gain
 
     def divisors(self, layer: Layer) -> Tensor | None:
         """The model's own divisors of rotations: the layer's, or else those of all layers."""
@@ -121,6 +125,8 @@ class Transformer:
         sinks: Tensor | None = None,
         post: Tensor | None = None,
         gated: bool = False,
+        keys_are_values: bool = False,
+        normed_values: bool = False,
     ) -> None:
         """Attention within the layer's window, with queries and keys that its Rope turns, if
         `rotates`.
@@ -130,26 +136,35 @@ class Transformer:
         if wide_norms of all of a token's together (heads * head_dim,). sinks (heads,): each takes
         its share of a head's attention. post (n_embd,): the norm of what is added to the stream.
         gated: behind the rows of each query are those of a gate, whose sigmoid the result is
-        multiplied by.
+        multiplied by. keys_are_values: before their norm and rotation. normed_values: by a norm
+        without a weight. A layer that shares another's keys and values has queries alone.
         """
         c, program = self._config, self._program
-        q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        rows = {"attn_q": q + q * gated, "attn_k": kv, "attn_v": kv}
+        dim, shares = c.head_dim_of(layer.index), c.keys_of(layer.index) != layer.index
+        q, kv = c.n_heads * dim, c.n_kv_heads[layer.index] * dim
+        rows = {"attn_q": q + q * gated}
+        if not shares:
+            rows["attn_k"] = kv
+        if not shares and not keys_are_values:
+            rows["attn_v"] = kv
         if layer.get("attn_qkv") is not None:  # the three matrices, one below the other
             matrices = [layer.matrix("attn_qkv", sum(rows.values()))]
         else:
             matrices = [layer.matrix(name, n) for name, n in rows.items()]
-        with_gates = self._hidden_of(2 * (q + kv)) if gated else self._qkv
-        program.linear(self._input, matrices, with_gates)
+        # Of a layer that shares, none reads what comes of the other tokens.
+        only = self._outputs_only
+        qkv = program.shared_buffer("heads", sum(rows.values()) - q * gated)
+        with_gates = self._hidden_of(2 * (q + kv)) if gated else qkv
+        program.linear(self._input, matrices, with_gates, outputs_only=only)
         if gated:
-            program.split(with_gates, self._qkv, layer.index, c.n_heads)
+            program.split(with_gates, qkv, layer.index, c.n_heads)
         if wide_norms and q_norm is not None and k_norm is not None:
-            program.wide_norm(self._qkv, layer.index, c.n_heads, q_norm, k_norm, c.norm_eps)
+            program.wide_norm(qkv, layer.index, c.n_heads, q_norm, k_norm, c.norm_eps)
             q_norm = k_norm = None
         # Only now is there a table for the width of a head: matrices of such rows are in the file.
         table = self._table(c.rope_of(layer.index), divisors) if rotates else -1
         program.rope(
-            self._qkv,
+            qkv,
             table,
             layer.index,
             c.n_heads,
@@ -159,12 +174,15 @@ class Transformer:
             eps=c.norm_eps,
             temperature=c.temperature,
             period=c.temperature_period,
+            normed_values=normed_values,
+            outputs_only=only,
         )
-        if layer.index == c.n_layers - 1:  # no later layer reads keys of the other tokens
+        if layer.index == c.n_keeping - 1:  # no later layer reads keys of the other tokens
             self._outputs_only = True
+        heads = program.shared_buffer("results", q)
         program.attend(
-            self._qkv,
-            self._heads,
+            qkv,
+            heads,
             layer.index,
             c.n_heads,
             c.attention_scale,
@@ -173,9 +191,9 @@ class Transformer:
             outputs_only=self._outputs_only,
         )
         if gated:
-            program.head_gate(with_gates, self._heads, c.n_heads, self._outputs_only)
+            program.head_gate(with_gates, heads, c.n_heads, self._outputs_only)
         output = layer.matrix("attn_output")
-        program.linear(self._heads, [output], self._change, outputs_only=self._outputs_only)
+        program.linear(heads, [output], self._change, outputs_only=self._outputs_only)
         self._changed, self._post = True, post
 
     def latent_attention(self, layer: Layer, *, interleaved: bool) -> None:

@@ -58,7 +58,10 @@ class Weights:
 
     def scale(self, name: str) -> float:
         """`name.scale`, the factor of a matrix; 1 if the model has none."""
-        name = f"{name}.scale"
+        return self.factor(f"{name}.scale")
+
+    def factor(self, name: str) -> float:
+        """The number that this tensor is; 1 if the model has none."""
         tensor = self.get(name)
         if tensor is None:
             return 1.0
