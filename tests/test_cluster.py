@@ -20,6 +20,7 @@ import tiny_architectures
 import tiny_models
 from command import call
 from stages import SECRET, Process, serving, serving_all
+from together import extend_together
 
 import mmrt
 from mmrt.cluster import coordinator, steps, wire
@@ -39,7 +40,6 @@ from mmrt.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from mmrt.run.sequence import extend_together
 
 IDS = np.random.default_rng(6).integers(0, 300, 400).tolist()
 

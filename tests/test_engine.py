@@ -364,6 +364,7 @@ def test_an_engine_that_is_dropped_ends(path: Path) -> None:
         engine = model.engine()
         assert engine.submit([5], max_tokens=2).text().tokens == 2
         thread, gone = engine._thread, weakref.ref(engine)
+        assert thread is not None
         del engine
         thread.join(10)
         gc.collect()

@@ -10,11 +10,11 @@ import pytest
 import tiny_models
 from instruction_sets import ISAS
 from numpy.typing import NDArray
+from together import extend_together
 
 import mmrt
 from mmrt.core.streaming import READERS
 from mmrt.memory.budget import Budget
-from mmrt.run.sequence import extend_together
 
 Logits = NDArray[np.float32]
 FAST = [isa for isa in ISAS if isa != "ref"] or ISAS

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 from stages import SECRET, serving_all
+from together import extend_together
 
 import mmrt
 from mmrt.cluster import coordinator
@@ -18,7 +19,6 @@ from mmrt.cluster.coordinator import Cluster
 from mmrt.cluster.stage import Stage
 from mmrt.core.program import Part
 from mmrt.errors import FormatError, UnsupportedError
-from mmrt.run.sequence import extend_together
 
 IDS = np.random.default_rng(7).integers(0, 300, 400).tolist()
 

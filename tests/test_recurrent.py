@@ -11,13 +11,14 @@ import pytest
 import tiny_architectures
 from numpy.typing import NDArray
 from test_chat import CHATML
+from together import extend_together
 
 import mmrt
 from mmrt.core.program import Part
 from mmrt.core.state import Cache
 from mmrt.errors import FormatError, UnsupportedError
 from mmrt.run.prefixes import Prefixes
-from mmrt.run.sequence import Sequence, extend_together
+from mmrt.run.sequence import Sequence
 
 IDS = np.random.default_rng(8).integers(0, 300, 200).tolist()
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}

@@ -10,13 +10,13 @@ import pytest
 import tiny_models
 from rich.console import Console
 from tiny_architectures import tiny
+from together import extend_together
 
 import mmrt
 from bench.make_model import SHAPES, make_model, routing_of
 from bench.routing import Routing
 from mmrt.core.program import Part
 from mmrt.errors import ArgumentError, FileError, FormatError
-from mmrt.run.sequence import extend_together
 from mmrt.sight import routing
 from mmrt.sight.pictures import experts as picture
 from mmrt.sight.routing import RoutingTrace

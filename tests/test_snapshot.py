@@ -166,6 +166,7 @@ def test_a_socket_goes_with_its_engine(model: mmrt.Model, tmp_path: Path) -> Non
     engine = model.engine(sight=window)
     assert engines.look(str(window)).texts == []
     thread = engine._thread
+    assert thread is not None
     del engine
     thread.join(10)
     gc.collect()

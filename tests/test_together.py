@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from together import extend_together, greedy_together
 
 import mmrt
 from mmrt import counters
 from mmrt.core.program import Part
 from mmrt.core.state import Cache
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, OutOfMemoryError
 from mmrt.memory.budget import Budget
-from mmrt.run.sequence import extend_together
+from mmrt.run.generation import next_tokens
+from mmrt.run.rounds import Rounds
 
 TEXTS = [[5 + 3 * i % 250 for i in range(n)] for n in (1, 40, 33, 7, 300, 2)]
 
@@ -88,22 +90,6 @@ def test_they_share_each_reading_of_the_weights(
         assert steps(1) == steps(4) == 1
 
 
-def test_what_is_refused(path: Path) -> None:
-    with mmrt.Model(path) as model, mmrt.Model(path) as other:
-        one, two = model.sequence(), model.sequence()
-        for parts, word in (
-            ([], "no sequences"),
-            ([(one, [1]), (one, [2])], "twice"),
-            ([(one, [1]), (other.sequence(), [2])], "several models"),
-            ([(one, [1]), (two, [])], "empty"),
-            ([(one, [1]), (two, [10**6])], "token ids"),
-            ([(one, [1]), (two, [1] * 3000)], "context"),
-        ):
-            with pytest.raises(ArgumentError, match=word):
-                extend_together(parts)
-        assert len(one) == len(two) == 0
-
-
 def test_a_program_refuses_parts_that_do_not_add_up(path: Path) -> None:
     with mmrt.Model(path) as model:
         caches = [Cache(model.program.store), Cache(model.program.store)]
@@ -120,9 +106,14 @@ def test_a_program_refuses_parts_that_do_not_add_up(path: Path) -> None:
 def test_progress_counts_the_tokens_of_all(path: Path) -> None:
     calls: list[tuple[int, int]] = []
     with mmrt.Model(path) as model:
-        model.generate_all(TEXTS, max_tokens=3, on_prefill=lambda *said: calls.append(said))
-        total = sum(map(len, TEXTS))
+        apart = [[3 + i, *ids] for i, ids in enumerate(TEXTS)]  # which share nothing
+        model.generate_all(apart, max_tokens=3, on_prefill=lambda *said: calls.append(said))
+        total = sum(map(len, apart))
         assert calls == [(0, total), (256, total), (total, total)]
+        calls.clear()
+        model.generate_all(TEXTS, max_tokens=3, on_prefill=lambda *said: calls.append(said))
+        assert calls[0] == (0, 383) and calls[-1] == (383, 383)
+        assert calls == sorted(calls)
         one: list[tuple[int, int]] = []
         model.generate_all(TEXTS[4:5], max_tokens=3, on_prefill=lambda *said: one.append(said))
         alone: list[tuple[int, int]] = []
@@ -130,7 +121,123 @@ def test_progress_counts_the_tokens_of_all(path: Path) -> None:
         assert one == alone == [(0, 300), (256, 300), (300, 300)]
 
 
-@pytest.mark.parametrize("parts", [None, 5, [5], "ab", [(5, [1])], [(None, [1])]])
-def test_what_are_no_parts(parts: object) -> None:
-    with pytest.raises(ArgumentError, match="parts: expected pairs of a Sequence and ids"):
-        extend_together(parts)  # type: ignore[arg-type]
+SYSTEM = [9 + 5 * i % 240 for i in range(70)]
+MIXTURES = {
+    "one": [TEXTS[4]],
+    "as they come": TEXTS,
+    "few tokens in all": [[5, 6], [7], [8, 9, 10]],
+    "short twins": [[5, 6, 7, 8]] * 3,
+    "long twins": [TEXTS[4], TEXTS[1], TEXTS[4], TEXTS[4]],
+    "a beginning": [[*SYSTEM, i] for i in range(2, 7)] + [SYSTEM, [3, 4], SYSTEM[:33]],
+    "ends of many": [[*SYSTEM, i] for i in range(2, 40)] + [TEXTS[4]],
+    "steps that are full": [[*SYSTEM, i] for i in range(2, 40)] + [[2, 3, 4]] * 3 + [TEXTS[4]],
+    "more than a step has": [[3 + i % 200, 3 + i // 200] for i in range(257)],
+}
+
+
+@pytest.fixture(scope="module", params=["F32", "Q4_0", "Q8_0"])
+def of_type(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    model = tiny_models.llama(type=request.param, context=512)
+    return model.write(tmp_path_factory.mktemp("of_type") / "m.gguf")
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_logits_are_to_the_bit_those_of_steps_of_all(
+    of_type: Path, monkeypatch: pytest.MonkeyPatch, mixture: str
+) -> None:
+    """Whatever is shared, and without exact=True: in each round all read, as many as there are."""
+    prompts, n = MIXTURES[mixture], 5
+    rows: dict[int, list[np.ndarray]] = {}
+
+    def watched(answers: list[Any], logits: np.ndarray, pool: Any) -> Any:
+        for answer, row in zip(answers, logits, strict=True):
+            rows.setdefault(id(answer), []).append(row.copy())
+        kept.extend(answers)  # so that no other gets the same id
+        return next_tokens(answers, logits, pool)
+
+    kept: list[Any] = []
+    begun: list[int] = []
+    begin = Rounds.begin
+
+    def beginning(self: Rounds, *given: Any) -> Any:
+        handle = begin(self, *given)
+        begun.append(id(self._inbox[-1].answer))
+        return handle
+
+    monkeypatch.setattr("mmrt.run.engine.next_tokens", watched)
+    monkeypatch.setattr(Rounds, "begin", beginning)
+    with mmrt.Model(of_type, threads=2) as model:
+        texts = model.generate_all(prompts, max_tokens=n, temperature=0, ignore_eos=True)
+        assert model.memory.kv == 0
+        assert [text.tokens for text in texts] == [n] * len(prompts)
+        found = np.array([rows[answer] for answer in begun]).swapaxes(0, 1)
+        alone = [model.sequence() for _ in prompts]
+        wanted = greedy_together(alone, prompts, n)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_prompts_begin_with_is_read_once(path: Path) -> None:
+    with mmrt.Model(path) as model:
+        texts = model.generate_all([[*SYSTEM, i] for i in range(2, 10)], max_tokens=1)
+        assert [text.cached_tokens for text in texts] == [0, *[63] * 7]
+        texts = model.generate_all([SYSTEM] * 4, max_tokens=2)
+        assert [text.cached_tokens for text in texts] == [0, *[70] * 3]
+        assert [text.prompt_tokens for text in texts] == [70] * 4
+
+
+def test_texts_that_have_ended_hold_no_memory(path: Path) -> None:
+    held: list[int] = []
+    with mmrt.Model(path) as model:
+        run = model.run_step
+
+        def watched(*given: Any) -> None:
+            run(*given)
+            held.append(model.store.nbytes)
+
+        model.run_step = watched
+        page = model.store.page_bytes
+        long = [[i] * 20 for i in (5, 6)]
+        model.generate_all([*long, *[[i] * 33 for i in range(10, 30)]], max_tokens=1)
+        assert held[-1] == max(held) > 40 * page
+        assert model.store.nbytes == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArgumentError])
+def test_an_end_amid_a_step_leaves_nothing(path: Path, error: type[BaseException]) -> None:
+    with mmrt.Model(path) as model:
+        run, calls = model.run_step, []
+
+        def breaks(*given: Any) -> None:
+            calls.append(1)
+            if len(calls) == 4:
+                raise error("now")
+            run(*given)
+
+        model.run_step = breaks
+        with pytest.raises(error, match="now"):
+            model.generate_all(TEXTS, max_tokens=9)
+        assert model.store.nbytes == 0
+        assert len(model.generate_all(TEXTS, max_tokens=2)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_texts_wait_for_others_to_end_where_memory_is_short(
+    path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
+) -> None:
+    """None is given up, and none reads again and again."""
+    prompts = [[i] * 64 for i in range(10, 16)]
+    with mmrt.Model(path, exact=True) as model:
+        expected = model.generate_all(prompts, max_tokens=40)
+        run, most, read = model.run_step, 10 * model.store.page_bytes, []
+
+        def short(parts: Any, logits: Any) -> None:
+            grows = sum(part.cache.growth(part.cache.length + len(part.tokens)) for part in parts)
+            if model.store.nbytes + grows > most:
+                raise OutOfMemoryError("keys and values have no room")
+            read.append(sum(len(part.tokens) for part in parts))
+            run(parts, logits)
+
+        model.run_step = short
+        monkeypatch.setattr("mmrt.run.worth.Worth.saving", lambda *_: saves)
+        assert model.generate_all(prompts, max_tokens=40) == expected
+        assert sum(read) <= 3 * 6 * (64 + 40)

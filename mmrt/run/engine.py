@@ -17,9 +17,8 @@ import numpy as np
 from mmrt.core.arguments import number, whole
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
-from mmrt.memory.counters import anonymous_share
-from mmrt.memory.sizes import human
 from mmrt.run.cost import StepCost
+from mmrt.run.drafts import Drafting
 from mmrt.run.feedback import Feedback
 from mmrt.run.generation import Answer, Options, Piece, Settings, next_tokens
 from mmrt.run.handle import Handle, require_process
@@ -27,8 +26,8 @@ from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
 from mmrt.run.prefixes import Prefixes, common, spare
 from mmrt.run.sequence import Sequence
-from mmrt.run.snapshot import Snapshot, kept_text
-from mmrt.run.step import add_drafts, parts_of, take_part
+from mmrt.run.snapshot import Snapshot, kept_text, taken
+from mmrt.run.step import add_drafts, by_prompt, parts_of, prompt_key, take_part
 from mmrt.run.turns import work
 from mmrt.run.window import Window
 from mmrt.run.writing import Serving, Writing
@@ -105,15 +104,15 @@ class Engine:
         self._numbers = itertools.count(1)
         self._phases = Phases(time.monotonic())
         self._asked: list[Future[Snapshot]] = []
-        self._thread = threading.Thread(
-            target=work,
-            args=(weakref.ref(self), self._lock, self._changed),
-            name="mmrt-engine",
-            daemon=True,
-        )
         self._window = None if sight is None else Window(sight, weakref.WeakMethod(self._seen))
         if self._window is not None:
             weakref.finalize(self, self._window.close)
+        self._thread: threading.Thread | None = None
+        self._start()
+
+    def _start(self) -> None:
+        known = weakref.ref(self), self._lock, self._changed
+        self._thread = threading.Thread(target=work, args=known, name="mmrt-engine", daemon=True)
         self._thread.start()
 
     @staticmethod
@@ -143,7 +142,7 @@ class Engine:
         """
         settings = Settings(**options)
         ids = self._model.prompt_ids(prompt, parse_special)
-        return self._submit(ids, settings, priority, salt, channels)
+        return self.begin(ids, settings, channels, priority=priority, salt=salt)
 
     def submit_chat(
         self,
@@ -162,25 +161,27 @@ class Engine:
             messages, tools=tools, chat_template_kwargs=chat_template_kwargs
         )
         sorts = prompt.channels(), prompt.parser()
-        return self._submit(prompt.ids, settings, priority, salt, *sorts)
+        return self.begin(prompt.ids, settings, *sorts, priority=priority, salt=salt)
 
-    def _submit(
+    def begin(
         self,
         ids: list[int],
         settings: Settings,
-        priority: int,
-        salt: str,
-        channels: Channels | None,
+        channels: Channels | None = None,
         parser: ToolParser | None = None,
+        *,
+        priority: int = 0,
+        salt: str = "",
     ) -> Handle:
+        """submit() of tokens and settings that were checked; parser: of the calls in the text."""
         whole("priority", priority, -(2**31), 2**31)
         self._model.require_room(len(ids))
-        require_process(self._process)
-        handle = Handle(len(ids), self._cancel, parser)
+        if self._thread is not None:
+            require_process(self._process)
+        handle = self._handle(len(ids), parser)
         text = Sequence(self._model, self._model.store.cache())
-        drafting = self._model.drafts.begin(self._model.streaming)
         known = self._model.tokenizer, self._model.context
-        answer = Answer(*known, text, settings, channels, drafting)
+        answer = Answer(*known, text, settings, channels, self._drafting())
         job = Writing(handle, answer, list(ids), salt, priority)
         job.progress = settings.on_prefill
         with self._lock:
@@ -192,6 +193,12 @@ class Engine:
             self._inbox.append(job)
             self._changed.notify_all()
         return handle
+
+    def _handle(self, prompt_tokens: int, parser: ToolParser | None) -> Handle:
+        return Handle(prompt_tokens, self._cancel, parser)
+
+    def _drafting(self) -> Drafting | None:
+        return self._model.drafts.begin(self._model.streaming)
 
     def snapshot(self) -> Snapshot:
         """What the engine holds and does now: who shares which pages, and what each text did so
@@ -213,6 +220,11 @@ class Engine:
     def _cancel(self, handle: Handle) -> None:
         with self._lock:
             self._cancelled.add(handle)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Has the engine's thread look at what has come; from any thread."""
+        with self._lock:
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -224,7 +236,7 @@ class Engine:
         with self._lock:
             self._closing = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:
+        if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()
 
     def __enter__(self) -> "Engine":
@@ -278,21 +290,11 @@ class Engine:
         return came
 
     def _look(self) -> Snapshot:
-        now, store = time.monotonic(), self._model.store
         doing = self._phases.doing
         texts = [job.state(doing(job.handle.number) or "waiting") for job in self._active.values()]
         texts += map(kept_text, self.prefixes.ended())
-        return Snapshot(
-            model=os.path.basename(self._model.path),
-            process=self._process,
-            page_bytes=store.page_bytes,
-            **store.sharing._asdict(),
-            kv=self._kv,
-            pss=anonymous_share(),
-            seconds=now - self._phases.began,
-            texts=sorted(texts, key=lambda text: text.number),
-            spans=self._phases.spans(now),
-        )
+        known = os.path.basename(self._model.path), self._process, self._model.store
+        return taken(*known, self._kv, texts, self._phases)
 
     def shut(self, error: BaseException) -> None:
         """Ends all texts with this error."""
@@ -325,8 +327,7 @@ class Engine:
 
     def _step(self) -> None:
         jobs = [job for job in self._feedback.ready() if isinstance(job, Writing)]
-        room = self._model.step_tokens(1 << 16)
-        chosen = take_part(jobs, self.cost, self._max_gap, room, self._begin)
+        chosen = self._choose(jobs)
         while chosen and not self._make_room(chosen, jobs):
             chosen.pop()
         taking_part = {job for job, _ in chosen}
@@ -338,17 +339,28 @@ class Engine:
                     if not self._mover.is_waited_for:
                         self._changed.wait(_PATIENCE)
             elif jobs:  # not even one has room
-                self._leave(jobs[0], self._no_room(jobs[0]))
+                self._leave(jobs[0], jobs[0].no_room(self._kv))
             return
+        self._run_what_fits(chosen, jobs)
+
+    def _run_what_fits(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> None:
         try:
             self._run(chosen, jobs)
         except OutOfMemoryError as error:
-            if not self.prefixes.give_back(1) and not self._park_one(jobs, beside=jobs[0]):
-                self._leave(jobs[0], error)
+            if self.prefixes.give_back(1) or self._park_one(jobs, beside=jobs[0]):
+                return
+            if len(chosen) == 1:
+                self._leave(chosen[0][0], error)
+            else:
+                self._run_what_fits(chosen[: len(chosen) // 2], jobs)
         except MmrtError as error:
             if not self._read_again([job for job, _ in chosen]):
                 for job, _ in chosen:
                     self._leave(job, error)
+
+    def _choose(self, jobs: list[Writing]) -> list[tuple[Writing, int]]:
+        room = self._model.step_tokens(1 << 16)
+        return take_part(jobs, self.cost, self._max_gap, room, self._begin)
 
     def _read_again(self, jobs: list[Writing]) -> bool:
         """Whether a step has failed because files of saved texts have lost pages: those texts are
@@ -369,10 +381,6 @@ class Engine:
         job.writes = False
         job.looks = True
         job.seen = -1
-
-    def _no_room(self, job: Writing) -> OutOfMemoryError:
-        room = "the budget" if self._kv is None else f"kv={human(self._kv)}"
-        return OutOfMemoryError(f"a text of {len(job.ids)} tokens has no room in {room}")
 
     def _begin(self, job: Writing, earlier: list[Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
@@ -493,13 +501,6 @@ class Engine:
         if loaded and text.length > max(job.length, self.prefixes.shared(job.ids, job.salt)):
             self._take(job, text)
 
-    def _wake(self) -> None:
-        """Has the engine's thread look at what has come; from any thread."""
-        with self._lock:
-            self._changed.notify_all()
-
-    # ---- running ----
-
     def _run(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> None:
         add_drafts(chosen)
         parts = parts_of(chosen)
@@ -534,8 +535,9 @@ class Engine:
             of_row = list(range(len(ends)))
             if not all(job.writes for job in ends):
                 jobs = [*jobs, *self._receive()]
+            alike = by_prompt(jobs)
             for row, job in enumerate(ends[:]):
-                twins = [] if job.writes else self._twins(job, jobs)
+                twins = [] if job.writes else self._twins(job, alike)
                 ends += twins
                 readers += twins
                 of_row += [row] * len(twins)
@@ -544,12 +546,11 @@ class Engine:
         if logits is not None:
             self._write(ends, logits)
 
-    def _twins(self, job: Writing, jobs: list[Writing]) -> list[Writing]:
+    def _twins(self, job: Writing, alike: dict[Any, list[Writing]]) -> list[Writing]:
         """Texts that wait with the very tokens that were just read: they go on from here too."""
         twins = []
-        for other in jobs:
-            waits = other.to_read and not other.writes
-            if waits and other.salt == job.salt and other.ids == job.ids:
+        for other in alike.get(prompt_key(job), ()):
+            if other.to_read and not other.writes and other.ids == job.ids:
                 with suppress(OutOfMemoryError):  # it reads by itself, later
                     assert job.cache is not None
                     self._take(other, job.cache.fork())

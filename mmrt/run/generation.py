@@ -17,7 +17,7 @@ from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError, InUseError
 from mmrt.run.drafts import Drafting
 from mmrt.run.sampler import Sampler, mask_without, sample_together
-from mmrt.run.sequence import Progress, extend_together
+from mmrt.run.sequence import Progress
 from mmrt.run.sequence import Sequence as TokenSequence
 from mmrt.text.channels import Channel, Channels, Run, Undivided
 from mmrt.text.constraint import Constraint
@@ -498,36 +498,3 @@ def accept(
             answer.drafting.sure = first + accepted
             answer.drafting.verified(draft, accepted)
             sequence.truncate(first + accepted)
-
-
-def generate_together(
-    answers: Sequence[Answer],
-    prompts: Sequence[Sequence[int]],
-    on_prefill: Progress | None,
-    pool: Pool,
-) -> list[Text]:
-    """Reads each prompt into its answer's sequence; returns what comes after them."""
-    started = time.perf_counter()
-    written: list[list[Piece]] = [[] for _ in answers]
-    to_read = {i: list(prompt) for i, prompt in enumerate(prompts)}
-    while to_read:
-        numbers = list(to_read)
-        rows = extend_together([(answers[i].sequence, to_read[i]) for i in numbers], on_prefill)
-        drawn = next_tokens([answers[i] for i in numbers], rows, pool)
-        to_read, on_prefill = {}, None
-        for i, chosen in zip(numbers, drawn, strict=True):
-            pieces, token = answers[i].take(chosen)
-            written[i] += pieces
-            if token is not None:
-                to_read[i] = [token]
-    seconds = time.perf_counter() - started
-    return [
-        Text.of(
-            pieces,
-            pieces[-1].finish,
-            prompt_tokens=len(prompt),
-            tokens=sum(piece.token is not None for piece in pieces),
-            seconds=seconds,
-        )
-        for pieces, prompt in zip(written, prompts, strict=True)
-    ]

@@ -47,12 +47,15 @@ class Handle:
         prompt_tokens: int,
         cancel: Callable[["Handle"], None],
         parser: ToolParser | None = None,
+        drive: Callable[[], object] | None = None,
     ) -> None:
-        """parser: of the calls in the text."""
+        """parser: of the calls in the text. drive: has the engine go on, where it has no thread of
+        its own that does."""
         self.number = 0  # of its engine's texts, by order of submit()
         self.prompt_tokens = prompt_tokens
         self._cancel = cancel
         self._parser = parser
+        self._drive = drive
         # Entered as the lock itself, in C: what a signal's handler raises amid Condition.__enter__
         # would leave it held.
         self._lock = threading.RLock()
@@ -120,6 +123,8 @@ class Handle:
     def __next__(self) -> Piece:
         """The next piece; raises what ended the text, if it was an error."""
         require_process(self._process)
+        while self._drive is not None and not self._pieces and not self._over:
+            self._drive()
         with self._lock:
             while not self._pieces and not self._over:
                 self._changed.wait()

@@ -110,7 +110,7 @@ class Model(TextModel):
         apply = policies.policy(policy)
         if chat_template is not None:
             instance("chat_template", chat_template, str, "a str")
-        flag("exact", exact)
+        self.exact = flag("exact", exact)
         if policy not in ("lazy", "locked") and memory is not None:
             raise ArgumentError(
                 f"memory: a budget decides itself what to read, not policy {policy!r}"

@@ -150,11 +150,13 @@ class Prefixes:
         tokens = text.cache.tokens
         for depth, node in enumerate(text.path):
             for other in list(node.ends):
+                if other is text or other.in_use:
+                    continue
                 rest = other.cache.tokens[depth * PAGE_TOKENS :]
                 here = tokens[depth * PAGE_TOKENS : depth * PAGE_TOKENS + len(rest)]
                 if self.store.is_recurrent and len(other.cache.tokens) < len(tokens):
                     continue  # from here alone can another text go on that differs after it
-                if other is not text and not other.in_use and rest == here:
+                if rest == here:
                     self.drop(other)
         if not tokens:
             self.drop(text)

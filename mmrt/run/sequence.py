@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as List
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,64 +233,6 @@ class Sequence:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def extend_together(
-    parts: Iterable[tuple[Sequence, Iterable[int]]], progress: Progress | None = None
-) -> NDArray[np.float32]:
-    """Reads more tokens into each of several sequences of one model, each reading of its weights
-    for all of them; returns the logits after the last token of each, float32 (parts, vocabulary).
-    They are, to the bit, those of extend() if the model is exact; else rounded as the number of
-    tokens in a step has it. progress: called before the first step, and after each.
-
-    Raises ArgumentError as extend() does, for sequences of several models, and for one that comes
-    twice. After an interruption each holds what was read until then.
-    """
-    parts = _pairs(parts)
-    function("progress", progress)
-    model = parts[0][0]._model
-    if any(sequence._model is not model for sequence, _ in parts):
-        raise ArgumentError("the sequences belong to several models")
-    if len({id(sequence) for sequence, _ in parts}) < len(parts):
-        raise ArgumentError("a sequence comes twice")
-    texts = [(sequence._cache, sequence._checked(token_ids("ids", ids))) for sequence, ids in parts]
-    logits = _room((len(texts), model.vocab_size))
-    written = done = 0
-    total = sum(len(tokens) for _, tokens in texts)
-    if progress is not None:
-        progress(0, total)
-    while texts:
-        step: list[Part] = []
-        left = model.step_tokens(total - done)
-        while texts and left:
-            cache, tokens = texts[0]
-            whole_text = len(tokens) <= left
-            step.append(Part(cache, tokens[:left], int(whole_text)))
-            left -= len(step[-1].tokens)
-            if whole_text:
-                texts.pop(0)
-            else:
-                texts[0] = cache, tokens[len(step[-1].tokens) :]
-        outputs = sum(part.outputs for part in step)
-        rows = logits[written : written + outputs]
-        model.run(step, rows if outputs else None)
-        written += outputs
-        done += sum(len(part.tokens) for part in step)
-        if progress is not None:
-            progress(done, total)
-    return logits
-
-
-def _pairs(parts: Any) -> list[tuple[Sequence, Iterable[int]]]:
-    try:
-        pairs = [(sequence, ids) for sequence, ids in parts]
-    except (TypeError, ValueError):
-        pairs = [(None, None)]
-    if not all(isinstance(sequence, Sequence) for sequence, _ in pairs):
-        raise ArgumentError(f"parts: expected pairs of a Sequence and ids, found {parts!r:.60}")
-    if not pairs:
-        raise ArgumentError("there are no sequences")
-    return pairs
 
 
 def _room(shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -1,13 +1,15 @@
 """What an engine holds and does at one moment, between two steps: for people to look at."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from mmrt.core.state import Page
+from mmrt.core.state import Page, StateStore
 from mmrt.errors import FormatError
-from mmrt.run.phases import Doing, Span
+from mmrt.memory.counters import anonymous_share
+from mmrt.run.phases import Doing, Phases, Span
 from mmrt.run.prefixes import Kept
 
 _FORMAT = "mmrt engine 1"
@@ -79,6 +81,29 @@ class Snapshot:
             raise FormatError(f"format: expected {_FORMAT!r}")
         snapshot: Snapshot = _read_snapshot(found, "")
         return snapshot
+
+
+def taken(
+    model: str,
+    process: int,
+    store: StateStore,
+    kv: int | None,
+    texts: list[TextState],
+    phases: Phases,
+) -> Snapshot:
+    """What there is now; see Snapshot."""
+    now = time.monotonic()
+    return Snapshot(
+        model=model,
+        process=process,
+        page_bytes=store.page_bytes,
+        **store.sharing._asdict(),
+        kv=kv,
+        pss=anonymous_share(),
+        seconds=now - phases.began,
+        texts=sorted(texts, key=lambda text: text.number),
+        spans=phases.spans(now),
+    )
 
 
 # ---- reading what another process wrote ----

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmrt.core.program import EXACT_TOKENS, Part
+from mmrt.core.program import ALIKE_TOKENS, EXACT_TOKENS, Part
 from mmrt.run.cost import StepCost
 from mmrt.run.writing import Writing
 
@@ -67,6 +67,20 @@ def take_part(
         chosen.append((job, n))
         parts.append((n, job.length))
     return chosen
+
+
+def prompt_key(job: Writing) -> tuple[str, int, tuple[int, ...]]:
+    """What texts that have the very same tokens have in common, and few others."""
+    return job.salt, len(job.ids), tuple(job.ids[-ALIKE_TOKENS:])
+
+
+def by_prompt(jobs: list[Writing]) -> dict[tuple[str, int, tuple[int, ...]], list[Writing]]:
+    """Texts that have not read all of their prompts, by prompt_key()."""
+    found: dict[tuple[str, int, tuple[int, ...]], list[Writing]] = {}
+    for job in jobs:
+        if not job.writes:
+            found.setdefault(prompt_key(job), []).append(job)
+    return found
 
 
 def parts_of(chosen: list[tuple[Writing, int]]) -> list[Part]:

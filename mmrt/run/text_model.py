@@ -1,6 +1,5 @@
 """What writes texts, wherever its steps run: on this machine, or on several."""
 
-import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
@@ -30,10 +29,10 @@ from mmrt.run.generation import (
     Stream,
     Text,
     generate,
-    generate_together,
 )
 from mmrt.run.prefixes import Earlier
 from mmrt.run.rendering import chat_ids, rendered
+from mmrt.run.rounds import Rounds
 from mmrt.run.saved import Saved
 from mmrt.run.sequence import Sequence, closing
 from mmrt.text import chat
@@ -59,6 +58,7 @@ class TextModel(ABC):
     path: str
     context: int
     closed: bool
+    exact: bool = False  # whether logits depend, to the bit, on the tokens before them alone
     drafts: Drafts
     saved: Saved | None
     _chat_template: str | None = None  # instead of the file's
@@ -195,7 +195,8 @@ class TextModel(ABC):
     ) -> list[Text]:
         """What the model writes after each of several prompts; options as for stream(), the same
         for each. They go on together: each reading of the weights serves one token of every text,
-        which is worth most where weights are streamed from the disk.
+        which is worth most where weights are streamed from the disk; what prompts begin with alike
+        is read once.
 
         With exact=True the texts are those that generate() writes. Otherwise logits are rounded
         otherwise than in steps of one token, and a text may go on differently: of 64 prompts, 31
@@ -206,10 +207,9 @@ class TextModel(ABC):
         texts = [self._ids(prompt, parse_special) for prompt in prompts]
         for ids in texts:
             self.require_room(len(ids))
-        with contextlib.ExitStack() as stack:
-            sequences = [stack.enter_context(self.sequence()) for _ in texts]
-            answers = [self._answer_in(sequence, settings) for sequence in sequences]
-            return generate_together(answers, texts, settings.on_prefill, self.pool)
+        with Rounds(self) as engine:
+            handles = [engine.begin(ids, settings) for ids in texts]
+            return [handle.text() for handle in handles]
 
     def engine(
         self,

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from mmrt.core.kernels import Pool
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
+from mmrt.errors import OutOfMemoryError
+from mmrt.memory.sizes import human
 from mmrt.run.drafting import Drafts
 from mmrt.run.feedback import Job
 from mmrt.run.generation import Answer, Piece, accept
@@ -32,6 +34,9 @@ class Serving(Runner, Protocol):
 
     @property
     def context(self) -> int: ...
+
+    @property
+    def exact(self) -> bool: ...
 
     @property
     def pool(self) -> Pool: ...
@@ -128,6 +133,11 @@ class Writing(Job):
         if following is not None:
             self.ids.append(following)
         return following
+
+    def no_room(self, kv: int | None) -> OutOfMemoryError:
+        """The error where it has no room even alone."""
+        room = "the budget" if kv is None else f"kv={human(kv)}"
+        return OutOfMemoryError(f"a text of {len(self.ids)} tokens has no room in {room}")
 
     def state(self, doing: Doing) -> TextState:
         """How it looks to others."""

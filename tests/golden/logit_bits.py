@@ -40,7 +40,7 @@ def digest(rows: Any) -> str:
 
 def cases(path: str, name: str) -> Iterator[tuple[str, str]]:
     """(what, digest) of everything that one model does under the instruction set in force."""
-    from mmrt.run.sequence import extend_together
+    from together import extend_together
 
     def prompt_and_steps(model: mmrt.Model) -> str:
         ids = tokens(PROMPT + SINGLE, 1, model.program.vocab_size)
