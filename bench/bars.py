@@ -1,4 +1,4 @@
-"""Runtimes side by side, as bars against the machine's limit."""
+"""Runtimes side by side, as bars against the machine's limit or one of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Group(NamedTuple):
     bars: Sequence[Bar]
 
 
-def draw(title: str, groups: Sequence[Group]) -> Drawing:
-    """One bar a runtime, a line where the machine's limit is."""
+def draw(title: str, groups: Sequence[Group], limit: str = "the machine's limit") -> Drawing:
+    """One bar a runtime, a line at 1, which is `limit`."""
     drawing = Drawing(_WIDTH, title=title)
     names = list(dict.fromkeys(bar.name for group in groups for bar in group.bars))
     fills = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
@@ -47,8 +47,8 @@ def draw(title: str, groups: Sequence[Group]) -> Drawing:
             drawing.words(right + 10, y + _BAR - 3, bar.text, 11, colours.FAINT)
             y += _BAR + _GAP
         y += _GROUP - _GAP
-    limit = left + (right - left) / longest
-    drawing.line([(limit, top - 6), (limit, y - _GROUP + 6)], colours.TEXT, 1.5)
-    drawing.words(limit, top - 11, "the machine's limit", 11, anchor="middle")
+    at = left + (right - left) / longest
+    drawing.line([(at, top - 6), (at, y - _GROUP + 6)], colours.TEXT, 1.5)
+    drawing.words(at, top - 11, limit, 11, anchor="middle")
     drawing.height = y + _EDGE - _GROUP
     return drawing

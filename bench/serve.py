@@ -6,6 +6,8 @@ health  the longest wait for /health while a long prompt is read
 posts   many requests at once, some of whose clients leave: how many were answered, refused with
         429 or anything else; memory of the server before and after
 
+With --workloads instead, what users of a server wait for, also beside llama-server: see
+bench/beside.py and bench/workloads.py; the binary is whichever --llama-server names.
 With --soak MINUTES instead, mixed requests and clients that leave for so long: see bench/soak.py.
 """
 
@@ -30,8 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import mmrt
-from bench import soak
+from bench import beside, soak
 from bench.serving import now, words
+from bench.workloads import WORKLOADS, Sizes
+from mmrt.sight.pictures.drawing import svg
 
 
 @contextmanager
@@ -187,6 +191,28 @@ def posts(path: str, threads: int, n: int) -> dict[str, Any]:
     return {"posts": n, "seconds": seconds, **seen, "resident": [before, after]}
 
 
+def side_by_side(
+    path: str, names: list[str], binary: str | None, rounds: int, threads: int, context: int,
+    sizes: Sizes, out: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The workloads: a table, and a plot beside `out` where there are two servers."""
+
+    @contextmanager
+    def own() -> Iterator[int]:
+        with served(path, threads, "-c", str(context)) as (port, _):
+            yield port
+
+    servers: dict[str, beside.Start] = {"mmrt serve": own}
+    if binary is not None:
+        servers["llama-server"] = lambda: beside.llama_server(binary, path, threads, context)
+    rows, second = beside.compare(servers, names, rounds, sizes)
+    print(beside.table(rows))
+    if out is not None and binary is not None:
+        title = f"Seconds to wait, {Path(path).name}, {threads} threads"
+        out.with_suffix(".svg").write_text(svg(beside.plot(title, rows)), encoding="utf-8")
+    return {"rounds": rounds, "context": context, "short request alone": second, **rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,6 +225,14 @@ def main() -> None:
     parser.add_argument("--posts", type=int, default=2000)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed requests for so long")
+    parser.add_argument(
+        "--workloads", nargs="?", const=",".join(WORKLOADS), metavar="NAMES",
+        help=f"instead, of these, some: {', '.join(WORKLOADS)}",
+    )  # fmt: skip
+    parser.add_argument("--llama-server", metavar="PATH", help="runs this beside")
+    parser.add_argument("-c", "--context", type=int, default=8192, help="of workloads")
+    parser.add_argument("--words", type=float, default=1.0, help="factor of sizes of workloads")
+    parser.add_argument("--time", type=float, default=1.0, help="factor of users' pauses")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
     arguments = parser.parse_args()
     path, threads = arguments.model, arguments.threads
@@ -212,6 +246,12 @@ def main() -> None:
     if arguments.soak:
         with served(path, threads, *soak.OPTIONS) as (port, pid):
             found["soak"] = soak.run(port, pid, arguments.soak)
+    elif arguments.workloads:
+        sizes = Sizes(arguments.words, arguments.time)
+        found["workloads"] = side_by_side(
+            path, arguments.workloads.split(","), arguments.llama_server, arguments.rounds,
+            threads, arguments.context, sizes, arguments.json,
+        )  # fmt: skip
     else:
         found |= {name: parts[name]() for name in arguments.only.split(",")}
     print(json.dumps(found, indent=2))

@@ -1,10 +1,14 @@
 """The bench of the server: its figures are of what it says."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from served import write_talker
+import pytest
+from served import running, write_talker
 
-from bench import serve, soak
+from bench import beside, serve, soak
+from bench.workloads import WORKLOADS, Sizes
 
 
 def test_figures(tmp_path: Path) -> None:
@@ -28,3 +32,46 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         fewer = {name: value // 3 for name, value in found["before"].items()}
         changed = list(soak._problems(soak.State(**fewer), soak.State(**found["after"])))
         assert [text.partition(":")[0] for text in changed[:2]] == ["descriptors", "threads"]
+
+
+@pytest.mark.slow
+def test_workloads_of_servers_in_turns(tmp_path: Path) -> None:
+    """Of two, which are the same here."""
+    path = write_talker(tmp_path / "m.gguf", context=4096)
+    started: list[str] = []
+
+    def start(name: str) -> beside.Start:
+        @contextmanager
+        def own() -> Iterator[int]:
+            started.append(name)
+            with running({"it": path}) as server:
+                yield server.port
+
+        return own
+
+    sizes, names = Sizes(0.02, 0.001), list(WORKLOADS)
+    rows, second = beside.compare({"a": start("a"), "b": start("b")}, names, 1, sizes)
+    assert started == ["a", *["a", "b"] * len(names)] and second > 0
+    for of in rows.values():
+        for found in of.values():
+            assert found["failed"] == 0 and found["tokens/s"] > 0
+        same = ("requests", "prompt tokens")  # the same is asked of both
+        assert [of["a"][name] for name in same] == [of["b"][name] for name in same]
+    turns, branches = rows["turns"]["a"], rows["branches"]["a"]
+    assert turns["requests"] == 50 and turns["evaluated"] < 0.5 * turns["prompt tokens"]
+    assert branches["requests"] == 4 and branches["evaluated"] < 0.6 * branches["prompt tokens"]
+    assert {"short first token", "long whole, p95"} <= rows["mixed"]["b"].keys()
+    assert "| turns | first first token |" in beside.table(rows)
+    drawing = beside.plot("Seconds", rows)
+    assert drawing.height > 300
+
+
+def test_what_a_server_refuses_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_talker(tmp_path / "m.gguf", context=64)
+    with running({"it": path}) as server:
+        talks = WORKLOADS["branches"](Sizes(0.02, 0.0), 0, 1.0)
+        found = beside.run(server.port, talks)
+    assert found == {"requests": 4, "failed": 4}
+    assert "failed: 400" in capsys.readouterr().out
