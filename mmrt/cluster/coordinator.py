@@ -235,6 +235,7 @@ class Cluster(TextModel):
                     return self._run(parts, logits)
                 except _LostError as lost:
                     self._disconnect()
+                    self._check_open()  # it may be close() that has ended the connection
                     now = time.monotonic()
                     if until is None:
                         until = now + self._patience
@@ -272,7 +273,7 @@ class Cluster(TextModel):
         """Raises what a step of the text has failed with while nobody waited for it."""
         failure, text.failure = text.failure, None
         if failure is not None:
-            raise failure
+            raise type(failure)(*failure.args)
 
     def _read_again(self, text: Text) -> None:
         """What stages have forgotten of a text."""
@@ -371,8 +372,8 @@ class Cluster(TextModel):
         for text, length in lengths.items():
             text.truncate(min(length, text.length))
             text.failure = None if concerned else failure
-        if concerned:
-            raise failure
+        if concerned:  # a new one: by what is kept, its frames would keep the texts
+            raise type(failure)(*failure.args)
 
     def _next(self, begun: float) -> tuple[_Link, Frame]:
         """What comes next of any stage. _LostError if one is gone, or has said nothing for too

@@ -37,7 +37,7 @@ class Mover(Generic[T]):
         self._wake = wake
         self._files = saved
         self._swap: Swap | None = None
-        self._has_disk = not store.is_recurrent  # whose texts files cannot hold
+        self._has_disk = store.saved_bytes > 0 and not store.is_recurrent
         self._moving: set[T] = set()
         self._moved: deque[Moved[T]] = deque()
         self.keeps_all = saved is not None
