@@ -81,7 +81,8 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def served(self, name: str | None = None) -> Served:
+    def served(self, name: str | None = None) -> Any:
+        """A Served, of a Model."""
         return self.server.house.get(name)
 
     def connect(self, timeout: float = 60) -> http.client.HTTPConnection:

@@ -351,7 +351,7 @@ def test_hosts(hosts: list[str], tmp_path: Path, model: mmrt.Model) -> None:
 
 
 def test_facts_that_are_none() -> None:
-    good = Facts(0, 1, 2, 0, 64, 512, 1024, 99, 7, "m", "s")
+    good = Facts(0, 1, 2, 0, 64, 512, 1024, 99, 5, 5, 6, 7, "m", "s")
     assert Facts.from_json(good.to_json()) == good
     for wrong in (b"", b"[]", b"{}", b"\xff", b"[" * 50000, good.to_json()[:-1]):
         with pytest.raises(ClusterError, match="no facts of a stage"):

@@ -15,6 +15,7 @@ from mmrt.cli.options import (
     add_saving_arguments,
     add_template_arguments,
     count,
+    fetched_model,
     open_model,
     or_none,
     positive,
@@ -27,7 +28,7 @@ from mmrt.cli.output import note
 from mmrt.errors import FileError, UnsupportedError
 
 if TYPE_CHECKING:
-    from mmrt.run.model import Model
+    from mmrt.run.text_model import TextModel
     from mmrt.serving.access import Access
     from mmrt.serving.house import House
     from mmrt.serving.limits import Limits
@@ -99,6 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_saving_arguments(parser)
     add_draft_arguments(parser)
     parser.add_argument(
+        "--cluster", metavar="HOSTS",
+        help="run the model by the stages (`mmrt stage`) of this file of addresses; of MODEL only "
+        "the tokenizer is used, and stages have options for memory, threads and the like",
+    )  # fmt: skip
+    parser.add_argument(
+        "--secret-file", metavar="FILE", help="what all machines of the cluster know"
+    )
+    parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
         help="listen at this address (default: %(default)s)",
     )  # fmt: skip
@@ -165,6 +174,7 @@ def run(arguments: argparse.Namespace) -> None:
     named = _named(arguments)
     if arguments.sight and len(named) > 1:
         raise UsageError(f"--sight: for one model, not {len(named)}")
+    _check_cluster(arguments, named)
     try:
         from mmrt.serving.server import Server
     except ModuleNotFoundError as error:
@@ -239,7 +249,48 @@ def _limits(arguments: argparse.Namespace) -> "Limits":
     return Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
 
 
-def _prepare(model: "Model") -> None:
+# What is up to each stage of a cluster, by the names and the defaults of the arguments.
+_OF_STAGES = {
+    **dict.fromkeys(("ctx_size", "threads", "memory", "reader", "bundle")),
+    **dict.fromkeys(("kv_dir", "kv_dir_size", "draft")),
+    **{"policy": "lazy", "cache_type_k": "f16", "cache_type_v": "f16", "exact": False},
+}
+
+
+def _check_cluster(arguments: argparse.Namespace, named: dict[str, str | None]) -> None:
+    if not arguments.cluster and arguments.secret_file:
+        raise UsageError("--secret-file: is for --cluster")
+    if not arguments.cluster:
+        return
+    if not arguments.secret_file:
+        raise UsageError("--cluster: takes --secret-file")
+    if len(named) > 1:
+        raise UsageError(f"--cluster: for one model, not {len(named)}")
+    for name, default in _OF_STAGES.items():
+        if getattr(arguments, name) != default:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option}: not with --cluster: it is for `mmrt stage`, if at all")
+
+
+def _open(path: str | None, arguments: argparse.Namespace) -> "TextModel":
+    if not arguments.cluster:
+        return open_model(path, arguments, arguments.ctx_size)
+    from mmrt.cluster.coordinator import Cluster
+    from mmrt.cluster.wire import read_secret
+
+    cluster = Cluster(
+        arguments.cluster,
+        read_secret(arguments.secret_file),
+        model=path or fetched_model(arguments),
+        chat_template=arguments.chat_template,
+        pre=arguments.pre,
+    )
+    for place, layers in cluster.stages:
+        note(f"layers {layers.start}:{layers.stop} at {place}")
+    return cluster
+
+
+def _prepare(model: "TextModel") -> None:
     """Makes what takes long before it is asked for: the tokenizer, and what schemas need of it."""
     from mmrt.text.constraint import vocabulary
 
@@ -256,7 +307,7 @@ def _load(house: "House", named: dict[str, str | None], arguments: argparse.Name
     if arguments.memory is not None:
         arguments.memory = Budget(arguments.memory)
     for name, path in named.items():
-        model = open_model(path, arguments, arguments.ctx_size)
+        model = _open(path, arguments)
         _prepare(model)
         keep = model.spare_bytes // (4 * len(named))
         engine = model.engine(
@@ -266,6 +317,9 @@ def _load(house: "House", named: dict[str, str | None], arguments: argparse.Name
             sight=arguments.sight,
         )
         called = name or _name_of(str(model.path))
-        defaults, variables = recommended(model.file.metadata), arguments.chat_template_kwargs
+        defaults, variables = (
+            recommended(model.described().metadata),
+            arguments.chat_template_kwargs,
+        )
         house.add(Served(called, model, engine, defaults, arguments.queue, variables))
         note(f"{called}: {model.memory}")

@@ -23,16 +23,18 @@ from mmrt.cluster.stage import STEP_TOKENS
 from mmrt.cluster.steps import Step, TextPart
 from mmrt.cluster.texts import Text, TextStore, Told
 from mmrt.cluster.wire import Frame, Kind
-from mmrt.core.arguments import choice, number
+from mmrt.core.arguments import choice, instance, number
 from mmrt.core.kernels import Pool
 from mmrt.core.program import Part
 from mmrt.errors import ArgumentError, ClusterError, MmrtError, UnsupportedError
 from mmrt.files import formats
 from mmrt.files.tensor_file import TensorFile
 from mmrt.memory.budget import divide_step
+from mmrt.memory.report import Memory
 from mmrt.run.drafting import Drafts
 from mmrt.run.prefixes import Earlier
 from mmrt.run.text_model import TextModel
+from mmrt.text.tokenizer import require_pre
 
 # Seconds between looks at stages that have nothing to say, and to attempts to find lost ones again.
 _LOOK_SECONDS = 1.0
@@ -98,7 +100,8 @@ class Cluster(TextModel):
     hosts: addresses ("10.0.0.1:7600") in any order; or a file that has one at the beginning of each
     line, and comments after `#`. Together the stages have every layer of one model once. secret:
     theirs, 16 bytes or more. model: a GGUF file of that model, or of some of its layers, whose
-    tokenizer is used; None: all that is read and written is token ids.
+    tokenizer is used; None: all that is read and written is token ids. chat_template, pre: as
+    Model's.
 
     rows: what stages give each other, "f32", which keeps logits those of one machine to the bit, or
     "f16", half as long, and rounded. timeout: seconds after which a stage that does not answer
@@ -122,10 +125,15 @@ class Cluster(TextModel):
         rows: str = "f32",
         timeout: float = 30.0,
         patience: float = 60.0,
+        chat_template: str | None = None,
+        pre: str | None = None,
     ) -> None:
         self._form = choice("rows", rows, steps.FORMS)
         self._timeout = number("timeout", timeout, 0, 86400, above=True)
         self._patience = number("patience", patience, 0, 86400)
+        if chat_template is not None:
+            instance("chat_template", chat_template, str, "a str")
+        self._chat_template, self._pre = chat_template, require_pre(pre)
         self._secret = wire.check_secret(secret)
         self.hosts = places(hosts)
         self._lock = threading.RLock()  # of all that follows: one step at a time
@@ -168,7 +176,7 @@ class Cluster(TextModel):
         if self.closed:
             raise ArgumentError("the cluster is closed")
 
-    def _described(self) -> TensorFile:
+    def described(self) -> TensorFile:
         if self._file is None:
             raise ArgumentError("the cluster has no tokenizer: pass it `model`, or token ids")
         return self._file
@@ -210,6 +218,19 @@ class Cluster(TextModel):
     def spare_bytes(self) -> int:
         """Bytes of keys and values on all stages, as many tokens as the tightest has room for."""
         return self._spare
+
+    @property
+    def memory(self) -> Memory:
+        """Of all stages: weights and scratch as when each began, keys and values now."""
+        facts, sharing = [link.facts for link in self._links], self._store.sharing
+        return Memory(
+            weights=sum(each.weights for each in facts),
+            kept=sum(each.kept for each in facts),
+            kv=sharing.held,
+            kv_logical=sharing.logical,
+            kv_page=self._store.page_bytes,
+            scratch=sum(each.scratch for each in facts),
+        )
 
     @property
     def streaming(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from mmrt.cluster.stage import Stage
+from mmrt.cluster.stage import STEP_TOKENS, Stage
 from mmrt.core.gguf import Metadata
 from mmrt.errors import ArgumentError, ClusterError
 from mmrt.files.tensor_file import TensorFile
@@ -26,6 +26,9 @@ class Facts:
     context: int
     max_tokens: int  # of a step
     page_bytes: int  # of keys and values for 32 tokens
+    weights: int  # bytes
+    kept: int  # of these, bytes that may stay in memory; as it began
+    scratch: int  # bytes of a step
     spare: int  # bytes that its budget leaves beside its weights
     model: str  # alike in stages of one model
     settings: str  # what else has to be alike
@@ -41,6 +44,9 @@ class Facts:
             context=stage.config.context,
             max_tokens=stage.program.max_tokens,
             page_bytes=stage.program.store.page_bytes,
+            weights=stage.weights,
+            kept=stage.kept,
+            scratch=stage.program.step_bytes(STEP_TOKENS),
             spare=min(stage.budget.beside(stage.program), _MOST),
             model=digest(stage.file),
             settings=f"keys {stage.kv[0]}, values {stage.kv[1]}{', exact' * stage.exact}",

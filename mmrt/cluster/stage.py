@@ -98,6 +98,19 @@ class Stage:
         """Values of a row that it gives."""
         return self.program.given or self.program.vocab_size
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the tensors that it reads."""
+        return sum(tensor.nbytes for tensor in self.program.weights)
+
+    @property
+    def kept(self) -> int:
+        """Of these, the bytes that may stay in memory."""
+        share = self._share
+        if share is None or share.weights is None or self.program.streaming is None:
+            return self.weights
+        return self.program.streaming.kept + share.extremes.rest
+
     def cache(self) -> Cache:
         """What a new, empty text has here."""
         self._check_open()

@@ -188,7 +188,7 @@ class Model(TextModel):
         if self.closed:
             raise ArgumentError(f"{self.path}: the model is closed")
 
-    def _described(self) -> TensorFile:
+    def described(self) -> TensorFile:
         return self.file
 
     def __enter__(self) -> "Model":

@@ -16,6 +16,7 @@ from mmrt.core.state import StateStore
 from mmrt.core.streaming import Streaming
 from mmrt.errors import ArgumentError
 from mmrt.files.tensor_file import TensorFile
+from mmrt.memory.report import Memory
 from mmrt.run.building import build_tokenizer
 from mmrt.run.conversation import Conversation
 from mmrt.run.drafting import Drafts
@@ -67,11 +68,15 @@ class TextModel(ABC):
     _earlier: Earlier | None = None  # keys and values that conversations have left
 
     @abstractmethod
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+    @abstractmethod
     def _check_open(self) -> None:
         """Raises ArgumentError if it is closed."""
 
     @abstractmethod
-    def _described(self) -> TensorFile:
+    def described(self) -> TensorFile:
         """The file whose metadata tell the tokenizer and the chat template. Raises ArgumentError
         where there is none."""
 
@@ -97,6 +102,11 @@ class TextModel(ABC):
 
     @property
     @abstractmethod
+    def memory(self) -> Memory:
+        """What it holds now."""
+
+    @property
+    @abstractmethod
     def streaming(self) -> Streaming | None:
         """What streaming is set to and has done; None while all weights may stay in memory."""
 
@@ -115,7 +125,7 @@ class TextModel(ABC):
         """Built from the file's metadata when first asked for."""
         self._check_open()
         if self._tokenizer is None:
-            self._tokenizer = build_tokenizer(self._described(), self.vocab_size, self._pre)
+            self._tokenizer = build_tokenizer(self.described(), self.vocab_size, self._pre)
         return self._tokenizer
 
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
@@ -260,7 +270,7 @@ class TextModel(ABC):
         return self._template(with_tools=False)
 
     def _template(self, with_tools: bool) -> str | None:
-        metadata = self._described().metadata
+        metadata = self.described().metadata
         return chat.choose_template(
             metadata, self.path, given=self._chat_template, with_tools=with_tools
         )

@@ -37,7 +37,7 @@ def _describe(served: Served) -> dict[str, Any]:
         "meta": {
             "n_ctx": model.context,
             "n_vocab": model.vocab_size,
-            "size": sum(tensor.nbytes for tensor in model.program.weights),
+            "size": model.memory.weights,
         },
     }
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from mmrt.errors import ArgumentError, MmrtError, OutOfMemoryError, UnsupportedError
-from mmrt.run.model import Model
+from mmrt.run.text_model import TextModel
 from mmrt.serving import asking
 from mmrt.serving.access import Access
 from mmrt.serving.answers import Answers
@@ -136,7 +136,7 @@ Offered = Sequence[Mapping[str, Any]] | None
 
 
 def chat_prompt(
-    model: Model, messages: Messages, tools: Offered, variables: Mapping[str, Any]
+    model: TextModel, messages: Messages, tools: Offered, variables: Mapping[str, Any]
 ) -> ChatPrompt:
     """The prompt of a chat. Raises Refused."""
     with _of_the_client(model):
@@ -144,7 +144,7 @@ def chat_prompt(
 
 
 def chat_text(
-    model: Model, messages: Messages, tools: Offered, variables: Mapping[str, Any]
+    model: TextModel, messages: Messages, tools: Offered, variables: Mapping[str, Any]
 ) -> str:
     """The prompt of a chat, as text. Raises Refused."""
     with _of_the_client(model):
@@ -160,7 +160,7 @@ def _calls(prompt: ChatPrompt, must: str | None) -> Grammar:
 
 
 @contextmanager
-def _of_the_client(model: Model) -> Iterator[None]:
+def _of_the_client(model: TextModel) -> Iterator[None]:
     """What a chat template does not take is the client's fault, who is not told where files lie."""
     try:
         yield

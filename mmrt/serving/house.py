@@ -12,7 +12,7 @@ from mmrt.errors import InUseError, UnsupportedError
 from mmrt.run.engine import Engine
 from mmrt.run.generation import Piece
 from mmrt.run.handle import Handle
-from mmrt.run.model import Model
+from mmrt.run.text_model import TextModel
 from mmrt.serving.problems import Refused, busy, too_long
 from mmrt.serving.record import Record
 from mmrt.text.channels import Channels
@@ -37,7 +37,7 @@ class Served:
     def __init__(
         self,
         name: str,
-        model: Model,
+        model: TextModel,
         engine: Engine,
         defaults: Mapping[str, Any],
         queue: int,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmrt import __version__
 from mmrt.core.draw import Drawn
-from mmrt.run.model import Model
+from mmrt.run.text_model import TextModel
 from mmrt.serving import sse
 from mmrt.serving.answers import Answers
 from mmrt.serving.asking import MOST, Asked
@@ -61,14 +61,14 @@ def envelope(kind: str, object_: str, name: str, asked: Asked) -> dict[str, Any]
     }
 
 
-def token_odds(model: Model, token: int, drawn: Drawn) -> dict[str, Any]:
+def token_odds(model: TextModel, token: int, drawn: Drawn) -> dict[str, Any]:
     """A token's log-probability, and those of the likeliest in its place."""
     one = _odds(model, token, drawn.logprob or 0.0)
     others = [_odds(model, other, logprob) for other, logprob in drawn.alternatives]
     return {**one, "top_logprobs": others}
 
 
-def _odds(model: Model, token: int, logprob: float) -> dict[str, Any]:
+def _odds(model: TextModel, token: int, logprob: float) -> dict[str, Any]:
     spelled = model.tokenizer.token_bytes(token)
     text = spelled.decode("utf-8", "replace")
     return {"token": text, "logprob": finite(logprob), "bytes": list(spelled)}

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmrt.core.draw import Drawn
-from mmrt.run.model import Model
+from mmrt.run.text_model import TextModel
 
 # Tokens a step: their logits are in memory at once.
 _STEP = 32
 
 
 def score(
-    model: Model, ids: Sequence[int], alternatives: int, given_up: threading.Event
+    model: TextModel, ids: Sequence[int], alternatives: int, given_up: threading.Event
 ) -> list[Drawn | None]:
     """For each of `ids` its log-probability after those before it, and so many of the likeliest
     tokens in its place; None for the first one, which nothing is before. Fewer where `given_up` is
