@@ -177,3 +177,15 @@ def test_clients_that_are_refused_come_again(server: Running) -> None:
 
     replies = asyncio.run(ask())
     assert [reply.choices[0].message.content for reply in replies] == ["Hello!"] * 10
+
+
+def test_a_base_url_without_its_version(server: Running) -> None:
+    """As other servers take it, too."""
+    messages: Any = [{"role": "user", "content": "Hello"}]
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        made = client.chat.completions.create(model="speaker", messages=messages)
+        assert made.choices[0].message.content
+        assert [one.id for one in client.models.list()] == ["speaker", "caller", "talker"]
+        response = client.responses.create(model="speaker", input="Hello")
+        assert client.responses.retrieve(response.id).output_text == response.output_text
+    assert server.get("/nothing").status == 404

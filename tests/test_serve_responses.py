@@ -39,6 +39,7 @@ def test_a_response(client: Any) -> None:
     assert response.output_text == "Hello!" and response.status == "completed"
     (item,) = response.output
     assert (item.type, item.role, item.status) == ("message", "assistant", "completed")
+    assert response.id.startswith("resp_") and item.id.startswith("msg_")
     assert response.usage.output_tokens == 4 and response.usage.input_tokens > 0
     assert response.usage.total_tokens == response.usage.input_tokens + 4
     assert response.instructions == "Be brief." and response.error is None

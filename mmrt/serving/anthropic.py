@@ -108,7 +108,7 @@ _BLOCKS: dict[str, dict[str, Any]] = {
 
 async def _events(answers: Answers, name: str) -> AsyncIterator[dict[str, Any]]:
     message: dict[str, Any] = {
-        "id": new_id("msg"),
+        "id": new_id("msg_"),
         "type": "message",
         "role": "assistant",
         "model": name,

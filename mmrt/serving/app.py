@@ -92,6 +92,9 @@ class App:
 
     def find(self, request: Request) -> Handler:
         path = request.path.rstrip("/")
+        if not self._methods(path) and self._methods(f"/v1{path}"):
+            # Clients whose base URL lacks the /v1: other servers answer them too.
+            request.path = path = f"/v1{path}"
         access, methods = self._desk.access, self._methods(path)
         access.check(request, path)
         if request.path == "*" and request.method == "OPTIONS":  # of the server as a whole

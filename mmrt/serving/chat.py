@@ -84,7 +84,7 @@ async def whole(answers: Answers, asked: Asked, served: Served) -> dict[str, Any
         }
         for i, message in enumerate(written)
     ]
-    head = openai.envelope("chatcmpl", _OBJECT, served.name, asked)
+    head = openai.envelope("chatcmpl-", _OBJECT, served.name, asked)
     return {**head, "choices": choices, "usage": openai.usage(answers)}
 
 
@@ -104,7 +104,7 @@ def _add(message: dict[str, Any], said: Said) -> None:
 
 async def chunks(answers: Answers, asked: Asked, served: Served) -> AsyncIterator[dict[str, Any]]:
     """The response as it is written."""
-    head = openai.envelope("chatcmpl", f"{_OBJECT}.chunk", served.name, asked)
+    head = openai.envelope("chatcmpl-", f"{_OBJECT}.chunk", served.name, asked)
     empty = {"usage": None} if asked.include_usage else {}
 
     def chunk(

@@ -204,7 +204,7 @@ def scored(
         choices.append(_choice(i, echo.text, odds, "length"))
     n_prompt = sum(len(prompt.ids) for prompt in prompts)
     counts = {"prompt_tokens": n_prompt, "completion_tokens": 0, "total_tokens": n_prompt}
-    head = openai.envelope("cmpl", _OBJECT, served.name, asked)
+    head = openai.envelope("cmpl-", _OBJECT, served.name, asked)
     return {**head, "choices": choices, "usage": counts}
 
 
@@ -231,7 +231,7 @@ async def chunks(
     answers: Answers, asked: Asked, served: Served, echoes: Sequence[Echo]
 ) -> AsyncIterator[dict[str, Any]]:
     """The response as it is written."""
-    head = openai.envelope("cmpl", _OBJECT, served.name, asked)
+    head = openai.envelope("cmpl-", _OBJECT, served.name, asked)
     empty = {"usage": None} if asked.include_usage else {}
     n_texts = len(answers.texts.handles)
     told = [echoes[i * len(echoes) // n_texts] for i in range(n_texts)]

@@ -35,7 +35,8 @@ def note(answers: Answers) -> str:
 
 
 def new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"
+    """kind: with what its clients expect behind it: "resp_", "chatcmpl-"."""
+    return f"{kind}{uuid.uuid4().hex}"
 
 
 def usage(answers: Answers) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _head(
     told = ("instructions", "max_output_tokens", "metadata", "user", "safety_identifier")
     text, reasoning = fields.object("text"), fields.object("reasoning")
     return {
-        "id": new_id("resp"),
+        "id": new_id("resp_"),
         "object": "response",
         "created_at": int(time.time()),
         "completed_at": None,
@@ -227,13 +227,13 @@ class _Told:
         output = self.response["output"]
         item: dict[str, Any]
         if kind == "call":
-            item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress"}
+            item = {"id": new_id("fc_"), "type": "function_call", "status": "in_progress"}
             item |= {"call_id": said.id, "name": said.name, "arguments": ""}
         elif kind == "reasoning":
-            item = {"id": new_id("rs"), "type": "reasoning", "status": "in_progress"}
+            item = {"id": new_id("rs_"), "type": "reasoning", "status": "in_progress"}
             item |= {"summary": [], "content": []}
         else:
-            item = {"id": new_id("msg"), "type": "message", "status": "in_progress"}
+            item = {"id": new_id("msg_"), "type": "message", "status": "in_progress"}
             item |= {"role": "assistant", "content": []}
         output.append(item)
         shown = {**item, "content": []} if "content" in item else dict(item)
