@@ -159,6 +159,14 @@ def test_the_least_budget_is_told(files: list[Path]) -> None:
         assert model.program.plan(most).columns == 0
 
 
+def test_a_bundle_changes_nothing_of_what_is_always_kept(files: list[Path]) -> None:
+    path, bundle = files
+    with mmrt.Model(path) as without, mmrt.Model(path, bundle=bundle) as model:
+        assert model.program.plan(0).rest == without.program.plan(0).rest
+    with mmrt.Model(path, bundle=bundle, memory="1GiB") as model:
+        assert np.isfinite(model.logits(IDS)).all()
+
+
 def test_a_failed_read_names_the_neuron(tmp_path: Path) -> None:
     path, bundle = bundled(MODELS["gated"](), tmp_path)
     whole = bundle.read_bytes()

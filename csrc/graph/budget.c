@@ -67,19 +67,22 @@ mmrt_status mmrt_program_set_policy(mmrt_program *program, mmrt_policy policy, m
     return status;
 }
 
-/* Kept whatever the budget is: what has no units, but for tables that are read by rows alone. */
+/* By rows alone, or by columns: by whatever number of operations. */
+static bool is_read_in_parts(const mmrt_program *program, int32_t weight) {
+    for (int32_t i = 0; i < program->n_ops; i++)
+        for (int j = 0; j < 3; j++)
+            if (program->ops[i].weights[j] == weight &&
+                (has_role(&program->ops[i], j, TABLE) || has_role(&program->ops[i], j, COLUMNS)))
+                return true;
+    return false;
+}
+
+/* Kept whatever the budget is: what has no units, but for what is read in parts. */
 static uint64_t rest_bytes(const mmrt_program *program) {
     uint64_t bytes = 0;
     for (int32_t i = 0; i < program->n_weights; i++)
-        if (!program->units->places[i].units)
+        if (!program->units->places[i].units && !is_read_in_parts(program, i))
             bytes += mmrt_weight_bytes(&program->weights[i]);
-    for (int32_t i = 0; i < program->n_ops; i++)
-        for (int j = 0; j < 3; j++) {
-            const mmrt_op *op = &program->ops[i];
-            if ((has_role(op, j, TABLE) || has_role(op, j, COLUMNS)) &&
-                !program->units->places[op->weights[j]].units)
-                bytes -= mmrt_weight_bytes(&program->weights[op->weights[j]]);
-        }
     return bytes;
 }
 
