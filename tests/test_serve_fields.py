@@ -244,7 +244,20 @@ def test_one_answer_where_there_is_room_for_one_alone(server: Running) -> None:
     ):
         refused = server.post(path, {**body, "n": 2})
         assert refused.status == 400 and refused.error["message"].startswith("n: ")
-        assert server.post(path, {**body, "n": 1}).status == 200
+        for one in (1, 1.0):
+            assert server.post(path, {**body, "n": one}).status == 200
+
+
+def test_numbers_that_no_float_holds(server: Running) -> None:
+    for value in (10**400, -(10**400)):
+        cases: list[tuple[str, dict[str, Any]]] = [
+            ("temperature", {"temperature": value}),
+            ("logit_bias.1", {"logit_bias": {"1": value}}),
+            ("max_tokens", {"max_tokens": value}),
+        ]
+        for name, given in cases:
+            refused = server.chat(**given)
+            assert refused.status == 400 and refused.error["param"] == name, refused
 
 
 def test_what_templates_are_told_of_thinking() -> None:

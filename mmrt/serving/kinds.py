@@ -4,7 +4,6 @@ So the OpenAPI document is made of what is checked. What only a model knows, suc
 tokens, is checked later and not described.
 """
 
-import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -142,9 +141,7 @@ class Number:
         return isinstance(value, int | float) and not isinstance(value, bool)
 
     def read(self, value: Any, name: str) -> float:
-        if not self.suits(value) or not math.isfinite(value):
-            raise bad(name, self.wanted, value)
-        if not self._least <= value <= self._most:
+        if not self.suits(value) or not self._least <= value <= self._most:
             raise bad(name, self.wanted, value)
         return float(value)
 
@@ -184,9 +181,10 @@ class Only:
 
     def read(self, value: Any, name: str) -> Any:
         is_flag = isinstance(value, bool)  # True == 1, but not in JSON
-        if not any(value == one and isinstance(one, bool) == is_flag for one in self._harmless):
-            raise Refused(400, f"{name}: {self._why}", param=name, code="unsupported_parameter")
-        return value
+        for one in self._harmless:
+            if value == one and isinstance(one, bool) == is_flag:
+                return one  # 1, where the value is 1.0
+        raise Refused(400, f"{name}: {self._why}", param=name, code="unsupported_parameter")
 
     def schema(self) -> Schema:
         return {"enum": [*self._harmless, None], "description": f"Not supported: {self._why}"}
