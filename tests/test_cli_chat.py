@@ -361,6 +361,44 @@ def opened(smollm2_path: Path, terminal: tuple[int, int], tmp_path: Path) -> Ite
     opened.chat.wait()
 
 
+def test_no_branch_of_a_chat_is_read_again(tmp_path: Path, terminal: tuple[int, int]) -> None:
+    """Lines of history, messages of several lines, /undo, /retry, /system, /save and /load."""
+    made = tiny_models.speaker(b"ok")
+    made.metadata["tokenizer.chat_template"] = PLAIN
+    path, log = made.write(tmp_path / "chat.gguf"), tmp_path / "log.json"
+    opened = Terminal(terminal, path, tmp_path, "--stats", "-sys", "word " * 30)
+
+    def read(typed: str) -> int:
+        """How many tokens of the prompt are read for what is typed."""
+        opened.type(typed)
+        shown = opened.wait("prompt: ")[:0] + opened.wait(" tokens,")
+        opened.wait("> ")
+        return int(shown.split()[0])
+
+    try:
+        assert read("one two three four five\n") > 100
+        assert read('"""\nsix\nseven\n"""\n') < 60
+        assert read("/retry\n") == 8
+        opened.type(f"/save {log}\n/undo\n")
+        opened.wait("messages are in")
+        assert read("eight\n") < 60
+        opened.type(f"/load {log}\n")
+        opened.wait("messages from")
+        assert read("/retry\n") == 8
+        assert read("\x1b[A\x1b[A\x1b[A\n") > 0  # "eight" again, of the history
+        opened.type("/system Be brief.\n")
+        assert read("nine\n") > 60
+        opened.type(f"/save {log}\n")
+        opened.wait("messages are in")
+        opened.type("\x04")
+        assert opened.end() == 0
+    finally:
+        opened.chat.kill()
+        opened.chat.wait()
+    said = [m["content"] for m in json.loads(log.read_text())["messages"] if m["role"] == "user"]
+    assert said == ["one two three four five", "six\nseven", "eight", "nine"]
+
+
 def test_interrupts_stop_an_answer_and_clear_a_line_and_leave(opened: Terminal) -> None:
     opened.type("Tell me a very long story about a dragon.\n")
     opened.wait("dragon.")  # the echo

@@ -203,6 +203,73 @@ def test_a_turn_reads_only_what_is_new(model: mmrt.Model) -> None:
     assert reads.totals[1] < reads.totals[0]
 
 
+def test_what_was_said_before_other_questions_is_not_read_again(model: mmrt.Model) -> None:
+    """Undone, cleared, asked otherwise and asked anew: the engine's tree has it."""
+    one, two, three = "abc " * 20, "def " * 20, "ghi " * 20
+
+    def read(question: str) -> int:
+        text = conversation.stream(question, max_tokens=4, ignore_eos=True)
+        list(text)
+        return text.prompt_tokens - text.cached_tokens
+
+    with model.conversation("Be brief and polite in whatever you say.") as conversation:
+        first, _ = read(one), read(two)
+        assert first > 80
+        assert conversation.undo() == two and read(two) == 8
+        assert conversation.undo() == two and read(three) <= 30 + len(three)
+        assert conversation.undo() == three and read(two) == 8
+        told = list(conversation.messages)
+        conversation.clear()
+        assert read(two) <= 30 + len(two)
+        conversation.take_up(told[:3])
+        assert read(two) == 8
+        conversation.close()
+        assert model.memory.kv == 0
+        assert read(one) > 80
+
+
+def test_the_last_answer_stays_whatever_memory_it_takes(
+    model: mmrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmrt.Model, "spare_bytes", 0)
+    with model.conversation() as conversation:
+        conversation.say("abc " * 40, max_tokens=4, ignore_eos=True)
+        assert conversation.say("def", max_tokens=4).cached_tokens > 100
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stream_that_is_dropped_leaves_no_text(model: mmrt.Model, begun: bool) -> None:
+    with model.conversation() as conversation:
+        stream = conversation.stream("abc", max_tokens=400, ignore_eos=True)
+        if begun:
+            next(stream)
+        del stream
+        answer = conversation.say("def", max_tokens=4, ignore_eos=True)
+    with mmrt.Model(model.path) as fresh:
+        asked = [*conversation.messages[:-1]]
+        assert fresh.chat(asked, max_tokens=4, ignore_eos=True) == answer
+
+
+def test_an_interrupt_amid_a_step_leaves_the_conversation_whole(model: mmrt.Model) -> None:
+    with model.conversation() as conversation:
+        expected = [conversation.say("abc", max_tokens=6), conversation.say("def", max_tokens=6)]
+        run, calls = model.run_step, []
+
+        def breaks(*given: Any) -> None:
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            run(*given)
+
+        model.run_step = breaks
+        with pytest.raises(KeyboardInterrupt):
+            conversation.say("ghi", max_tokens=6, ignore_eos=True)
+        model.run_step = run
+        assert conversation.undo() == "ghi"
+        assert conversation.undo() == "def"
+        assert conversation.say("def", max_tokens=6) == expected[1]
+
+
 def test_messages_may_be_changed(model: mmrt.Model) -> None:
     with model.conversation("Be brief.") as conversation:
         conversation.say("abc " * 20, max_tokens=4)

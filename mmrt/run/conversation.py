@@ -4,36 +4,29 @@ from collections.abc import Generator, Mapping
 from collections.abc import Sequence as List
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mmrt.run.generation import Options, Piece, Stream, Text
-from mmrt.run.sequence import Sequence
+from mmrt.run.generation import Options, Piece, Reading, Stream, Text
+from mmrt.run.handle import Handle
+from mmrt.run.loan import Loan
+from mmrt.run.rounds import Rounds
+from mmrt.run.writing import Serving
 from mmrt.text.chat import require_variables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class ChatModel(Protocol):
+class ChatModel(Serving, Protocol):
     """What a conversation needs of a Model."""
 
     def render_chat(self, messages: List[dict[str, Any]], **variables: Any) -> str: ...
-
-    def sequence(self) -> Sequence: ...
-
-    def stream_chat(
-        self,
-        messages: List[dict[str, Any]],
-        *,
-        sequence: Sequence,
-        chat_template_kwargs: Mapping[str, Any] | None,
-        **options: "Unpack[Options]",
-    ) -> Stream: ...
 
 
 class Conversation:
     """Messages, and the keys and values of what the model has read of them; a context manager.
 
     messages: what was said so far, each a dict with `role` and `content`. The list is the caller's
-    to change, between answers: what then still begins as before is not read again.
+    to change, between answers: what then begins as it once did is not read again, also after other
+    questions. All that was said holds memory, up to a quarter of what is free, until close().
 
     One thread at a time. Raises UnsupportedError at once for a model without a chat template.
     """
@@ -50,18 +43,20 @@ class Conversation:
         self._variables = require_variables(chat_template_kwargs)
         self._beginning = [] if system is None else [_message("system", system)]
         model.render_chat([*self._beginning, _message("user", "")], **self._variables)
-        self._sequence = model.sequence()
+        self._engine: Rounds | None = None
+        self._handle: Handle | None = None  # of the last answer
+        self._loan = Loan()
         self.messages: list[dict[str, Any]] = []
         self.clear()
 
     def clear(self) -> None:
         """Forgets all but the system message; a stream that goes on ends."""
-        self._sequence.end_writer()
+        self._loan.end_writer()
         self.messages = list(self._beginning)
 
     def instruct(self, system: str | None) -> None:
         """Changes what the model is told beforehand, None: nothing; the conversation goes on."""
-        self._sequence.end_writer()
+        self._loan.end_writer()
         rest = self.messages[1:] if _begins_with_system(self.messages) else self.messages
         self._beginning = [] if system is None else [_message("system", system)]
         self.messages = [*self._beginning, *rest]
@@ -69,7 +64,7 @@ class Conversation:
     def undo(self) -> str | None:
         """Forgets the last question and all that followed; returns its text. None: there is
         none."""
-        self._sequence.end_writer()
+        self._loan.end_writer()
         asked = [i for i, message in enumerate(self.messages) if message.get("role") == "user"]
         if not asked:
             return None
@@ -83,7 +78,7 @@ class Conversation:
         Raises ArgumentError for what are no messages, FormatError where the template fails.
         """
         self._model.render_chat([*messages, _message("user", "")], **self._variables)
-        self._sequence.end_writer()
+        self._loan.end_writer()
         self.messages = [dict(message) for message in messages]
         self._beginning = self.messages[:1] if _begins_with_system(self.messages) else []
 
@@ -94,12 +89,16 @@ class Conversation:
         was nothing, the question does not become part of it either.
         """
         question = _message("user", text)
-        messages = [*self.messages, question]
-        stream = self._model.stream_chat(
-            messages, sequence=self._sequence, chat_template_kwargs=self._variables, **options
+        self._loan.require_free()
+        if self._handle is not None:
+            self._handle.cancel()  # its stream may have been dropped before it began
+        if self._engine is None:
+            self._engine = Rounds(self._model, drafts=True)
+        self._handle = self._engine.submit_chat(
+            [*self.messages, question], chat_template_kwargs=self._variables, **options
         )
-        stream.pieces = self._remembering(question, stream.pieces)
-        return stream
+        reading = Reading(self._handle.prompt_tokens)
+        return Stream(reading, self._remembering(question, self._handle, reading), self._loan)
 
     def say(self, text: str, **options: "Unpack[Options]") -> Text:
         """The answer to `text`, whole; options and errors as for Model.stream()."""
@@ -107,7 +106,10 @@ class Conversation:
 
     def close(self) -> None:
         """Gives the memory of its keys and values back. It can still go on, and reads all again."""
-        self._sequence.close()
+        self._loan.end_writer()
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._handle = None
 
     def __enter__(self) -> "Conversation":
         return self
@@ -119,14 +121,16 @@ class Conversation:
         return f"<Conversation of {len(self.messages)} messages with {self._model!r}>"
 
     def _remembering(
-        self, question: dict[str, Any], pieces: Generator[Piece, None, None]
+        self, question: dict[str, Any], handle: Handle, reading: Reading
     ) -> Generator[Piece, None, None]:
         answer = ""
         try:
-            for piece in pieces:
+            for piece in handle:
+                reading.cached = handle.cached_tokens
                 answer += piece.text if piece.channel == "final" else ""
                 yield piece
         finally:
+            handle.cancel()
             if answer:
                 self.messages += [question, _message("assistant", answer)]
 

@@ -24,7 +24,7 @@ from mmrt.run.generation import Answer, Options, Piece, Settings, next_tokens
 from mmrt.run.handle import Handle, require_process
 from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
-from mmrt.run.prefixes import Prefixes, common, spare
+from mmrt.run.prefixes import Kept, Prefixes, common, spare
 from mmrt.run.sequence import Sequence
 from mmrt.run.snapshot import Snapshot, kept_text, taken
 from mmrt.run.step import add_drafts, by_prompt, parts_of, prompt_key, take_part
@@ -319,11 +319,12 @@ class Engine:
         if job.kept is not None:
             self._save(job, ends=True)
             self.prefixes.release(job.kept)
-            self.prefixes.give_back(self._model.store.nbytes - self._keep)
+            self._give_back(job.kept)
         job.cache = job.kept = None
         job.handle.end(error)
 
-    # ---- one step ----
+    def _give_back(self, ended: Kept) -> None:
+        self.prefixes.give_back(self._model.store.nbytes - self._keep)
 
     def _step(self) -> None:
         jobs = [job for job in self._feedback.ready() if isinstance(job, Writing)]
@@ -474,9 +475,8 @@ class Engine:
         asked, found = self.prefixes.asked_tokens, self.prefixes.found_tokens
         chance = (found + SAVED_TOKENS) / (asked + 2 * SAVED_TOKENS)
         if job.cache is not None:
-            self._mover.keep(
-                job.cache, job.salt, ends=ends, chance=chance, takes=self._reading_takes
-            )
+            known: dict[str, Any] = {"chance": chance, "takes": self._reading_takes}
+            self._mover.keep(job.cache, job.salt, ends=ends, **known)
 
     def _load(self, job: Writing, most: int) -> bool:
         """Whether what is saved of the text is being loaded: until then it is not ready."""

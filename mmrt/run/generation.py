@@ -16,6 +16,7 @@ from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError, InUseError
 from mmrt.run.drafts import Drafting
+from mmrt.run.loan import Loan
 from mmrt.run.sampler import Sampler, mask_without, sample_together
 from mmrt.run.sequence import Progress
 from mmrt.run.sequence import Sequence as TokenSequence
@@ -199,10 +200,10 @@ class Stream(Iterator[Piece]):
         self,
         reading: Reading,
         pieces: Generator[Piece, None, None],
-        sequence: TokenSequence | None = None,
+        sequence: TokenSequence | Loan | None = None,
         parser: ToolParser | None = None,
     ) -> None:
-        """sequence: the one that it writes in, where others know that too. parser: of the calls in
+        """sequence: what it writes in, where others know that too. parser: of the calls in
         the text. Raises InUseError if another stream writes there."""
         self.pieces = pieces  # what it goes through
         self._parser = parser

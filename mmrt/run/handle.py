@@ -15,10 +15,10 @@ from mmrt.run.generation import Finish, Piece, Text
 from mmrt.text.toolcalls import ToolParser
 
 
-def require_process(process: int) -> None:
+def require_process(process: int | None) -> None:
     """Raises UnsupportedError in a child that was forked by `process`: the engine's thread is the
-    parent's."""
-    if os.getpid() != process:
+    parent's. None: it has no thread."""
+    if process is not None and os.getpid() != process:
         raise UnsupportedError("the engine goes on in the parent process: make one of your own")
 
 
@@ -60,7 +60,7 @@ class Handle:
         # would leave it held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._process = os.getpid()
+        self._process = None if drive is not None else os.getpid()
         self._pieces: deque[Piece] = deque()
         self._waiters: list[Callable[[], object]] = []
         self._error: BaseException | None = None

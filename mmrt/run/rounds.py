@@ -1,10 +1,13 @@
 """Several texts whose steps depend on nothing but these texts: an engine in rounds."""
 
+import weakref
+
 from mmrt.core.program import ALIKE_TOKENS, EXACT_TOKENS
 from mmrt.errors import ArgumentError
 from mmrt.run.drafts import Drafting
 from mmrt.run.engine import Engine
 from mmrt.run.handle import Handle
+from mmrt.run.prefixes import Kept
 from mmrt.run.snapshot import Snapshot
 from mmrt.run.writing import Serving, Writing
 from mmrt.text.toolcalls import ToolParser
@@ -37,7 +40,18 @@ class Rounds(Engine):
         pass
 
     def _handle(self, prompt_tokens: int, parser: ToolParser | None) -> Handle:
-        return Handle(prompt_tokens, self._cancel, parser, self.drive)
+        drive, cancel = weakref.WeakMethod(self.drive), weakref.WeakMethod(self._cancel)
+
+        def go_on() -> None:
+            if (method := drive()) is None:
+                raise ArgumentError("the engine was closed")
+            method()
+
+        def end(handle: Handle) -> None:
+            if (method := cancel()) is not None:
+                method(handle)
+
+        return Handle(prompt_tokens, end, parser, go_on)
 
     def _drafting(self) -> Drafting | None:
         return super()._drafting() if self._drafts else None
@@ -116,6 +130,10 @@ class Rounds(Engine):
     def _save(self, job: Writing, ends: bool) -> None:
         if self._shares:
             super()._save(job, ends)
+
+    def _give_back(self, ended: Kept) -> None:
+        """All but what the next turn of a conversation goes on from."""
+        self.prefixes.give_back(self._model.store.nbytes - self._keep, sparing=ended)
 
     def _left(self) -> int:
         return sum(max(end - job.length, 0) for job, end in self._round.items())

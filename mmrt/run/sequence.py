@@ -1,6 +1,5 @@
 """A text in progress: tokens, and the keys and values that a model has computed for them."""
 
-import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as List
 from typing import Literal, Protocol, TypeVar
@@ -11,15 +10,14 @@ from numpy.typing import NDArray
 from mmrt.core.arguments import choice, function, token_ids, whole
 from mmrt.core.program import Part
 from mmrt.core.state import Cache, Page
-from mmrt.errors import ArgumentError, InUseError, OutOfMemoryError
+from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.run.loan import Loan, Writer
 from mmrt.run.prefixes import common, spare
 from mmrt.run.saved import Saved
 
 T = TypeVar("T")
 
 Progress = Callable[[int, int], object]  # (tokens done, tokens in all)
-
-_IN_USE = "the text is in use by a stream that has not ended: close() that first"
 
 
 class Runner(Protocol):
@@ -39,13 +37,6 @@ class Runner(Protocol):
         """One step of these parts: see Program.run()."""
 
 
-class Writer(Protocol):
-    """What goes on with a sequence until it ends: a Stream."""
-
-    def close(self) -> None:
-        """Ends it."""
-
-
 class Sequence:
     """Tokens that a model has read, one text from its start; made by Model.sequence().
 
@@ -61,8 +52,7 @@ class Sequence:
         self._model = model
         self._pause = pause
         self._cache = cache
-        self._free = [True]  # empty while a writer has it: of two threads, one pops
-        self._writer: weakref.ref[Writer] | None = None
+        self._loan = Loan()
 
     def __len__(self) -> int:
         return self._cache.length
@@ -81,16 +71,8 @@ class Sequence:
         return self._cache.tokens
 
     def lend(self, writer: Writer) -> Callable[[], object]:
-        """Leaves this text to `writer` alone, which has it until it calls what is returned, or is
-        dropped. Raises InUseError where another one has it."""
-        try:
-            self._free.pop()
-        except IndexError:
-            raise InUseError(_IN_USE) from None
-        self._writer = weakref.ref(writer)
-        give_back = weakref.finalize(writer, self._free.append, True)
-        give_back.atexit = False
-        return give_back
+        """Leaves this text to `writer` alone: see Loan.lend()."""
+        return self._loan.lend(writer)
 
     def unlent(self) -> "Sequence":
         """The same text as its writer sees it, whoever has it."""
@@ -98,13 +80,7 @@ class Sequence:
 
     def end_writer(self) -> None:
         """Closes the stream that writes in this text, if there is one."""
-        writer = None if self._writer is None else self._writer()
-        if writer is not None:
-            writer.close()
-
-    def _require_free(self) -> None:
-        if not self._free:
-            raise InUseError(_IN_USE)
+        self._loan.end_writer()
 
     def belongs_to(self, model: Runner) -> bool:
         """Whether `model` made it."""
@@ -183,7 +159,7 @@ class Sequence:
         return logits
 
     def _checked(self, given: list[int]) -> NDArray[np.int32]:
-        self._require_free()
+        self._loan.require_free()
         if not given:
             raise ArgumentError("there are no tokens to read: the text is empty")
         self._model.require_room(len(self) + len(given))
@@ -199,7 +175,7 @@ class Sequence:
     def truncate(self, length: int) -> int:
         """Forgets the tokens from `length` on and gives their memory back. Returns how many are
         left: `length`, or 0 where the model keeps what cannot be undone."""
-        self._require_free()
+        self._loan.require_free()
         return self._cache.truncate(whole("length", length, 0, len(self)))
 
     def keep_prefix(self, ids: List[int]) -> int:
