@@ -254,7 +254,8 @@ typedef enum mmrt_gating {
 typedef struct mmrt_op {
     mmrt_op_kind kind;
     int32_t weights[3];
-    int32_t biases[3]; /* LINEAR, UNIT, GLU, experts, LOGITS, NORM: added to what a weight gives */
+    int32_t biases[3]; /* LINEAR, UNIT, GLU, experts, LOGITS, NORM, CONV: added to what a weight
+                          gives */
     float scales[3];   /* all these but NORM: what that is multiplied with before, 1 for nothing */
     int32_t stack_scales[3]; /* experts: weights that have such a scale for each matrix, or -1 */
 #define MMRT_OP_FIELD(type, name, none, meaning) type name;

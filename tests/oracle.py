@@ -33,7 +33,7 @@ from oracle_functions import (
 from oracle_gemma4 import gemma4
 from oracle_latent import latent_attention
 from oracle_model import Layer, Model, one_of, split_heads
-from oracle_recurrent import gated_delta_net, short_convolution
+from oracle_recurrent import gated_delta_net, short_convolution, state_spaces
 from oracle_rope import Rope, stretched
 
 HEAD_ROWS = 16384  # rows of the output matrix in float32 at a time
@@ -257,6 +257,7 @@ FAMILIES = {
     "mistral3": Family(neox=False),
     "arcee": Family(neox=False, hidden=squared),
     "granite": Family(neox=False, scaled=True),
+    "granitehybrid": Family(neox=False, scaled=True),
     "smollm3": Family(neox=False, rope_where=lambda layer, _: layer % 4 != 3),
     "glm4": Family(neox=False, hidden=gated_in_one, norms_after=True),
     "gemma2": Family(
@@ -336,7 +337,8 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
     nearby = Rope(base, dims, family.neox) if family.plain_rope_in_window else everywhere
     if base_nearby := model.get("rope.freq_base_swa", 0.0):
         nearby = replace(nearby, base=base_nearby)
-    finetuned = model.architecture != "granite" or model.get("rope.scaling.finetuned", True)
+    may_not_rotate = model.architecture in ("granite", "granitehybrid")
+    finetuned = not may_not_rotate or model.get("rope.scaling.finetuned", True)
     size = model.get("attention.sliding_window", family.window)
     pattern = model.get("attention.sliding_window_pattern", family.pattern)
     softcap = model.get("attn_logit_softcapping", family.caps[0])
@@ -361,6 +363,8 @@ def transformer(model: Model, ids: NDArray[np.int64]) -> Array:
         h = norm(x, weight("attn_norm"), epsilon) if family.norms_before else x
         if model.architecture == "deepseek2":
             change = latent_attention(weight, h, epsilon)
+        elif weight.has("ssm_in.weight"):
+            change = state_spaces(weight, h)
         else:
             q, k, v = weight.queries_keys_values(h, head_dim)
             if family.wide_norms:
@@ -493,7 +497,7 @@ def logits(path: str | Path, ids: Sequence[int], rounding: bool = False, context
     for start in range(0, vocabulary, HEAD_ROWS):
         rows = slice(start, start + HEAD_ROWS)
         out[:, rows] = model.product(x, head, rows, beside="output")
-    if model.architecture in ("granite", "granitemoe"):
+    if model.architecture in ("granite", "granitehybrid", "granitemoe"):
         out /= np.float32(model.get("logit_scale", 1.0))
     if model.architecture == "cohere2":
         out *= np.float32(model.get("logit_scale"))

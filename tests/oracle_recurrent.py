@@ -53,6 +53,40 @@ def gated_delta_net(weight: Layer, h: Array) -> Array:
     return weight.product(y.reshape(len(h), -1), "ssm_out")
 
 
+def state_spaces(weight: Layer, h: Array) -> Array:
+    """Of each head a matrix, which decays and grows by each token as much as its step says."""
+    model, n = weight.model, len(h)
+    states, groups, heads, taps, inner = (
+        model.get(f"ssm.{name}")
+        for name in ("state_size", "group_count", "time_step_rank", "conv_kernel", "inner_size")
+    )
+    step_bias, factor, skip = (
+        model.tensor(f"{weight.prefix}{name}").reshape(heads)
+        for name in ("ssm_dt.bias", "ssm_a", "ssm_d")
+    )
+    projected = weight.product(h, "ssm_in")
+    z, u, step = np.split(projected, [inner, 2 * inner + 2 * groups * states], axis=-1)
+    kernel = weight("ssm_conv1d")
+    padded = np.concatenate([np.zeros((taps - 1, u.shape[1]), np.float32), u])
+    u = sum(kernel[:, tap] * padded[tap : tap + n] for tap in range(taps))
+    if weight.has("ssm_conv1d.bias"):
+        u = u + model.tensor(f"{weight.prefix}ssm_conv1d.bias")
+    x, b, c = np.split(silu(u), [inner, inner + groups * states], axis=-1)
+    x = x.reshape(n, heads, -1)
+    b, c = (np.repeat(m.reshape(n, groups, -1), heads // groups, axis=1) for m in (b, c))
+    step = np.log1p(np.exp(step + step_bias))
+    state = np.zeros((heads, states, inner // heads), np.float32)
+    out = np.zeros_like(x)
+    for t in range(n):
+        added = b[t][:, :, None] * (step[t][:, None] * x[t])[:, None]
+        state = state * np.exp(step[t] * factor)[:, None, None] + added
+        out[t] = (c[t][:, :, None] * state).sum(axis=1) + skip[:, None] * x[t]
+    y = (out.reshape(n, inner) * silu(z)).reshape(n, groups, -1)
+    norm = weight("ssm_norm").reshape(groups, -1)
+    y = rms_norm(y, norm, model.get("attention.layer_norm_rms_epsilon"))
+    return weight.product(y.reshape(n, inner), "ssm_out")
+
+
 def unit_length(x: Array, weight: Layer) -> Array:
     epsilon = weight.model.get("attention.layer_norm_rms_epsilon")
     return np.asarray(x / np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), epsilon))

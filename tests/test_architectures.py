@@ -26,13 +26,16 @@ ROUNDING = Bound(mean_kl=2e-7, distance=2e-3)
 DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
 HAVE_EXPERTS = (
-    *("deepseek2", "ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitemoe", "lfm2moe"),
+    *("deepseek2", "ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitehybrid"),
+    *("granitemoe", "lfm2moe"),
     *("llama", "minimax-m2", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
 )
 # What stands for several matrices, and the first of these.
 FUSED = {"attn_qkv": "attn_q", "attn_q_a.": "attn_q.", "ffn_gate_up_exps": "ffn_gate_exps"}
 # Tensors that others of a file make necessary.
-TOGETHER = ("rope_factors", "_shexp", "attn_q_a", "attn_q_b")
+TOGETHER = (
+    *("rope_factors", "_shexp", "_exps.weight", "ffn_gate_inp.weight", "attn_q_a", "attn_q_b"),
+)
 
 DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next")  # which have attn_qkv alone
 

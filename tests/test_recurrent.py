@@ -11,6 +11,7 @@ import pytest
 import tiny_architectures
 from numpy.typing import NDArray
 from test_chat import CHATML
+from tiny_models import Blocks
 from together import extend_together
 
 import mmrt
@@ -22,7 +23,7 @@ from mmrt.run.sequence import Sequence
 
 IDS = np.random.default_rng(8).integers(0, 300, 200).tolist()
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
-RECURRENT = ["lfm2", "lfm2moe", "qwen35", "qwen3next"]
+RECURRENT = ["lfm2", "lfm2moe", "qwen35", "qwen3next", "granitehybrid"]
 
 
 @pytest.fixture(scope="module", params=RECURRENT)
@@ -255,6 +256,13 @@ def test_states_must_be_possible(tmp_path: Path) -> None:
             "ssm.conv_kernel": ((1 << 31) - 1, ""),
             "attention.recurrent_layers": ([True], "expected an array of 4"),
         },
+        "granitehybrid": {
+            "ssm.inner_size": (130, "4 heads do not divide 130"),
+            "ssm.inner_size ": (64, "4 heads of 16, but mmrt runs those of multiples of 32"),
+            "ssm.inner_size  ": (1 << 30, "exceeds the supported maximum"),
+            "ssm.group_count": (3, "3 does not divide 4 heads"),
+            "ssm.conv_kernel": (1, "expected a whole number from 2"),
+        },
     }
     for architecture, fields in wrong.items():
         for name, (value, message) in fields.items():
@@ -271,3 +279,27 @@ def test_taps_must_be_those_of_the_metadata(tmp_path: Path) -> None:
     expected = r"tensor blk.0.shortconv.conv.weight: shape \(64, 3\) where \(64, 4\) is expected"
     with pytest.raises(FormatError, match=expected):
         mmrt.Model(model.write(tmp_path / "m.gguf"))
+
+
+def test_state_spaces_must_be_those_of_the_metadata(tmp_path: Path) -> None:
+    """Counts that would make other tensors name the first of these that differs."""
+    wrong = {
+        "ssm.group_count": (2, r"ssm_conv1d.weight: shape \(160, 3\) where \(192, 3\)"),
+        "ssm.state_size": (32, r"ssm_conv1d.weight: shape \(160, 3\) where \(192, 3\)"),
+        "ssm.inner_size": (256, r"ssm_conv1d.weight: shape \(160, 3\) where \(288, 3\)"),
+        "ssm.conv_kernel": (4, r"ssm_conv1d.weight: shape \(160, 3\) where \(160, 4\)"),
+        "ssm.time_step_rank": (2, r"ssm_in.weight: shape \(292, 64\) where \(290, 64\)"),
+    }
+    for name, (value, message) in wrong.items():
+        model = tiny_architectures.tiny("granitehybrid", False)
+        tiny_architectures.with_fields(model, **{name: value})
+        path = model.write(tmp_path / "m.gguf")
+        with pytest.raises(FormatError, match=rf"m.gguf: tensor blk.1.{message} is expected"):
+            mmrt.Model(path)
+    for name in ("ssm_a", "ssm_d", "ssm_norm.weight"):
+        model = tiny_architectures.tiny("granitehybrid", True)
+        wanted = model.tensors[f"blk.0.{name}"]
+        model.tensors[f"blk.0.{name}"] = Blocks(wanted.type, wanted.data[:-1])
+        path = model.write(tmp_path / "m.gguf")
+        with pytest.raises(FormatError, match=rf"m.gguf: tensor blk.0.{name}: shape .* expected"):
+            mmrt.Model(path)

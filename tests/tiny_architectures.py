@@ -468,6 +468,55 @@ def qwen35moe(model: TinyModel, rich: bool) -> None:
     qwen35(model, rich)
 
 
+def state_spaces(
+    model: TinyModel,
+    attends: Callable[[int], bool],
+    groups: int,
+    states: int,
+    taps: int,
+) -> None:
+    """In place of attention, but for some layers; twice as wide as the stream."""
+    random, n_embd, dim = np.random.default_rng(19), field(model, "embedding_length"), 32
+    inner, n_kv_heads = 2 * n_embd, field(model, "attention.head_count_kv")
+    heads, channels = inner // dim, inner + 2 * groups * states
+    layers = range(field(model, "block_count"))
+    for i in layers:
+        if attends(i):
+            continue
+        prefix = f"blk.{i}."
+        type = model.tensors[f"{prefix}attn_q.weight"].type
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            del model.tensors[f"{prefix}{name}.weight"]
+        into = tiny_models.random_blocks(
+            random, type, inner + channels + heads, n_embd, n_embd**-0.5
+        )
+        factors = -np.exp(random.normal(-1, 1, (heads, 1))).astype(np.float32)
+        of_heads = tiny_models.blocks_of("F32", random.normal(0, 1, (heads, 1)).astype(np.float32))
+        norm = random.normal(1, 0.3, (groups, inner // groups)).astype(np.float32)
+        for name, blocks in {
+            "ssm_in.weight": into,
+            "ssm_conv1d.weight": tiny_models.random_blocks(random, "F32", channels, taps, 1.0),
+            "ssm_conv1d.bias": floats(random, channels),
+            "ssm_dt.bias": floats(random, heads, spread=1.0),
+            "ssm_a": tiny_models.blocks_of("F32", factors),
+            "ssm_d": of_heads,
+            "ssm_norm.weight": tiny_models.blocks_of("F32", norm),
+            "ssm_out.weight": tiny_models.random_blocks(random, type, n_embd, inner, inner**-0.5),
+        }.items():
+            model.tensors[f"{prefix}{name}"] = blocks
+    with_fields(model, **{"attention.head_count_kv": [n_kv_heads * attends(i) for i in layers]})
+    with_fields(model, **{"ssm.conv_kernel": taps, "ssm.state_size": states})
+    with_fields(model, **{"ssm.group_count": groups, "ssm.time_step_rank": heads})
+    with_fields(model, **{"ssm.inner_size": inner})
+
+
+def granitehybrid(model: TinyModel, rich: bool) -> None:
+    granitemoe(model, rich) if rich else granite(model, rich)
+    attends = (2,) if rich else (0, 3)
+    groups, states, taps = (2, 40, 4) if rich else (1, 16, 3)
+    state_spaces(model, lambda i: i in attends, groups, states, taps)
+
+
 def gemma3(model: TinyModel, rich: bool) -> None:
     head_norms(model)
     norms_after(model)
@@ -493,6 +542,7 @@ CHANGES: dict[str, Change] = {
     "glm4moe": glm4moe,
     "gpt-oss": gpt_oss,
     "granite": granite,
+    "granitehybrid": granitehybrid,
     "granitemoe": granitemoe,
     "lfm2": lfm2,
     "lfm2moe": lfm2moe,

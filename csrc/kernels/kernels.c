@@ -60,6 +60,7 @@ static void fill_tables(void) {
     table.attend = mmrt_attend_ref;
     table.attend_merge = mmrt_attend_merge_ref;
     table.delta = mmrt_delta_ref;
+    table.scan = mmrt_scan_ref;
     table.roof = mmrt_roof_ref;
     for (mmrt_isa isa = 0; isa < MMRT_ISA_COUNT; isa++) {
         if (!mmrt_isa_missing(isa))

@@ -227,6 +227,25 @@ struct mmrt_delta {
 };
 typedef void mmrt_delta_fn(const struct mmrt_delta *d);
 
+/* A token of a selective state space (Dao and Gu 2024, arXiv:2405.21060) for one head: a state of
+ * n_states rows of n_values.
+ *
+ *     after = decay * before + b (step * x)^T
+ *     out = after^T c + skip * x
+ *
+ * All instruction sets round alike. */
+struct mmrt_scan {
+    const float *before; /* [n_states][n_values] */
+    float *after;        /* likewise; may be `before` */
+    size_t n_states;
+    size_t n_values; /* a multiple of 32 */
+    const float *b, *c;
+    const float *x;
+    float decay, step, skip;
+    float *out; /* [n_values] */
+};
+typedef void mmrt_scan_fn(const struct mmrt_scan *s);
+
 /* A tile has at most ROWS rows: n_tokens * n_heads; KEYS keys at a time are in scratch. */
 enum { MMRT_ATTEND_ROWS = 64, MMRT_ATTEND_KEYS = 128 };
 size_t mmrt_attend_scratch(size_t head_dim, size_t value_dim);
@@ -252,6 +271,7 @@ struct mmrt_kernels {
     mmrt_attend_fn *attend;
     mmrt_attend_merge_fn *attend_merge;
     mmrt_delta_fn *delta;
+    mmrt_scan_fn *scan;
     mmrt_roof_fn *roof;
 };
 

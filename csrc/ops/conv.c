@@ -3,7 +3,7 @@
  *
  * gated: the operation reads for each token a factor before, a factor after, and a value for every
  * channel, and convolves the first factor times the value (Liquid AI 2025, arXiv:2511.23404). Else
- * it reads what is convolved, and SiLU follows. */
+ * it convolves what it reads, from element `first` of each token on, and SiLU follows. */
 #include "base/status.h"
 #include "graph/check.h"
 #include "ops/blocks.h"
@@ -22,12 +22,16 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_apart(program, op, err);
     if (status)
         return status;
-    const uint64_t n = width_of(program, op->out);
-    if (width_of(program, op->in) != (op->gated ? 3 * n : n) || op->outputs_only)
+    const uint64_t in = width_of(program, op->in), n = width_of(program, op->out);
+    const bool fits =
+        op->gated ? in == 3 * n && !op->first : op->first >= 0 && in >= (uint64_t)op->first + n;
+    if (!fits || op->outputs_only)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: widths differ", program->n_ops);
     if (op->weights[0] < 0 || op->weights[0] >= program->n_weights)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: a weight is missing", program->n_ops);
     status = mmrt_check_floats(program, op->weights[0], n, taps_of(program, op), err);
+    if (!status && op->biases[0] >= 0)
+        status = mmrt_check_vector(program, op->biases[0], n, err);
     if (!status)
         status = mmrt_check_block(program, op, (taps_of(program, op) - 1) * n, err);
     if (!status)
@@ -38,6 +42,7 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
 /* What a thread works on: `n` channels from `first` on. */
 struct slice {
     const float *taps;    /* [n_taps][n], that of the oldest input first */
+    const float *bias;    /* [n], or NULL */
     float *inputs;        /* [n_taps][n]: input number i is row i % n_taps */
     size_t first, n, all; /* channels; of how many */
     size_t n_taps;
@@ -53,7 +58,10 @@ static float *input_at(const struct slice *s, size_t number) {
 
 /* out = the convolution that ends with input `number`. */
 static void convolve(const struct slice *s, size_t number, float *out) {
-    memset(out, 0, s->n * sizeof *out);
+    if (s->bias)
+        memcpy(out, s->bias, s->n * sizeof *out);
+    else
+        memset(out, 0, s->n * sizeof *out);
     for (size_t tap = 0; tap < s->n_taps; tap++) {
         const float *input = input_at(s, number + 1 + tap), *factor = s->taps + tap * s->n;
         for (size_t i = 0; i < s->n; i++)
@@ -64,7 +72,8 @@ static void convolve(const struct slice *s, size_t number, float *out) {
 static void run_token(const struct worker *w, const struct slice *s, size_t token, size_t number) {
     const struct mmrt_columns *columns = columns_at(w->step, w->op->out);
     const struct mmrt_kernels *kernels = w->step->program->kernels;
-    const float *given = row_at(columns_at(w->step, w->op->in), token) + s->first;
+    const float *given =
+        row_at(columns_at(w->step, w->op->in), token) + (size_t)w->op->first + s->first;
     float *input = input_at(s, number), *out = row_at(columns, token) + s->first;
     for (size_t i = 0; i < s->n; i++)
         input[i] = w->op->gated ? given[i] * given[2 * s->all + i] : given[i];
@@ -103,7 +112,16 @@ static void run(struct worker *w) {
     if (first >= end)
         return;
     float *taps = w->scratch;
-    const struct slice s = {taps, taps + n_taps * (end - first), first, end - first, all, n_taps};
+    const int32_t bias = w->op->biases[0];
+    const struct slice s = {
+        .taps = taps,
+        .bias = bias < 0 ? NULL : (const float *)weight_at(step, bias)->data + first,
+        .inputs = taps + n_taps * (end - first),
+        .first = first,
+        .n = end - first,
+        .all = all,
+        .n_taps = n_taps,
+    };
     for (size_t i = 0; i < s.n; i++)
         for (size_t tap = 0; tap < n_taps; tap++)
             taps[tap * s.n + i] = ((const float *)weight->data)[(first + i) * n_taps + tap];

@@ -407,15 +407,26 @@ class Program(CoreProgram):
         if self.store.heads_are_apart(layer):
             self.append("join", "join heads", in_=heads, out=out, **of)
 
-    def conv(self, in_: int, weight: Tensor, out: int, layer: int, *, gated: bool = False) -> None:
-        """out = silu(the causal convolution of in_ with `weight` (channels, taps)), of which the
-        last tap is for a token itself. The layer's Block keeps what the next tokens need:
-        (taps - 1) * channels floats.
+    def conv(
+        self,
+        in_: int,
+        weight: Tensor | Matrix,
+        out: int,
+        layer: int,
+        *,
+        gated: bool = False,
+        first: int = 0,
+    ) -> None:
+        """out = silu(the causal convolution of in_, from element `first` of each token on, with
+        `weight` (channels, taps)), of which the last tap is for a token itself; before SiLU, the
+        bias of a Matrix is added. The layer's Block keeps what the next tokens need: (taps - 1) *
+        channels floats.
 
         gated: in_ holds before, after and x (channels,) of each token; out = after * the
         convolution of before * x.
         """
-        self.append("conv", "convolve", [weight], in_=in_, out=out, layer=layer, gated=gated)
+        fields = {"in_": in_, "out": out, "layer": layer, "gated": gated, "first": first}
+        self.append("conv", "convolve", [weight], **fields)
 
     def delta(
         self,
@@ -454,6 +465,48 @@ class Program(CoreProgram):
             first=first,
             grouped=grouped,
         )
+
+    def scan(
+        self,
+        in_: int,
+        gates: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        n_groups: int,
+        step_bias: Tensor,
+        decay_factor: Tensor,
+        skip: Tensor,
+        first: int = 0,
+    ) -> None:
+        """Selective state spaces (Dao and Gu 2024, arXiv:2405.21060) for n_heads heads of `dim`
+        elements each: out = silu(z) * what they give.
+
+        in_ holds the heads, then b (states,) of each of n_groups groups of neighbouring heads, then
+        c likewise. gates holds z (n_heads * dim,), then what in_ was made of, as many elements,
+        then dt of each head. Its matrix decays by e^(decay_factor * d), where d is softplus(dt +
+        step_bias), and b (d x)^T is added; it gives c times the matrix, and skip * x. These three
+        are vectors (n_heads,). The layer's Block keeps (n_heads, states, dim) floats after `first`
+        others.
+        """
+        self.append(
+            "scan",
+            "scan state spaces",
+            [step_bias, decay_factor, skip],
+            in_=in_,
+            stream=gates,
+            out=out,
+            layer=layer,
+            n_heads=n_heads,
+            n_groups=n_groups,
+            first=first,
+        )
+
+    def group_norm(self, buffer: int, weight: Tensor, n_groups: int, eps: float) -> None:
+        """Norms each of n_groups equal parts of the buffer by its part of `weight` (width,), in
+        place; quantised matrices can read it then."""
+        fields = {"in_": buffer, "out": buffer, "n_groups": n_groups, "eps": eps}
+        self.append("group_norm", "norm groups", [weight], **fields)
 
     def split(self, in_: int, out: int, layer: int, n_heads: int) -> None:
         """out = heads of queries, keys and values as rope() reads them, of in_, where a gate

@@ -12,12 +12,17 @@ from mmrt.models.parts.weights import Weights
 
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
+    c = scaled(transformer_config(fields, longrope=True), fields)
+    return replace(c, rotates=fields.flag("rope.scaling.finetuned", True))
+
+
+def scaled(config: Config, fields: Fields) -> Config:
+    """With the factors of the metadata."""
     return replace(
-        transformer_config(fields, longrope=True),
+        config,
         embedding_scale=fields.factor("embedding_scale"),
         residual_scale=fields.factor("residual_scale"),
         logit_scale=1 / fields.factor("logit_scale"),  # it divides
-        rotates=fields.flag("rope.scaling.finetuned", True),
     )
 
 

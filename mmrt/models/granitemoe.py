@@ -1,9 +1,8 @@
 """Granite 3 with experts in every layer (IBM 2024), and in some one beside them that all tokens go
 through: factors as Granite's."""
 
-from dataclasses import replace
-
 from mmrt.core.program import Program
+from mmrt.models.granite import scaled
 from mmrt.models.parts.config import Config, transformer_config
 from mmrt.models.parts.experts import experts_from
 from mmrt.models.parts.fields import Fields
@@ -14,12 +13,7 @@ from mmrt.models.parts.weights import Weights
 def config(fields: Fields) -> Config:
     """The model's shape, from its metadata. FormatError or UnsupportedError names the field."""
     experts = experts_from(fields, width="feed_forward_length")
-    return replace(
-        transformer_config(fields, longrope=True, experts=experts),
-        embedding_scale=fields.factor("embedding_scale"),
-        residual_scale=fields.factor("residual_scale"),
-        logit_scale=1 / fields.factor("logit_scale"),  # it divides
-    )
+    return scaled(transformer_config(fields, longrope=True, experts=experts), fields)
 
 
 def build(program: Program, config: Config, weights: Weights) -> None:

@@ -22,6 +22,7 @@ mmrt_exponentials_fn mmrt_exponentials_ref;
 mmrt_attend_fn mmrt_attend_ref;
 mmrt_attend_merge_fn mmrt_attend_merge_ref;
 mmrt_delta_fn mmrt_delta_ref;
+mmrt_scan_fn mmrt_scan_ref;
 mmrt_roof_fn mmrt_roof_ref;
 
 #endif

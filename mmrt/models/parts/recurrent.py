@@ -68,3 +68,47 @@ def delta_net(fields: Fields, n_layers: int, *, grouped: bool) -> DeltaNet:
     if n_floats > _MOST_FLOATS:
         raise fields.error("ssm.inner_size", f"{inner} exceeds the supported maximum")
     return DeltaNet(layers, taps, n_floats, n_keys, n_values, dim, grouped)
+
+
+@dataclass(frozen=True)
+class StateSpaces(Recurrent):
+    """Mamba 2's: see Program.scan()."""
+
+    n_heads: int
+    head_dim: int
+    n_groups: int
+    n_states: int
+
+    @property
+    def inner(self) -> int:
+        """Elements of all heads."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of its convolution: heads, and what each group writes and reads by."""
+        return self.inner + 2 * self.n_groups * self.n_states
+
+
+def state_spaces(fields: Fields, layers: tuple[bool, ...]) -> StateSpaces:
+    """As Mamba 2 has them (Dao and Gu 2024, arXiv:2405.21060), in these layers."""
+    taps = fields.integer("ssm.conv_kernel", least=2)
+    n_states, n_groups, n_heads, inner = (
+        fields.integer(f"ssm.{name}")
+        for name in ("state_size", "group_count", "time_step_rank", "inner_size")
+    )
+    if inner % n_heads:
+        raise fields.error("ssm.inner_size", f"{n_heads} heads do not divide {inner}")
+    if n_heads % n_groups:
+        raise fields.error("ssm.group_count", f"{n_groups} does not divide {n_heads} heads")
+    if inner // n_heads % 32:
+        raise fields.unsupported(
+            "ssm.inner_size",
+            f"{n_heads} heads of {inner // n_heads}, but mmrt runs those of multiples of 32",
+        )
+    channels = inner + 2 * n_groups * n_states
+    n_floats = (taps - 1) * channels + n_states * inner
+    if n_floats > _MOST_FLOATS:
+        raise fields.error("ssm.inner_size", f"{inner} exceeds the supported maximum")
+    heads = n_heads, inner // n_heads
+    return StateSpaces(layers, taps, n_floats, *heads, n_groups, n_states)

@@ -8,7 +8,7 @@ from mmrt.errors import FormatError
 from mmrt.models.parts.activation import HAVE_ZEROS
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.experts import Experts
-from mmrt.models.parts.recurrent import DeltaNet
+from mmrt.models.parts.recurrent import DeltaNet, StateSpaces
 from mmrt.models.parts.rope import Rope, divisors_from
 from mmrt.models.parts.weights import Layer, Weights, require_rows, require_taps
 
@@ -291,6 +291,39 @@ class Transformer:
             first=(net.taps - 1) * net.channels,
             grouped=net.grouped,
         )
+        self._after_recurrence(layer, outputs, "ssm_out")
+
+    def state_spaces(self, layer: Layer, spaces: StateSpaces) -> None:
+        """Selective state spaces in place of attention, gated, and then normed in groups."""
+        program, n_heads, inner, channels = (
+            self._program,
+            spaces.n_heads,
+            spaces.inner,
+            spaces.channels,
+        )
+        inputs = program.shared_buffer("state spaces", inner + channels + n_heads)
+        convolved = program.shared_buffer("state spaces, convolved", channels)
+        outputs = self._hidden_of(inner)
+        kernel = layer["ssm_conv1d"]
+        require_taps(kernel, channels, spaces.taps)
+        into = layer.matrix("ssm_in", inner + channels + n_heads)
+        program.linear(self._input, [into], inputs)
+        bias = layer.beside("ssm_conv1d.bias")
+        program.conv(inputs, Matrix(kernel, bias), convolved, layer.index, first=inner)
+        program.scan(
+            convolved,
+            inputs,
+            outputs,
+            layer.index,
+            n_heads,
+            spaces.n_groups,
+            layer.needed("ssm_dt.bias"),
+            layer.flat("ssm_a", n_heads, 1),
+            layer.flat("ssm_d", n_heads, 1),
+            first=(spaces.taps - 1) * channels,
+        )
+        norm = layer.flat("ssm_norm.weight", spaces.n_groups, inner // spaces.n_groups)
+        program.group_norm(outputs, norm, spaces.n_groups, self._config.norm_eps)
         self._after_recurrence(layer, outputs, "ssm_out")
 
     def _after_recurrence(self, layer: Layer, outputs: int, name: str) -> None:

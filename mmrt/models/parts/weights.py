@@ -101,6 +101,16 @@ class Layer:
         """As beside(). FormatError if the layer has none."""
         return self._weights[f"{self._prefix}{name}"]
 
+    def flat(self, name: str, rows: int, width: int) -> Tensor:
+        """As needed(), of a matrix of this shape as a vector of all of its elements, which the file
+        may have it as. FormatError if it has another shape."""
+        tensor = self.needed(name)
+        if tensor.shape not in ((rows, width), (rows * width,)):
+            raise FormatError(
+                f"tensor {tensor.name}: shape {tensor.shape} where {(rows, width)} is expected"
+            )
+        return Tensor(tensor.mapping, tensor.name, tensor.type, (rows * width,), tensor.offset)
+
     def stack(self, name: str, rows: int = 0) -> Matrix:
         """The matrices of a layer's experts (experts, rows, width), with biases, and a scale of all
         or of each, where the file has them; rows: as matrix()'s."""
@@ -143,8 +153,8 @@ def require_rows(tensor: Tensor, rows: int) -> None:
 
 
 def require_taps(kernel: Tensor, channels: int, taps: int) -> None:
-    """FormatError if the kernel of a convolution has not so many taps."""
-    if kernel.shape[-1] != taps:
+    """FormatError if the kernel of a convolution has another shape."""
+    if kernel.shape != (channels, taps):
         raise FormatError(
             f"tensor {kernel.name}: shape {kernel.shape} where ({channels}, {taps}) is expected"
         )

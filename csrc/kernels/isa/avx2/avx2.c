@@ -18,4 +18,5 @@
 #include "kernels/body/panel.inc"
 #include "kernels/body/quantize.inc"
 #include "kernels/body/roof.inc"
+#include "kernels/body/scan.inc"
 #include "kernels/body/vector.inc"

@@ -15,4 +15,5 @@
 #include "kernels/body/float_types.inc"
 #include "kernels/body/panel.inc"
 #include "kernels/body/roof.inc"
+#include "kernels/body/scan.inc"
 #include "kernels/body/vector.inc"
