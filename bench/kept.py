@@ -6,7 +6,12 @@ swap     texts of which only some have room at once: the time until all have end
          its memory up is always saved, never, or whichever the engine takes for quicker
 
 --evict has files leave the page cache as soon as they are written, as they do where memory is
-wanted; with --read-rate, as root on cgroups of version 1, the disk is slower.
+wanted; with --read-rate, as root on cgroups of version 1, the disk is slower. Four regimes:
+
+    python -m bench.kept MODEL.gguf --only swap --evict                         the disk as it is
+    python -m bench.kept MODEL.gguf --only swap --evict --read-rate 2000000     2 MB a second
+    python -m bench.kept MODEL.gguf --only swap --evict -n 48 --texts 12        short texts
+    python -m bench.kept MODEL.gguf --only swap --evict --memory SIZE           weights streamed
 """
 
 import argparse
@@ -160,6 +165,13 @@ def reading_at(rate: int | None, path: str) -> Iterator[None]:
         group.rmdir()
 
 
+def place_of(model: mmrt.Model) -> str:
+    """Where texts are saved that give their memory up."""
+    files = Swap(model.store)
+    files.close()
+    return os.path.dirname(files.directory.rsplit("mmrt-swap-", 1)[0])
+
+
 POLICIES = ("save", "read again", "quicker")
 
 
@@ -189,7 +201,7 @@ def main() -> None:
         options = {"threads": arguments.threads, "memory": arguments.memory}
         with mmrt.Model(arguments.model, **options) as model:
             taken: dict[str, list[float]] = {policy: [] for policy in POLICIES}
-            with reading_at(arguments.read_rate, tempfile.gettempdir()):
+            with reading_at(arguments.read_rate, place_of(model)):
                 for i in range(arguments.rounds):
                     for policy in POLICIES:
                         seconds = swap(

@@ -2,10 +2,10 @@
 
 batch   1, 4, 8 and 16 texts that write at once: tokens a second, against one text, and what the
         engine itself takes of the time
-gap     a text that writes, beside a prompt of 4000 tokens: its worst wait for a token, and how fast
-        the prompt is read, against alone
+gap     a text that writes, beside a prompt of 4000 tokens: its worst wait for a token, also as a
+        share of max_gap, and how fast the prompt is read, also as a share of its rate alone
 mixed   short texts and long ones that arrive at random, by feedback and first come first served
-        in turn: when short ones and all have ended
+        in turn: when short ones and all have ended, and how many times better that is by feedback
 share   turns of a conversation, branches of one beginning, answers to one prompt: tokens that
         are evaluated, and pages held
 flips   greedy texts against those that are written alone: in an engine, with their prompt in
@@ -116,7 +116,7 @@ class FirstCome(Feedback):
 
 def mixed(
     model: mmrt.Model, rule: type[Feedback], n: int, load: float, seed: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Eight of ten texts are short (48 tokens in, 16 out), the others long (800 in, 160 out)."""
     draw = random.Random(seed)
     with model.engine(keep=0) as engine:
@@ -233,7 +233,14 @@ def compared(alone: list[list[int]], others: list[list[int]]) -> dict[str, float
     return {"texts": len(alone), "differ": n_flips, "flips_a_token": n_flips / max(n_tokens, 1)}
 
 
-def run(model: mmrt.Model, which: list[str], rounds: int, tokens: int) -> dict[str, Any]:
+def medians(made: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(one[key] for one in made) for key in made[0]}
+
+
+def run(
+    model: mmrt.Model, which: list[str], rounds: int, tokens: int, texts: int = 40
+) -> dict[str, Any]:
+    """texts: of mixed."""
     found: dict[str, Any] = {}
     if "batch" in which:
         samples: dict[int, list[dict[str, float]]] = {n: [] for n in (1, 4, 8, 16)}
@@ -253,11 +260,29 @@ def run(model: mmrt.Model, which: list[str], rounds: int, tokens: int) -> dict[s
             }
     if "gap" in which:
         made = [gap(model, min(4000, model.context - 512), 7 * i) for i in range(rounds)]
-        found["gap"] = {key: statistics.median(m[key] for m in made) for key in made[0]}
+        found["gap"] = medians(made)
+        found["gap"]["worst_gap / max_gap"] = statistics.median(
+            one["worst_gap"] / one["max_gap"] for one in made
+        )
+        found["gap"]["prompt_beside / prompt_alone"] = statistics.median(
+            one["prompt_beside"] / one["prompt_alone"] for one in made
+        )
     if "mixed" in which:
-        for name, rule in (("feedback", Feedback), ("first come", FirstCome)) * rounds:
-            seed = len(found.get(f"mixed {name}", []))
-            found.setdefault(f"mixed {name}", []).append(mixed(model, rule, 40, 0.8, seed))
+        by: dict[str, list[dict[str, float]]] = {"feedback": [], "first come": []}
+        for i in range(rounds):
+            for name, rule in (("feedback", Feedback), ("first come", FirstCome)):
+                by[name].append(mixed(model, rule, texts, 0.8, i))
+        found["mixed"] = {name: medians(made) for name, made in by.items()}
+        pairs = list(zip(by["feedback"], by["first come"], strict=True))
+        found["mixed"]["times better"] = {
+            "median_short": statistics.median(
+                b["median_short"] / a["median_short"] for a, b in pairs
+            ),
+            "p99": statistics.median(b["p99"] / a["p99"] for a, b in pairs),
+            "tokens_per_second": statistics.median(
+                a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs
+            ),
+        }
     if "share" in which:
         found["share"] = share(model, 5)
     if "flips" in which:

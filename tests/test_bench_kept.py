@@ -1,7 +1,10 @@
 """The bench of keys and values on the disk: its figures are of what it says."""
 
+import json
+import sys
 from pathlib import Path
 
+import pytest
 import tiny_models
 
 import mmrt
@@ -14,6 +17,25 @@ def test_restart(tmp_path: Path) -> None:
     assert found["cached_tokens"] >= 512 and found["bytes"] > 0 and found["mapped_bytes"] > 0
     assert 0 < found["first_token_seconds"] < found["first_process_seconds"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_each_regime_has_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the slow disk, which takes root and cgroups of version 1."""
+    path = tiny_models.llama(type="Q8_0", context=1024).write(tmp_path / "m.gguf")
+    lines = (kept.__doc__ or "").splitlines()
+    given = [line.split("MODEL.gguf ")[1] for line in lines if "swap --evict" in line]
+    assert len(given) == 4
+    for line in (given[0], given[2]):
+        options = line.split("  ")[0].split()
+        monkeypatch.setattr("sys.argv", ["kept", str(path), *options, "-r", "1"])
+        if "-n" not in options:
+            monkeypatch.setattr("sys.argv", [*sys.argv, "-n", "100", "--texts", "3"])
+        kept.main()
+        swap = json.loads(capsys.readouterr().out)["swap"]
+        better = min(swap["save"], swap["read again"])
+        assert swap["quicker / better"] == pytest.approx(swap["quicker"] / better)
 
 
 def test_swap(tmp_path: Path) -> None:

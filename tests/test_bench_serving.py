@@ -7,7 +7,7 @@ import tiny_models
 
 import mmrt
 from bench import serving
-from mmrt.run.feedback import Feedback, Job
+from mmrt.run.feedback import Job
 
 
 def test_figures(tmp_path: Path) -> None:
@@ -21,8 +21,20 @@ def test_figures(tmp_path: Path) -> None:
         share = found["share"]
         assert share["turn_tokens_beyond_new"] <= 32
         assert share["branches_work"] <= 1.05 and share["answers_pages"] <= 1.1
-        rules = [serving.mixed(model, rule, 8, 0.8, 1) for rule in (Feedback, serving.FirstCome)]
-        assert all(made["median_short"] <= made["p99"] for made in rules)
+        gap = found["gap"]
+        ratios = "worst_gap / max_gap", "prompt_beside / prompt_alone"
+        for ratio, (a, b) in zip(ratios, (name.split(" / ") for name in ratios), strict=True):
+            assert gap[ratio] == pytest.approx(gap[a] / gap[b])
+        mixed = serving.run(model, ["mixed"], 1, 8, texts=8)["mixed"]
+        feedback, first, better = (mixed.pop(key) for key in list(mixed))
+        assert all(made["median_short"] <= made["p99"] for made in (feedback, first))
+        assert better == pytest.approx(
+            {
+                "median_short": first["median_short"] / feedback["median_short"],
+                "p99": first["p99"] / feedback["p99"],
+                "tokens_per_second": feedback["tokens_per_second"] / first["tokens_per_second"],
+            }
+        )
 
 
 def test_flips(tmp_path: Path) -> None:
