@@ -1,5 +1,6 @@
 """The engine on stages: its texts are those that one machine writes alone."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,58 @@ def test_a_closed_cluster_ends_the_texts(hosts: list[str], path: Path) -> None:
         cluster.close()
         with pytest.raises(ArgumentError, match="the cluster is closed"):
             list(handle)
+
+
+def test_stages_work_on_different_texts_at_once(
+    cluster: Cluster, model: mmrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one step is held up in the last stage, others go through the first."""
+    run, held, passed = Stage.run, threading.Event(), threading.Event()
+
+    def waits(stage: Stage, parts: Any, rows: Any = None) -> Any:
+        if stage.is_last and held.is_set():
+            assert passed.wait(60)
+        elif stage.is_first and held.is_set():
+            at_first.append(len(parts))
+            if len(at_first) >= 2:  # of two steps, none of which has an answer
+                passed.set()
+        return run(stage, parts, rows)
+
+    at_first: list[int] = []
+    prompts = [[i, *IDS[: 20 + i]] for i in range(4)]
+    monkeypatch.setattr(Stage, "run", waits)
+    with cluster.engine() as engine:
+        handles = [engine.submit(ids, max_tokens=60, **ENDLESS) for ids in prompts]
+        firsts = [next(handle) for handle in handles]
+        held.set()
+        rest = [list(handle) for handle in handles]
+    assert passed.is_set()
+    found = ["".join(p.text for p in [a, *b]) for a, b in zip(firsts, rest, strict=True)]
+    assert found == alone(model, prompts, max_tokens=60, **ENDLESS)
+
+
+def test_a_long_prompt_that_fails_late_harms_no_other(
+    cluster: Cluster, model: mmrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pieces follow one another, and what was entered in the tree of beginnings is gone."""
+    run = Stage.run
+
+    def fails(stage: Stage, parts: Any, rows: Any = None) -> Any:
+        if stage.is_last and any(299 in part.tokens for part in parts):
+            raise FormatError("on purpose")
+        return run(stage, parts, rows)
+
+    monkeypatch.setattr(Stage, "run", fails)
+    with cluster.engine() as engine:
+        begins = IDS[:240]
+        bad = [engine.submit([*begins, 299, *IDS[:500], i], max_tokens=2) for i in range(3)]
+        for handle in bad:
+            with pytest.raises(FormatError, match="on purpose"):
+                handle.text()
+        good = [engine.submit([*begins, i], max_tokens=9, **ENDLESS) for i in range(3)]
+        found = [str(handle.text()) for handle in good]
+        assert found == alone(model, [[*begins, i] for i in range(3)], max_tokens=9, **ENDLESS)
+        again = engine.submit([*begins, *IDS[:300]], max_tokens=3, **ENDLESS)
+        assert (
+            str(again.text()) == alone(model, [[*begins, *IDS[:300]]], max_tokens=3, **ENDLESS)[0]
+        )

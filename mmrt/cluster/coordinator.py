@@ -7,9 +7,11 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +34,12 @@ from mmrt.files.tensor_file import TensorFile
 from mmrt.memory.budget import divide_step
 from mmrt.memory.report import Memory
 from mmrt.run.drafting import Drafts
+from mmrt.run.pipelined import Pipelined
 from mmrt.run.prefixes import Earlier
 from mmrt.run.text_model import TextModel
 from mmrt.text.tokenizer import require_pre
+
+T = TypeVar("T")
 
 # Seconds between looks at stages that have nothing to say, and to attempts to find lost ones again.
 _LOOK_SECONDS = 1.0
@@ -55,12 +60,20 @@ class _LostError(Exception):
     """A stage is not reached, or does not answer: it may come back."""
 
 
-class _Sent(NamedTuple):
-    """A step that is under way. texts: with their lengths before it."""
+@dataclass(eq=False)
+class _Sent:
+    """A step that is under way. texts: with their lengths before it. awaited: somebody is to ask
+    for its answer, and is told what it has failed with."""
 
     number: int
+    epoch: int
     told: Told
     texts: dict[Text, int]
+    awaited: bool
+    given_up: bool = False  # its failure is of no interest any more
+    answer: steps.Rows | Exception | None = None
+    failure: Exception | None = None  # of one before it, which is its own too
+    over: bool = False  # and so are those before it
 
 
 class _Link:
@@ -116,6 +129,8 @@ class Cluster(TextModel):
     those that are no whole model; and for a step whatever a stage raises, with its address.
     """
 
+    _engine = Pipelined
+
     def __init__(
         self,
         hosts: Iterable[str] | str | os.PathLike[str],
@@ -143,8 +158,6 @@ class Cluster(TextModel):
         self._inbox: queue.SimpleQueue[tuple[_Link, Frame | ClusterError]] = queue.SimpleQueue()
         self._epoch = self._number = 0
         self._under_way: deque[_Sent] = deque()
-        self._answers: dict[int, steps.Rows | Exception] = {}  # to these that came early
-        self._given_up: set[int] = set()  # of these, whose failure is of no interest any more
         self.closed = False
         self.drafts = Drafts("off")
         self.saved = None
@@ -237,6 +250,11 @@ class Cluster(TextModel):
         """What stages stream is theirs."""
         return None
 
+    @property
+    def depth(self) -> int:
+        """Steps that keep all stages at work."""
+        return len(self._stages)
+
     def step_tokens(self, wanted: int) -> int:
         """How many of `wanted` tokens the next step takes."""
         self._check_open()
@@ -246,26 +264,43 @@ class Cluster(TextModel):
 
     def run(self, parts: List[Part], logits: NDArray[np.float32] | None = None) -> None:
         """One step of the parts' sequences: see Program.run(). Where a stage is lost, waits until
-        it is back, and tells so by a warning."""
+        it is back, and tells so by a warning. A step that no logits are wanted of is not waited
+        for: what it fails with, the next one of its texts raises."""
         with self._lock:
-            until = None
-            while True:
-                self._check_open()
-                try:
-                    self._connect()
-                    return self._run(parts, logits)
-                except _LostError as lost:
-                    self._disconnect()
-                    self._check_open()  # it may be close() that has ended the connection
-                    now = time.monotonic()
-                    if until is None:
-                        until = now + self._patience
-                        warnings.warn(f"{lost}; texts wait for it", stacklevel=2)
-                    if now >= until:
-                        raise ClusterError(str(lost)) from None
-                    time.sleep(_RETRY_SECONDS)
+            if logits is not None:
+                self._end(self._persist(partial(self._begin, parts, True)), parts, logits)
+                return
+            self._persist(partial(self._begin, parts, False))
+            self._read(parts)
 
-    def _run(self, parts: List[Part], logits: NDArray[np.float32] | None) -> None:
+    def begin(self, parts: List[Part], logits: NDArray[np.float32]) -> Callable[[], None]:
+        """Begins a step, beside those that are under way, of other texts. What is returned waits
+        until it has ended, and raises what it has failed with."""
+        with self._lock:
+            sent = self._persist(partial(self._begin, parts, True))
+            return partial(self._end, sent, parts, logits)
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        until = None
+        while True:
+            self._check_open()
+            try:
+                self._connect()
+                return work()
+            except _LostError as lost:
+                self._disconnect()
+                self._check_open()  # it may be close() that has ended the connection
+                now = time.monotonic()
+                if until is None:
+                    until = now + self._patience
+                    warnings.warn(f"{lost}; texts wait for it", stacklevel=3)
+                if now >= until:
+                    raise ClusterError(str(lost)) from None
+                time.sleep(_RETRY_SECONDS)
+
+    def _begin(self, parts: List[Part], awaited: bool) -> _Sent:
+        while len(self._under_way) >= _MOST_UNDER_WAY:
+            self._settle(self._under_way[0])
         before: dict[Text, int] = {}
         ends: dict[Text, int] = {}
         told = []
@@ -280,11 +315,37 @@ class Cluster(TextModel):
                 before[text] = ends[text] = text.length
             told.append(TextPart(text.number, ends[text], part.tokens, part.outputs))
             ends[text] += len(part.tokens)
-        number = self._send(told, before)
-        if logits is not None:
-            rows = self._result(number, logits.shape)
-            assert rows is not None
-            logits[:] = rows
+        sent = self._send(told, before, awaited)
+        for text, end in ends.items():
+            text.reserve(end)
+        return sent
+
+    def _end(self, sent: _Sent, parts: List[Part], logits: NDArray[np.float32]) -> None:
+        with self._lock:
+            answer = self._persist(partial(self._answer_to, sent, parts, logits.shape))
+            if isinstance(answer, Exception):  # a new one: its frames would keep the texts
+                raise type(answer)(*answer.args)
+            logits[:] = answer
+            self._read(parts)
+
+    def _answer_to(
+        self, sent: _Sent, parts: List[Part], shape: tuple[int, ...]
+    ) -> steps.Rows | Exception:
+        if not sent.over and (sent.epoch != self._epoch or not self._links):
+            sent = self._begin(parts, True)  # it went with a plan that is over
+        try:
+            self._settle(sent)
+        except BaseException:
+            sent.given_up = True  # its texts are as they were before
+            raise
+        answer = sent.failure or sent.answer
+        assert answer is not None
+        if not isinstance(answer, Exception) and answer.shape != shape:
+            raise _LostError(f"logits of shape {answer.shape}, not {shape}")
+        return answer
+
+    @staticmethod
+    def _read(parts: List[Part]) -> None:
         for part in parts:
             assert isinstance(part.cache, Text)
             part.cache.read(part.tokens.tolist())
@@ -304,56 +365,44 @@ class Cluster(TextModel):
         while done < text.length:
             tokens = np.array(text.tokens[done:][: self.step_tokens(text.length - done)], np.int32)
             # Known only with the last of them: else the others would be taken for read.
-            number = self._send([TextPart(text.number, done, tokens, 0)], {}, known=False)
-            self._result(number, (0, self.vocab_size))
+            sent = self._send([TextPart(text.number, done, tokens, 0)], {}, True, known=False)
+            self._settle(sent)
+            if isinstance(sent.answer, Exception):
+                raise type(sent.answer)(*sent.answer.args)
             done += len(tokens)
         self._ledger.known.add(text.number)
 
-    def _send(self, parts: List[TextPart], before: dict[Text, int], known: bool = True) -> int:
-        """Begins a step; returns its number. known: the stages then have these texts."""
-        while len(self._under_way) >= _MOST_UNDER_WAY:
-            self._result(self._under_way[0].number, None)
+    def _send(
+        self, parts: List[TextPart], before: dict[Text, int], awaited: bool, known: bool = True
+    ) -> _Sent:
+        """Begins a step. known: the stages then have these texts."""
         try:
             told = self._ledger.take(steps.MOST_COMMANDS)
             self._number += 1
-            self._under_way.append(_Sent(self._number, told, before))
+            sent = _Sent(self._number, self._epoch, told, before, awaited)
+            self._under_way.append(sent)
             packed = steps.pack_step(Step(self._number, *told, parts), self._form)
             self._links[0].connection.send(Kind.STEP, self._epoch, *packed)
             if known:
                 self._ledger.known.update(part.text for part in parts)
-            return self._number
+            return sent
         except ClusterError as error:
             raise _LostError(str(error)) from None
         except BaseException:  # the stages may have half of it: they begin anew
             self._disconnect()
             raise
 
-    def _result(self, number: int, shape: tuple[int, ...] | None) -> steps.Rows | None:
-        """Of the step of this number, which is waited for, and in turn of those before it. shape:
-        of what it is to be; None: of no interest, nor is what it fails with."""
-        try:
-            while self._under_way and self._under_way[0].number <= number:
-                front = self._under_way[0].number
-                if front not in self._answers:
-                    self._note(*self._next(time.monotonic()))
-                elif isinstance(answer := self._answers[front], Exception):
-                    try:
-                        self._end_failed(answer, number if shape is not None else 0)
-                    finally:
-                        self._answers.pop(front, None)
-                else:  # in this order, as an interrupt may come between
-                    self._given_up.discard(front)
-                    self._under_way.popleft()
-                    self._answers.pop(front, None)
-                    if front == number and shape is not None:
-                        if answer.shape != shape:
-                            raise _LostError(f"logits of shape {answer.shape}, not {shape}")
-                        return answer
-        except BaseException:
-            if any(sent.number == number for sent in self._under_way):
-                self._given_up.add(number)  # its texts are as they were before
-            raise
-        return None
+    def _settle(self, sent: _Sent) -> None:
+        """Waits until it is over, and in turn those before it."""
+        while not sent.over:
+            front = self._under_way[0]
+            if front.answer is None:
+                self._note(*self._next(time.monotonic()))
+                continue
+            if isinstance(front.answer, Exception):
+                self._take_back(front, front.answer)
+            front.over = True  # in this order, as an interrupt may come between
+            self._under_way.popleft()
 
     def _note(self, link: _Link, frame: Frame) -> None:
         """What has become of a step; those of several stages come in any order."""
@@ -369,32 +418,30 @@ class Cluster(TextModel):
                 raise _LostError(f"{link.place}: {error}") from None
         else:
             raise _LostError(f"{link.place}: a frame {frame.kind.name} out of turn")
-        if number in self._answers or not any(sent.number == number for sent in self._under_way):
+        sent = next((sent for sent in self._under_way if sent.number == number), None)
+        if sent is None or sent.answer is not None:
             raise _LostError(f"{link.place}: an answer to no step: {answer!s:.200}")
-        self._answers[number] = answer
+        sent.answer = answer
 
-    def _end_failed(self, failure: Exception, awaited: int) -> None:
-        """Ends the oldest step. Raises what it has failed with if it is waited for, or if a text
-        that is waited for was in it; else its texts are to tell."""
-        sent = self._under_way.popleft()
+    def _take_back(self, sent: _Sent, failure: Exception) -> None:
+        """The oldest step has failed, and with it those that go on where it has not been. Who
+        waits for one of them is told; else its texts are to tell."""
         self._ledger.restore(sent.told)
         # A later step may have told stages that a fork's parent is gone before they heard of it.
-        self._ledger.known.difference_update(fork.text for fork in sent.told.forks)
-        if sent.number in self._given_up:
-            self._given_up.discard(sent.number)
+        forks = {fork.text for fork in sent.told.forks}
+        self._ledger.known.difference_update(forks)
+        if sent.given_up:
             return
-        concerned = sent.number == awaited
-        lengths = dict(sent.texts)
-        for later in self._under_way:
-            if later.texts.keys() & lengths.keys():  # it goes on where this one has not been
-                self._given_up.add(later.number)
-                concerned = concerned or later.number == awaited
+        is_told, lengths = sent.awaited, dict(sent.texts)
+        for later in list(self._under_way)[1:]:
+            if any(text in lengths or text.number in forks for text in later.texts):
+                later.given_up = True
+                later.failure = failure
+                is_told = is_told or later.awaited
                 lengths = later.texts | lengths
         for text, length in lengths.items():
             text.truncate(min(length, text.length))
-            text.failure = None if concerned else failure
-        if concerned:  # a new one: by what is kept, its frames would keep the texts
-            raise type(failure)(*failure.args)
+            text.failure = None if is_told else failure
 
     def _next(self, begun: float) -> tuple[_Link, Frame]:
         """What comes next of any stage. _LostError if one is gone, or has said nothing for too
@@ -460,8 +507,6 @@ class Cluster(TextModel):
             raise
         self._links, self._epoch, self._inbox = links, epoch, queue.SimpleQueue()
         self._under_way.clear()
-        self._answers.clear()
-        self._given_up.clear()
         self._store.begin_anew(sum(link.facts.page_bytes for link in links))
         most = steps.largest_result(self._most_tokens, self.vocab_size)
         links[-1].connection.largest = most

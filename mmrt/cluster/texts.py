@@ -148,7 +148,7 @@ class TextStore(StateStore):
                 pages[-1].holders -= 1
                 pages[-1] = self._new()
                 self._copies += 1
-            more = _pages_of(length + n) - len(pages)
+            more = max(_pages_of(length + n) - len(pages), 0)
             pages += [self._new() for _ in range(more)]
             self._logical += more
 
@@ -191,9 +191,13 @@ class Text(Cache):
     def length(self) -> int:
         return len(self._read)
 
+    def reserve(self, length: int) -> None:
+        """It is about to have so many tokens: their pages count from now on."""
+        self._in.grow(self._pages, self.length, length - self.length)
+
     def read(self, tokens: Sequence[int]) -> None:
         """It has these tokens too."""
-        self._in.grow(self._pages, self.length, len(tokens))
+        self.reserve(self.length + len(tokens))
         self._read.extend(tokens)
 
     def growth(self, length: int) -> int:

@@ -12,8 +12,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmrt.core.arguments import number, whole
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
@@ -26,8 +24,8 @@ from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
 from mmrt.run.prefixes import Kept, Prefixes, common, spare
 from mmrt.run.sequence import Sequence
-from mmrt.run.snapshot import Snapshot, kept_text, taken
-from mmrt.run.step import add_drafts, by_prompt, parts_of, prompt_key, take_part
+from mmrt.run.snapshot import Snapshot, answer_all, kept_text, taken
+from mmrt.run.step import Chosen, Step, by_prompt, prompt_key, take_part
 from mmrt.run.turns import work
 from mmrt.run.window import Window
 from mmrt.run.writing import Serving, Writing
@@ -269,11 +267,7 @@ class Engine:
         for moved in self._mover.come_back():
             self._go_on(*moved)
         self._feedback.advance(self._now())
-        for answer in asked:
-            try:
-                answer.set_result(self._look())
-            except Exception as error:
-                answer.set_exception(error)
+        answer_all(asked, self._look)
         self._step()
         return True
 
@@ -327,39 +321,49 @@ class Engine:
         self.prefixes.give_back(self._model.store.nbytes - self._keep)
 
     def _step(self) -> None:
-        jobs = [job for job in self._feedback.ready() if isinstance(job, Writing)]
+        jobs = self._ready()
         chosen = self._choose(jobs)
         while chosen and not self._make_room(chosen, jobs):
             chosen.pop()
         taking_part = {job for job, _ in chosen}
         doing = ((job.handle.number, job.doing(job in taking_part)) for job in jobs)
         self._phases.note(doing, time.monotonic())
-        if not chosen:
-            if self._mover.is_saving or len(self._mover):
-                with self._lock:
-                    if not self._mover.is_waited_for:
-                        self._changed.wait(_PATIENCE)
-            elif jobs:  # not even one has room
-                self._leave(jobs[0], jobs[0].no_room(self._kv))
-            return
-        self._run_what_fits(chosen, jobs)
+        if chosen:
+            self._run_what_fits(chosen, jobs)
+        else:
+            self._rest(jobs)
 
-    def _run_what_fits(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> None:
+    def _ready(self) -> list[Writing]:
+        return [job for job in self._feedback.ready() if isinstance(job, Writing)]
+
+    def _rest(self, jobs: list[Writing]) -> None:
+        if self._mover.is_saving or len(self._mover):
+            with self._lock:
+                if not self._mover.is_waited_for:
+                    self._changed.wait(_PATIENCE)
+        elif jobs:  # not even one has room
+            self._leave(jobs[0], jobs[0].no_room(self._kv))
+
+    def _run_what_fits(self, chosen: Chosen, jobs: list[Writing]) -> None:
         try:
             self._run(chosen, jobs)
-        except OutOfMemoryError as error:
+        except MmrtError as error:
+            self._fail(error, chosen, jobs)
+
+    def _fail(self, error: MmrtError, chosen: Chosen, jobs: list[Writing]) -> None:
+        """A step of these texts has failed."""
+        if isinstance(error, OutOfMemoryError):
             if self.prefixes.give_back(1) or self._park_one(jobs, beside=jobs[0]):
                 return
             if len(chosen) == 1:
                 self._leave(chosen[0][0], error)
             else:
                 self._run_what_fits(chosen[: len(chosen) // 2], jobs)
-        except MmrtError as error:
-            if not self._read_again([job for job, _ in chosen]):
-                for job, _ in chosen:
-                    self._leave(job, error)
+        elif not self._read_again([job for job, _ in chosen]):
+            for job, _ in chosen:
+                self._leave(job, error)
 
-    def _choose(self, jobs: list[Writing]) -> list[tuple[Writing, int]]:
+    def _choose(self, jobs: list[Writing]) -> Chosen:
         room = self._model.step_tokens(1 << 16)
         return take_part(jobs, self.cost, self._max_gap, room, self._begin)
 
@@ -378,10 +382,7 @@ class Engine:
         """The text has nothing in memory any more."""
         if job.kept is not None:
             self.prefixes.drop(job.kept)
-        job.cache = job.kept = None
-        job.writes = False
-        job.looks = True
-        job.seen = -1
+        job.forget()
 
     def _begin(self, job: Writing, earlier: list[Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
@@ -429,7 +430,7 @@ class Engine:
         wanted = self._model.store.nbytes + pages * self._model.store.page_bytes - self._kv
         return wanted <= 0 or self.prefixes.give_back(wanted) >= wanted
 
-    def _make_room(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> bool:
+    def _make_room(self, chosen: Chosen, jobs: list[Writing]) -> bool:
         """Whether keys and values of the step have room, made by texts that have ended and, if
         need be, by those that would run last."""
         if self._kv is None:
@@ -501,23 +502,21 @@ class Engine:
         if loaded and text.length > max(job.length, self.prefixes.shared(job.ids, job.salt)):
             self._take(job, text)
 
-    def _run(self, chosen: list[tuple[Writing, int]], jobs: list[Writing]) -> None:
-        add_drafts(chosen)
-        parts = parts_of(chosen)
-        costs = [(len(part.tokens), part.cache.length) for part in parts]
-        ends = [job for (job, _), part in zip(chosen, parts, strict=True) if part.outputs]
-        all_write = all(job.writes for job, _ in chosen)
-        rows = sum(part.outputs for part in parts)
-        logits = np.empty((rows, self._model.vocab_size), np.float32) if rows else None
+    def _run(self, chosen: Chosen, jobs: list[Writing]) -> None:
+        step = Step(chosen, self._model.vocab_size)
         started = time.perf_counter()
-        self._model.run(parts, logits)
-        seconds = time.perf_counter() - started
+        self._model.run(step.parts, step.logits)
+        self._ran(step, time.perf_counter() - started, jobs)
+
+    def _ran(self, step: Step, seconds: float, jobs: list[Writing], is_timed: bool = True) -> None:
+        """Goes on with the texts of a step. is_timed: whether others are to take as long."""
+        chosen, costs, ends, logits = step.chosen, step.costs, step.ends, step.logits
         self.steps += 1
         self.step_seconds += seconds
         self.evaluated_tokens += sum(n for n, _ in costs)
-        if all_write:
-            self._model.drafts.record.time(rows - len(ends), seconds)
-        if logits is not None and rows > len(ends):
+        if step.all_write:
+            self._model.drafts.record.time(step.n_drafted, seconds)
+        if logits is not None and step.n_drafted:
             self._verify(ends, logits)
             logits = None
         for (job, _), share in zip(chosen, self.cost.shares(costs, seconds), strict=True):
@@ -526,7 +525,8 @@ class Engine:
                 self.prefixes.grow(job.kept)
                 if job.is_worth_keeping:
                     self.prefixes.keep_here(job.kept)
-        self.cost.observe(costs, seconds)
+        if is_timed:
+            self.cost.observe(costs, seconds)
         for (job, _), (_, start) in zip(chosen, costs, strict=True):
             if job.length // SAVED_TOKENS > start // SAVED_TOKENS:
                 self._save(job, ends=False)

@@ -26,9 +26,10 @@ Ids = Sequence[int] | NDArray[np.int32]
 
 
 class _Node:
-    __slots__ = ("children", "ends", "texts")
+    __slots__ = ("children", "ends", "page", "texts")
 
-    def __init__(self) -> None:
+    def __init__(self, page: bytes = b"") -> None:
+        self.page = page  # by which the node above knows it
         self.children: dict[bytes, _Node] = {}
         self.texts: dict[Kept, None] = {}  # that run through it
         self.ends: dict[Kept, None] = {}  # of them, those whose last whole page it is
@@ -115,7 +116,7 @@ class Prefixes:
             return self.store.cache()
         self._touch(text)
         cache = text.cache.fork()
-        reached = cache.truncate(length)
+        reached = cache.truncate(min(length, cache.length))  # a step that failed may have cut it
         self.found_tokens += reached
         return cache
 
@@ -136,7 +137,7 @@ class Prefixes:
         for page in _pages(tokens[first : len(tokens) // PAGE_TOKENS * PAGE_TOKENS]):
             node = text.path[-1]
             del node.ends[text]
-            below = node.children.setdefault(page, _Node())
+            below = node.children.setdefault(page, _Node(page))
             below.texts[text] = below.ends[text] = None
             text.path.append(below)
             self.version += 1
@@ -188,11 +189,10 @@ class Prefixes:
             return
         del text.path[-1].ends[text]
         while len(text.path) - 1 > n_pages:
-            at = (len(text.path) - 2) * PAGE_TOKENS
             gone = text.path.pop()
             del gone.texts[text]
             if not gone.texts:
-                del text.path[-1].children[_pages(text.cache.tokens[at : at + PAGE_TOKENS])[0]]
+                del text.path[-1].children[gone.page]
         text.path[-1].ends[text] = None
 
     # ---- giving back ----

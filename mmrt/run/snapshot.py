@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -213,3 +214,12 @@ _read_snapshot = _record(
         "spans": _each(_row(Span, _from(0), _doing, _seconds, _seconds)),
     },
 )
+
+
+def answer_all(asked: Iterable[Future[Snapshot]], look: Callable[[], Snapshot]) -> None:
+    """Gives each who has asked what `look` finds, or raises."""
+    for answer in asked:
+        try:
+            answer.set_result(look())
+        except Exception as error:
+            answer.set_exception(error)

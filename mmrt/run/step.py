@@ -17,7 +17,11 @@ _GAP_ALONE = 1.0
 _WORTH_JOINING = 8
 
 
-def add_drafts(chosen: list[tuple[Writing, int]]) -> None:
+# Texts of a step, each with its number of tokens.
+Chosen = list[tuple[Writing, int]]
+
+
+def add_drafts(chosen: Chosen) -> None:
     """Gives the texts of a step drafts, as far as it can be exact: not where some read prompts."""
     left = EXACT_TOKENS - len(chosen)
     writes = all(job.writes for job, _ in chosen)
@@ -34,7 +38,7 @@ def take_part(
     max_gap: float | None,
     room: int,
     begin: Callable[[Writing, list[Writing]], bool],
-) -> list[tuple[Writing, int]]:
+) -> Chosen:
     """The texts of the next step, of `jobs` in order of rank, each with its number of tokens.
 
     max_gap: seconds that it may take; None: what mmrt.Engine says. room: tokens at most. begin:
@@ -42,7 +46,7 @@ def take_part(
     """
     gap = max(_GAP, 4 * cost.weights) if max_gap is None else max_gap
     within = gap if len(jobs) > 1 else max(gap, _GAP_ALONE)
-    chosen: list[tuple[Writing, int]] = []
+    chosen: Chosen = []
     parts: list[tuple[int, int]] = []
     for job in jobs:
         part = (1, job.length)
@@ -69,6 +73,23 @@ def take_part(
     return chosen
 
 
+class Step:
+    """Texts that read tokens together, and the logits that come of it."""
+
+    def __init__(self, chosen: Chosen, vocab_size: int) -> None:
+        """Some get drafts beside their tokens."""
+        add_drafts(chosen)
+        self.chosen = chosen
+        self.parts = parts_of(chosen)
+        self.costs = [(len(part.tokens), part.cache.length) for part in self.parts]
+        pairs = zip(chosen, self.parts, strict=True)
+        self.ends = [job for (job, _), part in pairs if part.outputs]  # those that get logits
+        self.all_write = all(job.writes for job, _ in chosen)
+        rows = sum(part.outputs for part in self.parts)
+        self.n_drafted = rows - len(self.ends)  # tokens of drafts
+        self.logits = np.empty((rows, vocab_size), np.float32) if rows else None
+
+
 def prompt_key(job: Writing) -> tuple[str, int, tuple[int, ...]]:
     """What texts that have the very same tokens have in common, and few others."""
     return job.salt, len(job.ids), tuple(job.ids[-ALIKE_TOKENS:])
@@ -83,7 +104,7 @@ def by_prompt(jobs: list[Writing]) -> dict[tuple[str, int, tuple[int, ...]], lis
     return found
 
 
-def parts_of(chosen: list[tuple[Writing, int]]) -> list[Part]:
+def parts_of(chosen: Chosen) -> list[Part]:
     """What these texts read in the step. Logits are wanted after the last token that a text has,
     and after each of its draft."""
     parts = []

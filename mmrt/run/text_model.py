@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from collections.abc import Sequence as List
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ class TextModel(ABC):
     _chat_template: str | None = None  # instead of the file's
     _pre: str | None = None  # how texts are cut into words, likewise
     _tokenizer: Tokenizer | None = None
+    _engine: Callable[..., Engine] = Engine
     _earlier: Earlier | None = None  # keys and values that conversations have left
 
     @abstractmethod
@@ -232,7 +233,7 @@ class TextModel(ABC):
     ) -> Engine:
         """Writes many texts at once, and shares what they begin with: see mmrt.Engine."""
         self._check_open()
-        return Engine(self, max_gap=max_gap, kv=kv, keep=keep, waiting=waiting, sight=sight)
+        return self._engine(self, max_gap=max_gap, kv=kv, keep=keep, waiting=waiting, sight=sight)
 
     def prompt_ids(self, prompt: str | Iterable[int], parse_special: bool) -> list[int]:
         """The token ids of a prompt that begins a text, as stream() has them."""

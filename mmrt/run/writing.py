@@ -139,6 +139,13 @@ class Writing(Job):
         room = "the budget" if kv is None else f"kv={human(kv)}"
         return OutOfMemoryError(f"a text of {len(self.ids)} tokens has no room in {room}")
 
+    def forget(self) -> None:
+        """It has nothing in memory any more."""
+        self.cache = self.kept = None
+        self.writes = False
+        self.looks = True
+        self.seen = -1
+
     def state(self, doing: Doing) -> TextState:
         """How it looks to others."""
         pages = [] if self.cache is None else self.cache.pages()
