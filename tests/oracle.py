@@ -70,7 +70,9 @@ def experts(weight: "Layer", x: Array, family: "Family") -> Array:
         allowed = np.zeros((len(x), groups), bool)
         np.put_along_axis(allowed, kept, True, axis=-1)
         chosen_by = np.where(np.repeat(allowed, count // groups, axis=-1), chosen_by, -np.inf)
-    y = np.zeros((len(x), len(weight("attn_norm"))), np.float32)
+    latent = weight.has("ffn_latent_down.weight")
+    x = weight.product(x, "ffn_latent_down") if latent else x
+    y = np.zeros_like(x, np.float32)
     for row, by in enumerate(chosen_by):
         chosen = np.argsort(-by, kind="stable")[:used]
         weights = scores[row, chosen]
@@ -82,12 +84,14 @@ def experts(weight: "Layer", x: Array, family: "Family") -> Array:
             h = family.unit(*weight.gate_and_up(expert, x[row : row + 1]))
             h = weight.of_expert(expert, h, "ffn_down_exps")
             y[row] += h[0] * np.float32(share * (model.get("expert_weights_scale", 1.0) or 1.0))
-    return y
+    return weight.product(y, "ffn_latent_up") if latent else y
 
 
 def shared_expert(weight: "Layer", h: Array) -> Array:
     """The one that all rows go through, as much as a gate lets through, if it has one."""
-    y = swiglu(weight.product(h, "ffn_gate_shexp"), weight.product(h, "ffn_up_shexp"))
+    y = weight.product(h, "ffn_up_shexp")
+    gated = weight.has("ffn_gate_shexp.weight")
+    y = swiglu(weight.product(h, "ffn_gate_shexp"), y) if gated else relu2(y)
     y = weight.product(y, "ffn_down_shexp")
     if weight.has("ffn_gate_inp_shexp.weight"):
         y = y * sigmoid(h @ weight("ffn_gate_inp_shexp"))[:, None]
@@ -221,7 +225,7 @@ class Family:
     rope_where: Callable[[int, bool], bool] = lambda layer, slides: True
     caps: tuple[float, float] = (0.0, 0.0)  # of scores and logits, where the file has none
     plain_rope_in_window: bool = False
-    unit: Callable[[Array, Array], Array] = swiglu  # of experts
+    unit: Callable[..., Array] = swiglu  # of experts
     gating: int = 1  # of experts, where the file does not say
     normalised: bool = True  # likewise
 
@@ -472,7 +476,31 @@ def qwen35(model: Model, ids: NDArray[np.int64]) -> Array:
     return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
 
 
+def nemotron_h(model: Model, ids: NDArray[np.int64]) -> Array:
+    """Blocks of one part each: state spaces, attention without positions, or a unit, or experts,
+    with squared ReLU."""
+    epsilon = model.get("attention.layer_norm_rms_epsilon")
+    head_dim = model.get("attention.key_length")
+    family = Family(hidden=squared, unit=relu2, gating=2, normalised=False)
+
+    x = model.tensor("token_embd.weight", ids)
+    for index, width in enumerate(model.get("feed_forward_length")):
+        weight = model.layer(index)
+        h = rms_norm(x, weight("attn_norm"), epsilon)
+        if weight.has("ssm_in.weight"):
+            h = state_spaces(weight, h)
+        elif width:
+            h = unit_or_experts(weight, index, h, family)
+        else:
+            q, k, v = weight.queries_keys_values(h, head_dim)
+            h = weight.product(attention(q, model.stored(k), model.stored(v)), "attn_output")
+        x = x + h
+    return rms_norm(x, model.tensor("output_norm.weight"), epsilon)
+
+
 FORWARD = {
+    "nemotron_h": nemotron_h,
+    "nemotron_h_moe": nemotron_h,
     "qwen35": qwen35,
     "qwen35moe": qwen35,
     "qwen3next": qwen35,

@@ -98,7 +98,10 @@ class Layer:
         return np.asarray(y)
 
     def gate_and_up(self, expert: int, x: Array) -> list[Array]:
-        """Of two matrices of one expert, or of one that has them one below the other."""
+        """Of two matrices of one expert, or of one that has them one below the other; or of the
+        only one that it has."""
+        if not self.has("ffn_gate_exps.weight") and not self.has("ffn_gate_up_exps.weight"):
+            return [self.of_expert(expert, x, "ffn_up_exps")]
         if self.has("ffn_gate_up_exps.weight"):
             return np.split(self.of_expert(expert, x, "ffn_gate_up_exps"), 2, axis=-1)
         return [self.of_expert(expert, x, f"ffn_{which}_exps") for which in ("gate", "up")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
-import tiny_architectures
+import tiny_models
 from measures import FLIPS, Bound
 from oracle_functions import Array
 from tiny_architectures import CHANGES, tiny
@@ -27,14 +27,20 @@ DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
 HAVE_EXPERTS = (
     *("deepseek2", "ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitehybrid"),
-    *("granitemoe", "lfm2moe"),
+    *("granitemoe", "lfm2moe", "nemotron_h_moe"),
     *("llama", "minimax-m2", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
 )
 # What stands for several matrices, and the first of these.
 FUSED = {"attn_qkv": "attn_q", "attn_q_a.": "attn_q.", "ffn_gate_up_exps": "ffn_gate_exps"}
 # Tensors that others of a file make necessary.
 TOGETHER = (
-    *("rope_factors", "_shexp", "_exps.weight", "ffn_gate_inp.weight", "attn_q_a", "attn_q_b"),
+    "rope_factors",
+    "_shexp",
+    "_exps.weight",
+    "ffn_gate_inp.weight",
+    "ffn_latent",
+    "attn_q_a",
+    "attn_q_b",
 )
 
 DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next")  # which have attn_qkv alone
@@ -155,7 +161,7 @@ def test_every_tensor_is_needed_or_optional(architecture: str, rich: bool, tmp_p
 @each_architecture
 def test_what_is_unknown_is_refused(architecture: str, tmp_path: Path) -> None:
     model = tiny(architecture, False)
-    tiny_architectures.with_fields(model, **{"attention.something_new": 3})
+    tiny_models.with_fields(model, **{"attention.something_new": 3})
     path = model.write(tmp_path / "field.gguf")
     assert_refused(path, UnsupportedError, f"{architecture}.attention.something_new")
     for name in ("blk.1.attn_other.weight", "blk.1.attn_q_norm.bias", "something_new.weight"):
@@ -164,7 +170,7 @@ def test_what_is_unknown_is_refused(architecture: str, tmp_path: Path) -> None:
         assert_refused(model.write(tmp_path / "tensor.gguf"), UnsupportedError, f"tensor {name}")
     if architecture not in HAVE_EXPERTS:
         model = tiny(architecture, False)
-        tiny_architectures.with_fields(model, expert_count=4, expert_used_count=2)
+        tiny_models.with_fields(model, expert_count=4, expert_used_count=2)
         path = model.write(tmp_path / "experts.gguf")
         assert_refused(path, UnsupportedError, f"{architecture}.expert_count")
 
@@ -195,7 +201,7 @@ def assert_refused(path: Path, kind: type[MmrtError], *words: str) -> None:
 
 def varied(model: TinyModel, tmp_path: Path, **fields: object) -> tuple[Array, Path]:
     """The logits of a model with these fields, which are checked, and its file."""
-    tiny_architectures.with_fields(model, **fields)
+    tiny_models.with_fields(model, **fields)
     path = model.write(tmp_path / "varied.gguf")
     found = in_one_step(path)
     ROUNDING.assert_holds(oracle.logits(path, IDS, rounding=True), found)
@@ -226,7 +232,7 @@ def test_rotations_by_context(tmp_path: Path) -> None:
     for type in (None, "longrope"):
         model = tiny("phi3", True)
         if type:
-            tiny_architectures.with_fields(model, **{"rope.scaling.type": type})
+            tiny_models.with_fields(model, **{"rope.scaling.type": type})
         path = model.write(tmp_path / "model.gguf")
         long = in_one_step(path)
         for context, is_long in ((512, True), (129, True), (128, False), (70, False)):
@@ -237,7 +243,7 @@ def test_rotations_by_context(tmp_path: Path) -> None:
 
 def test_tables_of_rotations_come_in_pairs(tmp_path: Path) -> None:
     model = tiny("granite", False)
-    tiny_architectures.with_fields(model, **{"rope.scaling.type": "longrope"})
+    tiny_models.with_fields(model, **{"rope.scaling.type": "longrope"})
     path = model.write(tmp_path / "model.gguf")
     assert_refused(path, FormatError, "tensor rope_factors_short.weight is missing")
 
@@ -266,7 +272,7 @@ def test_the_largest_gemma2_scales_scores_by_its_stream(tmp_path: Path) -> None:
     path = model.write(tmp_path / "model.gguf")
     expected = oracle.logits(path, IDS, rounding=True)
     DEEP.assert_holds(expected, in_one_step(path))
-    tiny_architectures.with_fields(model, **{"attention.scale": 32**-0.5})
+    tiny_models.with_fields(model, **{"attention.scale": 32**-0.5})
     own = model.write(tmp_path / "own.gguf")
     assert np.abs(expected - in_one_step(own)).max() > 0.05
 
@@ -301,14 +307,14 @@ def test_nan_in_a_sink_is_reported(tmp_path: Path) -> None:
 
 def test_layers_that_guess_further_tokens_do_not_run(tmp_path: Path) -> None:
     whole = tiny("llama", False, n_layers=3, n_ff=[96, 128, 160])
-    tiny_architectures.with_fields(whole, nextn_predict_layers=1)
+    tiny_models.with_fields(whole, nextn_predict_layers=1)
     whole.tensors["blk.2.nextn.enorm.weight"] = whole.tensors["output_norm.weight"]
     part = tiny("llama", False, n_layers=2, n_ff=[96, 128])
     for name in part.tensors:
         part.tensors[name] = whole.tensors[name]
     expected = in_one_step(part.write(tmp_path / "part.gguf"))
     assert np.array_equal(expected, in_one_step(whole.write(tmp_path / "whole.gguf")))
-    tiny_architectures.with_fields(whole, nextn_predict_layers=3)
+    tiny_models.with_fields(whole, nextn_predict_layers=3)
     path = whole.write(tmp_path / "nothing.gguf")
     assert_refused(path, FormatError, "llama.nextn_predict_layers", "less than the 3 blocks")
 
@@ -347,6 +353,6 @@ def test_opt_has_embeddings_of_positions(tmp_path: Path) -> None:
 
 def test_opt_with_norms_after_sublayers_is_refused(tmp_path: Path) -> None:
     model = tiny("opt", False)
-    tiny_architectures.with_fields(model, do_layer_norm_before=False)
+    tiny_models.with_fields(model, do_layer_norm_before=False)
     path = model.write(tmp_path / "model.gguf")
     assert_refused(path, UnsupportedError, "opt.do_layer_norm_before: false")

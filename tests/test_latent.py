@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
-import tiny_architectures
 import tiny_models
 from measures import FLIPS
 from tiny_architectures import tiny
@@ -92,7 +91,7 @@ def test_without_stretching(tmp_path: Path) -> None:
         {"rope.scaling.type": "none"},
     ):
         model = tiny("deepseek2", True)
-        tiny_architectures.with_fields(model, **fields)
+        tiny_models.with_fields(model, **fields)
         path = model.write(tmp_path / "model.gguf")
         expected = oracle.logits(path, IDS, rounding=True)
         with mmrt.Model(path) as opened:
@@ -122,7 +121,7 @@ def test_files_of_before_are_refused(tmp_path: Path) -> None:
 )
 def test_widths_must_fit(name: str, value: int, kind: type[Exception], tmp_path: Path) -> None:
     model = tiny("deepseek2", True)
-    tiny_architectures.with_fields(model, **{name: value})
+    tiny_models.with_fields(model, **{name: value})
     with pytest.raises(kind, match=r"deepseek2\."):
         mmrt.Model(model.write(tmp_path / "model.gguf"))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_architectures
+import tiny_models
 from numpy.typing import NDArray
 from test_chat import CHATML
 from tiny_models import Blocks
@@ -23,7 +24,7 @@ from mmrt.run.sequence import Sequence
 
 IDS = np.random.default_rng(8).integers(0, 300, 200).tolist()
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
-RECURRENT = ["lfm2", "lfm2moe", "qwen35", "qwen3next", "granitehybrid"]
+RECURRENT = ["lfm2", "lfm2moe", "qwen35", "qwen3next", "granitehybrid", "nemotron_h"]
 
 
 @pytest.fixture(scope="module", params=RECURRENT)
@@ -292,7 +293,7 @@ def test_state_spaces_must_be_those_of_the_metadata(tmp_path: Path) -> None:
     }
     for name, (value, message) in wrong.items():
         model = tiny_architectures.tiny("granitehybrid", False)
-        tiny_architectures.with_fields(model, **{name: value})
+        tiny_models.with_fields(model, **{name: value})
         path = model.write(tmp_path / "m.gguf")
         with pytest.raises(FormatError, match=rf"m.gguf: tensor blk.1.{message} is expected"):
             mmrt.Model(path)
@@ -303,3 +304,25 @@ def test_state_spaces_must_be_those_of_the_metadata(tmp_path: Path) -> None:
         path = model.write(tmp_path / "m.gguf")
         with pytest.raises(FormatError, match=rf"m.gguf: tensor blk.0.{name}: shape .* expected"):
             mmrt.Model(path)
+
+
+def test_layers_of_nemotron_have_one_part_each(tmp_path: Path) -> None:
+    model = tiny_architectures.tiny("nemotron_h", False)
+    widths = [160, *model.metadata["nemotron_h.feed_forward_length"][1:]]
+    tiny_models.with_fields(model, feed_forward_length=widths)
+    path = model.write(tmp_path / "m.gguf")
+    expected = r"m.gguf: nemotron_h.feed_forward_length: layer 0 has attention, and a unit beside"
+    with pytest.raises(FormatError, match=expected):
+        mmrt.Model(path)
+
+
+@pytest.mark.parametrize("architecture", ["granitehybrid", "nemotron_h_moe"])
+def test_state_spaces_with_experts_on_demand(architecture: str, tmp_path: Path) -> None:
+    made = tiny_architectures.tiny(architecture, True, type="Q8_0", n_embd=64)
+    with mmrt.Model(made.write(tmp_path / "m.gguf"), exact=True) as model:
+        expected = model.logits(IDS)
+        model.program.set_budget(model.program.plan(0).least)
+        assert np.array_equal(model.logits(IDS), expected)
+        with model.sequence() as text:
+            found = np.stack([text.extend([token]) for token in IDS[:20]])
+        assert np.array_equal(found, expected[:20])

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import tiny_gemma4
 import tiny_models
-from tiny_models import Blocks, TinyModel, floats
+from tiny_models import Blocks, TinyModel, field, floats, with_fields
+from tiny_state_spaces import one_part_each, state_spaces, with_latent
 
 RICH: dict[str, Any] = {
     **{"n_layers": 5, "n_embd": 96, "n_ff": 160, "n_heads": 6, "n_kv_heads": 2},
@@ -25,16 +26,6 @@ YARN = {
 }
 
 Change = Callable[[TinyModel, bool], None]
-
-
-def with_fields(model: TinyModel, **fields: Any) -> None:
-    """Fields of the architecture, with _ for the dots that separate groups as they are written."""
-    architecture = model.metadata["general.architecture"]
-    model.metadata |= {f"{architecture}.{name}": value for name, value in fields.items()}
-
-
-def field(model: TinyModel, name: str) -> Any:
-    return model.metadata[f"{model.metadata['general.architecture']}.{name}"]
 
 
 def each_layer(model: TinyModel, sizes: dict[str, int], mean: float = 0.0) -> None:
@@ -468,53 +459,28 @@ def qwen35moe(model: TinyModel, rich: bool) -> None:
     qwen35(model, rich)
 
 
-def state_spaces(
-    model: TinyModel,
-    attends: Callable[[int], bool],
-    groups: int,
-    states: int,
-    taps: int,
-) -> None:
-    """In place of attention, but for some layers; twice as wide as the stream."""
-    random, n_embd, dim = np.random.default_rng(19), field(model, "embedding_length"), 32
-    inner, n_kv_heads = 2 * n_embd, field(model, "attention.head_count_kv")
-    heads, channels = inner // dim, inner + 2 * groups * states
-    layers = range(field(model, "block_count"))
-    for i in layers:
-        if attends(i):
-            continue
-        prefix = f"blk.{i}."
-        type = model.tensors[f"{prefix}attn_q.weight"].type
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            del model.tensors[f"{prefix}{name}.weight"]
-        into = tiny_models.random_blocks(
-            random, type, inner + channels + heads, n_embd, n_embd**-0.5
-        )
-        factors = -np.exp(random.normal(-1, 1, (heads, 1))).astype(np.float32)
-        of_heads = tiny_models.blocks_of("F32", random.normal(0, 1, (heads, 1)).astype(np.float32))
-        norm = random.normal(1, 0.3, (groups, inner // groups)).astype(np.float32)
-        for name, blocks in {
-            "ssm_in.weight": into,
-            "ssm_conv1d.weight": tiny_models.random_blocks(random, "F32", channels, taps, 1.0),
-            "ssm_conv1d.bias": floats(random, channels),
-            "ssm_dt.bias": floats(random, heads, spread=1.0),
-            "ssm_a": tiny_models.blocks_of("F32", factors),
-            "ssm_d": of_heads,
-            "ssm_norm.weight": tiny_models.blocks_of("F32", norm),
-            "ssm_out.weight": tiny_models.random_blocks(random, type, n_embd, inner, inner**-0.5),
-        }.items():
-            model.tensors[f"{prefix}{name}"] = blocks
-    with_fields(model, **{"attention.head_count_kv": [n_kv_heads * attends(i) for i in layers]})
-    with_fields(model, **{"ssm.conv_kernel": taps, "ssm.state_size": states})
-    with_fields(model, **{"ssm.group_count": groups, "ssm.time_step_rank": heads})
-    with_fields(model, **{"ssm.inner_size": inner})
-
-
 def granitehybrid(model: TinyModel, rich: bool) -> None:
     granitemoe(model, rich) if rich else granite(model, rich)
     attends = (2,) if rich else (0, 3)
     groups, states, taps = (2, 40, 4) if rich else (1, 16, 3)
     state_spaces(model, lambda i: i in attends, groups, states, taps)
+
+
+def nemotron_h(model: TinyModel, rich: bool) -> None:
+    if rich:
+        biases(model)
+    one_part_each(model, "umamu" if rich else "amum", width=128, rich=rich)
+
+
+def nemotron_h_moe(model: TinyModel, rich: bool) -> None:
+    routed(model, rich, expert_gating_func=2)
+    selection_biases(model)
+    tiny_models.with_shared_expert(model, 96)
+    with_fields(model, expert_shared_count=1, expert_shared_feed_forward_length=96)
+    one_part_each(model, "muamu" if rich else "aumm", width=128, rich=rich)
+    with_fields(model, expert_weights_norm=True, expert_weights_scale=2.5)
+    if rich:
+        with_latent(model, 64)
 
 
 def gemma3(model: TinyModel, rich: bool) -> None:
@@ -549,6 +515,8 @@ CHANGES: dict[str, Change] = {
     "llama": llama,
     "minimax-m2": minimax_m2,
     "mistral3": mistral3,
+    "nemotron_h": nemotron_h,
+    "nemotron_h_moe": nemotron_h_moe,
     "olmo2": olmo2,
     "olmoe": olmoe,
     "opt": opt,

@@ -196,6 +196,16 @@ def with_experts(
     return model
 
 
+def with_fields(model: TinyModel, **fields: Any) -> None:
+    """Fields of the architecture, with _ for the dots that separate groups as they are written."""
+    architecture = model.metadata["general.architecture"]
+    model.metadata |= {f"{architecture}.{name}": value for name, value in fields.items()}
+
+
+def field(model: TinyModel, name: str) -> Any:
+    return model.metadata[f"{model.metadata['general.architecture']}.{name}"]
+
+
 def with_shared_expert(model: TinyModel, width: int) -> TinyModel:
     """The same model, with an expert in every layer of experts that all tokens go through."""
     random = np.random.default_rng(13)

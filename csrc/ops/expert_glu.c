@@ -1,13 +1,15 @@
-/* Gated units of the chosen experts: activation(gate x) * (up x), each a matrix of its stack; or
- * one of a single stack has the rows of both, gate's first. */
+/* Units of the chosen experts: activation(gate x) * (up x), each a matrix of its stack; or one of a
+ * single stack has the rows of both, gate's first. Plain ones are activation(matrix x). */
 #include "base/status.h"
 #include "graph/check.h"
 #include "graph/pieces.h"
 #include "ops/experts.h"
 #include "step/rows.h"
 
+#include <string.h>
+
 static bool in_one(const mmrt_op *op) {
-    return op->weights[1] < 0;
+    return op->weights[1] < 0 && !op->plain;
 }
 
 /* `in` has the tokens' columns as they are, `stream` the same sorted by expert. */
@@ -17,9 +19,9 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
         status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_buffer(program, op->out, err);
-    const int n = in_one(op) ? 1 : 2;
+    const int n = in_one(op) || op->plain ? 1 : 2;
     for (int i = 0; !status && i < n; i++)
-        status = mmrt_check_stack(program, op, i, width_of(program, op->out) * (n == 1 ? 2 : 1),
+        status = mmrt_check_stack(program, op, i, width_of(program, op->out) * (in_one(op) ? 2 : 1),
                                   width_of(program, op->in), err);
     const bool quantised = !status && mmrt_reads_quantised(program, op);
     if (!status)
@@ -61,6 +63,7 @@ static void run(struct worker *w) {
     const struct expert_order order =
         mmrt_expert_order(w, (uint32_t)gate->stack, memory + products(program));
     const uint64_t n_rows = out->k; /* of an expert's gate, and of its up, which begins at: */
+    const enum mmrt_activation activation = (enum mmrt_activation)w->op->activation;
     const uint64_t up_first = in_one(w->op) ? n_rows : 0;
     const int up = in_one(w->op) ? 0 : 1;
     const uint64_t pieces = (n_rows + ROWS - 1) / ROWS; /* of an expert */
@@ -75,12 +78,16 @@ static void run(struct worker *w) {
         float *ups = gates + n * ROWS;
         if (!mmrt_expert_multiply(w, 0, expert, first, rows, in, read, n, gates, ROWS,
                                   w->scratch) ||
-            !mmrt_expert_multiply(w, up, expert, up_first + first, rows, in, read, n, ups, ROWS,
-                                  w->scratch))
+            (!w->op->plain && !mmrt_expert_multiply(w, up, expert, up_first + first, rows, in, read,
+                                                    n, ups, ROWS, w->scratch)))
             return;
         for (size_t c = 0; c < n; c++) {
-            program->kernels->glu((enum mmrt_activation)w->op->activation, gates + c * ROWS,
-                                  ups + c * ROWS, row_at(out, column + c) + first, rows);
+            float *units = row_at(out, column + c) + first;
+            if (w->op->plain) {
+                memcpy(units, gates + c * ROWS, rows * sizeof *units);
+                program->kernels->activate(activation, units, rows);
+            } else
+                program->kernels->glu(activation, gates + c * ROWS, ups + c * ROWS, units, rows);
             if (out->q)
                 program->kernels->quantize(out, column + c, first, rows);
         }

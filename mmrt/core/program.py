@@ -230,14 +230,16 @@ class Program(CoreProgram):
         down: Tensor | Matrix,
         activation: str,
         outputs_only: bool = False,
+        plain: bool = False,
     ) -> None:
         """out = the sum of what the chosen experts give for in_, times their weights.
 
         Each is down @ (activation(gate @ x) * (up @ x)); gate, up and down are stacks, Tensors or
         Matrices of shape (experts, rows, width). up None: each matrix of gate has the rows of up
-        after its own.
+        after its own; or, if `plain`, each expert is down @ activation(gate @ x).
         """
         gates = [gate] if up is None else [gate, up]
+        fused = up is None and not plain
         stacks = [m.weight if isinstance(m, Matrix) else m for m in (*gates, down)]
         for stack in stacks:
             if len(stack.shape) < 3:
@@ -245,13 +247,14 @@ class Program(CoreProgram):
                     f"tensor {stack.name}: shape {stack.shape} is no stack of matrices"
                 )
         sorted_in = self.shared_buffer("experts' input", self._widths[in_], n_used)
-        hidden = self.shared_buffer("experts' units", stacks[0].shape[1] * len(gates) // 2, n_used)
+        hidden = self.shared_buffer("experts' units", stacks[0].shape[1] // (1 + fused), n_used)
         results = self.shared_buffer("experts' results", self._widths[out], n_used)
         of = {"choices": choices, "n_used": n_used, "outputs_only": outputs_only}
         self.append("dispatch", "sort by expert", in_=in_, out=sorted_in, **of)
         units = {"in_": in_, "stream": sorted_in, "out": hidden}
-        units["activation"] = _activation(activation)
-        self.append("expert_glu", f"{activation}-gated experts", gates, **units, **of)
+        units |= {"activation": _activation(activation), "plain": plain}
+        note = f"{activation} experts" if plain else f"{activation}-gated experts"
+        self.append("expert_glu", note, gates, **units, **of)
         self.append("expert_down", "experts", [down], in_=hidden, out=results, **of)
         self.append("combine", "add experts", in_=results, out=out, **of)
 

@@ -74,6 +74,7 @@ class Config:
     temperature_period: int = 0  # tokens
     latent: Latent | None = None  # None: keys and values are kept themselves
     n_sharing: int = 0  # the last layers that have no keys of their own: see keys_of()
+    units_alone: tuple[bool, ...] = ()  # which layers keep nothing of a token; (): none
     layer_embedding: int = 0  # width of what each layer has of each token beside the stream
     part: range | None = None  # the layers that a program has; None: all
 
@@ -92,7 +93,7 @@ class Config:
     def _kept_by(self, layer: int) -> KeyValues | Block | None:
         if self.recurrent is not None and self.recurrent.layers[layer]:
             return Block(self.recurrent.n_floats if layer in self.layers else 1)
-        if layer not in self.layers:
+        if layer not in self.layers or (self.units_alone and self.units_alone[layer]):
             return None
         within = 0 if self.latent is None else self.latent.values
         keys, window = self.keys_of(layer), self.window.of(layer)
@@ -133,6 +134,7 @@ def transformer_config(
     recurrent: bool = False,
     latent: Latent | None = None,
     by_layer: bool = False,
+    alone: bool = False,
 ) -> Config:
     """The fields that all transformers share; architectures replace what they do otherwise.
 
@@ -141,7 +143,8 @@ def transformer_config(
     others). longrope: the architecture has rotations by context. experts: those of an architecture
     that may have some. recurrent: some layers may have no heads of keys and values. latent: that of
     an architecture whose heads share the row that is kept of a token. by_layer: heads of keys may
-    be others in each layer, and of another width where there is a window.
+    be others in each layer, and of another width where there is a window. alone: layers have one
+    part each, and may have no unit either.
     """
     n_blocks = fields.integer("block_count")
     if n_blocks > _MOST_BLOCKS:
@@ -191,7 +194,7 @@ def transformer_config(
         n_layers=n_blocks - n_predicting,
         n_predicting=n_predicting,
         n_embd=n_embd,
-        n_ff=fields.integers("feed_forward_length", n_blocks),
+        n_ff=fields.integers("feed_forward_length", n_blocks, least=0 if alone else 1),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,

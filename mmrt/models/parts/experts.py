@@ -21,6 +21,7 @@ class Experts:
     groups_used: int
     leading_dense: int  # so many layers come first that have no experts
     step: int  # of those after them, every one whose number is a multiple has
+    latent: int = 0  # width of what they read and give, made by a matrix before and after; 0: none
 
     def in_layer(self, layer: int) -> bool:
         """Whether the layer, counted from 0, has experts."""

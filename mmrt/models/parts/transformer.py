@@ -177,8 +177,7 @@ class Transformer:
             normed_values=normed_values,
             outputs_only=only,
         )
-        if layer.index == c.n_keeping - 1:  # no later layer reads keys of the other tokens
-            self._outputs_only = True
+        self._after_keeping(layer)
         heads = program.shared_buffer("results", q)
         program.attend(
             qkv,
@@ -217,8 +216,7 @@ class Transformer:
             program.linear(read, [layer.matrix("attn_q", width)], queries)
         row = program.shared_buffer("latent row", c.head_dim)
         program.linear(self._input, [layer.matrix("attn_kv_a_mqa", c.head_dim)], row)
-        if layer.index == c.n_layers - 1:  # no later layer reads keys of the other tokens
-            self._outputs_only = True
+        self._after_keeping(layer)
         to_keys, before = layer.matrix("attn_k_b", c.latent.values), c.latent.head_dim
         before -= c.latent.turned
         name, found = to_keys.weight.name, to_keys.weight.shape[-1]
@@ -327,11 +325,16 @@ class Transformer:
         self._after_recurrence(layer, outputs, "ssm_out")
 
     def _after_recurrence(self, layer: Layer, outputs: int, name: str) -> None:
-        if layer.index == self._config.n_layers - 1:  # all tokens are in its state
-            self._outputs_only = True
+        self._after_keeping(layer)
         only = self._outputs_only
         self._program.linear(outputs, [layer.matrix(name)], self._change, outputs_only=only)
         self._changed, self._post = True, None
+
+    def _after_keeping(self, layer: Layer) -> None:
+        """The layer has kept of all tokens what later ones read: after the last of such layers only
+        the outputs matter."""
+        if layer.index == self._config.n_keeping - 1:
+            self._outputs_only = True
 
     def gated_unit(
         self,
@@ -358,10 +361,27 @@ class Transformer:
 
     def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
         """down @ activation(up @ x); activation is "relu" or "relu2". post: as gated_unit()'s."""
-        hidden = self._hidden_of(self._config.n_ff[layer.index])
-        up, only = layer.matrix("ffn_up"), self._outputs_only
+        self._plain_unit(layer, self._config.n_ff[layer.index], activation, "", post)
+
+    def _plain_unit(
+        self, layer: Layer, width: int, activation: str, suffix: str, post: Tensor | None = None
+    ) -> None:
+        hidden, only = self._hidden_of(width), self._outputs_only
+        up = layer.matrix(f"ffn_up{suffix}")
         self._program.unit(self._input, up, hidden, activation, outputs_only=only)
-        self._down(layer, "ffn_down", hidden, post, sparse=activation in HAVE_ZEROS)
+        sparse = activation in HAVE_ZEROS
+        self._down(layer, f"ffn_down{suffix}", hidden, post, sparse=sparse)
+
+    def plain_unit_or_experts(self, layer: Layer, activation: str) -> None:
+        """As gated_unit_or_experts(), of units as plain_unit()'s."""
+        experts = self._config.experts
+        if experts is None:
+            self.plain_unit(layer, activation)
+            return
+        self._experts(layer, experts, activation, plain=True)
+        if experts.shared_width:
+            self.add()
+            self._plain_unit(layer, experts.shared_width, activation, "_shexp")
 
     def _hidden_of(self, width: int) -> int:
         if width not in self._hidden:
@@ -415,8 +435,11 @@ class Transformer:
         if shared_gate is not None:
             self._program.gate(self._input, shared_gate, self._change, outputs_only=only)
 
-    def _experts(self, layer: Layer, experts: Experts, activation: str) -> None:
-        """Gated units of which a router chooses some for each token, weighted and added."""
+    def _experts(
+        self, layer: Layer, experts: Experts, activation: str, *, plain: bool = False
+    ) -> None:
+        """Units of which a router chooses some for each token, weighted and added; plain: they
+        have no gates."""
         only, program = self._outputs_only, self._program
         if self._router is None:
             self._router = program.buffer(experts.count), program.buffer(2 * experts.used)
@@ -435,22 +458,36 @@ class Transformer:
             n_groups_used=experts.groups_used,
             outputs_only=only,
         )
-        width = experts.width
-        if layer.get("ffn_gate_up_exps") is not None:  # the rows of gate, then those of up
-            gate, up = layer.stack("ffn_gate_up_exps", 2 * width), None
+        width, up = experts.width, None
+        if plain:
+            gate = layer.stack("ffn_up_exps", width)
+        elif layer.get("ffn_gate_up_exps") is not None:  # the rows of gate, then those of up
+            gate = layer.stack("ffn_gate_up_exps", 2 * width)
         else:
             gate, up = layer.stack("ffn_gate_exps", width), layer.stack("ffn_up_exps", width)
+        read, given, latent = self._input, self._change, experts.latent
+        if latent:
+            read = program.shared_buffer("latent row", latent)
+            given = program.shared_buffer("experts' latent sum", latent)
+            before = layer.matrix("ffn_latent_down", latent)
+            program.linear(self._input, [before], read, outputs_only=only)
+            program.add(read, outputs_only=only)
         program.experts(
-            self._input,
+            read,
             choices,
-            self._change,
+            given,
             experts.used,
             gate,
             up,
             layer.stack("ffn_down_exps"),
             activation,
             outputs_only=only,
+            plain=plain,
         )
+        if latent:
+            program.add(given, outputs_only=only)
+            after = layer.matrix("ffn_latent_up")
+            program.linear(given, [after], self._change, outputs_only=only)
         self._changed, self._post = True, None
 
     def logits(
