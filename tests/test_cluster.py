@@ -34,6 +34,7 @@ from mmrt.errors import (
     ArgumentError,
     ClusterError,
     DeniedFileError,
+    FileError,
     FormatError,
     InUseError,
     MissingFileError,
@@ -341,9 +342,11 @@ def test_hosts(hosts: list[str], tmp_path: Path, model: mmrt.Model) -> None:
         np.testing.assert_array_equal(cluster.logits([1, 2]), model.logits([1, 2]))
         with pytest.raises(ArgumentError, match="no tokenizer: pass it `model`"):
             cluster.generate("text")
-    for wrong in (file.with_name("none"), [], ["nowhere"]):
+    for wrong in ([], ["nowhere"]):
         with pytest.raises(ArgumentError):
             Cluster(wrong, SECRET)
+    with pytest.raises(FileError, match=f"^{file}2: No such file or directory$"):
+        Cluster(f"{file}2", SECRET)
     with pytest.raises(ArgumentError, match="the cluster is closed"):
         cluster.logits([1])
     with pytest.raises(ClusterError, match=r"the connection has ended|does not know"):

@@ -61,3 +61,13 @@ def test_what_is_refused(path: Path, secret: Path) -> None:
     for option in (("-t", 2), ("--memory", "1GiB"), ("--kv-dir", "x"), ("--draft", "ngram")):
         call(*whole, *option).assert_refused(2, "is for `mmrt stage`")
     call(*whole, "--exact").assert_refused(2, "--exact")
+
+
+def test_a_stage_that_is_not_reached(path: Path, secret: Path, tmp_path: Path) -> None:
+    """The error tells of the stage, not of where the server listens."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1:1\n")
+    whole = ("serve", path, "--port", 0, "--cluster", hosts, "--secret-file", secret)
+    ended = call(*whole)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1].startswith("mmrt: 127.0.0.1:1: cannot connect: ")

@@ -25,7 +25,7 @@ from mmrt.cli.options import (
     size,
 )
 from mmrt.cli.output import note
-from mmrt.errors import FileError, UnsupportedError
+from mmrt.errors import FileError, MmrtError, UnsupportedError
 
 if TYPE_CHECKING:
     from mmrt.run.text_model import TextModel
@@ -197,7 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         server.run()
     except OSError as error:
-        if isinstance(error, FileError):
+        if isinstance(error, MmrtError):  # of a model, or of a stage
             raise
         raise FileError(
             error.errno, f"{arguments.host}:{arguments.port}: {error.strerror}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mmrt.cluster.wire import parse_address
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, FileError
 from mmrt.memory.sizes import human, parse_size
 
 _HOP = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
@@ -38,11 +38,14 @@ class Host:
 
 
 def read_hosts(path: str | os.PathLike[str]) -> list[Host]:
-    """The hosts in a file. ArgumentError, naming the line, for what is none."""
+    """The hosts in a file. ArgumentError, naming the line, for what is none; FileError
+    where the system refuses."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = [line.partition("#")[0].strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FileError(error.errno, error.strerror, os.fspath(path)) from None
+    except UnicodeDecodeError as error:
         raise ArgumentError(f"{os.fspath(path)}: {error}") from None
     hosts = []
     for number, line in enumerate(lines, 1):
@@ -55,7 +58,7 @@ def read_hosts(path: str | os.PathLike[str]) -> list[Host]:
 
 
 def places(hosts: Iterable[str] | str | os.PathLike[str]) -> list[str]:
-    """The addresses in a file, or in a list. ArgumentError if there are none."""
+    """The addresses in a file, or in a list. Errors as read_hosts(), ArgumentError if there are none."""
     if isinstance(hosts, str | os.PathLike):
         found = [host.place for host in read_hosts(hosts)]
     else:
