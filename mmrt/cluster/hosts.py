@@ -58,7 +58,7 @@ def read_hosts(path: str | os.PathLike[str]) -> list[Host]:
 
 
 def places(hosts: Iterable[str] | str | os.PathLike[str]) -> list[str]:
-    """The addresses in a file, or in a list. Errors as read_hosts(), ArgumentError if there are none."""
+    """The addresses in a file, or in a list. ArgumentError if there are none; as read_hosts()."""
     if isinstance(hosts, str | os.PathLike):
         found = [host.place for host in read_hosts(hosts)]
     else:
