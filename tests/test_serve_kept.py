@@ -114,6 +114,20 @@ def test_responses_are_told_again_and_deleted(server: Running, client: Any) -> N
     assert server.post(f"/v1/responses/{response.id}", {}).status == 405
 
 
+def test_the_length_of_a_prompt(client: Any) -> None:
+    def count(**asked: Any) -> tuple[int, int]:
+        counted = client.responses.input_tokens.count(model="talker", **asked)
+        response = client.responses.create(model="talker", max_output_tokens=2, **asked)
+        return counted.input_tokens, response.usage.input_tokens
+
+    first = client.responses.create(model="talker", input="Hello", max_output_tokens=2)
+    follow = {"input": "And?", "previous_response_id": first.id, "instructions": "Be brief."}
+    asked: dict[str, Any]
+    for asked in ({"input": "Hello"}, follow):
+        counted, used = count(**asked)
+        assert counted == used > 0
+
+
 def test_what_is_not_kept_is_not_gone_on_from(server: Running, client: Any) -> None:
     before = len(server.server.desk.kept)
     response = client.responses.create(model="talker", input="x", store=False, max_output_tokens=2)

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from served import TOOLS_TEMPLATE, Reply, Running, running, write_speaker, write_talker
 
+from mmrt.serving.fields import Fields
+from mmrt.serving.tools import chosen
+
 SAID = [
     *("Let me ", "see.", "<tool", "_call>", '{"name": "wea', 'ther", "argu', 'ments": {"city": '),
     *(
@@ -199,3 +202,29 @@ def test_the_order_of_keys_stays(server: Running) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "tools": [{"function": function}]}
     prompt = server.post("/apply-template", body).json["prompt"]
     assert json.dumps(function) in prompt
+
+
+def test_tools_that_may_be_called(server: Running) -> None:
+    """In the forms of chats and of responses."""
+    names = ("a", "b", "c")
+    offered = [{"type": "function", "function": {"name": name}} for name in names]
+    flat = [{"type": "function", "name": name} for name in ("c", "a")]
+    nested = [{"type": "function", "function": {"name": name}} for name in ("c", "a")]
+    choice: dict[str, Any]
+    for mode, must in (("auto", None), ("required", "")):
+        for choice in (
+            {"mode": mode, "tools": flat},
+            {"allowed_tools": {"mode": mode, "tools": nested}},
+        ):
+            fields = Fields({"tool_choice": {"type": "allowed_tools", **choice}})
+            tools = chosen(fields, offered)
+            assert tools.offered == [offered[0], offered[2]] and tools.must == must
+    for choice, word in (
+        ({"mode": "auto"}, "tools"),
+        ({"mode": "auto", "tools": [{"type": "function", "name": "nobody"}]}, "nobody"),
+        ({"mode": "auto", "tools": [{"type": "function"}]}, "name"),
+        ({"mode": "required", "tools": []}, "no tools"),
+        ({"mode": "none", "tools": flat}, "mode"),
+    ):
+        reply = server.chat(tools=TOOLS, tool_choice={"type": "allowed_tools", **choice})
+        assert reply.status == 400 and word in reply.error["message"], reply

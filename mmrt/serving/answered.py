@@ -147,6 +147,7 @@ RESPONSE = _object(
     tools=_list(OBJECT),
     usage=_or_null(_object(input_tokens=_WHOLE, output_tokens=_WHOLE, total_tokens=_WHOLE)),
 )
+INPUT_TOKENS = _object(object=_words("response.input_tokens"), input_tokens=_WHOLE)
 DELETED = _object(id=_TEXT, object=_words("response"), deleted=_FLAG)
 
 # ---- Anthropic's messages ----

@@ -41,6 +41,10 @@ ROUTES = [
         "A response, whole or as a stream of events", answered.RESPONSE, responses.declare,
         answered.EVENT,
     ),
+    Route(
+        "POST", f"{responses.PATH}/input_tokens", responses.count,
+        "The length of a response's prompt", answered.INPUT_TOKENS, responses.declare,
+    ),
     Route("GET", _ID, responses.retrieve, "A response that was kept", answered.RESPONSE),
     Route("DELETE", _ID, responses.delete, "Forgets a response", answered.DELETED),
     Route(
@@ -126,7 +130,9 @@ class App:
 
     @staticmethod
     def _methods(path: str) -> dict[str, Respond]:
-        found = {route.method: route.respond for route in ROUTES if route.fits(path)}
+        own = [route for route in ROUTES if route.path == path]
+        fitting = own or [route for route in ROUTES if route.fits(path)]
+        found = {route.method: route.respond for route in fitting}
         return found | {"HEAD": found["GET"]} if "GET" in found else found
 
     def problem(self, request: Request | None, problem: Refused) -> Response:

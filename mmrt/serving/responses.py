@@ -7,7 +7,7 @@ from typing import Any
 from mmrt.serving import asking, responses_input, sse
 from mmrt.serving.answers import Answers, Said
 from mmrt.serving.asking import MOST, Asked
-from mmrt.serving.desk import Desk
+from mmrt.serving.desk import Desk, chat_prompt
 from mmrt.serving.fields import Fields
 from mmrt.serving.house import Served
 from mmrt.serving.http import Request, Response, json_response
@@ -103,6 +103,17 @@ def _earlier(desk: Desk, fields: Fields, owner: str) -> list[dict[str, Any]]:
             code="previous_response_not_found",
         )
     return kept.items
+
+
+async def count(desk: Desk, request: Request) -> Response:
+    """POST /v1/responses/input_tokens"""
+    fields, served = await desk.read(request, declare)
+    earlier = _earlier(desk, fields, desk.access.owner(request))
+    messages = read_messages(fields, earlier, read_items(fields), desk.limits)
+    chat = messages, read_tools(fields).offered
+    variables = {**served.variables, **read_variables(fields)}
+    prompt = await desk.house.apart(chat_prompt, served.model, *chat, variables)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(prompt.ids)})
 
 
 async def retrieve(desk: Desk, request: Request) -> Response:

@@ -21,7 +21,17 @@ class Tools(NamedTuple):
 
 
 _NAMED = Record({"name": Text()}, ("name",))
-_CHOSEN = Record({"type": Choice("function"), "function": _NAMED, "name": Text()}, ("type",))
+_FUNCTION: dict[str, Kind] = {"function": _NAMED, "name": Text()}
+_ALLOWED: dict[str, Kind] = {
+    "mode": Choice("auto", "required"),
+    "tools": List(Tagged({"function": Record(_FUNCTION)}, default="function")),
+}
+_CHOSEN = Tagged(
+    {
+        "function": Record(_FUNCTION),
+        "allowed_tools": Record({"allowed_tools": Record(_ALLOWED), **_ALLOWED}),
+    }
+)
 FUNCTION: dict[str, Kind] = {
     "name": Text(),
     "description": Text(),
@@ -49,12 +59,14 @@ def read_tools(fields: Fields) -> Tools:
 def chosen(fields: Fields, offered: list[dict[str, Any]]) -> Tools:
     """`offered`, as `tool_choice` and `parallel_tool_calls` want them. Raises Refused."""
     must: str | None = None
-    if isinstance(choice := fields.get("tool_choice"), dict):
-        given = fields.object("tool_choice")
-        named = given.object("function") if given.has("function") else given
-        named.require("name")
-        must = named.get("name")
-    elif choice == "none":
+    choice = fields.get("tool_choice")
+    if isinstance(choice, dict):
+        given, choice = fields.object("tool_choice"), choice["type"]
+        if choice == "allowed_tools":
+            offered, choice = _allowed(_within(given, "allowed_tools"), offered)
+        else:
+            must = _name(given)
+    if choice == "none":
         return Tools()
     elif choice == "required":
         must = ""
@@ -62,6 +74,30 @@ def chosen(fields: Fields, offered: list[dict[str, Any]]) -> Tools:
     several = fields.get("parallel_tool_calls", True)
     strict = any(tool["function"].get("strict") for tool in offered)
     return Tools(offered, None if several else 1, must, strict) if offered else Tools()
+
+
+def _within(given: Fields, field: str) -> Fields:
+    """What chats have in an object of its own, and responses beside its type."""
+    return given.object(field) if given.has(field) else given
+
+
+def _name(given: Fields) -> str:
+    named = _within(given, "function")
+    named.require("name")
+    name: str = named.get("name")
+    return name
+
+
+def _allowed(
+    given: Fields, offered: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Those of the tools offered that may be called, and whether one has to be. Raises Refused."""
+    given.require("tools")
+    names = [_name(one) for one in given.objects("tools")]
+    for name in names:
+        require_offered(name, offered)
+    allowed = [tool for tool in offered if tool["function"]["name"] in names]
+    return allowed, given.get("mode")
 
 
 def require_offered(must: str | None, offered: list[dict[str, Any]]) -> None:
