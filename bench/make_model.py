@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import gemma4
 from bench.blocks import random_blocks
 from bench.routing import PRESETS, Routing
 from mmrt.core.quant import TYPES
@@ -53,6 +54,9 @@ class Shape:
     n_used: int = 0  # experts of each token
     n_ff_expert: int = 0
     window: int = 0  # of attention
+    head_dim_in_window: int = 0  # 0: as the others
+    n_sharing: int = 0  # layers that have no keys of their own
+    layer_embedding: int = 0  # width of what each layer has of each token
     zeros: float = 0.0  # the part of units that ReLU leaves at zero; 0: a llama has SiLU
     architecture: str = "llama"
 
@@ -82,6 +86,10 @@ SHAPES = {
     "gpt-oss-120b": Shape(
         36, 2880, 2880, 64, 8, 201088, 131072, 150000.0, 64, n_experts=128, n_used=4,
         n_ff_expert=2880, window=128, architecture="gpt-oss",
+    ),
+    "E4B": Shape(
+        42, 2560, 10240, 8, 2, 262144, 131072, 1e6, 512, window=512, head_dim_in_window=256,
+        n_sharing=18, layer_embedding=256, architecture="gemma4",
     ),
     # Of OPT (arXiv:2205.01068) and of ProSparse-Llama-2 (arXiv:2402.13516), zeros and all.
     "6.7B-OPT": Shape(32, 4096, 16384, 32, 32, 50272, 2048, zeros=0.97, architecture="opt"),
@@ -143,7 +151,9 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
         }
     if shape.window:
         fields["attention.sliding_window"] = shape.window
-    if shape.architecture == "opt":
+    if shape.architecture == "gemma4":
+        fields |= gemma4.fields_of(shape)
+    elif shape.architecture == "opt":
         del fields["rope.dimension_count"], fields["rope.freq_base"]
         fields["attention.layer_norm_epsilon"] = fields.pop("attention.layer_norm_rms_epsilon")
     elif shape.zeros:
@@ -180,6 +190,8 @@ def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]
             "ffn_up": (type, (shape.n_ff, shape.n_embd)),
             "ffn_down": (type, (shape.n_embd, shape.n_ff)),
         }
+    if shape.architecture == "gemma4":
+        return gemma4.tensors_of(shape, type, embedding)
     if shape.architecture == "opt":
         return _opt_tensors(shape, type, embedding, layer)
     named = {f"{role}.weight": kind for role, kind in layer.items()}

@@ -26,7 +26,7 @@ ROUNDING = Bound(mean_kl=2e-7, distance=2e-3)
 DEEP = Bound(mean_kl=2e-6, distance=1e-2)
 
 HAVE_EXPERTS = (
-    *("deepseek2", "ernie4_5", "ernie4_5-moe", "glm4moe", "gpt-oss", "granitehybrid"),
+    *("deepseek2", "ernie4_5", "ernie4_5-moe", "gemma4", "glm4moe", "gpt-oss", "granitehybrid"),
     *("granitemoe", "lfm2moe", "nemotron_h_moe"),
     *("llama", "minimax-m2", "olmoe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"),
 )
@@ -34,13 +34,9 @@ HAVE_EXPERTS = (
 FUSED = {"attn_qkv": "attn_q", "attn_q_a.": "attn_q.", "ffn_gate_up_exps": "ffn_gate_exps"}
 # Tensors that others of a file make necessary.
 TOGETHER = (
-    "rope_factors",
-    "_shexp",
-    "_exps.weight",
-    "ffn_gate_inp.weight",
-    "ffn_latent",
-    "attn_q_a",
-    "attn_q_b",
+    *("rope_factors", "_shexp", "_exps.weight", "ffn_gate_inp.weight", "ffn_latent"),
+    *("attn_q_a", "attn_q_b", "per_layer_", "inp_gate", "proj.weight", ".post_norm"),
+    *("ffw_norm_", "gate_inp.scale"),
 )
 
 DELTA_NETS = ("qwen35", "qwen35moe", "qwen3next")  # which have attn_qkv alone

@@ -82,6 +82,19 @@ def test_so_many_units_are_zero(name: str, type: str, tmp_path: Path) -> None:
     assert abs(np.mean(sums <= 0) - shape.zeros) < 0.02
 
 
+@pytest.mark.parametrize("type", ["F16", "Q4_0"])
+def test_layers_that_share_keys_and_have_embeddings(type: str, tmp_path: Path) -> None:
+    shape = replace(SHAPES["E4B"], n_layers=12, n_sharing=6, n_embd=128, n_ff=256, n_vocab=3000)
+    shape = replace(shape, head_dim=64, head_dim_in_window=32, layer_embedding=32, window=16)
+    path = tmp_path / "model.gguf"
+    n_bytes = make_model(str(path), shape, type, embedding="Q8_0")
+    with mmrt.Model(path) as model:
+        assert model.file.nbytes == n_bytes
+        logits = model.logits(model.tokenize(TEXT))
+        assert np.isfinite(logits).all() and 0.1 < logits.std() < 10
+        assert model.file["per_layer_token_embd.weight"].shape == (3000, 12 * 32)
+
+
 def test_the_command(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -503,7 +503,7 @@ CHANGES: dict[str, Change] = {
     "exaone4": exaone4,
     "gemma2": gemma2,
     "gemma3": gemma3,
-    "gemma4": tiny_gemma4.dense,
+    "gemma4": tiny_gemma4.whole,
     "glm4": glm4,
     "glm4moe": glm4moe,
     "gpt-oss": gpt_oss,

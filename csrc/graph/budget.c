@@ -31,6 +31,27 @@ static mmrt_status shrink_columns(const mmrt_program *program, uint64_t bytes, m
     return status;
 }
 
+/* Whether the weight is read by single rows alone, past the page cache. */
+static bool is_table_alone(const mmrt_program *program, const mmrt_op *op, int i) {
+    return has_role(op, i, TABLE) && !program->units->places[op->weights[i]].units;
+}
+
+/* From the next pass on rows of tables are read past the page cache, and leave nothing there. */
+static void leave_tables_on_disk(const mmrt_program *program) {
+    struct units *units = program->units;
+    mmrt_source_hold(units->source);
+    for (int32_t i = 0; !units->reads_rows && i < program->n_ops; i++)
+        for (int j = 0; j < 3; j++) {
+            const int32_t weight = program->ops[i].weights[j];
+            if (is_table_alone(program, &program->ops[i], j))
+                mmrt_source_drop(units->source, units->places[weight].file,
+                                 units->places[weight].offset,
+                                 mmrt_weight_bytes(&program->weights[weight]));
+        }
+    units->reads_rows = true;
+    mmrt_source_let_go(units->source);
+}
+
 mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
     if (status)
@@ -48,6 +69,8 @@ mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt
         status = shrink_columns(program, columns, err);
     if (!status)
         status = mmrt_source_set_budget(source_of(program), budget - columns, err);
+    if (!status)
+        leave_tables_on_disk(program);
     if (!status && neurons && !shrinks)
         mmrt_neurons_set_room(neurons, columns);
     return status;

@@ -71,6 +71,7 @@ struct units {
     int32_t *op_experts;  /* [n_ops]: whose choices an operation reads; -1: none */
     uint32_t *wanted;     /* those that the layer's tokens have chosen, in the order of their use */
     uint32_t *recent;     /* [MMRT_RECENT_TOKENS][n_used]: what its last tokens have chosen */
+    bool reads_rows;      /* a budget was set: rows of tables are not taken from mapped pages */
     uint8_t *row_scratch; /* of each thread, row_scratch_bytes: for single rows */
     size_t row_scratch_bytes;
 };

@@ -32,3 +32,7 @@ const uint8_t *mmrt_source_read(mmrt_source *source, int32_t index, uint64_t off
     mmrt_source_break_off(source, &error);
     return NULL;
 }
+
+void mmrt_source_drop(mmrt_source *source, int32_t index, uint64_t offset, uint64_t bytes) {
+    mmrt_mapping_advise(source->files[index].mapping, offset, bytes, MMRT_ADVICE_EVICT, NULL);
+}

@@ -126,4 +126,7 @@ const uint8_t *mmrt_source_read(mmrt_source *source, int32_t file, uint64_t offs
                                 void *scratch);
 uint64_t mmrt_source_read_scratch(uint64_t bytes);
 
+/* Lets go of what the page cache holds of such bytes. */
+void mmrt_source_drop(mmrt_source *source, int32_t file, uint64_t offset, uint64_t bytes);
+
 #endif

@@ -80,7 +80,7 @@ const uint8_t *mmrt_row_at(struct worker *w, int32_t index, uint64_t row) {
     const mmrt_weight *weight = &program->weights[index];
     const size_t bytes = mmrt_row_bytes(weight);
     const uint8_t *mapped = (const uint8_t *)weight->data + row * bytes;
-    if (!program->units)
+    if (!program->units || !program->units->reads_rows)
         return mapped;
     const struct place *place = &program->units->places[index];
     if (place->units) {

@@ -34,6 +34,7 @@ class Transformer:
         self._router: tuple[int, int] | None = None  # buffers: its logits, the experts chosen
         self._changed = False
         self._post: Tensor | None = None
+        self._beside = -1  # buffer: what layers have of tokens beside the stream
         self._gain = 1.0  # of the stream, after the latest change
         self._outputs_only = False  # what follows works only on tokens whose logits are wanted
 
@@ -59,6 +60,21 @@ class Transformer:
             self._program.embed(embedding, self._stream, scale, positions, first_position)
         if not normed:
             self._program.add(self._stream)
+
+    def embed_in_layers(self) -> None:
+        """What each layer has of each token beside the stream: rows of a table, to which products
+        of the stream, which has just begun, are added when they are normed for each layer."""
+        c, program, width = self._config, self._program, self._config.layer_embedding
+        both = c.n_layers * width
+        made = program.shared_buffer("products for layers", both)
+        self._beside = program.shared_buffer("embeddings in layers", both)
+        table = self._weights["per_layer_token_embd.weight"]
+        program.embed(table, self._beside, (width / 2) ** 0.5)
+        program.add(self._stream)
+        weight, bias, scale = self._weights.matrix("per_layer_model_proj")
+        program.linear(self._stream, [Matrix(weight, bias, scale * c.n_embd**-0.5)], made)
+        norm = self._weights["per_layer_proj_norm.weight"]
+        program.add(self._beside, made, c.norm_eps, norm, 0.5**0.5, parts=c.n_layers)
 
     def norm(self, weight: Tensor, *, bias: Tensor | None = None, centred: bool = False) -> None:
         """Adds the latest change, if there is one, to the stream, which is then normed for the
@@ -359,6 +375,16 @@ class Transformer:
         self._program.glu(self._input, gate, up, hidden, activation, only, threshold, columns)
         self._down(layer, "ffn_down", hidden, post, sparse=sparse)
 
+    def embedded_unit(self, layer: Layer, activation: str, *, post: Tensor) -> None:
+        """proj @ (activation(inp_gate @ stream) * what embed_in_layers() has for the layer), after
+        the latest change. post: as gated_unit()'s."""
+        width, only = self._config.layer_embedding, self._outputs_only
+        self.add()
+        hidden = self._program.shared_buffer("units of embeddings", width)
+        gate, first = layer.matrix("inp_gate", width), layer.index * width
+        self._program.unit(self._stream, gate, hidden, activation, only, self._beside, first)
+        self._down(layer, "proj", hidden, post)
+
     def plain_unit(self, layer: Layer, activation: str, *, post: Tensor | None = None) -> None:
         """down @ activation(up @ x); activation is "relu" or "relu2". post: as gated_unit()'s."""
         self._plain_unit(layer, self._config.n_ff[layer.index], activation, "", post)
@@ -435,17 +461,50 @@ class Transformer:
         if shared_gate is not None:
             self._program.gate(self._input, shared_gate, self._change, outputs_only=only)
 
+    def gated_unit_and_experts(self, layer: Layer, activation: str, *, post: Tensor) -> None:
+        """A unit for all tokens and experts side by side, each with norms of its own before and
+        after, as the router has one before; post: as gated_unit()'s."""
+        c, program, only = self._config, self._program, self._outputs_only
+        assert c.experts is not None
+        self.gated_unit(layer, activation)
+        of_unit, unit = layer["post_ffw_norm_1"], self._change
+        program.norm(unit, of_unit, unit, c.norm_eps, outputs_only=only)
+        seen = program.shared_buffer("router's input", c.n_embd)
+        read = program.shared_buffer("experts' own input", c.n_embd)
+        norm = layer.needed("ffn_gate_inp.scale")
+        program.norm(self._stream, norm, seen, c.norm_eps, outputs_only=only)
+        program.norm(self._stream, layer["pre_ffw_norm_2"], read, c.norm_eps, outputs_only=only)
+        weight = layer["ffn_gate_inp"]
+        require_rows(weight, c.experts.count)
+        router = Matrix(weight, None, c.n_embd**-0.5)
+        self._change = program.shared_buffer("experts' sum", c.n_embd)
+        self._experts(layer, c.experts, activation, router=router, seen=seen, read=read)
+        routed, self._change = self._change, unit
+        norm = layer["post_ffw_norm_2"]
+        program.add(unit, routed, c.norm_eps, norm, outputs_only=only)
+        self._post = post
+
     def _experts(
-        self, layer: Layer, experts: Experts, activation: str, *, plain: bool = False
+        self,
+        layer: Layer,
+        experts: Experts,
+        activation: str,
+        *,
+        plain: bool = False,
+        router: Matrix | None = None,
+        seen: int = -1,
+        read: int = -1,
     ) -> None:
         """Units of which a router chooses some for each token, weighted and added; plain: they
-        have no gates."""
+        have no gates. router: None for the file's; seen, read: the buffers that it and the units
+        read, if not the part's input."""
+        router = layer.matrix("ffn_gate_inp", experts.count) if router is None else router
+        seen, read = (self._input if given < 0 else given for given in (seen, read))
         only, program = self._outputs_only, self._program
         if self._router is None:
             self._router = program.buffer(experts.count), program.buffer(2 * experts.used)
         logits, choices = self._router
-        router = layer.matrix("ffn_gate_inp", experts.count)
-        program.linear(self._input, [router], logits, outputs_only=only, alike=True)
+        program.linear(seen, [router], logits, outputs_only=only, alike=True)
         program.route(
             logits,
             choices,
@@ -465,12 +524,12 @@ class Transformer:
             gate = layer.stack("ffn_gate_up_exps", 2 * width)
         else:
             gate, up = layer.stack("ffn_gate_exps", width), layer.stack("ffn_up_exps", width)
-        read, given, latent = self._input, self._change, experts.latent
+        whole, given, latent = read, self._change, experts.latent
         if latent:
             read = program.shared_buffer("latent row", latent)
             given = program.shared_buffer("experts' latent sum", latent)
             before = layer.matrix("ffn_latent_down", latent)
-            program.linear(self._input, [before], read, outputs_only=only)
+            program.linear(whole, [before], read, outputs_only=only)
             program.add(read, outputs_only=only)
         program.experts(
             read,
