@@ -203,7 +203,7 @@ class Merge(NamedTuple):
 class ByteLevelModel:
     """BPE in the manner of GPT-2, by the `tokenizers` library: a text is cut into words by regular
     expressions, and the bytes of each word are merged by rank; or its characters, if `as_written`.
-    Those that the vocabulary lacks are left out, as elsewhere.
+    Those that the vocabulary lacks are left out, as elsewhere, unless bytes have tokens.
     """
 
     def __init__(
@@ -236,7 +236,16 @@ class ByteLevelModel:
                 if not (merge.left in gone or merge.right in gone)
                 and merge.left + merge.right not in gone
             ]
-        bpe = models.BPE(vocabulary, merges, ignore_merges=rule.whole_words_first)
+        self.separated = rule.separated
+        # Runs of newlines that are tokens, which no merge need make.
+        blank = {text: token for text, token in vocabulary.items() if text and not text.strip("\n")}
+        self._blank_lines = blank if rule.separated else {}
+        bpe = models.BPE(
+            vocabulary,
+            merges,
+            ignore_merges=rule.whole_words_first,
+            byte_fallback=rule.separated,
+        )
         cuts: list[pre_tokenizers.PreTokenizer] = [
             pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns
         ]
@@ -255,6 +264,15 @@ class ByteLevelModel:
                     f"more than {_LONGEST_BLANK} white-space characters in a row, from character "
                     f"{blank.start()} of the text"
                 )
+        if not self.separated:
+            return self._merged(text)
+        tokens: list[int] = []
+        for piece in re.split(r"(\n+)", text.replace(" ", WORD_SEPARATOR)):
+            whole = self._blank_lines.get(piece)
+            tokens += self._merged(piece) if whole is None else [whole]
+        return tokens
+
+    def _merged(self, text: str) -> list[int]:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException as error:

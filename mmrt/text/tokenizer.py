@@ -1,9 +1,10 @@
 """From text to token ids and back, with the vocabulary that a GGUF file carries.
 
 The ids equal llama.cpp's, which is what models converted to GGUF are tested with; the tests hold
-this on recorded strings. Two kinds of vocabulary are known, by tokenizer.ggml.model: `gpt2`
-(byte-level BPE; the text is first cut into words as tokenizer.ggml.pre says) and `llama`
-(SentencePiece BPE). The algorithms are in bpe.py.
+this on recorded strings. Three kinds of vocabulary are known, by tokenizer.ggml.model: `gpt2`
+(byte-level BPE; the text is first cut into words as tokenizer.ggml.pre says), `llama`
+(SentencePiece BPE) and `gemma4` (merges by rank of tokens as SentencePiece spells them). The
+algorithms are in bpe.py.
 """
 
 import codecs
@@ -27,7 +28,7 @@ from mmrt.text.bpe import (
     load_library,
 )
 from mmrt.text.standins import significant, spelling
-from mmrt.text.words import WORD_RULES, WordRule
+from mmrt.text.words import GEMMA4, WORD_RULES, WordRule
 
 __all__ = ["StreamDecoder", "Tokenizer", "require_pre", "require_utf8"]
 
@@ -118,12 +119,12 @@ class Tokenizer:
 
     def __init__(self, fields: "_Fields") -> None:
         kind = fields.text("model")
-        if kind not in ("gpt2", "llama"):
+        if kind not in ("gpt2", "llama", "gemma4"):
             raise UnsupportedError(fields.complaint("model", f"unknown vocabulary {kind!r}"))
         sentence_piece = kind == "llama"
-        if sentence_piece:
+        if kind != "gpt2":
             fields.refuse_pre()
-        else:
+        if not sentence_piece:
             load_library()
         texts = fields.strings("tokens")
         if not texts:
@@ -147,7 +148,7 @@ class Tokenizer:
                 bytearray(k in _STEERING or k == _Kind.BYTE for k in self._kinds),
             )
         else:
-            rule = fields.word_rule("pre")
+            rule = GEMMA4 if kind == "gemma4" else fields.word_rule("pre")
             add_bos = rule.add_bos
             ids = {text: token for token, text in enumerate(texts)}
             self.stop_ids = self._find_stops(fields, ids.get)
@@ -330,7 +331,7 @@ class Tokenizer:
             return bytes.fromhex(spelled[1].decode())
         if special or kind == _Kind.USER_DEFINED:
             return text
-        if isinstance(self._model, ByteLevelModel):
+        if isinstance(self._model, ByteLevelModel) and not self._model.separated:
             if self._model.as_written:
                 return text
             letters = text.decode("utf-8", "surrogateescape")
@@ -503,8 +504,7 @@ class _Fields:
     def refuse_pre(self) -> None:
         if self._pre is not None:
             raise ArgumentError(
-                f"pre: {self._source} has a SentencePiece vocabulary, for which a text is not cut "
-                "into words"
+                f"pre: {self._source} has a vocabulary for which a text is not cut into words"
             )
 
     def _get(self, name: str, default: Any = None) -> Any:

@@ -11,6 +11,7 @@ class WordRule:
     whole_words_first: bool = False  # a word that is a token needs no merging
     add_bos: bool = False  # unless tokenizer.ggml.add_bos_token says
     as_written: bool = False  # tokens are spelled as UTF-8, not with a letter for each byte
+    separated: bool = False  # as SentencePiece spells them: "▁" for a space, "<0x0A>" for a byte
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -150,3 +151,6 @@ WORD_RULES = {
     "deepseek-coder": WordRule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), _deepseek_v3),
 }
+
+# That of tokenizer.ggml.model "gemma4", which is merged line by line.
+GEMMA4 = WordRule((_LINES,), add_bos=True, as_written=True, separated=True)
