@@ -169,7 +169,7 @@ def place_of(model: mmrt.Model) -> str:
     """Where texts are saved that give their memory up."""
     files = Swap(model.store)
     files.close()
-    return os.path.dirname(files.directory.rsplit("mmrt-swap-", 1)[0])
+    return os.path.dirname(os.path.dirname(files.directory))
 
 
 POLICIES = ("save", "read again", "quicker")
