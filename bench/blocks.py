@@ -88,6 +88,10 @@ def _ue4m3(values: NDArray[np.float64]) -> Blocks:
     return found
 
 
+# Whose numbers reach further to one side of zero than to the other.
+_LOPSIDED = ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "TQ2_0", "Q2_0", "PQ2_0")
+
+
 def random_blocks(random: np.random.Generator, type: str, n: int, spread: float) -> Blocks:
     """n blocks of weights with mean 0 (nearly) and standard deviation `spread` (roughly, where the
     scales of `type` are coarse)."""
@@ -108,7 +112,7 @@ def random_blocks(random: np.random.Generator, type: str, n: int, spread: float)
     sample = blocks[:64]
     unit = dequantize(type, sample.tobytes(), len(sample) * kind.elements).std()
     scales = spread / unit * random.uniform(0.7, 1.3, n)
-    if type in HALVES and HALVES[type].minimum is None:
-        scales *= random.choice((-1, 1), n)  # whole numbers reach further below zero than above
+    if type in _LOPSIDED:
+        scales *= random.choice((-1, 1), n)
     set_scales(type, blocks, scales)
     return blocks
