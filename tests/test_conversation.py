@@ -15,6 +15,7 @@ from test_chat import CHATML
 import mmrt
 from mmrt import counters
 from mmrt.errors import ArgumentError, InUseError, UnsupportedError
+from mmrt.run.prefixes import Prefixes
 
 HELLO = [{"role": "user", "content": "What is a page fault, and what does it cost?"}]
 OTHER = [{"role": "user", "content": "Name a colour."}]
@@ -268,6 +269,33 @@ def test_an_interrupt_amid_a_step_leaves_the_conversation_whole(model: mmrt.Mode
         assert conversation.undo() == "ghi"
         assert conversation.undo() == "def"
         assert conversation.say("def", max_tokens=6) == expected[1]
+
+
+@pytest.mark.parametrize("amid", ["grow", "release", "follow"])
+def test_an_interrupt_between_steps_leaves_the_conversation_whole(
+    model: mmrt.Model, monkeypatch: pytest.MonkeyPatch, amid: str
+) -> None:
+    """What the tree of beginnings then knows is of no worth any more: all is read again."""
+    work = getattr(Prefixes, amid)
+
+    def breaks(self: Prefixes, *given: Any) -> Any:
+        monkeypatch.undo()
+        text = work(self, *given) if amid == "follow" else given[0]
+        del text.path[-1].ends[text]  # as between two lines of it
+        raise KeyboardInterrupt
+
+    with model.conversation() as conversation:
+        expected = [
+            conversation.say("abc " * 40, max_tokens=6),
+            conversation.say("d", max_tokens=6),
+        ]
+        monkeypatch.setattr(Prefixes, amid, breaks)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.say("ghi " * 40, max_tokens=6, ignore_eos=True)
+        conversation.messages = conversation.messages[:2]
+        assert conversation.say("d", max_tokens=6) == expected[1]
+        assert conversation.say("efg", max_tokens=6).cached_tokens > 100
+    assert model.memory.kv == 0
 
 
 def test_messages_may_be_changed(model: mmrt.Model) -> None:

@@ -92,6 +92,8 @@ class Conversation:
         self._loan.require_free()
         if self._handle is not None:
             self._handle.cancel()  # its stream may have been dropped before it began
+        if self._engine is not None and not self._engine.is_sound:  # after an interrupt
+            self.close()
         if self._engine is None:
             self._engine = Rounds(self._model, drafts=True)
         self._handle = self._engine.submit_chat(

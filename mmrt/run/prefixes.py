@@ -227,6 +227,14 @@ class Prefixes:
         for text in list(self._idle):
             self.drop(text)
 
+    def abandon(self) -> None:
+        """Gives all back, also where an interrupt has left the tree changed in part."""
+        for root in self._roots.values():
+            for text in root.texts:
+                text.cache.truncate(0)
+        self._roots.clear()
+        self._idle.clear()
+
 
 class Earlier:
     """What texts that have ended have left, for any thread; one that comes while another is at it

@@ -1,14 +1,16 @@
 """Several texts whose steps depend on nothing but these texts: an engine in rounds."""
 
 import weakref
+from typing import Any
 
 from mmrt.core.program import ALIKE_TOKENS, EXACT_TOKENS
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, MmrtError
 from mmrt.run.drafts import Drafting
 from mmrt.run.engine import Engine
 from mmrt.run.handle import Handle
 from mmrt.run.prefixes import Kept
 from mmrt.run.snapshot import Snapshot
+from mmrt.run.step import Chosen
 from mmrt.run.writing import Serving, Writing
 from mmrt.text.toolcalls import ToolParser
 
@@ -35,6 +37,7 @@ class Rounds(Engine):
         self._round: dict[Writing, int] = {}  # the length that each is to reach
         self._to_read = 0  # in the round, when it began
         self._shares = True
+        self.is_sound = True  # False: what it knows was changed in part, and an interrupt came
 
     def _start(self) -> None:
         pass
@@ -65,11 +68,34 @@ class Rounds(Engine):
         with self._lock:
             while not self.has_work():  # all are on their way from the disk, or to it
                 self._changed.wait()
+        self.is_sound = False
         self.turn()
+        self.is_sound = True
+
+    def _run(self, chosen: Chosen, jobs: list[Writing]) -> None:
+        self.is_sound = True  # a step that breaks off changes nothing
+        try:
+            super()._run(chosen, jobs)
+        except MmrtError:
+            self.is_sound = False
+            raise
+
+    def _ran(self, *given: Any, **options: Any) -> None:
+        self.is_sound = False
+        super()._ran(*given, **options)
 
     def close(self) -> None:
         """Ends all texts and gives their memory back."""
-        self.shut(ArgumentError("the engine was closed"))
+        error = ArgumentError("the engine was closed")
+        if self.is_sound:
+            self.shut(error)
+            return
+        for job in [*self._active.values(), *self._inbox]:
+            job.handle.end(error)
+        self._active.clear()
+        self._inbox.clear()
+        self.prefixes.abandon()
+        self._mover.close()
 
     def _choose(self, jobs: list[Writing]) -> list[tuple[Writing, int]]:
         here = [job for job in jobs if job.cache is not None or not job.handle.parked] or jobs
@@ -145,7 +171,9 @@ class Rounds(Engine):
         """Reports the progress of all to the one who asked for it."""
         progress = next((job.progress for job in readers if job.progress is not None), None)
         if progress is not None:
+            self.is_sound = True
             progress(max(self._to_read - self._left(), 0), self._to_read)
+            self.is_sound = False
 
 
 def _fitting(
