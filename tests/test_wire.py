@@ -81,7 +81,10 @@ def raw(listener: socket.socket) -> Iterator[tuple[socket.socket, Callable[[], C
         yield sock, accepted
 
 
-def frame(kind: int, payload: bytes, magic: bytes = b"mmrt", version: int = 1) -> bytes:
+VERSION = 2
+
+
+def frame(kind: int, payload: bytes, magic: bytes = b"mmrt", version: int = VERSION) -> bytes:
     return struct.pack("<4sBB2xIQ4x", magic, version, kind, len(payload), 0) + payload
 
 
@@ -119,7 +122,7 @@ def test_a_frame_longer_than_any_can_be(ends: Ends) -> None:
     "data",
     [
         frame(Kind.PING, b"", magic=b"HTTP"),
-        frame(Kind.PING, b"", version=2),
+        frame(Kind.PING, b"", version=VERSION - 1),
         frame(0, b""),
         frame(99, b""),
         b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
@@ -198,7 +201,7 @@ def test_a_proof_cannot_be_sent_back(raw: tuple[socket.socket, Callable[[], Conn
         frame(Kind.PROOF, bytes(32)),
         frame(Kind.CHALLENGE, bytes(31)),
         frame(Kind.CHALLENGE, bytes(33)),
-        struct.pack("<4sBB2xIQ4x", b"mmrt", 1, Kind.STEP, 0xFFFFFFFF, 0),
+        struct.pack("<4sBB2xIQ4x", b"mmrt", VERSION, Kind.STEP, 0xFFFFFFFF, 0),
     ],
 )
 def test_nothing_is_read_before_the_proof(
