@@ -146,6 +146,7 @@ def test_heads_that_are_no_whole_groups(tmp_path: Path) -> None:
         ("attention.shared_kv_layers", 7),
         ("attention.shared_kv_layers", 2),
         ("embedding_length_per_layer_input", 32),
+        *(("embedding_length_per_layer_input", 2**n - 1) for n in (27, 28, 29, 30, 31)),
         ("attention.sliding_window_pattern", 3),
         ("rope.dimension_count", 66),
         ("rope.dimension_count", 32),

@@ -17,6 +17,7 @@ from mmrt.models.parts.weights import Layer, Weights
 
 _LOCAL_ROPE_BASE = 10000.0  # where the file does not say
 _LOGIT_SOFTCAP = 30.0  # likewise
+_MOST_EMBEDDED = 1 << 29  # values of a token in all layers
 
 
 def config(fields: Fields) -> Config:
@@ -32,12 +33,16 @@ def config(fields: Fields) -> Config:
         raise fields.error(
             "attention.shared_kv_layers", f"{n_sharing} of {c.n_layers}: some have none to share"
         )
+    name = "embedding_length_per_layer_input"
+    layer_embedding = fields.integer(name, 0, least=0)
+    if c.n_layers * layer_embedding > _MOST_EMBEDDED:
+        raise fields.error(name, f"{layer_embedding} exceeds the supported maximum")
     return replace(
         c,
         attention_scale=1.0,
         logit_softcap=fields.number("final_logit_softcapping", _LOGIT_SOFTCAP, or_zero=True),
         n_sharing=n_sharing,
-        layer_embedding=fields.integer("embedding_length_per_layer_input", 0, least=0),
+        layer_embedding=layer_embedding,
     )
 
 
