@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from served import TOOLS_TEMPLATE, Reply, Running, running, write_speaker, write_talker
 
+from mmrt.serving import tools
 from mmrt.serving.fields import Fields
 from mmrt.serving.tools import chosen
 
@@ -217,8 +218,8 @@ def test_tools_that_may_be_called(server: Running) -> None:
             {"allowed_tools": {"mode": mode, "tools": nested}},
         ):
             fields = Fields({"tool_choice": {"type": "allowed_tools", **choice}})
-            tools = chosen(fields, offered)
-            assert tools.offered == [offered[0], offered[2]] and tools.must == must
+            found = chosen(fields, offered)
+            assert found.offered == [offered[0], offered[2]] and found.must == must
     for choice, word in (
         ({"mode": "auto"}, "tools"),
         ({"mode": "auto", "tools": [{"type": "function", "name": "nobody"}]}, "nobody"),
@@ -228,3 +229,11 @@ def test_tools_that_may_be_called(server: Running) -> None:
     ):
         reply = server.chat(tools=TOOLS, tool_choice={"type": "allowed_tools", **choice})
         assert reply.status == 400 and word in reply.error["message"], reply
+
+
+def test_tools_that_are_named_often_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str | None] = []
+    monkeypatch.setattr(tools, "require_offered", lambda name, offered: looks.append(name))
+    given = {"type": "allowed_tools", "tools": [{"name": "weather"}] * 1000}
+    assert chosen(Fields({"tool_choice": given}), TOOLS).offered == TOOLS
+    assert looks == ["weather", None]

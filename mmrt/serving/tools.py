@@ -93,8 +93,8 @@ def _allowed(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Those of the tools offered that may be called, and whether one has to be. Raises Refused."""
     given.require("tools")
-    names = [_name(one) for one in given.objects("tools")]
-    for name in names:
+    names = {_name(one) for one in given.objects("tools")}
+    for name in names:  # each once: a body has room for a hundred thousand
         require_offered(name, offered)
     allowed = [tool for tool in offered if tool["function"]["name"] in names]
     return allowed, given.get("mode")
