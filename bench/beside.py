@@ -85,7 +85,7 @@ def ask(port: int, messages: Sequence[dict[str, str]], turn: Turn) -> tuple[Told
     if turn.answers > 1:
         body |= {"n": turn.answers, "temperature": 1, "seed": 1}
     connection = HTTPConnection("127.0.0.1", port, timeout=900)
-    started, times, text, usage = now(), list[float](), "", dict[str, Any]()
+    started, times, text, usages = now(), list[float](), "", list[dict[str, Any]]()
     try:
         head = {"Content-Type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), head)
@@ -98,7 +98,8 @@ def ask(port: int, messages: Sequence[dict[str, str]], turn: Turn) -> tuple[Told
             event = json.loads(line[6:])
             if "error" in event:
                 return Told(turn.kind, error=str(event["error"])[:200]), ""
-            usage = event.get("usage") or usage
+            if event.get("usage"):  # llama-server tells of each answer by itself
+                usages.append(event["usage"])
             said = [choice["delta"].get("content") for choice in event["choices"]]
             if any(said):
                 times.append(now())
@@ -107,13 +108,14 @@ def ask(port: int, messages: Sequence[dict[str, str]], turn: Turn) -> tuple[Told
         return Told(turn.kind, error=type(error).__name__), ""
     finally:
         connection.close()
-    if not times:
-        return Told(turn.kind, error="an empty answer"), ""
+    if not times or not usages:
+        return Told(turn.kind, error="an empty answer, or no usage"), ""
+    usage = usages[0]
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     gap = max((b - a for a, b in pairwise(times)), default=0.0)
     prompt = usage["prompt_tokens"]
     told = Told(turn.kind, times[0] - started, now() - started, gap)
-    told = told._replace(tokens=usage["completion_tokens"], prompt=prompt)
+    told = told._replace(tokens=sum(usage["completion_tokens"] for usage in usages), prompt=prompt)
     return told._replace(evaluated=prompt - cached), text
 
 
