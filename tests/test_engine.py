@@ -303,6 +303,17 @@ def test_priority_comes_first(model: mmrt.Model) -> None:
         assert all(end is not None and end >= (quick._ended or 0) for end in ends)
 
 
+@pytest.mark.parametrize("ids", [[True], [-1], [1 << 40], [1.5], ["a"], [IDS[0], None]])
+def test_what_is_no_token_harms_no_other(model: mmrt.Model, ids: list[Any]) -> None:
+    with model.engine() as engine:
+        good = engine.submit(IDS[:40], max_tokens=5)
+        with pytest.raises(ArgumentError, match="token ids must be whole numbers from 0 to"):
+            engine.submit(ids)
+        assert good.text().tokens == 5
+    with pytest.raises(ArgumentError, match="token ids must be"):
+        model.generate_all([IDS[:3], ids])
+
+
 def test_errors_end_their_own_text(model: mmrt.Model) -> None:
     def fail(done: int, total: int) -> None:
         raise RuntimeError("from the caller")

@@ -9,6 +9,8 @@ from functools import wraps
 from numbers import Real
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from mmrt.errors import ArgumentError, FileError, MmrtError
 
 Called = TypeVar("Called", bound=Callable[..., Any])
@@ -149,3 +151,13 @@ def token_ids(name: str, value: Any) -> list[Any]:
         except TypeError:
             pass
     raise ArgumentError(f"{name}: expected token ids, found {value!r:.60}")
+
+
+def require_ids(ids: list[Any], vocabulary: int) -> None:
+    """Raises ArgumentError unless all are ids of tokens."""
+    for token in ids:
+        number = isinstance(token, int | np.integer) and not isinstance(token, bool)
+        if not number or not 0 <= token < vocabulary:
+            raise ArgumentError(
+                f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
+            )

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import choice, function, token_ids, whole
+from mmrt.core.arguments import choice, function, require_ids, token_ids, whole
 from mmrt.core.program import Part
 from mmrt.core.state import Cache, Page
 from mmrt.errors import ArgumentError, OutOfMemoryError
@@ -163,13 +163,7 @@ class Sequence:
         if not given:
             raise ArgumentError("there are no tokens to read: the text is empty")
         self._model.require_room(len(self) + len(given))
-        vocabulary = self._model.vocab_size
-        for token in given:
-            number = isinstance(token, int | np.integer) and not isinstance(token, bool)
-            if not number or not 0 <= token < vocabulary:
-                raise ArgumentError(
-                    f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
-                )
+        require_ids(given, self._model.vocab_size)
         return np.array(given, np.int32)
 
     def truncate(self, length: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.arguments import flag, instance, token_ids
+from mmrt.core.arguments import flag, instance, require_ids, token_ids
 from mmrt.core.kernels import Pool
 from mmrt.core.program import Part
 from mmrt.core.state import StateStore
@@ -254,6 +254,7 @@ class TextModel(ABC):
             ids = self.tokenizer.encode(prompt, after is None, parse_special, after=after)
         else:
             ids = token_ids("prompt", prompt)
+            require_ids(ids, self.vocab_size)
         if not ids:
             raise ArgumentError("the prompt is empty")
         return ids
