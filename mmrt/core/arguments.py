@@ -6,10 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import wraps
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar, cast
-
-import numpy as np
 
 from mmrt.errors import ArgumentError, FileError, MmrtError
 
@@ -156,7 +154,7 @@ def token_ids(name: str, value: Any) -> list[Any]:
 def require_ids(ids: list[Any], vocabulary: int) -> None:
     """Raises ArgumentError unless all are ids of tokens."""
     for token in ids:
-        number = isinstance(token, int | np.integer) and not isinstance(token, bool)
+        number = isinstance(token, Integral) and not isinstance(token, bool)
         if not number or not 0 <= token < vocabulary:
             raise ArgumentError(
                 f"token ids must be whole numbers from 0 to {vocabulary - 1}, not {token!r:.60}"
