@@ -28,7 +28,7 @@ from mmrt.sight.pictures.drawing import Drawing
 
 Start = Callable[[], AbstractContextManager[int]]
 
-# A slot for each text that is under way at once, none of which has less than the whole context.
+# Texts that are under way at once.
 _SLOTS = 8
 
 
@@ -47,13 +47,16 @@ class Told(NamedTuple):
 
 
 @contextmanager
-def llama_server(binary: str, path: str, threads: int, context: int) -> Iterator[int]:
-    """With all that it has for shared prompts; the port."""
+def llama_server(
+    binary: str, path: str, threads: int, context: int, slots: int = _SLOTS
+) -> Iterator[int]:
+    """With all that it has for shared prompts, and a slot for each text, none of which has less
+    than the whole context; the port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     command = [binary, "-m", os.path.abspath(path), "--port", str(port), "-t", str(threads)]
-    command += ["-tb", str(threads), "-c", str(context * _SLOTS), "-np", str(_SLOTS)]
+    command += ["-tb", str(threads), "-c", str(context * slots), "-np", str(slots)]
     command += ["--kv-unified", "--cache-ram", "8192", "--swa-full", "--jinja", "--no-ui"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

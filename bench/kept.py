@@ -1,9 +1,12 @@
-"""Keys and values on the disk: `python -m bench.kept MODEL.gguf [--only restart,swap]`.
+"""Keys and values on the disk: `python -m bench.kept MODEL.gguf [--only restart,swap,room]`.
 
 restart  a process reads a prompt with kv_dir and is killed; how long the next one takes to the
          first token
 swap     texts of which only some have room at once: the time until all have ended, where what gives
          its memory up is always saved, never, or whichever the engine takes for quicker
+room     contexts of three times the room, each way: in a process of its own, which a memory cgroup
+         bounds where one can be made (as root), page cache and all: how many texts are whole, the
+         most that their keys and values took, and that the process did; processes killed
 
 --evict has files leave the page cache as soon as they are written, as they do where memory is
 wanted; with --read-rate, as root on cgroups of version 1, the disk is slower. Four regimes:
@@ -25,13 +28,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mmrt
+from bench.cgroups import MemoryCgroup, NoCgroup
+from bench.cold_start import evict
 from bench.serving import now, words
 from mmrt.core.state import Cache
+from mmrt.memory.sizes import parse_size
 from mmrt.run.swap import Swap
 from mmrt.run.worth import Worth
 
@@ -175,14 +181,80 @@ def place_of(model: mmrt.Model) -> str:
 POLICIES = ("save", "read again", "quicker")
 
 
+# ---- room ----
+
+_BESIDE = 192 << 20  # what a process takes beside weights, keys and values
+_WRITES = 64
+
+WRITER = """
+import json, sys, threading, mmrt
+options, kv, has_disk, prompts, writes = json.load(sys.stdin)
+most, ended = 0, threading.Event()
+with mmrt.Model(**options) as model, model.engine(kv=kv, keep=0) as engine:
+    def watch():
+        global most
+        while not ended.wait(0.002):
+            most = max(most, model.store.nbytes)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    engine._mover._has_disk &= has_disk
+    handles = [engine.submit(ids, max_tokens=writes, ignore_eos=True) for ids in prompts]
+    texts = [handle.text() for handle in handles]
+    ended.set()
+    watcher.join()
+print(json.dumps({
+    "whole": sum(text.tokens == writes for text in texts),
+    "gave_memory_up": sum(handle.parked for handle in handles),
+    "most_kv": most,
+}))
+"""
+
+
+def room(path: str, n: int, texts: int, threads: int, memory: str | None) -> dict[str, Any]:
+    """Texts of n tokens that write 64 each; memory: of the process; None: what it needs at least
+    for all weights and a third of the texts."""
+    path = os.path.abspath(path)
+    with mmrt.Model(path, threads=1) as model:
+        pages = -(-(n + _WRITES) // 32) * texts
+        kv = -(-pages // 3) * model.store.page_bytes
+        prompts = [words(model, n, 300 + i) for i in range(texts)]
+        weights = sum(tensor.nbytes for tensor in model.program.weights)
+    limit = parse_size(memory) if memory else weights + kv + _BESIDE
+    found: dict[str, Any] = {"texts": texts, "tokens": n + _WRITES, "kv": kv, "limit": limit}
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as place:
+        for way, has_disk in (("kv_dir", True), ("swap", True), ("read again", False)):
+            options = {"path": path, "threads": threads, "memory": limit}
+            options["context"] = max(n + _WRITES, 64)
+            options |= {"kv_dir": place} if way == "kv_dir" else {}
+            given = json.dumps([options, kv, has_disk, prompts, _WRITES])
+            evict(path)  # for its pages to be charged to the process
+            found[way] = bounded(limit, [sys.executable, "-c", WRITER], given)
+    return found
+
+
+def bounded(limit: int, command: list[str], given: str) -> dict[str, Any]:
+    """What the command prints, run with so much memory, where that can be had."""
+    started = now()
+    with ExitStack() as stack:
+        group = None
+        with suppress(NoCgroup):
+            group = stack.enter_context(MemoryCgroup(limit))
+            command = group.command(command)
+        ran = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, cwd="/")
+        found: dict[str, Any] = json.loads(ran.stdout) if ran.returncode == 0 else {"whole": 0}
+        if group is not None:
+            found |= {"peak": group.peak, "kills": group.kills}
+    return {**found, "ended": ran.returncode, "seconds": now() - started}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--only", default="restart,swap", help="of these, some")
+    parser.add_argument("--only", default="restart,swap,room", help="of these, some")
     parser.add_argument("-n", "--tokens", type=int, default=2048, help="of each text")
-    parser.add_argument("--texts", type=int, default=6, help="of swap")
+    parser.add_argument("--texts", type=int, default=6, help="of swap and room")
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--memory", metavar="SIZE", help="as of mmrt.Model")
@@ -218,6 +290,10 @@ def main() -> None:
             medians["save"], medians["read again"]
         )
         found["swap"] = medians
+    if "room" in which:
+        found["room"] = room(
+            arguments.model, arguments.tokens, arguments.texts, arguments.threads, arguments.memory
+        )
     print(json.dumps(found, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

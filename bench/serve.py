@@ -1,13 +1,14 @@
 """What the server adds to the library: `python -m bench.serve MODEL.gguf [--only stream,health]`.
 
 stream  an answer through the server, and the same from the library, in turns: tokens a second
-        from the first token to the last; also of eight answers at once, against the engine
+        from the first token to the last; also of 4, 8 and 16 answers at once, against the engine,
+        while all are being written; with --llama-server PATH, also through that one
 health  the longest wait for /health while a long prompt is read
 posts   many requests at once, some of whose clients leave: how many were answered, refused with
         429 or anything else; memory of the server before and after
 
 With --workloads instead, what users of a server wait for, also beside llama-server: see
-bench/beside.py and bench/workloads.py; the binary is whichever --llama-server names.
+bench/beside.py and bench/workloads.py.
 With --soak MINUTES instead, mixed requests and clients that leave for so long: see bench/soak.py.
 """
 
@@ -26,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -71,53 +72,82 @@ def ask(port: int, ids: list[int], tokens: int, **fields: Any) -> HTTPConnection
     return connection
 
 
-def through_server(port: int, ids: list[int], tokens: int) -> tuple[float, float]:
-    """When the first piece of a stream came, and the last."""
+def through_server(port: int, ids: list[int], tokens: int) -> list[float]:
+    """When the pieces of a stream came."""
     connection = ask(port, ids, tokens, stream=True)
     response = connection.getresponse()
     times = [now() for line in response if line.startswith(b"data: {")]
     connection.close()
-    return times[0], times[-1]
+    return times
 
 
-def from_engine(
-    model: mmrt.Model, texts: list[list[int]], tokens: int
-) -> list[tuple[float, float]]:
+def from_engine(model: mmrt.Model, texts: list[list[int]], tokens: int) -> list[list[float]]:
     with model.engine(keep=0) as engine, ThreadPoolExecutor(len(texts)) as readers:
-        handles = [engine.submit(ids, max_tokens=tokens, ignore_eos=True) for ids in texts]
+        handles = [
+            engine.submit(ids, max_tokens=tokens, ignore_eos=True, temperature=0) for ids in texts
+        ]
 
-        def read(handle: Any) -> tuple[float, float]:
-            times = [now() for _ in handle]
-            return times[0], times[-1]
+        def read(handle: Any) -> list[float]:
+            return [now() for _ in handle]
 
         return list(readers.map(read, handles))
 
 
-def rate(times: list[tuple[float, float]], tokens: int) -> float:
-    """Tokens a second of all, from the first one's first to the last one's last."""
-    seconds = max(last for _, last in times) - min(first for first, _ in times)
-    return len(times) * (tokens - 1) / max(seconds, 1e-9)
+def rate(texts: list[list[float]], tokens: int) -> float:
+    """Tokens a second of all, while all are being written: from the last one's first piece to the
+    first one's last. Each has `tokens` in all of its pieces, whose times are given."""
+    begin, end = max(times[0] for times in texts), min(times[-1] for times in texts)
+    written = sum(
+        sum(begin < time <= end for time in times) * tokens / len(times) for times in texts
+    )
+    return written / max(end - begin, 1e-9)
 
 
-def stream(path: str, threads: int, rounds: int, tokens: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with served(path, threads) as (port, _), mmrt.Model(path, threads=threads) as model:
-        for n in (1, 8):
-            library, server = [], []
-            for i in range(rounds + 1):
-                texts = [words(model, 16, 100 * i + 10 * n + k) for k in range(n)]
-                library.append(rate(from_engine(model, texts, tokens), tokens))
-                with ThreadPoolExecutor(n) as clients:
-                    made = clients.map(lambda ids: through_server(port, ids, tokens), texts)
-                    server.append(rate(list(made), tokens))
-            ratios = [
-                b / a for a, b in zip(library[1:], server[1:], strict=True)
-            ]  # the first warms
-            found[f"{n} at once"] = {
-                "library": statistics.median(library[1:]),
-                "server": statistics.median(server[1:]),
-                "server / library": statistics.median(ratios),
-            }
+AT_ONCE = (1, 4, 8, 16)
+
+
+def stream(
+    path: str, threads: int, rounds: int, tokens: int, binary: str | None = None
+) -> dict[str, Any]:
+    """binary: of llama-server, if that is to be measured too."""
+    rates: dict[str, dict[int, list[float]]] = {}
+    with ExitStack() as stack:
+        model = stack.enter_context(mmrt.Model(path, threads=threads))
+        ports = {"server": stack.enter_context(served(path, threads))[0]}
+        if binary is not None:
+            context = max(512, 2 * tokens)
+            other = beside.llama_server(binary, path, threads, context, slots=max(AT_ONCE))
+            ports["llama-server"] = stack.enter_context(other)
+        for i in range(rounds + 1):
+            for n in AT_ONCE:
+                texts = [words(model, 16, 1000 * i + 20 * n + k) for k in range(n)]
+                made = {"library": rate(from_engine(model, texts, tokens), tokens)}
+                made |= {name: at_once(port, texts, tokens) for name, port in ports.items()}
+                for name, one in made.items() if i else ():  # the first round warms
+                    rates.setdefault(name, {}).setdefault(n, []).append(one)
+    return {f"{n} at once": beside_each_other(rates, n) for n in AT_ONCE}
+
+
+def at_once(port: int, texts: list[list[int]], tokens: int) -> float:
+    with ThreadPoolExecutor(len(texts)) as clients:
+        made = clients.map(lambda ids: through_server(port, ids, tokens), texts)
+        return rate(list(made), tokens)
+
+
+def beside_each_other(rates: dict[str, dict[int, list[float]]], n: int) -> dict[str, float]:
+    """Medians of n answers at once, and of their ratios in the same round."""
+
+    def ratio(over: list[float], under: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+    found = {name: statistics.median(of[n]) for name, of in rates.items()}
+    for name, of in rates.items():
+        found[f"{name} / one"] = ratio(of[n], of[1])
+    for name in ("library", "llama-server"):
+        if name in rates:
+            found[f"server / {name}"] = ratio(rates["server"][n], rates[name][n])
+    if "llama-server" in rates:
+        found["library / llama-server"] = ratio(rates["library"][n], rates["llama-server"][n])
     return found
 
 
@@ -237,7 +267,9 @@ def main() -> None:
     arguments = parser.parse_args()
     path, threads = arguments.model, arguments.threads
     parts: dict[str, Callable[[], Any]] = {
-        "stream": lambda: stream(path, threads, arguments.rounds, arguments.tokens),
+        "stream": lambda: stream(
+            path, threads, arguments.rounds, arguments.tokens, arguments.llama_server
+        ),
         "health": lambda: health(path, threads, arguments.prompt),
         "posts": lambda: posts(path, threads, arguments.posts),
     }

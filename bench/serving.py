@@ -7,7 +7,9 @@ gap     a text that writes, beside a prompt of 4000 tokens: its worst wait for a
 mixed   short texts and long ones that arrive at random, by feedback and first come first served
         in turn: when short ones and all have ended, and how many times better that is by feedback
 share   turns of a conversation, branches of one beginning, answers to one prompt: tokens that
-        are evaluated, and pages held
+        are evaluated, and pages held; how long a fork of that beginning takes
+system  a new conversation after a long one with the same system prompt, of a fifth of its tokens:
+        how much of it is found, and the time to the first token
 flips   greedy texts against those that are written alone: in an engine, with their prompt in
         memory, beside others, and after an answer that is in memory as it was written; how many
         differ, and how often the next token is another one; with exact=True none may
@@ -150,8 +152,9 @@ def mixed(
 # ---- share ----
 
 
-def share(model: mmrt.Model, seed: int) -> dict[str, float]:
-    found: dict[str, float] = {}
+def share(model: mmrt.Model, n: int, seed: int) -> dict[str, float]:
+    """n: tokens of the beginning, and of the prompt that has several answers."""
+    found: dict[str, float] = {"prompt_tokens": n}
     with model.engine() as engine:
         talk = words(model, 300, seed)
         worst = 0
@@ -163,20 +166,51 @@ def share(model: mmrt.Model, seed: int) -> dict[str, float]:
                 worst = max(worst, engine.evaluated_tokens - before - 20 - 19)
             talk = [*talk, *written, *words(model, 20, seed + turn)]
         found["turn_tokens_beyond_new"] = worst
-        prefix, before = words(model, 2048, seed + 9), engine.evaluated_tokens
+        prefix, before = words(model, n, seed + 9), engine.evaluated_tokens
         for handle in [engine.submit([*prefix, i], max_tokens=1) for i in range(4)]:
             handle.text()
-        found["branches_work"] = (engine.evaluated_tokens - before) / (2048 + 4)
+        found["branches_work"] = (engine.evaluated_tokens - before) / (n + 4)
+        found |= forks(engine, prefix)
     with model.engine() as engine:
-        prompt, pages = words(model, 2048, seed + 10), model.store.page_bytes
+        prompt, pages = words(model, n, seed + 10), model.store.page_bytes
         answers = [
             engine.submit(prompt, max_tokens=64, temperature=1.0, seed=i, ignore_eos=True)
             for i in range(8)
         ]
         for handle in answers:
             handle.text()
-        found["answers_pages"] = model.store.nbytes / pages / (2048 / 32 + 8 * 64 / 32)
+        found["answers_pages"] = model.store.nbytes / pages / (n / 32 + 8 * 64 / 32)
     return found
+
+
+def forks(engine: Engine, prefix: list[int], n: int = 32) -> dict[str, float]:
+    """Of what is in memory of `prefix`, which is looked up each time as for a new text."""
+    held, times, made = engine.prefixes.store.nbytes, [], []
+    for _ in range(n):
+        started = now()
+        made.append(engine.prefixes.take(prefix))
+        times.append(now() - started)
+    if any(fork.length != len(prefix) for fork in made):
+        raise RuntimeError("the beginning is not in memory any more")
+    grown = engine.prefixes.store.nbytes - held
+    return {"fork_seconds": max(times), "fork_bytes": grown / n}
+
+
+def system(model: mmrt.Model, n: int, seed: int) -> dict[str, float]:
+    """n: tokens of the long conversation."""
+    prompt = words(model, n // 5, seed)
+    with model.engine() as engine:
+        engine.submit([*prompt, *words(model, n - len(prompt), seed + 1)], max_tokens=8).text()
+        before, started = engine.evaluated_tokens, now()
+        handle = engine.submit([*prompt, *words(model, 24, seed + 2)], max_tokens=1)
+        next(handle)
+        return {
+            "conversation_tokens": n,
+            "system_tokens": len(prompt),
+            "cached_tokens": handle.cached_tokens,
+            "evaluated_tokens": engine.evaluated_tokens - before,
+            "first_token_seconds": now() - started,
+        }
 
 
 # ---- flips ----
@@ -238,9 +272,15 @@ def medians(made: list[dict[str, float]]) -> dict[str, float]:
 
 
 def run(
-    model: mmrt.Model, which: list[str], rounds: int, tokens: int, texts: int = 40
+    model: mmrt.Model,
+    which: list[str],
+    rounds: int,
+    tokens: int,
+    texts: int = 40,
+    prompt: int = 8192,
 ) -> dict[str, Any]:
-    """texts: of mixed."""
+    """texts: of mixed. prompt: tokens of share; those of system are five in four of them."""
+    prompt = min(prompt, (model.context - 256) * 4 // 5)
     found: dict[str, Any] = {}
     if "batch" in which:
         samples: dict[int, list[dict[str, float]]] = {n: [] for n in (1, 4, 8, 16)}
@@ -284,7 +324,10 @@ def run(
             ),
         }
     if "share" in which:
-        found["share"] = share(model, 5)
+        found["share"] = share(model, prompt, 5)
+    if "system" in which:
+        made = [system(model, prompt * 5 // 4, 11 * i) for i in range(rounds)]
+        found["system"] = medians(made)
     if "flips" in which:
         for mode in ("fast", "exact"):
             with mmrt.Model(
@@ -300,17 +343,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--only", default="batch,gap,mixed,share,flips", help="of these, some")
+    parser.add_argument(
+        "--only", default="batch,gap,mixed,share,system,flips", help="of these, some"
+    )
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument(
         "-n", "--tokens", type=int, default=64, help="that each text of batch and flips writes"
+    )
+    parser.add_argument(
+        "-p", "--prompt", type=int, default=8192, help="tokens of share, and of system four fifths"
     )
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=None)
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
     arguments = parser.parse_args()
     with mmrt.Model(arguments.model, threads=arguments.threads, context=arguments.context) as model:
-        found = run(model, arguments.only.split(","), arguments.rounds, arguments.tokens)
+        which = arguments.only.split(",")
+        found = run(model, which, arguments.rounds, arguments.tokens, prompt=arguments.prompt)
         found["machine"] = f"{mmrt.cpu_info().model}, {model.threads} threads, {platform.release()}"
         found["model"] = Path(model.path).name
     print(json.dumps(found, indent=2))

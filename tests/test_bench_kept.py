@@ -40,3 +40,21 @@ def test_swap(tmp_path: Path) -> None:
         for policy in kept.POLICIES:
             assert kept.swap(model, policy, True, 100, 3, 1) > 0
         assert model.store.nbytes == model.store.mapped_nbytes == 0
+
+
+def test_three_times_the_room(tmp_path: Path) -> None:
+    path = tiny_models.llama(type="Q8_0", context=1024).write(tmp_path / "m.gguf")
+    found = kept.room(str(path), 100, 9, 2, None)
+    assert found["kv"] * 3 >= 9 * 6 * 4096 and found["tokens"] == 164
+    for way in ("kv_dir", "swap", "read again"):
+        made = found[way]
+        assert made["whole"] == 9 and made["ended"] == 0 and made["gave_memory_up"] > 0
+        assert 0 < made["most_kv"] <= found["kv"]
+        if "peak" in made:  # memory cgroups can be made here
+            assert made["kills"] == 0 and made["peak"] <= found["limit"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_that_ends_by_itself_is_told() -> None:
+    found = kept.bounded(1 << 30, ["false"], "")
+    assert found["whole"] == 0 and found["ended"] == 1

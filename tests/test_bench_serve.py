@@ -14,7 +14,9 @@ from bench.workloads import WORKLOADS, Sizes
 def test_figures(tmp_path: Path) -> None:
     path = str(write_talker(tmp_path / "m.gguf"))
     found = serve.stream(path, 2, 1, 16)
+    assert list(found) == ["1 at once", "4 at once", "8 at once", "16 at once"]
     assert all(row["server / library"] > 0 for row in found.values())
+    assert found["1 at once"]["server / one"] == 1
     health = serve.health(path, 2, 1 << 20)
     assert health["tokens"] > 2000 and health["asked"] > 0 and health["worst"] > 0
     posts = serve.posts(path, 2, 60)
@@ -75,3 +77,26 @@ def test_what_a_server_refuses_is_counted(
         found = beside.run(server.port, talks)
     assert found == {"requests": 4, "failed": 4}
     assert "failed: 400" in capsys.readouterr().out
+
+
+def test_the_rate_is_that_while_all_are_written() -> None:
+    assert serve.rate([[0.0, 1.0, 2.0, 3.0, 4.0]], 5) == 1
+    first, last = [0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]
+    assert serve.rate([first, last], 4) == 2
+    assert serve.rate([first, last], 8) == 4  # two tokens a piece
+
+
+def test_answers_at_once_through_two_servers() -> None:
+    rates = {"library": {1: [1.0, 2.0], 4: [4.0, 4.0]}, "server": {1: [1.0, 1.0], 4: [2.0, 4.0]}}
+    rates["llama-server"] = {1: [2.0, 2.0], 4: [1.0, 4.0]}
+    assert serve.beside_each_other(rates, 4) == {
+        "library": 4,
+        "server": 3,
+        "llama-server": 2.5,
+        "library / one": 3,
+        "server / one": 3,
+        "llama-server / one": 1.25,
+        "server / library": 0.75,
+        "server / llama-server": 1.5,
+        "library / llama-server": 2.5,
+    }

@@ -13,7 +13,7 @@ from mmrt.run.feedback import Job
 def test_figures(tmp_path: Path) -> None:
     path = tiny_models.llama(type="Q8_0", context=8192).write(tmp_path / "m.gguf")
     with mmrt.Model(path, threads=2) as model:
-        found = serving.run(model, ["batch", "gap", "share"], 1, 8)
+        found = serving.run(model, ["batch", "gap", "share", "system"], 1, 8, prompt=2048)
         assert found["batch 1"]["ratio"] == 1
         for made in (found[f"batch {n}"] for n in (1, 4, 8, 16)):
             assert made["tokens_per_second"] > 0 and made["own_share"] < 1
@@ -21,6 +21,12 @@ def test_figures(tmp_path: Path) -> None:
         share = found["share"]
         assert share["turn_tokens_beyond_new"] <= 32
         assert share["branches_work"] <= 1.05 and share["answers_pages"] <= 1.1
+        assert share["prompt_tokens"] == 2048
+        assert share["fork_seconds"] > 0 and share["fork_bytes"] == 0
+        system = found["system"]
+        assert (system["conversation_tokens"], system["system_tokens"]) == (2560, 512)
+        assert system["cached_tokens"] == 512 and system["evaluated_tokens"] == 24
+        assert system["first_token_seconds"] > 0
         gap = found["gap"]
         ratios = "worst_gap / max_gap", "prompt_beside / prompt_alone"
         for ratio, (a, b) in zip(ratios, (name.split(" / ") for name in ratios), strict=True):
