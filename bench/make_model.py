@@ -1,8 +1,9 @@
-"""Makes a GGUF file of a llama's shape, of a mixture of experts, or of a model whose activation is
-zero for most units, with random weights:
+"""Makes a GGUF file of a llama's shape, of a mixture of experts, of a hybrid, or of a model whose
+activation is zero for most units, with random weights:
 
     python -m bench.make_model 8B Q4_0 out.gguf
     python -m bench.make_model 30B-A3B Q4_0 out.gguf --n-layers 12 --routing skewed
+    python -m bench.make_model Qwen3.5-4B Q4_0 out.gguf --n-layers 4
     python -m bench.make_model 7B-ReLU Q4_0 out.gguf --zeros 0.89
 
 What such a model writes is noise, but it takes the time, the memory and the reads of a real one of
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import gemma4
+from bench import gemma4, hybrids
 from bench.blocks import random_blocks
 from bench.routing import PRESETS, Routing
 from mmrt.core.quant import TYPES
@@ -58,6 +59,12 @@ class Shape:
     n_sharing: int = 0  # layers that have no keys of their own
     layer_embedding: int = 0  # width of what each layer has of each token
     zeros: float = 0.0  # the part of units that ReLU leaves at zero; 0: a llama has SiLU
+    n_ff_shared: int = 0  # of the expert that all tokens go through
+    taps: int = 0  # of short convolutions, and of those before delta nets and state spaces
+    n_states: int = 0  # rows of each head's state
+    n_state_heads: int = 0
+    n_state_groups: int = 0  # heads of keys, or groups of state spaces
+    state_width: int = 0  # of all heads
     architecture: str = "llama"
 
     @property
@@ -90,6 +97,37 @@ SHAPES = {
     "E4B": Shape(
         42, 2560, 10240, 8, 2, 262144, 131072, 1e6, 512, window=512, head_dim_in_window=256,
         n_sharing=18, layer_embedding=256, architecture="gemma4",
+    ),
+    "Qwen3.5-4B": Shape(
+        32, 2560, 9216, 16, 4, 248320, 262144, 1e7, 256, taps=4, n_states=128, n_state_heads=32,
+        n_state_groups=16, state_width=4096, architecture="qwen35",
+    ),
+    "Qwen3-Next-80B-A3B": Shape(
+        48, 2048, 5120, 16, 2, 151936, 262144, 1e7, 256, n_experts=512, n_used=10, n_ff_expert=512,
+        n_ff_shared=512, taps=4, n_states=128, n_state_heads=32, n_state_groups=16,
+        state_width=4096, architecture="qwen3next",
+    ),
+    "Qwen3.5-35B-A3B": Shape(
+        40, 2048, 5120, 16, 2, 248320, 262144, 1e7, 256, n_experts=256, n_used=8, n_ff_expert=512,
+        n_ff_shared=512, taps=4, n_states=128, n_state_heads=32, n_state_groups=16,
+        state_width=4096, architecture="qwen35moe",
+    ),
+    "Granite-4-H-Tiny": Shape(
+        40, 1536, 512, 12, 4, 100352, 131072, 10000.0, 128, n_experts=64, n_used=6,
+        n_ff_expert=512, n_ff_shared=1024, taps=4, n_states=128, n_state_heads=48,
+        n_state_groups=1, state_width=3072, architecture="granitehybrid",
+    ),
+    "Granite-4-H-Micro": Shape(
+        40, 2048, 8192, 32, 8, 100352, 131072, 10000.0, 64, taps=4, n_states=128,
+        n_state_heads=64, n_state_groups=1, state_width=4096, architecture="granitehybrid",
+    ),
+    "Nemotron-3-Nano": Shape(
+        52, 2688, 1856, 32, 2, 131072, 262144, 10000.0, 128, n_experts=128, n_used=6,
+        n_ff_expert=1856, n_ff_shared=3712, taps=4, n_states=128, n_state_heads=64,
+        n_state_groups=8, state_width=4096, architecture="nemotron_h_moe",
+    ),
+    "LFM2-1.2B": Shape(
+        16, 2048, 8192, 32, 8, 65536, 128000, 1e6, 64, taps=3, architecture="lfm2",
     ),
     # Of OPT (arXiv:2205.01068) and of ProSparse-Llama-2 (arXiv:2402.13516), zeros and all.
     "6.7B-OPT": Shape(32, 4096, 16384, 32, 32, 50272, 2048, zeros=0.97, architecture="opt"),
@@ -153,6 +191,8 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
         fields["attention.sliding_window"] = shape.window
     if shape.architecture == "gemma4":
         fields |= gemma4.fields_of(shape)
+    elif shape.architecture in hybrids.ARCHITECTURES:
+        fields |= hybrids.fields_of(shape)
     elif shape.architecture == "opt":
         del fields["rope.dimension_count"], fields["rope.freq_base"]
         fields["attention.layer_norm_epsilon"] = fields.pop("attention.layer_norm_rms_epsilon")
@@ -167,6 +207,8 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
 
 
 def tensors(shape: Shape, type: str, embedding: str, output: str) -> list[Entry]:
+    if shape.architecture in hybrids.ARCHITECTURES:
+        return hybrids.tensors_of(shape, type, embedding)
     n_q, n_kv = (shape.head_width * n for n in (shape.n_heads, shape.n_kv_heads))
     layer: dict[str, tuple[str, tuple[int, ...]]] = {
         "attn_norm": ("F32", (shape.n_embd,)),
@@ -252,10 +294,13 @@ class Weights:
 
     def __call__(self, tensor: Entry) -> Iterator[memoryview]:
         *_, role, kind = tensor.name.split(".")
-        if kind == "bias":
+        if kind == "ssm_a":  # states decay
+            factors = -np.exp(self._random.normal(-1, 1, tensor.shape)).astype(np.float32)
+            yield memoryview(factors.data).cast("B")
+        elif kind == "bias":
             values = np.full(tensor.shape, self._biases.get(role, 0.0), np.float32)
             yield memoryview(values.data).cast("B")
-        elif len(tensor.shape) == 1:
+        elif len(tensor.shape) == 1 or role == "ssm_norm" or kind == "ssm_d":
             norm = 1 + 0.1 * self._random.standard_normal(tensor.shape, np.float32)
             if self._routing and role.endswith("norm"):
                 norm[: self._routing.width] = 1

@@ -95,6 +95,39 @@ def test_layers_that_share_keys_and_have_embeddings(type: str, tmp_path: Path) -
         assert model.file["per_layer_token_embd.weight"].shape == (3000, 12 * 32)
 
 
+HYBRIDS = [
+    ("Qwen3.5-4B", "ddda"),
+    ("Qwen3-Next-80B-A3B", "ddda"),
+    ("Qwen3.5-35B-A3B", "ddda"),
+    ("Granite-4-H-Tiny", "sssssa"),
+    ("Granite-4-H-Micro", "sssssa"),
+    ("Nemotron-3-Nano", "sususau"),
+    ("LFM2-1.2B", "cca"),
+]
+
+
+@pytest.mark.parametrize("type", ["F16", "Q4_0"])
+@pytest.mark.parametrize(("name", "layers"), HYBRIDS)
+def test_hybrids(name: str, layers: str, type: str, tmp_path: Path) -> None:
+    """Made small; which layers have what is as in the true ones."""
+    shape = replace(SHAPES[name], n_layers=len(layers), n_embd=128, n_heads=4, n_kv_heads=2)
+    shape = replace(shape, n_ff=64, n_vocab=3000, context=512)
+    if shape.n_states:
+        shape = replace(shape, n_states=32, n_state_heads=4, n_state_groups=2, state_width=128)
+    if shape.n_experts:
+        shape = replace(shape, n_experts=8, n_used=2, n_ff_expert=32, n_ff_shared=64)
+    path = tmp_path / "model.gguf"
+    n_bytes = make_model(str(path), shape, type, embedding="Q8_0")
+    roles = {"d": "ssm_norm.weight", "s": "ssm_d", "c": "shortconv.conv.weight"}
+    roles |= {"a": "attn_k.weight", "u": "ffn_down_exps.weight"}
+    with mmrt.Model(path) as model:
+        assert model.file.nbytes == n_bytes
+        for i, kind in enumerate(layers):
+            assert f"blk.{i}.{roles[kind]}" in model.file
+        logits = model.logits(list(range(200)))
+    assert np.isfinite(logits).all() and 0.01 < logits.std() < 10
+
+
 def test_the_command(tmp_path: Path) -> None:
     command = [
         sys.executable,
