@@ -164,7 +164,7 @@ def test_logits_are_to_the_bit_those_of_steps_of_all(
         begun.append(id(self._inbox[-1].answer))
         return handle
 
-    monkeypatch.setattr("mmrt.run.engine.next_tokens", watched)
+    monkeypatch.setattr("mmrt.run.outcome.next_tokens", watched)
     monkeypatch.setattr(Rounds, "begin", beginning)
     with mmrt.Model(of_type, threads=2) as model:
         texts = model.generate_all(prompts, max_tokens=n, temperature=0, ignore_eos=True)

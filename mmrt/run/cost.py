@@ -14,6 +14,10 @@ _RELAXING = 1.01
 _UNSURE = 1e6
 
 
+def _tokens(parts: Sequence[tuple[int, int]]) -> int:
+    return sum(n for n, _ in parts)
+
+
 class StepCost:
     """The seconds of a step as those of its weights, of each token, and of each key that a token
     attends to:
@@ -30,14 +34,14 @@ class StepCost:
         self._factors = np.zeros(3)
         self._covariance = np.eye(3) * _UNSURE
         self._most = np.full(3, np.inf)
-        self._quickest = 0.0  # of the steps observed
+        self._quickest = 0.0, 0  # of the steps observed: seconds, tokens
         self.steps = 0  # observed
 
     @staticmethod
     def _features(
         parts: Sequence[tuple[int, int]],
     ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-        tokens = sum(n for n, _ in parts)
+        tokens = _tokens(parts)
         keys = sum(n * (length + (n + 1) / 2) for n, length in parts)
         return np.array([1.0, tokens / 64, keys / 65536])  # of like size
 
@@ -49,7 +53,8 @@ class StepCost:
         self._covariance = (self._covariance - np.outer(gain, x @ self._covariance)) / _FORGETTING
         np.clip(self._covariance, -_UNSURE, _UNSURE, out=self._covariance)
         self._most = np.minimum(self._most * _RELAXING, seconds / x)
-        self._quickest = min(self._quickest, seconds) if self.steps else seconds
+        this = seconds, _tokens(parts)
+        self._quickest = min(self._quickest, this) if self.steps else this
         self.steps += 1
 
     @property
@@ -58,9 +63,13 @@ class StepCost:
         return float(self._bounded[0])
 
     def predict(self, parts: Sequence[tuple[int, int]]) -> float:
-        """Seconds that a step of these parts will take; 0 before the first step. Where what was
-        seen is too noisy to tell, those of the quickest step so far."""
-        return self._fitted(parts) or self._quickest if parts else 0.0
+        """Seconds that a step of these parts will take; 0 before the first step. No less than the
+        quickest step so far took for fewer tokens, whatever noise makes of what was seen."""
+        if not parts:
+            return 0.0
+        seconds, tokens = self._quickest
+        fitted = self._fitted(parts)
+        return max(fitted, seconds) if not fitted or tokens <= _tokens(parts) else fitted
 
     def _fitted(self, parts: Sequence[tuple[int, int]]) -> float:
         return float(self._bounded @ self._features(parts))

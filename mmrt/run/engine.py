@@ -12,13 +12,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mmrt.core.arguments import number, whole
+from mmrt.core.arguments import instance, number, text, whole
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
+from mmrt.run import outcome
 from mmrt.run.cost import StepCost
 from mmrt.run.drafts import Drafting
 from mmrt.run.feedback import Feedback
-from mmrt.run.generation import Answer, Options, Piece, Settings, next_tokens
+from mmrt.run.generation import Answer, Options, Settings
 from mmrt.run.handle import Handle, require_process
 from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
@@ -131,7 +132,8 @@ class Engine:
     ) -> Handle:
         """Begins a text after `prompt` (text, or token ids) and returns at once.
 
-        priority: texts of a lower number run first, whatever they have had. salt: only texts of the
+        priority: texts of a lower number run first, whatever they have had; those of others take
+        what time these leave of a step. salt: only texts of the
         same salt share what is in memory of their prompts. channels: what tells reasoning from the
         answer, of the text's own, as Model.chat_prompt() makes it; None: all is answer. options:
         see mmrt.Options.
@@ -173,13 +175,16 @@ class Engine:
     ) -> Handle:
         """submit() of tokens and settings that were checked; parser: of the calls in the text."""
         whole("priority", priority, -(2**31), 2**31)
+        text("salt", salt)
+        if channels is not None:
+            instance("channels", channels, Channels, "those of a Model.chat_prompt()")
         self._model.require_room(len(ids))
         if self._thread is not None:
             require_process(self._process)
         handle = self._handle(len(ids), parser)
-        text = Sequence(self._model, self._model.store.cache())
+        sequence = Sequence(self._model, self._model.store.cache())
         known = self._model.tokenizer, self._model.context
-        answer = Answer(*known, text, settings, channels, self._drafting())
+        answer = Answer(*known, sequence, settings, channels, self._drafting())
         job = Writing(handle, answer, list(ids), salt, priority)
         job.progress = settings.on_prefill
         with self._lock:
@@ -193,7 +198,7 @@ class Engine:
         return handle
 
     def _handle(self, prompt_tokens: int, parser: ToolParser | None) -> Handle:
-        return Handle(prompt_tokens, self._cancel, parser)
+        return Handle(prompt_tokens, self._cancel, parser, thread=self._thread)
 
     def _drafting(self) -> Drafting | None:
         return self._model.drafts.begin(self._model.streaming)
@@ -517,7 +522,7 @@ class Engine:
         if step.all_write:
             self._model.drafts.record.time(step.n_drafted, seconds)
         if logits is not None and step.n_drafted:
-            self._verify(ends, logits)
+            self._end(outcome.verify(ends, logits))
             logits = None
         for (job, _), share in zip(chosen, self.cost.shares(costs, seconds), strict=True):
             self._feedback.charge(job, 1000 * share)
@@ -544,7 +549,7 @@ class Engine:
             logits = logits[of_row] if len(of_row) > len(logits) else logits
         self._report_progress(readers)
         if logits is not None:
-            self._write(ends, logits)
+            self._end(outcome.write(ends, logits, self._model.pool))
 
     def _twins(self, job: Writing, alike: dict[Any, list[Writing]]) -> list[Writing]:
         """Texts that wait with the very tokens that were just read: they go on from here too."""
@@ -558,43 +563,8 @@ class Engine:
         return twins
 
     def _report_progress(self, readers: list[Writing]) -> None:
-        for job in readers:
-            if job.progress is not None and not job.answer.started:
-                try:
-                    job.progress(job.length, len(job.ids))
-                except Exception as error:
-                    self._leave(job, error)
+        self._end(outcome.report_progress(readers))
 
-    def _verify(self, jobs: list[Writing], logits: Any) -> None:
-        """Goes on with texts, some of which had drafts in the step."""
-        now, row = time.monotonic(), 0
-        for job in jobs:
-            pieces: list[Piece] = []
-            rows = logits[row : row + 1 + len(job.draft)]
-            row += len(rows)
-            error, following = None, None
-            try:
-                following = job.accept(rows, pieces)
-            except MmrtError as raised:
-                error = raised
-            job.handle.tell(pieces, now)
-            if following is None:
-                self._leave(job, error)
-
-    def _write(self, jobs: list[Writing], logits: Any) -> None:
-        drawn = next_tokens([job.answer for job in jobs], logits, self._model.pool)
-        now = time.monotonic()
-        for job, token in zip(jobs, drawn, strict=True):
-            if job.cache is None:  # it has ended over its progress
-                continue
-            try:
-                pieces, following = job.answer.take(token)
-            except MmrtError as error:
-                self._leave(job, error)
-                continue
-            job.writes = True
-            job.handle.tell(pieces, now)
-            if following is None:
-                self._leave(job, None)
-            else:
-                job.ids.append(following)
+    def _end(self, ended: outcome.Ended) -> None:
+        for job, error in ended:
+            self._leave(job, error)

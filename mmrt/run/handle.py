@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mmrt.errors import UnsupportedError
+from mmrt.errors import InUseError, UnsupportedError
 from mmrt.run.generation import Finish, Piece, Text
 from mmrt.text.toolcalls import ToolParser
 
@@ -48,14 +48,15 @@ class Handle:
         cancel: Callable[["Handle"], None],
         parser: ToolParser | None = None,
         drive: Callable[[], object] | None = None,
+        thread: threading.Thread | None = None,
     ) -> None:
         """parser: of the calls in the text. drive: has the engine go on, where it has no thread of
-        its own that does."""
+        its own that does; else `thread` does."""
         self.number = 0  # of its engine's texts, by order of submit()
         self.prompt_tokens = prompt_tokens
         self._cancel = cancel
         self._parser = parser
-        self._drive = drive
+        self._drive, self._thread = drive, thread
         # Entered as the lock itself, in C: what a signal's handler raises amid Condition.__enter__
         # would leave it held.
         self._lock = threading.RLock()
@@ -127,8 +128,13 @@ class Handle:
             self._drive()
         with self._lock:
             while not self._pieces and not self._over:
+                self._require_another_thread()
                 self._changed.wait()
             return self._next(StopIteration)
+
+    def _require_another_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise InUseError("the engine, which calls on_prefill, cannot wait for a text then")
 
     def _next(self, end: type[Exception]) -> Piece:
         if self._pieces:
@@ -147,6 +153,7 @@ class Handle:
             with self._lock:
                 if self._pieces or self._over:
                     return self._next(StopAsyncIteration)
+                self._require_another_thread()
                 came = asyncio.Event()
                 self._waiters.append(partial(loop.call_soon_threadsafe, came.set))
             await came.wait()

@@ -1,6 +1,7 @@
 """Who takes part in a step, with how many tokens, and with what drafts."""
 
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def take_part(
     room: int,
     begin: Callable[[Writing, list[Writing]], bool],
 ) -> Chosen:
-    """The texts of the next step, of `jobs` in order of rank, each with its number of tokens.
+    """The texts of the next step, of `jobs` in order of rank, each with its number of tokens: class
+    by class, those that write before those that read.
 
     max_gap: seconds that it may take; None: what mmrt.Engine says. room: tokens at most. begin:
     whether one that reads its prompt, after those before it, may.
@@ -48,28 +50,30 @@ def take_part(
     within = gap if len(jobs) > 1 else max(gap, _GAP_ALONE)
     chosen: Chosen = []
     parts: list[tuple[int, int]] = []
-    for job in jobs:
-        part = (1, job.length)
-        if job.writes and len(chosen) < room:
-            if chosen and cost.predict([*parts, part]) > within:
-                break
-            chosen.append((job, 1))
-            parts.append(part)
     has_reader = False
-    for i, job in enumerate(jobs):
-        if job.writes or len(chosen) >= room or not begin(job, jobs[:i]):
-            continue
-        most = min(job.to_read_at_once, room - sum(n for _, n in chosen))
-        n = cost.chunk(parts, job.length, most, within) if cost.steps else most
-        n = max(n, 0 if has_reader else 1)
-        if n < min(_WORTH_JOINING, most) and has_reader:
-            break
-        n = min(n, most)
-        if n < 1:
-            break
-        has_reader = True
-        chosen.append((job, n))
-        parts.append((n, job.length))
+    for _, equals in groupby(enumerate(jobs), lambda place: place[1].rank_class):
+        of_class = list(equals)
+        for _, job in of_class:
+            part = (1, job.length)
+            if job.writes and len(chosen) < room:
+                if chosen and cost.predict([*parts, part]) > within:
+                    break
+                chosen.append((job, 1))
+                parts.append(part)
+        for i, job in of_class:
+            if job.writes or len(chosen) >= room or not begin(job, jobs[:i]):
+                continue
+            most = min(job.to_read_at_once, room - sum(n for _, n in chosen))
+            n = cost.chunk(parts, job.length, most, within) if cost.steps else most
+            n = max(n, 0 if has_reader else 1)
+            if n < min(_WORTH_JOINING, most) and has_reader:
+                break
+            n = min(n, most)
+            if n < 1:
+                break
+            has_reader = True
+            chosen.append((job, n))
+            parts.append((n, job.length))
     return chosen
 
 

@@ -6,7 +6,7 @@ before each part of it. Which marks a model has, its chat template says.
 
 import re
 from collections.abc import Set
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from mmrt.text.grammar import Grammar, OneOf, Until
 
@@ -32,6 +32,7 @@ _LONGEST_HEADER = 256  # characters; what is longer is an answer without one
 _GAP = OneOf((("\n\n",), ("\n",), ()))
 
 
+@runtime_checkable
 class Channels(Protocol):
     """Sorts a text as it comes.
 
