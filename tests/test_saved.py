@@ -297,7 +297,7 @@ def test_what_was_not_used_for_longest_goes_first(opened: Open, place: Path) -> 
 
 @pytest.mark.parametrize("size", [0, -1, "x", 1.5, True])
 def test_sizes_that_are_none(path: Path, place: Path, size: object) -> None:
-    with pytest.raises(mmrt.ArgumentError):
+    with pytest.raises(mmrt.ArgumentError, match="kv_dir_size: "):
         mmrt.Model(path, kv_dir=place, kv_dir_size=size)  # type: ignore[arg-type]
 
 
@@ -310,11 +310,17 @@ def test_the_directory_is_this_users(opened: Open, place: Path) -> None:
     private.chmod(0o777)
     opened()
     assert private.stat().st_mode & 0o777 == 0o700
+    private.rename(
+        place.parent / "elsewhere"
+    )  # a link may be another user's, to what is not theirs
+    private.symlink_to(place.parent / "elsewhere")
+    with pytest.raises(mmrt.FileError, match="found a symbolic link"):
+        opened()
 
 
 def test_no_directory(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(mmrt.FileError, match="file"):
+    with pytest.raises(mmrt.FileError, match=r"expected a directory to save .*file"):
         mmrt.Model(path, kv_dir=tmp_path / "file")
     with pytest.raises(mmrt.ArgumentError, match="kv_dir"):
         mmrt.Model(path, kv_dir=7)  # type: ignore[arg-type]

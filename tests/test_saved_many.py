@@ -2,12 +2,15 @@
 
 import itertools
 import os
+import shutil
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mounts
 import pytest
 import tiny_models
 
@@ -104,3 +107,70 @@ def test_who_goes_next_is_known_without_looking_at_all(
     assert kept == [written[0][0], *(ids for ids, _ in written[-19:])]
     assert looks.total() <= 8 * MANY
     assert len(files._ends) <= 2 * 20 + 65
+
+
+# ---- what they may take ----
+
+
+def read_and_save(files: Saved, model: mmrt.Model, n: int = 20) -> None:
+    for _, cache in texts(model, n):
+        files.save(cache)
+
+
+def test_files_leave_half_of_the_disk_to_others(
+    model: mmrt.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are there already count as room: else each process would allow itself less."""
+    disk = shutil.disk_usage(tmp_path)
+    files = Saved(tmp_path, model.store, bytes(16))
+    read_and_save(files, model)
+    held = files.report.bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=held))
+    for _ in range(3):
+        again = Saved(tmp_path, model.store, bytes(16))
+        read_and_save(again, model)
+        assert again.report.files == 20 and again.report.written == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=0))
+    assert Saved(tmp_path, model.store, bytes(16)).report.bytes <= held // 2
+
+
+def test_files_of_before_count_too(model: mmrt.Model, tmp_path: Path) -> None:
+    files = Saved(tmp_path, model.store, bytes(16))
+    read_and_save(files, model)
+    most = files.report.bytes // 2
+    assert 0 < Saved(tmp_path, model.store, bytes(16), most).report.bytes <= most
+    assert Saved(tmp_path, model.store, bytes(16), 1).report.files == 0
+    assert not list(tmp_path.rglob("*.kv"))
+
+
+def test_a_read_only_disk(model: mmrt.Model, tmp_path: Path) -> None:
+    """What is there is found, nothing goes, and that nothing is saved is said once."""
+    place = tmp_path / "kv"
+    files = Saved(place, model.store, bytes(16))
+    read_and_save(files, model)
+
+    def work(file: Path) -> None:
+        again = Saved(file.parent, model.store, bytes(16), 1)
+        assert again.report.files == 20 and again.length([3, 4]) == 2
+        cache = Cache(model.store)
+        assert again.attach(cache, [3, 4]) == 2
+        with pytest.warns(UserWarning, match="are not saved: .*Read-only") as said:
+            read_and_save(again, model, 22)
+        assert len(said) == 1 and again.report.refused == 2
+        assert again.report.files == 20
+        with pytest.raises(mmrt.FileError, match="Read-only"):
+            Saved(file.parent / "new", model.store, bytes(16))
+
+    (place / "file").write_text("")
+    mounts.on("read-only", place / "file", tmp_path / "mount", work)
+
+
+def test_a_stranger_that_stays_is_counted_once(model: mmrt.Model, tmp_path: Path) -> None:
+    files = Saved(tmp_path, model.store, bytes(16))
+    (Path(files.directory) / f"{'00' * 16}.kv").mkdir()
+    with pytest.warns(UserWarning, match="are damaged: left out"):
+        assert files.length([3, 4]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_and_save(files, model, 2)
+    assert files.report.damaged == 1

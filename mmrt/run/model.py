@@ -68,7 +68,7 @@ class Model(TextModel):
     kv_dir: a directory where keys and values of texts are saved, so that neither this process nor
     a later one has to read again what a text begins with; None: nowhere. What is there is for this
     user alone, and may be removed at any time. kv_dir_size: bytes, or text such as "4GiB", that
-    this model's files may take; None: half of what is free on that disk.
+    this model's files may take; None: half of what that disk has for them.
 
     chat_template: in Jinja, instead of the file's own; or the name of one of these, where the file
     has several ("default", "tool_use"): else the one for tools serves where tools are given.

@@ -112,7 +112,7 @@ class Saved:
 
     directory: made if it is not there, for this user alone. fingerprint: 16 bytes that say what
     numbers these are: of another model, or laid out otherwise, nothing is found. most_bytes: what
-    the files may take, as parse_size() takes it; None: half of what is free on the disk.
+    the files may take, as parse_size() takes it; None: half of what the disk has for them.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class Saved:
         self._store = store
         self._fingerprint = fingerprint
         _make_private(self._parent, self.directory)
-        self._most_bytes = _room(self.directory, most_bytes)
         self._lock = threading.RLock()
         self._names: dict[bytes, _Extent] = {}
+        self._left_out: set[bytes] = set()  # those that are damaged and cannot be removed
         self._below: dict[bytes, dict[bytes, _Extent]] = {}
         self._n_bytes = self._written = self._read = self._damaged = self._refused = 0
         self._seen = -1  # the directory's mtime of which all is known
@@ -146,6 +146,8 @@ class Saved:
         self._work: queue.Queue[tuple[Callable[[], object], bool]] = queue.Queue()
         self._writer: threading.Thread | None = None
         self._list()
+        self._most_bytes = _room(self.directory, most_bytes, self._n_bytes)
+        self._evict()
 
     def __repr__(self) -> str:
         return f"<Saved in {self.directory!r}, {len(self._names)} files>"
@@ -187,7 +189,7 @@ class Saved:
                 with contextlib.suppress(ValueError):
                     name = bytes.fromhex(entry.name.removesuffix(_SUFFIX))
                     there.add(name)
-                    if name not in self._names:
+                    if name not in self._names and name not in self._left_out:
                         self._take_in(entry.path, name)
             for name in self._names.keys() - there:
                 self._forget(self._names[name])
@@ -216,12 +218,11 @@ class Saved:
         except OSError:  # gone, or not to be had now
             return
         except FormatError:
-            self._damage(path)
-            return
-        if extent.name != name:
-            self._damage(path)
-            return
-        self._enter(extent)
+            extent = None
+        if extent is not None and extent.name == name:
+            self._enter(extent)
+        elif not self._damage(path):
+            self._left_out.add(name)
 
     def _enter(self, extent: _Extent) -> None:
         self._names[extent.name] = extent
@@ -250,12 +251,11 @@ class Saved:
             if extent.before in self._names:
                 self._note_end(self._names[extent.before])
 
-    def _damage(self, path: str) -> None:
-        """The file is not what it should be: it goes, and that is said."""
+    def _damage(self, path: str) -> bool:
+        """The file is not what it should be: it goes, if it can, and that is said."""
         self._damaged += 1
         warnings.warn(f"{path}: saved keys and values are damaged: left out", stacklevel=2)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        return _unlinked(path)
 
     def _path(self, name: bytes) -> str:
         return os.path.join(self.directory, name.hex() + _SUFFIX)
@@ -437,9 +437,9 @@ class Saved:
                 self._remove(extent)
 
     def _remove(self, extent: _Extent) -> None:
-        self._forget(extent)
-        with self._changes(), contextlib.suppress(OSError):
-            os.unlink(self._path(extent.name))
+        with self._changes():
+            if _unlinked(self._path(extent.name)):
+                self._forget(extent)
 
     # ---- on a thread of its own ----
 
@@ -499,12 +499,27 @@ class Saved:
         done.wait()
 
 
-def _room(directory: str, most_bytes: int | str | None) -> int:
+def _unlinked(path: str) -> bool:
+    """Whether the file is gone; it may be where nothing can be changed."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _room(directory: str, most_bytes: int | str | None, n_bytes: int) -> int:
+    """n_bytes: that the files take now."""
     if most_bytes is None:
-        return shutil.disk_usage(directory).free // 2
-    if isinstance(most_bytes, str):
+        return (shutil.disk_usage(directory).free + n_bytes) // 2
+    if not isinstance(most_bytes, str):
+        return whole("kv_dir_size", most_bytes, 1)
+    try:
         return parse_size(most_bytes)
-    return whole("kv_dir_size", most_bytes, 1)
+    except ArgumentError as error:
+        raise ArgumentError(f"kv_dir_size: {error}") from None
 
 
 def _make_private(*directories: str) -> None:
@@ -512,8 +527,13 @@ def _make_private(*directories: str) -> None:
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise FileError(error.errno, error.strerror, directory) from None
-    made = os.stat(directories[-1])
+            told = error.strerror
+            if isinstance(error, FileExistsError):
+                told = "expected a directory to save keys and values in"
+            raise FileError(error.errno, told, directory) from None
+    made = os.lstat(directories[-1])
+    if not stat.S_ISDIR(made.st_mode):
+        raise FileError(None, "expected a directory, found a symbolic link", directories[-1])
     if made.st_uid != os.geteuid():
         raise FileError(None, "the saved keys and values are another user's", directories[-1])
     if made.st_mode & 0o077:
