@@ -158,8 +158,9 @@ mmrt_status mmrt_state_store_create(const mmrt_layer_state *layers, uint32_t n_l
 /* Lets go of it; it is freed with the last program and sequence that use it. */
 void mmrt_state_store_free(mmrt_state_store *store);
 
-uint64_t mmrt_state_store_bytes(mmrt_state_store *store);      /* held by all sequences together */
-uint64_t mmrt_state_page_bytes(const mmrt_state_store *store); /* of 32 tokens, in all layers */
+uint64_t mmrt_state_store_bytes(mmrt_state_store *store);       /* held by all sequences together */
+uint64_t mmrt_state_page_bytes(const mmrt_state_store *store);  /* of 32 tokens, in all layers */
+uint64_t mmrt_state_block_bytes(const mmrt_state_store *store); /* of all layers that keep one */
 uint64_t mmrt_state_store_mapped_bytes(mmrt_state_store *store); /* see mmrt_state_attach() */
 
 /* What sequences share. */
@@ -203,8 +204,26 @@ uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length);
 mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err);
 
 /* Forgets the tokens from `length` on, gives their pages back, and returns how many are left:
- * `length`, or 0 where a layer keeps a block, which cannot be undone. */
+ * `length`, or where layers keep a block, which cannot be undone, those of the last checkpoint
+ * before it; without one 0. */
 uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length);
+
+/* How many tokens rewind would leave. */
+uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length);
+
+/* Checkpoints: blocks as they were at some lengths. The first sets one where the sequence is now;
+ * it takes a block's memory once the sequence goes on. Where layers keep none, nothing is done. The
+ * second lists the lengths, the shortest first, `most` of them, and returns how many there are. */
+mmrt_status mmrt_state_checkpoint(mmrt_state *state, mmrt_error *err);
+uint64_t mmrt_state_checkpoints(const mmrt_state *state, uint64_t *lengths, uint64_t most);
+
+/* There is no checkpoint of this length any more. */
+void mmrt_state_forget(mmrt_state *state, uint64_t length);
+
+/* Has a sequence hold the checkpoints of another, whose tokens must be the same as far as either
+ * goes, and where it ends. ARGUMENT for sequences of several stores; after NO_MEMORY it holds some.
+ */
+mmrt_status mmrt_state_adopt(mmrt_state *state, const mmrt_state *other, mmrt_error *err);
 
 /* Pages in files. A file holds the pages of up to MMRT_SAVED_TOKENS tokens in a row, laid out from
  * a byte on as in memory; so whoever maps it reads them where they are, and several processes hold

@@ -18,7 +18,7 @@ from command import HOME
 
 import mmrt
 from mmrt.core.state import Cache
-from mmrt.run.prefixes import spare
+from mmrt.run.checkpoints import spare
 from mmrt.run.saved import Saved
 from mmrt.run.sequence import Sequence
 from mmrt.run.swap import Swap

@@ -222,9 +222,9 @@ def whole() -> dict[str, Any]:
         "held": 128, "logical": 192, "kv": None, "copies": 0, "pss": None, "seconds": 2.5,
         "texts": [
             {"number": 1, "doing": "writing", "priority": -3, "p": 0, "prompt_tokens": 3,
-             "tokens": 40, "pages": [[8, 2], [9, 1]]},
+             "tokens": 40, "pages": [[8, 2], [9, 1]], "checkpoints": []},
             {"number": 0, "doing": None, "priority": 0, "p": 0, "prompt_tokens": 0,
-             "tokens": 32, "pages": [[8, 2]]},
+             "tokens": 32, "pages": [[8, 2]], "checkpoints": [32]},
         ],
         "spans": [[1, "waiting", 0, 0.5], [1, "writing", 0.5, 2.5]],
     }  # fmt: skip

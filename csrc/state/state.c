@@ -1,8 +1,9 @@
-/* A sequence: its length, a table of pages, and a block. All under the store's lock, but for the
- * length, which is read without it. */
+/* A sequence: its length, a table of pages, a block, and checkpoints. All under the store's lock,
+ * but for the length, which is read without it. */
 #include "state/store.h"
 
 #include "base/status.h"
+#include "state/checkpoints.h"
 #include "state/page.h"
 
 #include <stdatomic.h>
@@ -20,6 +21,8 @@ struct mmrt_state {
     struct mmrt_block *block; /* of the tokens read; NULL: none yet */
     struct mmrt_block *next;  /* to be filled by a step; NULL: none yet */
     bool writes_next;         /* a step does */
+    bool keeps_block;         /* the block becomes a checkpoint when the sequence goes on */
+    struct mmrt_checkpoints checkpoints; /* of fewer tokens; with room for another */
 };
 
 static uint64_t pages_for(const mmrt_state *state, uint64_t length) {
@@ -42,6 +45,7 @@ void mmrt_state_free(mmrt_state *state) {
     mmrt_state_store_free(state->store);
     free(state->pages);
     free(state->addresses);
+    free(state->checkpoints.at);
     free(state);
 }
 
@@ -76,7 +80,8 @@ static uint64_t mapped_pages(const mmrt_state *state) {
 
 uint64_t mmrt_state_bytes(const mmrt_state *state) {
     mmrt_state_lock();
-    const uint64_t n_blocks = (uint64_t)(state->block != NULL) + (state->next != NULL);
+    const uint64_t n_blocks =
+        (uint64_t)(state->block != NULL) + (state->next != NULL) + state->checkpoints.n;
     const uint64_t n_pages = state->n_pages - mapped_pages(state);
     const uint64_t bytes =
         n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
@@ -100,7 +105,9 @@ uint64_t mmrt_state_shared_bytes(const mmrt_state *state) {
     uint64_t n_pages = 0;
     for (uint64_t i = 0; i < state->n_pages; i++)
         n_pages += is_shared(state->pages[i]) && !state->pages[i].extent->file;
-    const uint64_t n_blocks = state->block && state->block->holders > 1;
+    uint64_t n_blocks = state->block && state->block->holders > 1;
+    for (uint64_t i = 0; i < state->checkpoints.n; i++)
+        n_blocks += state->checkpoints.at[i].block->holders > 1;
     mmrt_state_unlock();
     return n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
 }
@@ -208,12 +215,25 @@ static mmrt_status take_pages(mmrt_state *state, uint64_t wanted, mmrt_error *er
     return status;
 }
 
+/* To the last checkpoint of `length` tokens at most, or else to nothing; returns how many. */
+static uint64_t go_back(mmrt_state *state, uint64_t length) {
+    struct mmrt_checkpoints *list = &state->checkpoints;
+    mmrt_checkpoints_cut(state->store, list, mmrt_checkpoints_up_to(list, length));
+    mmrt_block_drop(state->store, &state->block);
+    state->keeps_block = list->n > 0;
+    if (!list->n)
+        return 0;
+    const struct mmrt_checkpoint last = list->at[--list->n];
+    state->block = last.block;
+    return last.length;
+}
+
 /* Under the lock; returns the length. */
 static uint64_t rewind_to(mmrt_state *state, uint64_t length) {
     if (length > state->length)
         length = state->length;
     if (length < state->length && state->store->block_bytes)
-        length = 0;
+        length = go_back(state, length);
     state->length = length;
     const uint64_t before = state->n_pages, kept = pages_for(state, length);
     state->n_pages = kept;
@@ -247,17 +267,26 @@ mmrt_status mmrt_state_reserve(mmrt_state *state, uint64_t length, mmrt_error *e
     return status;
 }
 
+/* The block that a step has filled is the sequence's. */
+static void turn_over(mmrt_state *state) {
+    struct mmrt_block *before = state->block;
+    state->writes_next = false;
+    state->block = state->next;
+    state->next = NULL;
+    if (state->keeps_block)
+        mmrt_checkpoints_add(&state->checkpoints, (struct mmrt_checkpoint){state->length, before});
+    else if (before->holders > 1)
+        mmrt_block_drop(state->store, &before);
+    else
+        state->next = before;
+    state->keeps_block = false;
+}
+
 void mmrt_state_commit(mmrt_state *state, uint64_t length) {
     mmrt_state_lock();
+    if (state->writes_next)
+        turn_over(state);
     state->length = length;
-    if (state->writes_next) {
-        struct mmrt_block *before = state->block;
-        state->writes_next = false;
-        state->block = state->next;
-        state->next = before;
-        if (before->holders > 1)
-            mmrt_block_drop(state->store, &state->next);
-    }
     mmrt_state_unlock();
 }
 
@@ -299,6 +328,97 @@ uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length) {
     return reached;
 }
 
+/* ---- checkpoints ---- */
+
+uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length) {
+    mmrt_state_lock();
+    const struct mmrt_checkpoints *list = &state->checkpoints;
+    if (length > state->length)
+        length = state->length;
+    if (length < state->length && state->store->block_bytes) {
+        const uint64_t n = mmrt_checkpoints_up_to(list, length);
+        length = n ? list->at[n - 1].length : 0;
+    }
+    mmrt_state_unlock();
+    return length;
+}
+
+static mmrt_status keep_block(mmrt_state *state, mmrt_error *err) {
+    mmrt_status status = MMRT_OK;
+    if (state->block && state->length && !state->keeps_block) {
+        status = mmrt_checkpoints_make_room(&state->checkpoints, err);
+        state->keeps_block = !status;
+    }
+    return status;
+}
+
+mmrt_status mmrt_state_checkpoint(mmrt_state *state, mmrt_error *err) {
+    mmrt_state_lock();
+    mmrt_status status = keep_block(state, err);
+    mmrt_state_unlock();
+    return status;
+}
+
+uint64_t mmrt_state_checkpoints(const mmrt_state *state, uint64_t *lengths, uint64_t most) {
+    mmrt_state_lock();
+    const struct mmrt_checkpoints *list = &state->checkpoints;
+    for (uint64_t i = 0; i < list->n && i < most; i++)
+        lengths[i] = list->at[i].length;
+    if (state->keeps_block && list->n < most)
+        lengths[list->n] = state->length;
+    const uint64_t n = list->n + state->keeps_block;
+    mmrt_state_unlock();
+    return n;
+}
+
+void mmrt_state_forget(mmrt_state *state, uint64_t length) {
+    mmrt_state_lock();
+    struct mmrt_checkpoints *list = &state->checkpoints;
+    const uint64_t n = mmrt_checkpoints_up_to(list, length);
+    if (length == state->length)
+        state->keeps_block = false;
+    else if (n && list->at[n - 1].length == length)
+        mmrt_checkpoints_remove(state->store, list, n - 1);
+    mmrt_state_unlock();
+}
+
+/* Holds a block too that another sequence of the same tokens has after `length` of them. */
+static mmrt_status adopt_one(mmrt_state *to, uint64_t length, struct mmrt_block *block,
+                             mmrt_error *err) {
+    struct mmrt_checkpoints *list = &to->checkpoints;
+    const uint64_t n = mmrt_checkpoints_up_to(list, length);
+    if (length == to->length)
+        return keep_block(to, err);
+    if (!block || length > to->length || (n && list->at[n - 1].length == length))
+        return MMRT_OK;
+    mmrt_status status = mmrt_checkpoints_make_room(list, err);
+    if (status)
+        return status;
+    mmrt_block_hold(to->store, block);
+    mmrt_checkpoints_add(list, (struct mmrt_checkpoint){length, block});
+    return mmrt_checkpoints_make_room(list, err);
+}
+
+/* All that `from` can go back to; its end, if it is to be kept or `to` is longer. */
+static mmrt_status adopt(mmrt_state *to, const mmrt_state *from, mmrt_error *err) {
+    const struct mmrt_checkpoints *list = &from->checkpoints;
+    mmrt_status status = MMRT_OK;
+    for (uint64_t i = 0; !status && i < list->n; i++)
+        status = adopt_one(to, list->at[i].length, list->at[i].block, err);
+    if (!status && (from->keeps_block || from->length < to->length))
+        status = adopt_one(to, from->length, from->block, err);
+    return status;
+}
+
+mmrt_status mmrt_state_adopt(mmrt_state *state, const mmrt_state *other, mmrt_error *err) {
+    if (state->store != other->store)
+        return mmrt_fail(err, MMRT_ARGUMENT, "the sequences belong to different models");
+    mmrt_state_lock();
+    mmrt_status status = adopt(state, other, err);
+    mmrt_state_unlock();
+    return status;
+}
+
 /* ---- fork ---- */
 
 static mmrt_status copy_tables(mmrt_state *to, const mmrt_state *from, mmrt_error *err) {
@@ -317,7 +437,7 @@ static mmrt_status copy_tables(mmrt_state *to, const mmrt_state *from, mmrt_erro
         to->block = from->block;
     }
     to->length = from->length;
-    return MMRT_OK;
+    return adopt(to, from, err);
 }
 
 mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err) {

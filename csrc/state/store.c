@@ -110,6 +110,10 @@ uint64_t mmrt_state_page_bytes(const mmrt_state_store *store) {
     return store->page_bytes;
 }
 
+uint64_t mmrt_state_block_bytes(const mmrt_state_store *store) {
+    return store->block_bytes;
+}
+
 uint32_t mmrt_state_n_layers(const mmrt_state_store *store) {
     return store->n_layers;
 }

@@ -75,14 +75,18 @@ def _print(snapshot: Snapshot) -> None:
         Console().print(pictures.TerminalEngine(snapshot))
         return
     owner = engines.owners(snapshot.texts)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for text in snapshot.texts:
         table = [
             run.places + (f" (held by {run.holders})" if run.holders > 1 else "")
             for run in engines.runs(text, owner)
         ]
-        rows.append((*pictures.row_of(text), str(len(text.pages)), "; ".join(table)))
-    print_table(("text", "does", "tokens", "pages", "which"), rows)
+        backs = ", ".join(map(str, text.checkpoints))
+        rows.append((*pictures.row_of(text), str(len(text.pages)), "; ".join(table), backs))
+    columns: tuple[str, ...] = ("text", "does", "tokens", "pages", "which", "checkpoints")
+    if not any(text.checkpoints for text in snapshot.texts):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(columns, rows)
     times = [
         (f"text {number}", *(f"{sum(s.end - s.start for s in spans if s.doing == doing):.2f}"
                              for doing in pictures.DOING))

@@ -308,6 +308,7 @@ cdef extern from "mmrt.h" nogil:
     void mmrt_state_store_free(mmrt_state_store *store)
     uint64_t mmrt_state_store_bytes(mmrt_state_store *store)
     uint64_t mmrt_state_page_bytes(const mmrt_state_store *store)
+    uint64_t mmrt_state_block_bytes(const mmrt_state_store *store)
     uint64_t mmrt_state_store_mapped_bytes(mmrt_state_store *store)
     uint64_t mmrt_state_saved_bytes(const mmrt_state_store *store)
 
@@ -336,6 +337,11 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length)
     mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err)
     uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length)
+    uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length)
+    mmrt_status mmrt_state_checkpoint(mmrt_state *state, mmrt_error *err)
+    uint64_t mmrt_state_checkpoints(const mmrt_state *state, uint64_t *lengths, uint64_t most)
+    void mmrt_state_forget(mmrt_state *state, uint64_t length)
+    mmrt_status mmrt_state_adopt(mmrt_state *state, const mmrt_state *other, mmrt_error *err)
 
     enum: MMRT_SAVED_TOKENS
 

@@ -7,10 +7,12 @@ from mmrt.core._c cimport (
     MMRT_OK, MMRT_SAVED_TOKENS, MMRT_STATE_BLOCK, MMRT_STATE_NOTHING, MMRT_STATE_PAGES,
     MMRT_STATE_PAGES_OF_LAYER, mmrt_error,
     mmrt_heads_are_apart, mmrt_key_room,
-    mmrt_layer_state, mmrt_page_held, mmrt_state_attach, mmrt_state_bytes, mmrt_state_check,
-    mmrt_state_create,
+    mmrt_layer_state, mmrt_page_held, mmrt_state_adopt, mmrt_state_attach, mmrt_state_block_bytes,
+    mmrt_state_bytes, mmrt_state_check, mmrt_state_checkpoint, mmrt_state_checkpoints,
+    mmrt_state_create, mmrt_state_forget,
     mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length,
-    mmrt_state_mapped_bytes, mmrt_state_page_bytes, mmrt_state_page_table, mmrt_state_rewind,
+    mmrt_state_mapped_bytes, mmrt_state_page_bytes, mmrt_state_page_table, mmrt_state_reach,
+    mmrt_state_rewind,
     mmrt_state_save, mmrt_state_saved_bytes, mmrt_state_shared_bytes, mmrt_state_sharing,
     mmrt_state_store_bytes, mmrt_state_store_create, mmrt_state_store_free,
     mmrt_state_store_mapped_bytes, mmrt_state_store_sharing, mmrt_status,
@@ -136,7 +138,7 @@ cdef class StateStore:
 
     @property
     def is_recurrent(self):
-        """Whether a layer keeps a block: then no text can go back, but to its beginning."""
+        """Whether a layer keeps a block: then texts go back to their checkpoints alone."""
         return any(isinstance(layer, Block) for layer in self.layers)
 
     def head_room(self, int layer):
@@ -170,6 +172,11 @@ cdef class StateStore:
     def page_bytes(self):
         """Bytes that a cache takes for 32 tokens."""
         return mmrt_state_page_bytes(self.handle)
+
+    @property
+    def block_bytes(self):
+        """Bytes that a checkpoint takes; 0: texts go back without."""
+        return mmrt_state_block_bytes(self.handle)
 
     @property
     def saved_bytes(self):
@@ -281,12 +288,55 @@ cdef class Cache:
 
     def truncate(self, length):
         """Forgets the tokens from `length` on, and lets go of whole pages, which go back to the
-        system unless others hold them. Returns how many tokens are left: `length`, or 0 where a
-        layer keeps what cannot be undone."""
+        system unless others hold them. Returns how many tokens are left: reach(length)."""
         self.require_rest()
         if not 0 <= length <= self.length:
             raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
         return self.cut(length)
+
+    def reach(self, uint64_t length):
+        """How many tokens truncate(length) would leave: `length`, or where a layer keeps what
+        cannot be undone, those of the last checkpoint up to there, without one 0."""
+        self.settle()
+        return mmrt_state_reach(self.handle, length)
+
+    def checkpoint(self):
+        """Has it come back to where it is now, whatever follows. Where it can go back anywhere,
+        nothing is done; else a checkpoint takes StateStore.block_bytes once the text goes on."""
+        cdef mmrt_error error
+        self.require_rest()
+        check(mmrt_state_checkpoint(self.handle, &error), &error)
+
+    @property
+    def checkpoints(self):
+        """The lengths that it can come back to, as a list."""
+        cdef uint64_t room = 0, n
+        cdef uint64_t *lengths = NULL
+        self.settle()
+        while True:
+            n = mmrt_state_checkpoints(self.handle, lengths, room)
+            if n <= room:
+                found = [lengths[i] for i in range(n)]
+                free(lengths)
+                return found
+            free(lengths)
+            room = n
+            lengths = <uint64_t *> calloc(room, sizeof(uint64_t))
+            if lengths is NULL:
+                raise MemoryError
+
+    def forget(self, uint64_t length):
+        """It has no checkpoint of this length any more."""
+        self.require_rest()
+        mmrt_state_forget(self.handle, length)
+
+    def adopt(self, Cache other not None):
+        """Has it come back to where `other` can, and to its end, whose tokens are the same as far
+        as either goes. Raises OutOfMemoryError, and ArgumentError for another model's."""
+        cdef mmrt_error error
+        self.require_rest()
+        other.require_rest()
+        check(mmrt_state_adopt(self.handle, other.handle, &error), &error)
 
     @property
     def is_whole(self):

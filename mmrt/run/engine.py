@@ -16,6 +16,7 @@ from mmrt.core.arguments import instance, number, text, whole
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
 from mmrt.run import outcome
+from mmrt.run.checkpoints import spare
 from mmrt.run.cost import StepCost
 from mmrt.run.drafts import Drafting
 from mmrt.run.feedback import Feedback
@@ -23,7 +24,7 @@ from mmrt.run.generation import Answer, Options, Settings
 from mmrt.run.handle import Handle, require_process
 from mmrt.run.mover import Mover
 from mmrt.run.phases import Phases
-from mmrt.run.prefixes import Kept, Prefixes, common, spare
+from mmrt.run.prefixes import Kept, Prefixes, common
 from mmrt.run.sequence import Sequence
 from mmrt.run.snapshot import Snapshot, answer_all, kept_text, taken
 from mmrt.run.step import Chosen, Step, by_prompt, prompt_key, take_part
@@ -358,7 +359,7 @@ class Engine:
     def _fail(self, error: MmrtError, chosen: Chosen, jobs: list[Writing]) -> None:
         """A step of these texts has failed."""
         if isinstance(error, OutOfMemoryError):
-            if self.prefixes.give_back(1) or self._park_one(jobs, beside=jobs[0]):
+            if self.prefixes.make_room(1) or self._park_one(jobs, beside=jobs[0]):
                 return
             if len(chosen) == 1:
                 self._leave(chosen[0][0], error)
@@ -404,9 +405,9 @@ class Engine:
                 continue
             alike = common(other.ids, job.ids)
             is_twin = other.ids == job.ids  # which leaves nothing to be read: see _twins()
-            can_be_cut = not self._model.store.is_recurrent
-            worth_it = is_twin or (can_be_cut and min(alike, most) - job.length >= PAGE_TOKENS)
-            if worth_it and other.length < alike:
+            until = alike if is_twin else other.can_be_taken_over(min(alike, most))
+            worth_it = is_twin or until - job.length >= PAGE_TOKENS
+            if worth_it and other.length < until:
                 return False
         if job.cache is None:
             if not self._has_room_for(job, earlier):
@@ -418,10 +419,9 @@ class Engine:
         if job.kept is not None:
             self.prefixes.drop(job.kept)
         job.handle.begin(cache.length)
-        job.cache = cache
+        job.begin(cache, self._model)
         job.kept = self.prefixes.follow(cache, job.salt)
         job.kept.number = job.handle.number
-        job.answer.sequence = Sequence(self._model, cache)
         job.stays_until = self._now() + _STAYS * _INTERVAL
 
     # ---- memory ----
@@ -431,8 +431,8 @@ class Engine:
         the only one."""
         if self._kv is None or not earlier:
             return True
-        pages = -(-(len(job.ids) + _HEADROOM) // PAGE_TOKENS)
-        wanted = self._model.store.nbytes + pages * self._model.store.page_bytes - self._kv
+        store, pages = self._model.store, -(-(len(job.ids) + _HEADROOM) // PAGE_TOKENS)
+        wanted = store.nbytes + pages * store.page_bytes + 2 * store.block_bytes - self._kv
         return wanted <= 0 or self.prefixes.give_back(wanted) >= wanted
 
     def _make_room(self, chosen: Chosen, jobs: list[Writing]) -> bool:
@@ -443,7 +443,7 @@ class Engine:
         while True:
             grows = sum(job.cache.growth(job.length + n) for job, n in chosen if job.cache)
             short = self._model.store.nbytes + grows - self._kv
-            if short <= 0 or self.prefixes.give_back(short) >= short:
+            if short <= 0 or self.prefixes.make_room(short) >= short:
                 return True
             if self._mover.is_saving:
                 return False  # for now
@@ -524,12 +524,11 @@ class Engine:
         if logits is not None and step.n_drafted:
             self._end(outcome.verify(ends, logits))
             logits = None
-        for (job, _), share in zip(chosen, self.cost.shares(costs, seconds), strict=True):
+        for (job, n), share in zip(chosen, self.cost.shares(costs, seconds), strict=True):
             self._feedback.charge(job, 1000 * share)
             if job.kept is not None:
                 self.prefixes.grow(job.kept)
-                if job.is_worth_keeping:
-                    self.prefixes.keep_here(job.kept)
+                self.prefixes.version += job.set_checkpoint(n)  # others may go on from there
         if is_timed:
             self.cost.observe(costs, seconds)
         for (job, _), (_, start) in zip(chosen, costs, strict=True):

@@ -15,6 +15,7 @@ from mmrt.core.draw import Drawn
 from mmrt.core.kernels import Pool
 from mmrt.core.sampling import Filters, Sampling
 from mmrt.errors import ArgumentError, InUseError
+from mmrt.run.checkpoints import Stops
 from mmrt.run.drafts import Drafting
 from mmrt.run.loan import Loan
 from mmrt.run.sampler import Sampler, mask_without, sample_together
@@ -361,6 +362,14 @@ class Answer:
         """Tokens that may still be written, once one was drawn."""
         return self._left or 0
 
+    def stops(self, ids: Sequence[int]) -> Stops | None:
+        """Where the text sets checkpoints as it reads the rest of `ids`; None: it sets none."""
+        if not self.sequence.goes_back:
+            return None
+        n = self._tokenizer.vocab_size
+        controls = {i for i in set(ids) if 0 <= i < n and self._tokenizer.is_special(int(i))}
+        return Stops(ids, len(self.sequence), controls)
+
     def take(self, drawn: Drawn) -> tuple[list[Piece], int | None]:
         """Pieces that come after the last token read, and the token to read next; None: it ends.
 
@@ -459,7 +468,9 @@ def generate(
     answer: Answer, prompt: Sequence[int], on_prefill: Progress | None
 ) -> Generator[Piece, None, None]:
     """Reads `prompt` into the answer's sequence and yields pieces of what comes after it."""
-    rows, draft = answer.sequence.extend(prompt, progress=on_prefill)[None], list[int]()
+    stops = answer.stops([*answer.sequence.history, *prompt])
+    rows = answer.sequence.extend(prompt, progress=on_prefill, stops=stops)[None]
+    draft = list[int]()
     drafting = answer.drafting
     try:
         while True:

@@ -3,20 +3,20 @@
 A node stands for 32 tokens after those of the nodes above it, as a page of keys and values does.
 Texts run through it: those that are being read or written, and those that have ended and stay for
 whoever comes next with the same beginning. A new text is a fork of the one that shares most with
-it, cut to what they share; so pages are in memory once. Texts of a recurrent model cannot be cut:
-there a new text is a fork of the longest one that it begins with as a whole.
+it, cut to what they share; so pages are in memory once. Texts of a recurrent model are cut at their
+checkpoints alone, and the one whose last checkpoint in what they share is the furthest is forked.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrt.core.program import ALIKE_TOKENS
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
 from mmrt.errors import OutOfMemoryError
+from mmrt.run.checkpoints import forget_all, forget_one, spare
 
 # What is cut off a text that stays, at a time: the pages of an extent.
 _CUT_TOKENS = 8 * PAGE_TOKENS
@@ -58,7 +58,7 @@ class Prefixes:
         self.asked_tokens = self.found_tokens = 0  # by take(), so far
         self._roots: dict[str, _Node] = {}
         self._idle: dict[Kept, None] = {}  # the least recently used first
-        self.version = 0  # rises as the tree grows
+        self.version = 0  # rises as the tree grows, and with new checkpoints
 
     def __len__(self) -> int:
         return sum(len(root.texts) for root in self._roots.values())
@@ -76,7 +76,7 @@ class Prefixes:
     def _find(self, ids: Sequence[int], salt: str) -> tuple[Kept | None, int]:
         nodes = self._way(ids, salt)
         if self.store.is_recurrent:
-            return _longest(nodes, ids)
+            return _furthest(nodes, ids)
         if not nodes:
             return None, 0
         node, depth = nodes[-1], len(nodes) - 1
@@ -117,6 +117,8 @@ class Prefixes:
         self._touch(text)
         cache = text.cache.fork()
         reached = cache.truncate(min(length, cache.length))  # a step that failed may have cut it
+        with suppress(OutOfMemoryError):
+            cache.checkpoint()  # others may go on from here
         self.found_tokens += reached
         return cache
 
@@ -144,7 +146,7 @@ class Prefixes:
 
     def release(self, text: Kept) -> None:
         """The text has ended, and stays until its memory is wanted. Those that it begins with are
-        not needed any more, if this one can be cut."""
+        not needed any more."""
         self.grow(text)
         text.in_use = False
         self._touch(text)
@@ -155,19 +157,14 @@ class Prefixes:
                     continue
                 rest = other.cache.tokens[depth * PAGE_TOKENS :]
                 here = tokens[depth * PAGE_TOKENS : depth * PAGE_TOKENS + len(rest)]
-                if self.store.is_recurrent and len(other.cache.tokens) < len(tokens):
-                    continue  # from here alone can another text go on that differs after it
-                if rest == here:
-                    self.drop(other)
+                if rest != here:
+                    continue
+                if self.store.is_recurrent:
+                    with suppress(OutOfMemoryError):
+                        text.cache.adopt(other.cache)
+                self.drop(other)
         if not tokens:
             self.drop(text)
-
-    def keep_here(self, text: Kept) -> None:
-        """Another text, which has ended, stays with the tokens that this one has now."""
-        with suppress(OutOfMemoryError):  # then others read it by themselves
-            kept = self.follow(text.cache.fork(), text.salt)
-            kept.number = text.number
-            self.release(kept)
 
     def drop(self, text: Kept) -> None:
         """Takes a text out of the tree; memory that no other holds is given back."""
@@ -207,13 +204,26 @@ class Prefixes:
                 break
             length = len(text.cache.tokens)
             alone = next((i for i, n in enumerate(text.path) if len(n.texts) == 1), None)
-            if length <= _CUT_TOKENS or alone is None or self.store.is_recurrent:
-                self.drop(text)  # what is left, others hold too, or it is little, or cannot be cut
-                continue
-            left = (length - 1) // _CUT_TOKENS * _CUT_TOKENS
-            self._shorten(text, left // PAGE_TOKENS)
-            if not text.cache.truncate(left):
-                self.drop(text)
+            if length <= _CUT_TOKENS or alone is None:
+                self.drop(text)  # what is left, others hold too, or it is little
+            elif not forget_one(text.cache):
+                self._cut(text, (length - 1) // _CUT_TOKENS * _CUT_TOKENS)
+        return before - self.store.nbytes
+
+    def _cut(self, text: Kept, length: int) -> None:
+        if self.store.is_recurrent:
+            length = text.cache.reach(length)
+        self._shorten(text, length // PAGE_TOKENS)
+        if not text.cache.truncate(length):
+            self.drop(text)
+
+    def make_room(self, n_bytes: int) -> int:
+        """give_back(); where that is not enough, checkpoints of texts that go on go too."""
+        before = self.store.nbytes
+        if self.give_back(n_bytes) < n_bytes:
+            for root in self._roots.values():
+                for text in root.texts:
+                    forget_all(text.cache)
         return before - self.store.nbytes
 
     def drop_damaged(self) -> None:
@@ -261,18 +271,6 @@ class Earlier:
         with self._at_it() as tree:
             return self._store.cache() if tree is None else tree.take(ids, most=spare(ids))
 
-    def pause(
-        self, cache: Cache, ids: Sequence[int], most_bytes: int
-    ) -> tuple[int, Callable[[], object]] | None:
-        """Where a text that cannot be cut is to pause in reading `ids`, so that the next one that
-        begins as they do finds it there, and what keeps it then; None: it can be cut."""
-
-        def keep() -> None:
-            with suppress(OutOfMemoryError):
-                self.keep(cache.fork(), most_bytes)
-
-        return (spare(ids), keep) if self._store.is_recurrent else None
-
     def keep(self, cache: Cache, most_bytes: int) -> None:
         """Keeps a text that has ended, and others while all take no more than `most_bytes`."""
         with self._at_it() as tree:
@@ -288,24 +286,19 @@ class Earlier:
                 tree.clear()
 
 
-def spare(ids: Sequence[int]) -> int:
-    """How many of a prompt's tokens need not be read again: not the last few, which are read as a
-    step of their own, so that they are rounded as in longer ones."""
-    return max(len(ids) - ALIKE_TOKENS, 0)
-
-
-def _longest(nodes: list[_Node], ids: Sequence[int]) -> tuple[Kept | None, int]:
-    """The longest of the texts at these nodes that `ids` begin with as a whole."""
+def _furthest(nodes: list[_Node], ids: Sequence[int]) -> tuple[Kept | None, int]:
+    """Of the texts at these nodes the one that can go back furthest into what it shares with `ids`,
+    and to how many tokens."""
+    best, found = None, 0
     for depth in reversed(range(len(nodes))):
-        rest = ids[depth * PAGE_TOKENS :]
-        best, found = None, 0
-        for text in nodes[depth].ends:
-            more = text.cache.tokens[depth * PAGE_TOKENS :]
-            if len(more) >= found and len(more) == common(rest, more) and text.cache.tokens:
-                best, found = text, len(more)
-        if best is not None:
-            return best, depth * PAGE_TOKENS + found
-    return None, 0
+        first, end = depth * PAGE_TOKENS, (depth + 1) * PAGE_TOKENS
+        for text in nodes[depth].texts:
+            reached = text.cache.reach(first + common(ids[first:end], text.cache.tokens[first:end]))
+            if reached > found:
+                best, found = text, reached
+        if found >= first:  # others share less
+            break
+    return best, found
 
 
 def _pages(ids: Sequence[int]) -> list[bytes]:

@@ -185,6 +185,6 @@ def _fitting(
     for job, n in chosen:
         if room <= 0 or (n <= room and len(fitting) == ends):
             break
-        fitting.append((job, min(n, room)))
+        fitting.append((job, min(n, room) if job.writes else job.cut(min(n, room))))
         room -= n
     return fitting

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as List
+from contextlib import suppress
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -11,8 +12,9 @@ from mmrt.core.arguments import choice, function, require_ids, token_ids, whole
 from mmrt.core.program import Part
 from mmrt.core.state import Cache, Page
 from mmrt.errors import ArgumentError, OutOfMemoryError
+from mmrt.run.checkpoints import Stops, forget_all, set_if_due, set_one, spare
 from mmrt.run.loan import Loan, Writer
-from mmrt.run.prefixes import common, spare
+from mmrt.run.prefixes import common
 from mmrt.run.saved import Saved
 
 T = TypeVar("T")
@@ -45,12 +47,10 @@ class Sequence:
     closed or is dropped.
     """
 
-    def __init__(
-        self, model: Runner, cache: Cache, pause: tuple[int, Callable[[], object]] | None = None
-    ) -> None:
-        """pause: at how many tokens a step is to end, and what is to be called then."""
+    def __init__(self, model: Runner, cache: Cache, goes_back: bool = False) -> None:
+        """goes_back: somebody may go back in it: if it needs checkpoints for that, it sets some."""
         self._model = model
-        self._pause = pause
+        self.goes_back = goes_back and cache.store.is_recurrent
         self._cache = cache
         self._loan = Loan()
 
@@ -76,7 +76,7 @@ class Sequence:
 
     def unlent(self) -> "Sequence":
         """The same text as its writer sees it, whoever has it."""
-        return Sequence(self._model, self._cache)
+        return Sequence(self._model, self._cache, self.goes_back)
 
     def end_writer(self) -> None:
         """Closes the stream that writes in this text, if there is one."""
@@ -111,16 +111,18 @@ class Sequence:
         Raises InUseError while another thread extends this one, ArgumentError for a closed model.
         """
         self._model.require_room(len(self))
-        return Sequence(self._model, self._cache.fork())
+        return Sequence(self._model, self._cache.fork(), self.goes_back)
 
     def extend(
         self,
         ids: Iterable[int],
         outputs: Literal["last", "all"] = "last",
         progress: Progress | None = None,
+        stops: Stops | None = None,
     ) -> NDArray[np.float32]:
         """Reads more tokens; returns logits, float32: (vocabulary,) after the last of them, or with
-        outputs="all" (len(ids), vocabulary), one row after each.
+        outputs="all" (len(ids), vocabulary), one row after each. stops: where it sets checkpoints,
+        besides those at intervals.
 
         Raises ArgumentError for no tokens, ids outside the vocabulary, or more than the context
         holds, and then has read nothing. After an interruption it holds what was read until then.
@@ -136,18 +138,34 @@ class Sequence:
             progress(0, len(given))
         while done < len(given):
             n = self._model.step_tokens(len(given) - done)
-            if self._pause is not None and len(self) < self._pause[0]:
-                n = min(n, self._pause[0] - len(self))
+            if stops is not None:
+                n = stops.cut(len(self), n)
             part = tokens[done : done + n]
             first = done - (len(given) - wanted)  # row of its first token, if not below 0
             done += len(part)
             rows = logits[max(first, 0) : max(first + len(part), 0)]
-            self._model.run([Part(self._cache, part, len(rows))], rows if len(rows) else None)
-            if self._pause is not None and len(self) == self._pause[0]:
-                self._pause[1]()
+            self._run(Part(self._cache, part, len(rows)), rows if len(rows) else None)
+            if self.goes_back:
+                self._set_checkpoint(stops, coming=min(n, len(given) - done) or 1)
             if progress is not None:
                 progress(done, len(given))
         return logits if outputs == "all" else logits[0]
+
+    def _run(self, part: Part, logits: NDArray[np.float32] | None) -> None:
+        try:
+            self._model.run([part], logits)
+        except OutOfMemoryError:
+            if not self.goes_back or not forget_all(self._cache):
+                raise
+            self._model.run([part], logits)
+
+    def _set_checkpoint(self, stops: Stops | None, coming: int) -> None:
+        """Where the text is now, if it is to be there; it can go on without."""
+        with suppress(OutOfMemoryError):
+            if stops is not None and len(self) in stops:
+                set_one(self._cache)
+            else:
+                set_if_due(self._cache, coming)
 
     def extend_exactly(self, ids: list[int]) -> NDArray[np.float32]:
         """Reads a few tokens, mmrt.program.EXACT_TOKENS at most, in one step. Returns the logits
@@ -168,7 +186,8 @@ class Sequence:
 
     def truncate(self, length: int) -> int:
         """Forgets the tokens from `length` on and gives their memory back. Returns how many are
-        left: `length`, or 0 where the model keeps what cannot be undone."""
+        left: `length`, or where the model keeps what cannot be undone, up to the last checkpoint
+        before it, 0 if there is none."""
         self._loan.require_free()
         return self._cache.truncate(whole("length", length, 0, len(self)))
 

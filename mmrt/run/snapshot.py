@@ -21,8 +21,8 @@ _MOST = 1 << 53  # JSON readers may have numbers up to this
 class TextState:
     """A text: its number in the engine, by order of submit(), 0 for what the engine did not write
     itself; what it is doing, None once it has ended and stays for those that begin alike; its class
-    and P; the tokens of its prompt, and those of prompt and answer that it holds; and its pages, of
-    32 tokens each."""
+    and P; the tokens of its prompt, and those of prompt and answer that it holds; its pages, of 32
+    tokens each; and where its checkpoints are, in tokens."""
 
     number: int
     doing: Doing | None
@@ -31,11 +31,13 @@ class TextState:
     prompt_tokens: int
     tokens: int
     pages: list[Page]
+    checkpoints: list[int]
 
 
 def kept_text(kept: Kept) -> TextState:
     """One that has ended."""
-    return TextState(kept.number, None, 0, 0, 0, kept.cache.length, kept.cache.pages())
+    cache = kept.cache
+    return TextState(kept.number, None, 0, 0, 0, cache.length, cache.pages(), cache.checkpoints)
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ _read_snapshot = _record(
                     "prompt_tokens": _from(0),
                     "tokens": _from(0),
                     "pages": _each(_row(Page, _from(0), _from(1))),
+                    "checkpoints": _each(_from(0)),
                 },
             )
         ),

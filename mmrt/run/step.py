@@ -63,7 +63,7 @@ def take_part(
         for i, job in of_class:
             if job.writes or len(chosen) >= room or not begin(job, jobs[:i]):
                 continue
-            most = min(job.to_read_at_once, room - sum(n for _, n in chosen))
+            most = min(job.to_read, room - sum(n for _, n in chosen))
             n = cost.chunk(parts, job.length, most, within) if cost.steps else most
             n = max(n, 0 if has_reader else 1)
             if n < min(_WORTH_JOINING, most) and has_reader:
@@ -71,6 +71,7 @@ def take_part(
             n = min(n, most)
             if n < 1:
                 break
+            n = job.cut(n)
             has_reader = True
             chosen.append((job, n))
             parts.append((n, job.length))

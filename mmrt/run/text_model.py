@@ -141,7 +141,7 @@ class TextModel(ABC):
     def sequence(self) -> Sequence:
         """A new, empty text."""
         self._check_open()
-        return Sequence(self, self.store.cache())
+        return Sequence(self, self.store.cache(), goes_back=True)
 
     def require_room(self, tokens: int) -> None:
         """Raises ArgumentError if a sequence cannot have so many tokens, or the model is closed."""
@@ -153,7 +153,7 @@ class TextModel(ABC):
 
     def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """Logits after each of `ids`, read as one text: float32 (len(ids), vocabulary)."""
-        with self.sequence() as sequence:
+        with Sequence(self, self.store.cache()) as sequence:
             return sequence.extend(ids, outputs="all")
 
     def stream(
@@ -175,7 +175,9 @@ class TextModel(ABC):
         """
         settings = Settings(**options)
         self._check_owner(sequence)
-        text = self.sequence() if sequence is None else sequence
+        self._check_open()
+        new = Sequence(self, self.store.cache(), goes_back=self.saved is not None)
+        text = new if sequence is None else sequence
         ids = self._ids(prompt, parse_special, after=text.history[-1] if len(text) else None)
         self.require_room(len(text) + len(ids))
         reading = Reading(len(ids))
@@ -405,7 +407,7 @@ class TextModel(ABC):
         earlier = self._earlier
         assert earlier is not None
         cache = earlier.take(ids)
-        text = Sequence(self, cache, earlier.pause(cache, ids, self.spare_bytes // _KEPT))
+        text = Sequence(self, cache, goes_back=True)
         try:
             yield from self._answer(reading, ids, text, settings, parts)
         finally:

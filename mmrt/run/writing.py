@@ -11,14 +11,15 @@ from mmrt.core.kernels import Pool
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
 from mmrt.errors import OutOfMemoryError
 from mmrt.memory.sizes import human
+from mmrt.run.checkpoints import Stops, set_if_due, set_one
 from mmrt.run.drafting import Drafts
 from mmrt.run.feedback import Job
 from mmrt.run.generation import Answer, Piece, accept
 from mmrt.run.handle import Handle
 from mmrt.run.phases import Doing
-from mmrt.run.prefixes import Kept, spare
+from mmrt.run.prefixes import Kept
 from mmrt.run.saved import Saved
-from mmrt.run.sequence import Progress, Runner
+from mmrt.run.sequence import Progress, Runner, Sequence
 from mmrt.run.snapshot import TextState
 from mmrt.text.chat import ChatPrompt
 
@@ -81,6 +82,7 @@ class Writing(Job):
         self.progress: Progress | None = None
         self.cache: Cache | None = None  # None: it has not begun, or is parked
         self.kept: Kept | None = None
+        self.stops: Stops | None = None  # of its prompt, where the model is recurrent
         self.writes = False  # its prompt was read: one token at a time
         self.seen = -1  # the tree's version when it last looked for more of its beginning
         self.stays_until = 0.0
@@ -95,19 +97,28 @@ class Writing(Job):
     def to_read(self) -> int:
         return len(self.ids) - self.length
 
-    @property
-    def to_read_at_once(self) -> int:
-        """Of these, as many as a step may read: where texts cannot be cut, one ends before the
-        last few tokens of a prompt, so that what is kept from there serves the next turn."""
-        assert self.cache is not None
-        left = spare(self.ids) - self.length
-        return left if self.cache.store.is_recurrent and left > 0 else self.to_read
+    def begin(self, cache: Cache, runner: Runner) -> None:
+        """It goes on after what `cache` has of it."""
+        self.cache = cache
+        self.answer.sequence = Sequence(runner, cache, goes_back=True)
+        self.stops = self.answer.stops(self.ids)
 
-    @property
-    def is_worth_keeping(self) -> bool:
-        """Whether it is where texts with the same beginning can go on: see to_read_at_once."""
-        recurrent = self.cache is not None and self.cache.store.is_recurrent
-        return recurrent and not self.writes and 0 < self.length == spare(self.ids)
+    def cut(self, n: int) -> int:
+        """How many of n tokens the next step is to read: see Stops."""
+        return n if self.stops is None else self.stops.cut(self.length, n)
+
+    def can_be_taken_over(self, length: int) -> int:
+        """Of its first `length` tokens, how many another text need not read, once they are read."""
+        return length if self.stops is None else self.stops.reach(length)
+
+    def set_checkpoint(self, read: int) -> bool:
+        """Whether there is one where it is now, after a step that has read so many tokens."""
+        if self.stops is None or self.cache is None:
+            return False
+        if self.writes or self.length not in self.stops:
+            return set_if_due(self.cache, min(read, self.to_read) or 1)
+        set_one(self.cache)
+        return True
 
     def propose(self, most: int, beside: int) -> None:
         """Makes a draft of `most` tokens at most for the next step, which reads a token of it and
@@ -148,10 +159,17 @@ class Writing(Job):
 
     def state(self, doing: Doing) -> TextState:
         """How it looks to others."""
-        pages = [] if self.cache is None else self.cache.pages()
-        n_prompt = self.handle.prompt_tokens
-        number = self.handle.number
-        return TextState(number, doing, self.rank_class, self.p, n_prompt, self.length, pages)
+        cache = self.cache
+        return TextState(
+            number=self.handle.number,
+            doing=doing,
+            priority=self.rank_class,
+            p=self.p,
+            prompt_tokens=self.handle.prompt_tokens,
+            tokens=self.length,
+            pages=[] if cache is None else cache.pages(),
+            checkpoints=[] if cache is None else cache.checkpoints,
+        )
 
     def doing(self, takes_part: bool) -> Doing:
         """What it does in a step."""
