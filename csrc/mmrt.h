@@ -196,8 +196,9 @@ typedef struct mmrt_page_held {
 /* Its pages in order, the first `most` of them; returns how many it holds. */
 uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, uint64_t most);
 
-/* Bytes that would be taken for the sequence to become `length` tokens long. */
-uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length);
+/* Bytes that would be taken for the sequence to become `length` tokens long; each: by an exact part
+ * of a step. */
+uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length, bool each);
 
 /* Another sequence of the same tokens, which holds the same memory: nothing is copied until one of
  * the two goes on, and then the last page alone, if that is not full. Not during a step. */
@@ -227,24 +228,27 @@ mmrt_status mmrt_state_adopt(mmrt_state *state, const mmrt_state *other, mmrt_er
 
 /* Pages in files. A file holds the pages of up to MMRT_SAVED_TOKENS tokens in a row, laid out from
  * a byte on as in memory; so whoever maps it reads them where they are, and several processes hold
- * them once. Sequences with blocks are UNSUPPORTED. */
+ * them once. Where layers keep blocks, that of its last token may follow them. */
 enum { MMRT_SAVED_TOKENS = 256 };
 
 /* Bytes of a file that they take, also if there are fewer tokens; the rest is a hole then. */
 uint64_t mmrt_state_saved_bytes(const mmrt_state_store *store);
 
 /* Writes the pages of tokens [first, first + n) of the sequence, which nobody is to change
- * meanwhile; first is a multiple of MMRT_SAVED_TOKENS. *sum: what mmrt_state_attach() checks them
- * by. ARGUMENT for tokens that it does not have; IO. */
+ * meanwhile; first is a multiple of MMRT_SAVED_TOKENS. The block after them, if the sequence has
+ * it, follows after mmrt_state_saved_bytes(). *sum: what mmrt_state_attach() checks them by.
+ * ARGUMENT for tokens that it does not have; IO; UNSUPPORTED where no layer keeps pages. */
 mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n, int fd,
                             uint64_t offset, uint64_t *sum, mmrt_error *err);
 
 /* Lengthens the sequence, which has a multiple of MMRT_SAVED_TOKENS, by n tokens: their pages are
- * those of the file. All of them are read once, to be checked. ARGUMENT for another length or an
+ * those of the file. All of them are read once, to be checked. with_block: so is the block, which
+ * is copied; without it, a sequence whose layers keep one takes no step before it goes back to a
+ * checkpoint, or another file has brought one. ARGUMENT for another length or an
  * offset within a page of the system, FORMAT for bytes that do not give `sum`, IO; then nothing has
  * changed. */
 mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
-                              uint64_t sum, mmrt_error *err);
+                              bool with_block, uint64_t sum, mmrt_error *err);
 
 /* IO if a file whose pages the sequence holds has lost some of them: they read as zeros now. */
 mmrt_status mmrt_state_check(const mmrt_state *state, mmrt_error *err);
@@ -338,7 +342,8 @@ typedef struct mmrt_part {
     mmrt_state *state;  /* the text's */
     uint32_t n;         /* tokens, 1 or more */
     uint32_t n_outputs; /* logits are wanted of so many of them, the last; 0: of none */
-    bool exact;         /* the whole step is computed as an exact program computes it */
+    bool exact; /* the whole step is computed as an exact program computes it; until the next one
+                   the text can go back to each of these tokens, 7 at most */
 } mmrt_part;
 
 /* Tokens that a step takes at most if one of its parts is exact and the program is not. */

@@ -21,7 +21,6 @@ from mmrt.run.sequence import Sequence
 
 IDS = np.random.default_rng(5).integers(0, 290, 500).tolist()
 OPTIONS: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
-RECURRENT = ["lfm2", "lfm2moe", "qwen35", "qwen35moe", "qwen3next"]
 BEGINS, ENDS = 298, 299  # control tokens
 OPENING = [BEGINS, 5, 10]  # of an answer
 
@@ -31,7 +30,7 @@ def message(first: int, n: int) -> list[int]:
     return [BEGINS, *IDS[first : first + n - 2], ENDS]
 
 
-@pytest.fixture(scope="module", params=RECURRENT)
+@pytest.fixture(scope="module", params=tiny_architectures.HYBRIDS)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny_architectures.tiny(request.param, True, type="Q8_0", n_embd=64)
     made.metadata["tokenizer.chat_template"] = CHATML

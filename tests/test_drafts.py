@@ -218,14 +218,6 @@ def test_what_makes_no_drafts(path: Path) -> None:
         mmrt.Model(path, draft=wrong)
 
 
-def test_recurrent_models_have_no_drafts(tmp_path: Path) -> None:
-    file = tiny_architectures.tiny("lfm2", True, n_embd=64).write(tmp_path / "tiny.gguf")
-    with pytest.raises(UnsupportedError, match="draft"):
-        mmrt.Model(file, draft="ngram")
-    with mmrt.Model(file) as model:
-        assert model.drafts.begin(STREAMED) is None
-
-
 def test_an_exact_step_has_few_tokens(path: Path) -> None:
     ids = list(range(5, 13))
     with mmrt.Model(path) as model, model.sequence() as sequence, model.sequence() as alone:

@@ -18,7 +18,7 @@ from together import extend_together
 import mmrt
 from mmrt.core.program import Part
 from mmrt.core.state import Cache
-from mmrt.errors import FormatError, UnsupportedError
+from mmrt.errors import FormatError
 from mmrt.run.prefixes import Prefixes
 from mmrt.run.sequence import Sequence
 
@@ -233,11 +233,6 @@ def test_texts_that_give_their_memory_up_are_read_again(path: Path) -> None:
         with model.engine(kv=2 * least) as engine:
             handles = [engine.submit(prompt, **OPTIONS) for prompt in prompts]
             assert [handle.text() for handle in handles] == alone
-
-
-def test_files_of_keys_and_values_are_refused(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="kv_dir: files hold keys and values alone"):
-        mmrt.Model(path, kv_dir=tmp_path)
 
 
 # ---- files ----

@@ -16,7 +16,7 @@ import tiny_models
 
 import mmrt
 from mmrt.core.state import Cache
-from mmrt.run import saved
+from mmrt.run import saved, saved_file
 from mmrt.run.saved import Saved
 from mmrt.run.sequence import Sequence
 
@@ -93,7 +93,7 @@ def test_who_goes_next_is_known_without_looking_at_all(
     def put(extent: Any, value: float) -> None:
         extent.__dict__["used"] = value
 
-    monkeypatch.setattr(saved._Extent, "last_use", property(get, put), raising=False)
+    monkeypatch.setattr(saved_file.Extent, "last_use", property(get, put), raising=False)
     files = Saved(tmp_path, model.store, bytes(16))
     written = list(texts(model))
     files.save(written[0][1])

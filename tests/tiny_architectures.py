@@ -494,6 +494,12 @@ def llama(model: TinyModel, rich: bool) -> None:
         table(model, "rope_freqs", 8.0)
 
 
+# Those some of whose layers are recurrent.
+HYBRIDS = [
+    *("lfm2", "lfm2moe", "qwen35", "qwen35moe", "qwen3next"),
+    *("granitehybrid", "nemotron_h", "nemotron_h_moe"),
+]
+
 CHANGES: dict[str, Change] = {
     "arcee": arcee,
     "cohere2": cohere2,

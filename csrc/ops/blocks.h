@@ -16,11 +16,15 @@ static inline const float *block_before(const struct worker *w, const struct par
     return (const float *)(const void *)(mmrt_state_block(part->state) + layer->offset);
 }
 
-/* Those that this step leaves, all of which have to be written. */
-static inline float *block_after(const struct worker *w, const struct part *part) {
+/* Those that a token of `part` leaves, all of which have to be written: from them the text's next
+ * token goes on. They are the same for all its tokens of a step, of which only the last one's need
+ * be written then, unless the step is exact. */
+static inline float *block_after_token(const struct worker *w, const struct part *part,
+                                       size_t token) {
     const mmrt_state_store *store = w->step->program->store;
     const struct mmrt_state_layer *layer = mmrt_state_layer_at(store, (uint32_t)w->op->layer);
-    return (float *)(void *)(mmrt_state_next_block(part->state) + layer->offset);
+    const uint64_t length = position_of(part, token) + 1;
+    return (float *)(void *)(mmrt_state_block_after(part->state, length) + layer->offset);
 }
 
 /* The first part, from `part` on, that begins a text; NULL: there are no more. */

@@ -86,18 +86,26 @@ static void run_token(const struct worker *w, const struct slice *s, size_t toke
         kernels->quantize(columns, token, s->first, s->n);
 }
 
+/* The inputs before `number` are what its token leaves. */
+static void keep(const struct slice *s, size_t number, float *keeps) {
+    const size_t n_kept = s->n_taps - 1;
+    for (size_t i = 0; i < n_kept; i++)
+        memcpy(keeps + s->first + i * s->all, input_at(s, number - n_kept + i),
+               s->n * sizeof(float));
+}
+
 static void run_text(const struct worker *w, const struct slice *s, const struct part *text) {
     const size_t n_kept = s->n_taps - 1, bytes = s->n * sizeof(float);
     const float *kept = block_before(w, text) + s->first;
-    float *keeps = block_after(w, text) + s->first;
     size_t number = n_kept; /* of the next input, counted from the oldest that is kept */
     for (size_t i = 0; i < n_kept; i++)
         memcpy(input_at(s, i), kept + i * s->all, bytes);
     for (const struct part *part = text; part; part = part->next)
-        for (uint32_t t = part->first; t < part->first + part->n; t++)
+        for (uint32_t t = part->first; t < part->first + part->n; t++) {
             run_token(w, s, t, number++);
-    for (size_t i = 0; i < n_kept; i++)
-        memcpy(keeps + i * s->all, input_at(s, number - n_kept + i), bytes);
+            if (w->step->exact || (!part->next && t + 1 == part->first + part->n))
+                keep(s, number, block_after_token(w, part, t));
+        }
 }
 
 /* Threads share out channels, in the groups that are quantised together. */

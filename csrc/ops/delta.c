@@ -131,7 +131,6 @@ static void run_head(const struct worker *w, const struct heads *h, const struct
                      size_t head, const struct part *text) {
     const size_t at = (size_t)w->op->first + head * h->dim * h->dim;
     struct mmrt_delta d = {.before = block_before(w, text) + at,
-                           .after = block_after(w, text) + at,
                            .n_keys = h->dim,
                            .n_values = h->dim,
                            .key = s->key,
@@ -139,6 +138,7 @@ static void run_head(const struct worker *w, const struct heads *h, const struct
                            .out = s->value};
     for (const struct part *part = text; part; part = part->next)
         for (uint32_t t = part->first; t < part->first + part->n; t++) {
+            d.after = block_after_token(w, part, t) + at;
             run_token(w, h, s, head, t, &d);
             d.before = d.after;
         }

@@ -90,12 +90,12 @@ static void run_head(const struct worker *w, const struct heads *h, size_t head,
                      const struct part *text) {
     const size_t at = (size_t)w->op->first + head * h->states * h->dim;
     struct mmrt_scan s = {.before = block_before(w, text) + at,
-                          .after = block_after(w, text) + at,
                           .n_states = h->states,
                           .n_values = h->dim,
                           .skip = of_head(w, SKIP, head)};
     for (const struct part *part = text; part; part = part->next)
         for (uint32_t t = part->first; t < part->first + part->n; t++) {
+            s.after = block_after_token(w, part, t) + at;
             run_token(w, h, head, t, &s);
             s.before = s.after;
         }

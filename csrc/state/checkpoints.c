@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-mmrt_status mmrt_checkpoints_make_room(struct mmrt_checkpoints *list, mmrt_error *err) {
-    if (list->n < list->room)
+mmrt_status mmrt_checkpoints_make_room(struct mmrt_checkpoints *list, uint64_t n, mmrt_error *err) {
+    if (list->n + n <= list->room)
         return MMRT_OK;
-    const uint64_t room = 2 * list->room + 4;
+    const uint64_t room = 2 * list->n + n + 4;
     struct mmrt_checkpoint *at = realloc(list->at, room * sizeof *at);
     if (!at)
         return mmrt_fail(err, MMRT_NO_MEMORY, "no memory for %llu checkpoints",

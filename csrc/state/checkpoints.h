@@ -8,6 +8,7 @@
 struct mmrt_checkpoint {
     uint64_t length;
     struct mmrt_block *block;
+    bool brief; /* there until the next step alone */
 };
 
 struct mmrt_checkpoints {
@@ -15,8 +16,8 @@ struct mmrt_checkpoints {
     uint64_t n, room;
 };
 
-/* Room for one more than there are: add cannot fail then. */
-mmrt_status mmrt_checkpoints_make_room(struct mmrt_checkpoints *list, mmrt_error *err);
+/* Room for n more than there are: add cannot fail then. */
+mmrt_status mmrt_checkpoints_make_room(struct mmrt_checkpoints *list, uint64_t n, mmrt_error *err);
 
 /* How many of them are of so many tokens at most. */
 uint64_t mmrt_checkpoints_up_to(const struct mmrt_checkpoints *list, uint64_t length);

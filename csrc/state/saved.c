@@ -1,4 +1,5 @@
-/* The pages of a sequence in a file: written there, and mapped from there. */
+/* The pages of a sequence in a file: written there, and mapped from there. The block that their
+ * last token has left may follow them; it is copied. */
 #define _GNU_SOURCE
 #include "state/store.h"
 
@@ -40,10 +41,9 @@ static uint64_t digest(const struct sum *sum) {
 }
 
 static mmrt_status require_pages(const mmrt_state_store *store, mmrt_error *err) {
-    if (store->n_tables && !store->block_bytes)
+    if (store->n_tables)
         return MMRT_OK;
-    return mmrt_fail(err, MMRT_UNSUPPORTED,
-                     "only keys and values are saved, and a layer keeps something else");
+    return mmrt_fail(err, MMRT_UNSUPPORTED, "no layer keeps keys and values, which files hold");
 }
 
 uint64_t mmrt_state_saved_bytes(const mmrt_state_store *store) {
@@ -107,6 +107,12 @@ mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n,
         for (uint32_t head = 0; !status && head < layer->spec.n_heads; head++)
             status = write_head(pages, n_pages, layer, head, fd, offset, &sums, err);
     }
+    const uint8_t *block = mmrt_state_block_at(state, first + n);
+    if (!status && block) {
+        struct iovec part = {(void *)(uintptr_t)block, store->block_bytes};
+        add_bytes(&sums, block, store->block_bytes);
+        status = write_all(fd, &part, 1, offset + store->extent_bytes, err);
+    }
     if (!status) /* what a mapped file has lost reads as zeros */
         status = mmrt_state_check(state, err);
     *sum = digest(&sums);
@@ -115,7 +121,8 @@ mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n,
 
 /* ---- mapping ---- */
 
-static uint64_t sum_of(const mmrt_state_store *store, const uint8_t *base, uint32_t n_pages) {
+static uint64_t sum_of(const mmrt_state_store *store, const uint8_t *base, uint32_t n_pages,
+                       uint64_t block_bytes) {
     struct sum sums = {{0}, {0}};
     for (uint32_t i = 0; i < store->n_layers; i++) {
         const struct mmrt_state_layer *layer = &store->layers[i];
@@ -123,26 +130,40 @@ static uint64_t sum_of(const mmrt_state_store *store, const uint8_t *base, uint3
              head++)
             add_bytes(&sums, base + mmrt_state_keys_at(layer, head), n_pages * layer->page_bytes);
     }
+    add_bytes(&sums, base + store->extent_bytes, block_bytes);
     return digest(&sums);
 }
 
 /* Reads the pages from the disk and compares them with their sum. */
 static mmrt_status check_pages(const mmrt_state_store *store, mmrt_mapping *file, const char *path,
-                               uint64_t n, uint64_t sum, mmrt_error *err) {
+                               uint64_t n, uint64_t block_bytes, uint64_t sum, mmrt_error *err) {
     const uint32_t n_pages = (uint32_t)((n + MMRT_PAGE_KEYS - 1) / MMRT_PAGE_KEYS);
     uint8_t *const base = mmrt_mapping_data(file);
-    madvise(base, store->extent_bytes, MADV_WILLNEED);
-    const uint64_t found = sum_of(store, base, n_pages);
-    mmrt_status status = mmrt_mapping_check(file, 0, store->extent_bytes, NULL, err);
+    const uint64_t bytes = store->extent_bytes + block_bytes;
+    madvise(base, bytes, MADV_WILLNEED);
+    const uint64_t found = sum_of(store, base, n_pages, block_bytes);
+    mmrt_status status = mmrt_mapping_check(file, 0, bytes, NULL, err);
     if (!status && found != sum)
         status = mmrt_fail(err, MMRT_FORMAT,
                            "%s: the saved keys and values do not give their checksum", path);
     return status;
 }
 
+static mmrt_status copy_block(mmrt_state_store *store, mmrt_mapping *file,
+                              struct mmrt_block **block, mmrt_error *err) {
+    mmrt_state_lock();
+    mmrt_status status = mmrt_block_take(store, block, err);
+    mmrt_state_unlock();
+    if (!status)
+        memcpy((*block)->bytes, (uint8_t *)mmrt_mapping_data(file) + store->extent_bytes,
+               store->block_bytes);
+    return status;
+}
+
 mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
-                              uint64_t sum, mmrt_error *err) {
-    const mmrt_state_store *store = mmrt_state_store_of(state);
+                              bool with_block, uint64_t sum, mmrt_error *err) {
+    mmrt_state_store *store = mmrt_state_store_of(state);
+    const uint64_t block_bytes = with_block ? store->block_bytes : 0;
     mmrt_status status = require_pages(store, err);
     if (status)
         return status;
@@ -152,13 +173,20 @@ mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offs
     mmrt_mapping *file = NULL;
     status = mmrt_mapping_create(
         &(mmrt_map_request){
-            .path = path, .fd = -1, .offset = offset, .length = store->extent_bytes},
+            .path = path, .fd = -1, .offset = offset, .length = store->extent_bytes + block_bytes},
         &file, err);
     if (!status)
-        status = check_pages(store, file, path, n, sum, err);
+        status = check_pages(store, file, path, n, block_bytes, sum, err);
+    struct mmrt_block *block = NULL;
+    if (!status && block_bytes)
+        status = copy_block(store, file, &block, err);
     if (!status)
-        status = mmrt_state_append(state, file, n, err);
-    if (status)
+        status = mmrt_state_append(state, file, n, block, err);
+    if (status) {
+        mmrt_state_lock();
+        mmrt_block_drop(store, &block);
+        mmrt_state_unlock();
         mmrt_mapping_close(file);
+    }
     return status;
 }

@@ -22,7 +22,10 @@ struct mmrt_state {
     struct mmrt_block *next;  /* to be filled by a step; NULL: none yet */
     bool writes_next;         /* a step does */
     bool keeps_block;         /* the block becomes a checkpoint when the sequence goes on */
-    struct mmrt_checkpoints checkpoints; /* of fewer tokens; with room for another */
+    struct mmrt_checkpoints checkpoints; /* of fewer tokens; with room for those of a step */
+    struct mmrt_block *each[MMRT_EXACT_TOKENS - 1]; /* after a step's tokens, but for the last */
+    uint32_t n_each;                                /* that there are */
+    uint32_t fills;                                 /* of these, so many are a step's */
 };
 
 static uint64_t pages_for(const mmrt_state *state, uint64_t length) {
@@ -71,6 +74,11 @@ uint8_t *mmrt_state_next_block(const mmrt_state *state) {
     return state->next->bytes;
 }
 
+uint8_t *mmrt_state_block_after(const mmrt_state *state, uint64_t length) {
+    const uint64_t i = length - state->length - 1;
+    return i < state->fills ? state->each[i]->bytes : state->next->bytes;
+}
+
 static uint64_t mapped_pages(const mmrt_state *state) {
     uint64_t n = 0;
     for (uint64_t i = 0; i < state->n_pages; i++)
@@ -80,8 +88,8 @@ static uint64_t mapped_pages(const mmrt_state *state) {
 
 uint64_t mmrt_state_bytes(const mmrt_state *state) {
     mmrt_state_lock();
-    const uint64_t n_blocks =
-        (uint64_t)(state->block != NULL) + (state->next != NULL) + state->checkpoints.n;
+    const uint64_t n_blocks = (uint64_t)(state->block != NULL) + (state->next != NULL) +
+                              state->checkpoints.n + state->n_each;
     const uint64_t n_pages = state->n_pages - mapped_pages(state);
     const uint64_t bytes =
         n_pages * state->store->page_bytes + n_blocks * state->store->block_bytes;
@@ -132,7 +140,7 @@ static bool must_copy(const mmrt_state *state) {
            (is_shared(state->pages[last]) || state->pages[last].extent->file);
 }
 
-uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length) {
+uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length, bool each) {
     mmrt_state_lock();
     const mmrt_state_store *store = state->store;
     const uint64_t wanted = pages_for(state, length);
@@ -140,6 +148,11 @@ uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length) {
     if (length > state->length) {
         n_pages += must_copy(state);
         n_blocks = (uint64_t)!state->block + !state->next;
+        uint64_t there = state->n_each + 1;
+        for (uint64_t i = 0; i < state->checkpoints.n; i++)
+            there += state->checkpoints.at[i].brief;
+        if (each && length - state->length > there)
+            n_blocks += length - state->length - there;
     }
     mmrt_state_unlock();
     return n_pages * store->page_bytes + n_blocks * store->block_bytes;
@@ -179,7 +192,22 @@ static mmrt_status grow_tables(mmrt_state *state, uint64_t wanted, mmrt_error *e
     return MMRT_OK;
 }
 
+/* Brief checkpoints are none any more, and their blocks serve again. */
+static void end_brief_ones(mmrt_state *state) {
+    struct mmrt_checkpoints *list = &state->checkpoints;
+    for (uint64_t i = list->n; i--;) {
+        if (!list->at[i].brief)
+            continue;
+        if (state->n_each < MMRT_EXACT_TOKENS - 1) {
+            state->each[state->n_each++] = list->at[i].block;
+            list->at[i].block = NULL;
+        }
+        mmrt_checkpoints_remove(state->store, list, i);
+    }
+}
+
 static mmrt_status take_blocks(mmrt_state *state, mmrt_error *err) {
+    end_brief_ones(state);
     mmrt_status status = MMRT_OK;
     if (!state->block)
         status = mmrt_block_take(state->store, &state->block, err);
@@ -225,6 +253,7 @@ static uint64_t go_back(mmrt_state *state, uint64_t length) {
         return 0;
     const struct mmrt_checkpoint last = list->at[--list->n];
     state->block = last.block;
+    state->keeps_block = !last.brief;
     return last.length;
 }
 
@@ -240,6 +269,9 @@ static uint64_t rewind_to(mmrt_state *state, uint64_t length) {
     mmrt_extent_claim(state->store, &state->open, kept ? state->pages[kept - 1].extent : NULL);
     mmrt_pages_drop(state->store, state->pages + kept, before - kept);
     state->writes_next = false;
+    state->fills = 0;
+    while (!length && state->n_each)
+        mmrt_block_drop(state->store, &state->each[--state->n_each]);
     if (!length) {
         mmrt_block_drop(state->store, &state->block);
         mmrt_block_drop(state->store, &state->next);
@@ -254,6 +286,9 @@ mmrt_status mmrt_state_reserve(mmrt_state *state, uint64_t length, mmrt_error *e
     const uint64_t wanted = pages_for(state, length);
     const bool had_next = state->next != NULL;
     mmrt_status status = grow_tables(state, wanted, err);
+    if (!status && state->store->block_bytes && state->length && !state->block)
+        status = mmrt_fail(err, MMRT_ARGUMENT, "the state after %llu tokens is not there",
+                           (unsigned long long)state->length);
     if (!status && state->store->block_bytes)
         status = take_blocks(state, err);
     if (!status)
@@ -267,6 +302,16 @@ mmrt_status mmrt_state_reserve(mmrt_state *state, uint64_t length, mmrt_error *e
     return status;
 }
 
+/* The blocks after each token of a step are checkpoints, for a while. */
+static void keep_each(mmrt_state *state) {
+    for (uint32_t i = 0; i < state->fills; i++)
+        mmrt_checkpoints_add(&state->checkpoints,
+                             (struct mmrt_checkpoint){state->length + 1 + i, state->each[i], true});
+    state->n_each -= state->fills;
+    memmove(state->each, state->each + state->fills, state->n_each * sizeof *state->each);
+    state->fills = 0;
+}
+
 /* The block that a step has filled is the sequence's. */
 static void turn_over(mmrt_state *state) {
     struct mmrt_block *before = state->block;
@@ -274,7 +319,8 @@ static void turn_over(mmrt_state *state) {
     state->block = state->next;
     state->next = NULL;
     if (state->keeps_block)
-        mmrt_checkpoints_add(&state->checkpoints, (struct mmrt_checkpoint){state->length, before});
+        mmrt_checkpoints_add(&state->checkpoints,
+                             (struct mmrt_checkpoint){state->length, before, false});
     else if (before->holders > 1)
         mmrt_block_drop(state->store, &before);
     else
@@ -282,10 +328,26 @@ static void turn_over(mmrt_state *state) {
     state->keeps_block = false;
 }
 
+mmrt_status mmrt_state_reserve_each(mmrt_state *state, uint64_t length, mmrt_error *err) {
+    mmrt_state_lock();
+    mmrt_status status = mmrt_checkpoints_make_room(&state->checkpoints, MMRT_EXACT_TOKENS, err);
+    const uint64_t n = state->store->block_bytes ? length - state->length - 1 : 0;
+    if (!status && n > MMRT_EXACT_TOKENS - 1)
+        status = mmrt_fail(err, MMRT_ARGUMENT, "the state after each of %llu tokens", n + 1ull);
+    while (!status && state->n_each < n) {
+        status = mmrt_block_take(state->store, &state->each[state->n_each], err);
+        state->n_each += !status;
+    }
+    state->fills = status ? 0 : (uint32_t)n;
+    mmrt_state_unlock();
+    return status;
+}
+
 void mmrt_state_commit(mmrt_state *state, uint64_t length) {
     mmrt_state_lock();
     if (state->writes_next)
         turn_over(state);
+    keep_each(state);
     state->length = length;
     mmrt_state_unlock();
 }
@@ -294,7 +356,19 @@ void mmrt_state_abandon(mmrt_state *state) {
     mmrt_state_rewind(state, state->length);
 }
 
-mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n, mmrt_error *err) {
+/* The sequence goes on after `block`. */
+static void replace_block(mmrt_state *state, struct mmrt_block *block) {
+    if (state->keeps_block)
+        mmrt_checkpoints_add(&state->checkpoints,
+                             (struct mmrt_checkpoint){state->length, state->block, false});
+    else
+        mmrt_block_drop(state->store, &state->block);
+    state->keeps_block = false;
+    state->block = block;
+}
+
+mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n,
+                              struct mmrt_block *block, mmrt_error *err) {
     const uint32_t n_pages = (uint32_t)((n + MMRT_PAGE_KEYS - 1) / MMRT_PAGE_KEYS);
     struct mmrt_extent *extent = NULL;
     mmrt_state_lock();
@@ -303,6 +377,8 @@ mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n,
         status = mmrt_extent_of_file(state->store, file, n_pages, &extent, err);
     for (uint32_t slot = 0; !status && slot < n_pages; slot++)
         set_page(state, state->n_pages++, (struct mmrt_page){extent, slot});
+    if (!status && state->store->block_bytes)
+        replace_block(state, block);
     if (!status)
         state->length += n;
     mmrt_state_unlock();
@@ -343,10 +419,23 @@ uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length) {
     return length;
 }
 
+const uint8_t *mmrt_state_block_at(const mmrt_state *state, uint64_t length) {
+    mmrt_state_lock();
+    const struct mmrt_checkpoints *list = &state->checkpoints;
+    const uint64_t n = mmrt_checkpoints_up_to(list, length);
+    const struct mmrt_block *block = NULL;
+    if (length == state->length)
+        block = state->block;
+    else if (n && list->at[n - 1].length == length)
+        block = list->at[n - 1].block;
+    mmrt_state_unlock();
+    return block ? block->bytes : NULL;
+}
+
 static mmrt_status keep_block(mmrt_state *state, mmrt_error *err) {
     mmrt_status status = MMRT_OK;
     if (state->block && state->length && !state->keeps_block) {
-        status = mmrt_checkpoints_make_room(&state->checkpoints, err);
+        status = mmrt_checkpoints_make_room(&state->checkpoints, MMRT_EXACT_TOKENS, err);
         state->keeps_block = !status;
     }
     return status;
@@ -362,11 +451,12 @@ mmrt_status mmrt_state_checkpoint(mmrt_state *state, mmrt_error *err) {
 uint64_t mmrt_state_checkpoints(const mmrt_state *state, uint64_t *lengths, uint64_t most) {
     mmrt_state_lock();
     const struct mmrt_checkpoints *list = &state->checkpoints;
-    for (uint64_t i = 0; i < list->n && i < most; i++)
-        lengths[i] = list->at[i].length;
-    if (state->keeps_block && list->n < most)
-        lengths[list->n] = state->length;
-    const uint64_t n = list->n + state->keeps_block;
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < list->n; i++)
+        if (!list->at[i].brief && n++ < most)
+            lengths[n - 1] = list->at[i].length;
+    if (state->keeps_block && n++ < most)
+        lengths[n - 1] = state->length;
     mmrt_state_unlock();
     return n;
 }
@@ -391,12 +481,12 @@ static mmrt_status adopt_one(mmrt_state *to, uint64_t length, struct mmrt_block 
         return keep_block(to, err);
     if (!block || length > to->length || (n && list->at[n - 1].length == length))
         return MMRT_OK;
-    mmrt_status status = mmrt_checkpoints_make_room(list, err);
+    mmrt_status status = mmrt_checkpoints_make_room(list, MMRT_EXACT_TOKENS, err);
     if (status)
         return status;
     mmrt_block_hold(to->store, block);
-    mmrt_checkpoints_add(list, (struct mmrt_checkpoint){length, block});
-    return mmrt_checkpoints_make_room(list, err);
+    mmrt_checkpoints_add(list, (struct mmrt_checkpoint){length, block, false});
+    return mmrt_checkpoints_make_room(list, MMRT_EXACT_TOKENS, err);
 }
 
 /* All that `from` can go back to; its end, if it is to be kept or `to` is longer. */
@@ -404,7 +494,8 @@ static mmrt_status adopt(mmrt_state *to, const mmrt_state *from, mmrt_error *err
     const struct mmrt_checkpoints *list = &from->checkpoints;
     mmrt_status status = MMRT_OK;
     for (uint64_t i = 0; !status && i < list->n; i++)
-        status = adopt_one(to, list->at[i].length, list->at[i].block, err);
+        if (!list->at[i].brief)
+            status = adopt_one(to, list->at[i].length, list->at[i].block, err);
     if (!status && (from->keeps_block || from->length < to->length))
         status = adopt_one(to, from->length, from->block, err);
     return status;

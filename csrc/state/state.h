@@ -41,6 +41,10 @@ mmrt_state_store *mmrt_state_store_use(mmrt_state_store *store);
  * that several sequences hold is copied. NO_MEMORY leaves the sequence as it was committed. */
 mmrt_status mmrt_state_reserve(mmrt_state *state, uint64_t length, mmrt_error *err);
 
+/* Has the step that was reserved for leave a block after each of its tokens, MMRT_EXACT_TOKENS at
+ * most: until its next step the sequence can go back to any of them. */
+mmrt_status mmrt_state_reserve_each(mmrt_state *state, uint64_t length, mmrt_error *err);
+
 /* The addresses of the pages of one table, in order; page i holds tokens 32 i to 32 i + 31. They
  * hold until the next reserve, rewind or abandon. */
 uint8_t *const *mmrt_state_pages(const mmrt_state *state, uint32_t table);
@@ -49,6 +53,10 @@ uint8_t *const *mmrt_state_pages(const mmrt_state *state, uint32_t table);
  * and the one that this step is to fill, whatever it holds. 64-byte aligned. */
 const uint8_t *mmrt_state_block(const mmrt_state *state);
 uint8_t *mmrt_state_next_block(const mmrt_state *state);
+
+/* The block to be filled with what the first `length` tokens leave, where that of each is kept;
+ * else the next one. */
+uint8_t *mmrt_state_block_after(const mmrt_state *state, uint64_t length);
 
 /* The tokens before `length`, all reserved, are written: they are the sequence now. */
 void mmrt_state_commit(mmrt_state *state, uint64_t length);

@@ -88,9 +88,15 @@ mmrt_status mmrt_page_copy(mmrt_state_store *store, struct mmrt_page to, struct 
 mmrt_status mmrt_extent_of_file(mmrt_state_store *store, mmrt_mapping *file, uint32_t n_pages,
                                 struct mmrt_extent **out, mmrt_error *err);
 
-/* Lengthens a sequence of whole extents by n tokens, whose pages are those of a mapped file. Takes
- * the lock itself. The sequence owns the mapping if that is done. */
-mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n, mmrt_error *err);
+/* Lengthens a sequence of whole extents by n tokens, whose pages are those of a mapped file, and
+ * which have left `block`, or NULL. Takes the lock itself. The sequence owns both if that is done.
+ */
+mmrt_status mmrt_state_append(mmrt_state *state, mmrt_mapping *file, uint64_t n,
+                              struct mmrt_block *block, mmrt_error *err);
+
+/* The bytes of the block that the first `length` tokens have left; NULL: it is not there. Takes the
+ * lock; they hold while nobody changes the sequence. */
+const uint8_t *mmrt_state_block_at(const mmrt_state *state, uint64_t length);
 
 /* A block of zeros. */
 mmrt_status mmrt_block_take(mmrt_state_store *store, struct mmrt_block **block, mmrt_error *err);

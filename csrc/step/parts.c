@@ -116,22 +116,24 @@ mmrt_status mmrt_parts_begin(const mmrt_program *program, const mmrt_part *given
         put_in_order(parts, given, n_given, positions, tokens);
     if (!status)
         link_texts(parts);
-    free(positions);
     for (int32_t i = 0; !status && i < parts->n; i++) {
         const struct part *part = &parts->parts[i];
         status = mmrt_state_reserve(part->state, part->position + part->n, err);
     }
+    for (int32_t i = 0; !status && i < n_given; i++)
+        if (given[i].exact)
+            status = mmrt_state_reserve_each(given[i].state, positions[i] + given[i].n, err);
+    free(positions);
     return status;
 }
 
 void mmrt_parts_end(struct parts *parts, bool done) {
     for (int32_t i = 0; i < parts->n; i++) {
         const struct part *part = &parts->parts[i];
-        const uint64_t end = part->position + part->n;
         if (!done)
             mmrt_state_abandon(part->state);
-        else if (end > mmrt_state_length(part->state))
-            mmrt_state_commit(part->state, end);
+        else if (!part->next)
+            mmrt_state_commit(part->state, part->position + part->n);
     }
     free(parts->parts);
     free(parts->tokens);

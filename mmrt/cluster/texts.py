@@ -200,7 +200,7 @@ class Text(Cache):
         self.reserve(self.length + len(tokens))
         self._read.extend(tokens)
 
-    def growth(self, length: int) -> int:
+    def growth(self, length: int, exact: bool = False) -> int:
         more = _pages_of(length) - len(self._pages)
         copies = length > self.length and self.length % PAGE_TOKENS and self._pages[-1].holders > 1
         return (max(more, 0) + bool(copies)) * self._in.page_bytes

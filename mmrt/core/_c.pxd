@@ -334,7 +334,7 @@ cdef extern from "mmrt.h" nogil:
 
     uint64_t mmrt_state_page_table(const mmrt_state *state, mmrt_page_held *pages, uint64_t most)
     uint64_t mmrt_state_mapped_bytes(const mmrt_state *state)
-    uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length)
+    uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length, bool_t each)
     mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err)
     uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length)
     uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length)
@@ -348,7 +348,7 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_state_save(const mmrt_state *state, uint64_t first, uint64_t n, int fd,
                                 uint64_t offset, uint64_t *sum, mmrt_error *err) nogil
     mmrt_status mmrt_state_attach(mmrt_state *state, const char *path, uint64_t offset, uint64_t n,
-                                  uint64_t sum, mmrt_error *err) nogil
+                                  bool_t with_block, uint64_t sum, mmrt_error *err) nogil
     mmrt_status mmrt_state_check(const mmrt_state *state, mmrt_error *err)
 
     # ---- programs ----

@@ -266,10 +266,11 @@ cdef class Cache:
         self.settle()
         return mmrt_state_mapped_bytes(self.handle)
 
-    def growth(self, uint64_t length):
-        """Bytes that it would take to become `length` tokens long."""
+    def growth(self, uint64_t length, bint exact=False):
+        """Bytes that it would take to become `length` tokens long; exact: by an exact part of a
+        step, after which it can go back to each of its tokens."""
         self.settle()
-        return mmrt_state_growth(self.handle, length)
+        return mmrt_state_growth(self.handle, length, exact)
 
     def fork(self):
         """Another cache of the same tokens, which holds the same pages; nothing is copied. Where
@@ -347,9 +348,12 @@ cdef class Cache:
         """Writes the pages of tokens `first` to `first + n - 1` to a file, from byte `offset` on.
         first: a multiple of SAVED_TOKENS; n: SAVED_TOKENS at most. Returns their checksum.
 
+        Where layers keep blocks, that of the last token follows after StateStore.saved_bytes, if
+        the cache ends there or has a checkpoint there.
+
         Other threads may not change the cache meanwhile: save a fork. Raises ArgumentError for
         tokens that it does not have, FileError where the system refuses, UnsupportedError for a
-        model that keeps more than keys and values.
+        model that keeps no keys and values.
         """
         cdef mmrt_error error
         cdef uint64_t first_ = first, n_ = n, offset_ = offset, total = 0
@@ -363,9 +367,11 @@ cdef class Cache:
         check(status, &error)
         return total
 
-    def attach(self, path, offset, ids, checksum):
+    def attach(self, path, offset, ids, checksum, bint with_block=False):
         """Lengthens the cache, of a multiple of SAVED_TOKENS tokens, by `ids`, whose pages were
-        saved in that file: they are mapped, and read once to be checked.
+        saved in that file: they are mapped, and read once to be checked. with_block: the file has
+        the block after them too. Without it, where layers keep one, the cache takes no step until
+        another file has brought one, or it is cut.
 
         Raises FormatError if they do not give the checksum, FileError, ArgumentError for a cache of
         another length; then it is as it was.
@@ -377,6 +383,8 @@ cdef class Cache:
         cdef mmrt_status status
         self.require_rest()
         with nogil:
-            status = mmrt_state_attach(self.handle, path_, offset_, n, total, &error)
+            status = mmrt_state_attach(
+                self.handle, path_, offset_, n, with_block, total, &error
+            )
         check(status, &error)
         self.ids.extend(ids)

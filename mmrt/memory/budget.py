@@ -154,9 +154,12 @@ class _Step:
         self.thread = threading.get_ident()
         self.n_tokens = sum(len(part.tokens) for part in parts)
         self._ends: dict[Cache, int] = {}  # how long each is to become
+        self._exact: set[Cache] = set()  # those of exact parts
         for part in parts:
             end = self._ends.get(part.cache, part.cache.length)
             self._ends[part.cache] = end + len(part.tokens)
+            if part.exact:
+                self._exact.add(part.cache)
         self.pages = self.coming
         # If weights are limited; else it stays taken.
         self.scratch = max(program.step_bytes(self.n_tokens) - share.scratch(limited=True), 0)
@@ -165,7 +168,7 @@ class _Step:
     @property
     def coming(self) -> int:
         """Bytes of its pages that the caches do not hold yet."""
-        return sum(cache.growth(end) for cache, end in self._ends.items())
+        return sum(cache.growth(end, cache in self._exact) for cache, end in self._ends.items())
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ import os
 from collections.abc import Callable
 
 from mmrt.core.arguments import path
-from mmrt.core.state import StateStore
 from mmrt.core.streaming import Streaming
-from mmrt.errors import MissingFileError, UnsupportedError
+from mmrt.errors import MissingFileError
 from mmrt.files.tensor_file import TensorFile
 from mmrt.run.drafts import Drafting, Record
 from mmrt.run.ngrams import Ngrams
@@ -29,21 +28,14 @@ class Drafts:
         self,
         file: TensorFile,
         vocab_size: int,
-        store: StateStore,
         smaller: Callable[[str], SmallerModel],
     ) -> None:
-        """For the model in `file`, whose texts are in `store`. smaller: opens another to guess.
+        """For the model in `file`. smaller: opens another to guess.
 
-        Raises UnsupportedError where the model or the smaller one is recurrent, ArgumentError for a
-        smaller one of another vocabulary, and what opening it raises.
+        Raises UnsupportedError where the smaller one is recurrent, ArgumentError for one of another
+        vocabulary, and what opening it raises.
         """
         self._vocab_size = vocab_size
-        if store.is_recurrent:
-            if self._draft not in (None, "off"):
-                raise UnsupportedError(
-                    f"draft: {self._draft!r}, where recurrent layers can forget no token of a draft"
-                )
-            self._draft = "off"
         if self._draft not in (None, "ngram", "off"):
             self._smaller = smaller(str(self._draft))
             require_same_vocabulary(self._smaller, file)

@@ -16,7 +16,6 @@ from mmrt.core.arguments import instance, number, text, whole
 from mmrt.core.state import PAGE_TOKENS, SAVED_TOKENS, Cache
 from mmrt.errors import ArgumentError, InUseError, MmrtError, OutOfMemoryError
 from mmrt.run import outcome
-from mmrt.run.checkpoints import spare
 from mmrt.run.cost import StepCost
 from mmrt.run.drafts import Drafting
 from mmrt.run.feedback import Feedback
@@ -393,7 +392,7 @@ class Engine:
     def _begin(self, job: Writing, earlier: list[Writing]) -> bool:
         """Gives a text that reads its prompt what is in memory of it. False: it is to wait, for
         another that is reading the same, or for room."""
-        most = spare(job.ids)
+        most = job.reusable
         if job.seen != self.prefixes.version:
             job.seen = self.prefixes.version
             if self.prefixes.shared(job.ids[:most], job.salt) > job.length:
@@ -487,7 +486,7 @@ class Engine:
     def _load(self, job: Writing, most: int) -> bool:
         """Whether what is saved of the text is being loaded: until then it is not ready."""
         here = self.prefixes.shared(job.ids[:most], job.salt)
-        on_disk = min(self._mover.length(job.ids, job.salt), most)
+        on_disk = self._mover.length(job.ids[:most], job.salt)
         if on_disk < max(here, job.length) + PAGE_TOKENS:
             job.looks = False
             return False
@@ -508,7 +507,8 @@ class Engine:
             self._take(job, text)
 
     def _run(self, chosen: Chosen, jobs: list[Writing]) -> None:
-        step = Step(chosen, self._model.vocab_size)
+        room = None if self._kv is None else self._kv - self._model.store.nbytes
+        step = Step(chosen, self._model.vocab_size, room)
         started = time.perf_counter()
         self._model.run(step.parts, step.logits)
         self._ran(step, time.perf_counter() - started, jobs)

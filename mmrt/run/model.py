@@ -26,7 +26,8 @@ from mmrt.memory.report import Memory
 from mmrt.run.building import build, prepare_text
 from mmrt.run.drafting import Drafts
 from mmrt.run.prefixes import Earlier
-from mmrt.run.saved import Saved, fingerprint
+from mmrt.run.saved import Saved
+from mmrt.run.saved_file import fingerprint
 from mmrt.run.text_model import TextModel
 from mmrt.text.tokenizer import require_pre
 
@@ -138,7 +139,7 @@ class Model(TextModel):
             self.config, self.program, self._bundle = built.config, built.program, built.bundle
             self.context = self.config.context
             smaller = functools.partial(Model, threads=threads, policy="populate", draft="off")
-            self.drafts.open(self.file, self.vocab_size, built.store, smaller)
+            self.drafts.open(self.file, self.vocab_size, smaller)
             if chat_template is not None:
                 self._template(with_tools=False)
             self._earlier = Earlier(built.store)

@@ -37,7 +37,7 @@ class Mover(Generic[T]):
         self._wake = wake
         self._files = saved
         self._swap: Swap | None = None
-        self._has_disk = store.saved_bytes > 0 and not store.is_recurrent
+        self._has_disk = store.saved_bytes > 0
         self._moving: set[T] = set()
         self._moved: deque[Moved[T]] = deque()
         self.keeps_all = saved is not None
@@ -76,7 +76,8 @@ class Mover(Generic[T]):
             return
         n = min(cache.length, SAVED_TOKENS)
         seconds = takes(n, cache.length - n)
-        if self._files.worth.saving(self._store.saved_bytes, seconds, chance):
+        n_bytes = self._store.saved_bytes + self._store.block_bytes
+        if self._files.worth.saving(n_bytes, seconds, chance):
             self._files.save_later(cache, salt, ends)
 
     def park(self, job: T, cache: Cache, salt: str, seconds: float) -> bool:

@@ -8,22 +8,23 @@ they lie, mapped: several processes, and several texts, have them in memory once
 A file is written under another name and renamed when it is whole; after a crash it is there or it
 is not. Whoever maps it checks its sum. Files that have not been used for longest go when there are
 too many of them, ends of texts first.
+
+Of a recurrent model a file also ends at each checkpoint of a text, and holds that too. Only from
+there can a text go on.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import heapq
 import os
 import queue
 import secrets
 import shutil
 import stat
-import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,25 +32,23 @@ import numpy as np
 from mmrt.core.arguments import path as file_path
 from mmrt.core.arguments import whole
 from mmrt.core.state import SAVED_TOKENS, Cache, StateStore
-from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError, UnsupportedError
+from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError
 from mmrt.memory.sizes import parse_size
-from mmrt.run.prefixes import Ids, common
+from mmrt.run.prefixes import common
+from mmrt.run.saved_file import (
+    HEADER,
+    OPENING,
+    Extent,
+    content_bytes,
+    digest,
+    header,
+    packed_ids,
+    read_header,
+)
 from mmrt.run.worth import Worth
-
-# Changes whenever what a file holds means something else.
-_MAGIC = b"mmrt kv 1\n"
-
-# The magic, the fingerprint, the names of the file before and of itself, the number of tokens, the
-# checksum of their pages; then the tokens, int32, and the checksum of the header so far.
-_FIELDS = struct.Struct("<16s16s16s16sIQ")
-_IDS = struct.Struct(f"<{SAVED_TOKENS}i")
-_HEADER = max(4096, os.sysconf("SC_PAGESIZE"))
 
 # Seconds within which whoever makes a file may not hold it yet.
 _JUST_NOW = 60
-
-# Not to wait for who may never come, as at a FIFO.
-_OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -68,30 +67,6 @@ _TICK_NS = 20_000_000
 _MOST_WAITING = 64
 
 _WRITER_STOPS_AFTER = 1.0
-
-
-def _digest(*parts: bytes) -> bytes:
-    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
-
-
-def _packed(ids: Ids) -> bytes:
-    return np.asarray(ids, np.int32).tobytes()
-
-
-@dataclass(eq=False)
-class _Extent:
-    """A file of the tree."""
-
-    name: bytes
-    before: bytes  # the name of the file before, or of a root
-    ids: bytes  # int32
-    checksum: int
-    n_bytes: int
-    last_use: float
-
-    @property
-    def n(self) -> int:
-        return len(self.ids) // 4
 
 
 @dataclass(frozen=True)
@@ -122,10 +97,6 @@ class Saved:
         fingerprint: bytes,
         most_bytes: int | str | None = None,
     ) -> None:
-        if store.is_recurrent:
-            raise UnsupportedError(
-                "kv_dir: files hold keys and values alone, and layers of this model keep more"
-            )
         self._parent = os.path.abspath(os.path.expanduser(file_path("kv_dir", directory)))
         self.directory = os.path.join(self._parent, fingerprint.hex())
         self.worth = Worth()
@@ -133,9 +104,9 @@ class Saved:
         self._fingerprint = fingerprint
         _make_private(self._parent, self.directory)
         self._lock = threading.RLock()
-        self._names: dict[bytes, _Extent] = {}
+        self._names: dict[bytes, Extent] = {}
         self._left_out: set[bytes] = set()  # those that are damaged and cannot be removed
-        self._below: dict[bytes, dict[bytes, _Extent]] = {}
+        self._below: dict[bytes, dict[bytes, Extent]] = {}
         self._n_bytes = self._written = self._read = self._damaged = self._refused = 0
         self._seen = -1  # the directory's mtime of which all is known
         self._listed = 0.0  # when
@@ -214,7 +185,7 @@ class Saved:
 
     def _take_in(self, path: str, name: bytes) -> None:
         try:
-            extent = _read_header(path, self._fingerprint, self._store.saved_bytes)
+            extent = read_header(path, self._fingerprint, self._store)
         except OSError:  # gone, or not to be had now
             return
         except FormatError:
@@ -224,13 +195,13 @@ class Saved:
         elif not self._damage(path):
             self._left_out.add(name)
 
-    def _enter(self, extent: _Extent) -> None:
+    def _enter(self, extent: Extent) -> None:
         self._names[extent.name] = extent
         self._below.setdefault(extent.before, {})[extent.ids] = extent
         self._n_bytes += extent.n_bytes
         self._note_end(extent)
 
-    def _note_end(self, extent: _Extent) -> None:
+    def _note_end(self, extent: Extent) -> None:
         """It may be the next one to go: see _evict()."""
         if extent.name in self._below:
             return
@@ -240,7 +211,7 @@ class Saved:
             self._ends = [(self._names[name].last_use, name) for name in ends]
             heapq.heapify(self._ends)
 
-    def _forget(self, extent: _Extent) -> None:
+    def _forget(self, extent: Extent) -> None:
         if self._names.pop(extent.name, None) is None:
             return
         self._n_bytes -= extent.n_bytes
@@ -261,11 +232,14 @@ class Saved:
         return os.path.join(self.directory, name.hex() + _SUFFIX)
 
     def _root(self, salt: str) -> bytes:
-        return _digest(self._fingerprint, salt.encode("utf-8", "surrogatepass"))
+        return digest(self._fingerprint, salt.encode("utf-8", "surrogatepass"))
 
-    def _find(self, ids: Sequence[int], salt: str) -> list[tuple[_Extent, int]]:
-        """The files that `ids` begin with, and how many tokens of each: all, but of the last."""
-        found: list[tuple[_Extent, int]] = []
+    def _find(self, ids: Sequence[int], salt: str) -> list[tuple[Extent, int]]:
+        """The files that `ids` begin with, and how many tokens of each: all, but of the last. Of a
+        recurrent model those up to the last checkpoint."""
+        if self._store.is_recurrent:
+            return self._find_blocks(ids, salt)
+        found: list[tuple[Extent, int]] = []
         at, name = 0, self._root(salt)
         while at < len(ids) and (below := self._below.get(name)):
             here = np.asarray(ids[at : at + SAVED_TOKENS], np.int32)
@@ -282,6 +256,23 @@ class Saved:
                 break
             at, name = at + n, extent.name
         return found
+
+    def _find_blocks(self, ids: Sequence[int], salt: str) -> list[tuple[Extent, int]]:
+        best: list[tuple[Extent, int]] = []
+        found: list[tuple[Extent, int]] = []
+        at, name = 0, self._root(salt)
+        while below := self._below.get(name):
+            here = packed_ids(ids[at : at + SAVED_TOKENS])
+            ends = [e for key, e in below.items() if e.has_block and here.startswith(key)]
+            if ends:
+                last = max(ends, key=lambda extent: extent.n)
+                best = [*found, (last, last.n)]
+            extent = below.get(here)
+            if extent is None or extent.n < SAVED_TOKENS:
+                break
+            found.append((extent, extent.n))
+            at, name = at + extent.n, extent.name
+        return best
 
     def length(self, ids: Sequence[int], salt: str = "") -> int:
         """How many of `ids` some saved text begins with; in a forked child, 0."""
@@ -313,10 +304,16 @@ class Saved:
             return cache.length
         with self._lock:
             self._list()
-            found = self._find(ids, salt)
-        if min(sum(n for _, n in found), most) <= cache.length:
+            found = self._find(ids[:most], salt)
+        length = sum(n for _, n in found)
+        if length <= cache.length:
             return cache.length
         begin = cache.length // SAVED_TOKENS
+        if self._store.is_recurrent:  # all of it, or nothing
+            expected = seconds(length - cache.length, cache.length) if seconds else None
+            if not self.worth.loading(sum(extent.n_bytes for extent, _ in found), expected):
+                return cache.length
+            begin, seconds = 0, None
         cache.truncate(begin * SAVED_TOKENS)
         for extent, n in found[begin:]:
             expected = seconds(n, cache.length) if seconds else None
@@ -324,11 +321,12 @@ class Saved:
                 break
             if not self._attach_one(cache, extent, n):
                 break
-        if cache.length > most:
-            cache.truncate(most)
+        if self._store.is_recurrent:
+            cache.truncate(cache.length if cache.length == length else 0)
+            cache.checkpoint()  # where it goes on, others may
         return cache.length
 
-    def _attach_one(self, cache: Cache, extent: _Extent, n: int) -> bool:
+    def _attach_one(self, cache: Cache, extent: Extent, n: int) -> bool:
         path = self._path(extent.name)
         before = cache.length
         started = time.monotonic()
@@ -336,7 +334,7 @@ class Saved:
             with contextlib.suppress(OSError):  # another user's disk, perhaps
                 os.utime(path, follow_symlinks=False)
             ids = np.frombuffer(extent.ids, np.int32).tolist()
-            cache.attach(path, _HEADER, ids, extent.checksum)
+            cache.attach(path, HEADER, ids, extent.checksum, extent.has_block)
         except (OSError, MmrtError) as error:
             with self._lock:
                 self._forget(extent)
@@ -357,43 +355,57 @@ class Saved:
 
     def save(self, cache: Cache, salt: str = "", ends: bool = True) -> None:
         """Writes what is not saved yet of the text in `cache`, which nobody changes meanwhile.
-        ends: also its last tokens, fewer than 256, which a file of their own takes."""
-        tokens = cache.tokens
-        name = self._root(salt)
+        ends: also its last tokens, fewer than 256, which a file of their own takes. So do those up
+        to each checkpoint."""
+        tokens, checkpoints = cache.tokens, cache.checkpoints
+        before = self._root(salt)
         for at in range(0, len(tokens), SAVED_TOKENS):
-            ids = tokens[at : at + SAVED_TOKENS]
-            if len(ids) < SAVED_TOKENS and not ends:
-                return
-            packed = _packed(ids)
-            before, name = name, _digest(name, packed)
-            with self._lock:
-                if at and before not in self._names:
-                    return  # it had no room
-                if name in self._names or self._has_longer(before, packed):
-                    continue
-            try:
-                with self._changes():
-                    extent = self._write(cache, at, before, name, packed)
-            except (OSError, MmrtError) as error:
-                self._refuse(error)
-                return
-            with self._lock:
-                if name not in self._names:
-                    self._enter(extent)
-                    self._written += extent.n_bytes
-                    self._drop_shorter(extent)
-                self._evict()
+            until = min(at + SAVED_TOKENS, len(tokens))
+            for end in [*(n for n in checkpoints if at < n < until), until]:
+                partial = end < at + SAVED_TOKENS
+                if partial and not (ends or end in checkpoints):
+                    return
+                packed = packed_ids(tokens[at:end])
+                name = digest(before, packed)
+                if not self._save_one(cache, at, before, name, packed):
+                    return
+            before = name
+
+    def _save_one(self, cache: Cache, at: int, before: bytes, name: bytes, packed: bytes) -> bool:
+        """Whether it is there now."""
+        with self._lock:
+            if at and before not in self._names:
+                return False  # it had no room
+            if name in self._names or self._has_longer(before, packed):
+                return True
+        try:
+            with self._changes():
+                extent = self._write(cache, at, before, name, packed)
+        except (OSError, MmrtError) as error:
+            self._refuse(error)
+            return False
+        with self._lock:
+            if name not in self._names:
+                self._enter(extent)
+                self._written += extent.n_bytes
+                self._drop_shorter(extent)
+            self._evict()
+        return True
 
     def _has_longer(self, before: bytes, ids: bytes) -> bool:
+        if self._store.is_recurrent:  # from where a text cannot go back
+            return False
         return any(key.startswith(ids) for key in self._below.get(before, ()))
 
-    def _drop_shorter(self, extent: _Extent) -> None:
+    def _drop_shorter(self, extent: Extent) -> None:
         """Ends of texts that are now in a longer file go."""
         for key, other in list(self._below[extent.before].items()):
+            if other.has_block:
+                continue
             if other is not extent and extent.ids.startswith(key) and other.name not in self._below:
                 self._remove(other)
 
-    def _write(self, cache: Cache, at: int, before: bytes, name: bytes, ids: bytes) -> _Extent:
+    def _write(self, cache: Cache, at: int, before: bytes, name: bytes, ids: bytes) -> Extent:
         n = len(ids) // 4
         path = os.path.join(self.directory, f"{name.hex()}.{secrets.token_hex(8)}{_UNFINISHED}")
         started = time.monotonic()
@@ -404,11 +416,10 @@ class Saved:
             fd = os.open(path, _NEW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            checksum = cache.save(at, n, fd, _HEADER)
-            os.ftruncate(fd, _HEADER + self._store.saved_bytes)
-            fields = _FIELDS.pack(_MAGIC, self._fingerprint, before, name, n, checksum)
-            head = fields + ids.ljust(_IDS.size, b"\0")
-            os.pwrite(fd, head + _digest(head), 0)
+            checksum = cache.save(at, n, fd, HEADER)
+            has_block = at + n in (*cache.checkpoints, cache.length) and self._store.is_recurrent
+            os.ftruncate(fd, HEADER + content_bytes(self._store, has_block))
+            os.pwrite(fd, header(self._fingerprint, before, name, ids, checksum), 0)
             os.rename(path, self._path(name))
             n_bytes = os.fstat(fd).st_blocks * 512
         except BaseException:
@@ -418,7 +429,7 @@ class Saved:
         finally:
             os.close(fd)
         self.worth.have_written(n_bytes, time.monotonic() - started)
-        return _Extent(name, before, ids, checksum, n_bytes, time.time())
+        return Extent(name, before, ids, checksum, n_bytes, time.time(), has_block)
 
     def _refuse(self, error: Exception) -> None:
         with self._lock:
@@ -436,7 +447,7 @@ class Saved:
             if extent is not None and extent.last_use == used and name not in self._below:
                 self._remove(extent)
 
-    def _remove(self, extent: _Extent) -> None:
+    def _remove(self, extent: Extent) -> None:
         with self._changes():
             if _unlinked(self._path(extent.name)):
                 self._forget(extent)
@@ -543,7 +554,7 @@ def _make_private(*directories: str) -> None:
 def is_abandoned(path: str) -> bool:
     """Whether nobody holds the file or directory, and it was not made just now either."""
     try:
-        fd = os.open(path, _OPENING)
+        fd = os.open(path, OPENING)
     except OSError:
         return False
     try:
@@ -553,46 +564,3 @@ def is_abandoned(path: str) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-def _read_header(path: str, fingerprint: bytes, saved_bytes: int) -> _Extent:
-    fd = os.open(path, _OPENING)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise FormatError(f"{path}: no regular file")
-        head = os.pread(fd, _FIELDS.size + _IDS.size + 16, 0)
-    finally:
-        os.close(fd)
-    body, check = head[:-16], head[-16:]
-    if len(head) < _FIELDS.size + _IDS.size + 16 or _digest(body) != check:
-        raise FormatError(f"{path}: the header is damaged")
-    magic, model, before, name, n, checksum = _FIELDS.unpack(body[: _FIELDS.size])
-    whole = magic.rstrip(b"\0") == _MAGIC and model == fingerprint and 1 <= n <= SAVED_TOKENS
-    ids = body[_FIELDS.size : _FIELDS.size + 4 * n]
-    if not whole or name != _digest(before, ids) or found.st_size != _HEADER + saved_bytes:
-        expected = _HEADER + saved_bytes
-        raise FormatError(
-            f"{path}: expected {expected} bytes of this model's keys and values, found "
-            f"{found.st_size} bytes of something else"
-        )
-    return _Extent(name, before, ids, checksum, found.st_blocks * 512, found.st_mtime)
-
-
-def fingerprint(paths: Iterable[str], *facts: object) -> bytes:
-    """16 bytes for the files of a model and whatever else its keys and values depend on: of each
-    file its size, when it was changed, its first 8 MiB, and 64 blocks of 4 KiB that lie evenly in
-    it."""
-    total = hashlib.blake2b(repr((_MAGIC, _HEADER, *facts)).encode(), digest_size=16)
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                found = os.fstat(file.fileno())
-                size = found.st_size
-                total.update(repr((size, found.st_mtime_ns)).encode())
-                total.update(file.read(8 << 20))
-                for i in range(64):
-                    total.update(os.pread(file.fileno(), 4096, size * i // 64))
-        except OSError as error:
-            raise FileError(error.errno, error.strerror, path) from None
-    return total.digest()

@@ -173,6 +173,8 @@ class Sequence:
         tokens = self._checked(ids)
         logits = _room((len(tokens), self._model.vocab_size))
         exact = len(tokens) > 1
+        if self.goes_back:
+            self._set_checkpoint(None, coming=len(tokens))
         self._model.run([Part(self._cache, tokens, len(tokens), exact=exact)], logits)
         return logits
 

@@ -22,9 +22,14 @@ _WORTH_JOINING = 8
 Chosen = list[tuple[Writing, int]]
 
 
-def add_drafts(chosen: Chosen) -> None:
-    """Gives the texts of a step drafts, as far as it can be exact: not where some read prompts."""
+def add_drafts(chosen: Chosen, room: int | None) -> None:
+    """Gives the texts of a step drafts, as far as it can be exact: not where some read prompts.
+    room: bytes that recurrent states after each token of them may take; None: as they come."""
     left = EXACT_TOKENS - len(chosen)
+    for job, _ in chosen[:1]:
+        assert job.cache is not None
+        if room is not None and (state := job.cache.store.block_bytes):
+            left = min(left, room // state - len(chosen))
     writes = all(job.writes for job, _ in chosen)
     for i, (job, _) in enumerate(chosen):
         job.draft = []
@@ -81,9 +86,9 @@ def take_part(
 class Step:
     """Texts that read tokens together, and the logits that come of it."""
 
-    def __init__(self, chosen: Chosen, vocab_size: int) -> None:
-        """Some get drafts beside their tokens."""
-        add_drafts(chosen)
+    def __init__(self, chosen: Chosen, vocab_size: int, room: int | None = None) -> None:
+        """Some get drafts beside their tokens. room: see add_drafts()."""
+        add_drafts(chosen, room)
         self.chosen = chosen
         self.parts = parts_of(chosen)
         self.costs = [(len(part.tokens), part.cache.length) for part in self.parts]

@@ -11,7 +11,7 @@ from mmrt.core.kernels import Pool
 from mmrt.core.state import PAGE_TOKENS, Cache, StateStore
 from mmrt.errors import OutOfMemoryError
 from mmrt.memory.sizes import human
-from mmrt.run.checkpoints import Stops, set_if_due, set_one
+from mmrt.run.checkpoints import Stops, set_if_due, set_one, spare
 from mmrt.run.drafting import Drafts
 from mmrt.run.feedback import Job
 from mmrt.run.generation import Answer, Piece, accept
@@ -96,6 +96,14 @@ class Writing(Job):
     @property
     def to_read(self) -> int:
         return len(self.ids) - self.length
+
+    @property
+    def reusable(self) -> int:
+        """How many of its tokens need not be read again: not the last few, unless it was parked as
+        it wrote, and cannot be cut."""
+        if self.stops is not None and self.handle.parked:
+            return len(self.ids) - 1
+        return spare(self.ids)
 
     def begin(self, cache: Cache, runner: Runner) -> None:
         """It goes on after what `cache` has of it."""

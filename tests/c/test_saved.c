@@ -28,7 +28,7 @@ static uint64_t save(const struct text *text, uint64_t first, uint64_t n, int fd
 }
 
 static void attach(struct text *text, const char *path, uint64_t n, uint64_t sum) {
-    CHECK(mmrt_state_attach(text->state, path, FROM, n, sum, &error) == MMRT_OK);
+    CHECK(mmrt_state_attach(text->state, path, FROM, n, false, sum, &error) == MMRT_OK);
     text->n += n;
 }
 
@@ -96,20 +96,20 @@ static void test_files_that_are_refused(mmrt_state_store *store, const char *scr
               MMRT_ARGUMENT);
     CHECK(mmrt_state_save(text.state, 0, 256, -1, FROM, &none, &error) == MMRT_IO);
     mmrt_state *state = empty.state;
-    CHECK(mmrt_state_attach(state, path, FROM, 256, sum + 1, &error) == MMRT_FORMAT);
+    CHECK(mmrt_state_attach(state, path, FROM, 256, false, sum + 1, &error) == MMRT_FORMAT);
     CHECK(strstr(error.message, "refused.kv"));
-    CHECK(mmrt_state_attach(state, path, FROM, 0, sum, &error) == MMRT_ARGUMENT);
-    CHECK(mmrt_state_attach(state, path, FROM, 257, sum, &error) == MMRT_ARGUMENT);
-    CHECK(mmrt_state_attach(state, path, 17, 256, sum, &error) == MMRT_ARGUMENT);
-    CHECK(mmrt_state_attach(text.state, path, FROM, 256, sum, &error) == MMRT_ARGUMENT);
-    CHECK(mmrt_state_attach(state, "/nowhere", FROM, 256, sum, &error) == MMRT_IO);
+    CHECK(mmrt_state_attach(state, path, FROM, 0, false, sum, &error) == MMRT_ARGUMENT);
+    CHECK(mmrt_state_attach(state, path, FROM, 257, false, sum, &error) == MMRT_ARGUMENT);
+    CHECK(mmrt_state_attach(state, path, 17, 256, false, sum, &error) == MMRT_ARGUMENT);
+    CHECK(mmrt_state_attach(text.state, path, FROM, 256, false, sum, &error) == MMRT_ARGUMENT);
+    CHECK(mmrt_state_attach(state, "/nowhere", FROM, 256, false, sum, &error) == MMRT_IO);
     const uint8_t wrong = 3;
     CHECK(pwrite(fd, &wrong, 1, (off_t)FROM + 77) == 1);
-    CHECK(mmrt_state_attach(state, path, FROM, 256, sum, &error) == MMRT_FORMAT);
+    CHECK(mmrt_state_attach(state, path, FROM, 256, false, sum, &error) == MMRT_FORMAT);
     sum = save(&text, 0, 256, fd);
     attach(&empty, path, 256, sum);
     CHECK(ftruncate(fd, (off_t)FROM) == 0);
-    CHECK(mmrt_state_attach(text.state, path, FROM, 256, sum, &error) == MMRT_ARGUMENT);
+    CHECK(mmrt_state_attach(text.state, path, FROM, 256, false, sum, &error) == MMRT_ARGUMENT);
     (void)*(volatile const uint8_t *)mmrt_state_pages(state, 0)[0];
     CHECK(mmrt_state_check(state, &error) == MMRT_IO && strstr(error.message, "refused.kv"));
     end_text(&empty);
@@ -118,12 +118,47 @@ static void test_files_that_are_refused(mmrt_state_store *store, const char *scr
     end_store(store);
 }
 
-static void test_blocks_are_not_saved(mmrt_state_store *store) {
+static void test_blocks_in_files(mmrt_state_store *store, const char *scratch) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s.block.kv", scratch);
+    const int fd = open_file(path, store);
+    const uint64_t bytes = mmrt_state_saved_bytes(store) + mmrt_state_block_bytes(store);
+    CHECK(ftruncate(fd, (off_t)(FROM + bytes)) == 0);
+    struct text one = new_text(store);
+    extend(&one, 10, 1);
+    CHECK(mmrt_state_checkpoint(one.state, &error) == MMRT_OK);
+    struct text other = one;
+    extend(&one, 30, 2);
+    const uint64_t sum = save(&one, 0, 10, fd); /* with the block of its checkpoint */
+    CHECK(mmrt_state_create(store, &other.state, &error) == MMRT_OK);
+    CHECK(mmrt_state_attach(other.state, path, FROM, 10, true, sum ^ 1, &error) == MMRT_FORMAT);
+    CHECK(mmrt_state_attach(other.state, path, FROM, 10, true, sum, &error) == MMRT_OK);
+    check_text(&other);
+    extend(&other, 40, 3);
+    check_text(&other);
+    end_text(&other);
+    /* Without a block there is no step, until the sequence goes back. */
+    save(&one, 0, 5, fd);
+    other = one;
+    CHECK(mmrt_state_create(store, &other.state, &error) == MMRT_OK);
+    uint64_t of_pages = 0;
+    CHECK(mmrt_state_save(one.state, 0, 5, fd, FROM, &of_pages, &error) == MMRT_OK);
+    CHECK(mmrt_state_attach(other.state, path, FROM, 5, false, of_pages, &error) == MMRT_OK);
+    CHECK(mmrt_state_reserve(other.state, 6, &error) == MMRT_ARGUMENT);
+    CHECK(mmrt_state_rewind(other.state, 4) == 0);
+    CHECK(mmrt_state_reserve(other.state, 6, &error) == MMRT_OK);
+    end_text(&other);
+    end_text(&one);
+    close(fd);
+    end_store(store);
+}
+
+static void test_there_must_be_pages(mmrt_state_store *store) {
     struct text text = new_text(store);
     extend(&text, 10, 1);
     uint64_t sum;
     CHECK(mmrt_state_save(text.state, 0, 10, 1, 0, &sum, &error) == MMRT_UNSUPPORTED);
-    CHECK(mmrt_state_attach(text.state, "/nowhere", 0, 10, 0, &error) == MMRT_UNSUPPORTED);
+    CHECK(mmrt_state_attach(text.state, "/nowhere", 0, 10, false, 0, &error) == MMRT_UNSUPPORTED);
     end_text(&text);
     end_store(store);
 }
@@ -133,6 +168,7 @@ int main(int argc, char **argv) {
     test_pages_in_files(STORE(alike), scratch, 37);
     test_pages_in_files(STORE(unlike), scratch, 256);
     test_files_that_are_refused(STORE(unlike), scratch);
-    test_blocks_are_not_saved(STORE(with_blocks));
+    test_blocks_in_files(STORE(with_blocks), scratch);
+    test_there_must_be_pages(STORE(only_a_block));
     return check_result();
 }

@@ -128,10 +128,10 @@ static void test_it_grows_and_goes_back_by_pages(void) {
     check_held(&text, 0, 0);
     for (uint64_t n = 1; n < 300; n += 13) {
         const uint64_t growth = (pages_of(n) - pages_of(text.n)) * page;
-        CHECK(mmrt_state_growth(text.state, n) == growth);
+        CHECK(mmrt_state_growth(text.state, n, false) == growth);
         extend(&text, n - text.n, 5);
         check_held(&text, pages_of(n), 0);
-        CHECK(mmrt_state_growth(text.state, n) == 0);
+        CHECK(mmrt_state_growth(text.state, n, false) == 0);
         fail_to_extend(&text, 100, 6);
         check_held(&text, pages_of(n), 0);
     }
@@ -208,8 +208,8 @@ static void test_a_fork_copies_one_page_when_it_is_written(void) {
     check_held(&parent, 4, 4);
     check_held(&grandchild, 4, 4);
     CHECK(page_address(&parent, 3) == page_address(&grandchild, 3));
-    CHECK(mmrt_state_growth(child.state, 101) == page);
-    CHECK(mmrt_state_growth(child.state, 100 + 32) == 2 * page);
+    CHECK(mmrt_state_growth(child.state, 101, false) == page);
+    CHECK(mmrt_state_growth(child.state, 100 + 32, false) == 2 * page);
 
     check_sharing(store, 12, 0);
     extend(&child, 1, 2); /* two of the three copy the last page */
@@ -220,7 +220,7 @@ static void test_a_fork_copies_one_page_when_it_is_written(void) {
     check_held(&parent, 4, 4);
     extend(&parent, 1, 3);
     check_store(store, 6);
-    CHECK(mmrt_state_growth(grandchild.state, 101) == 0);
+    CHECK(mmrt_state_growth(grandchild.state, 101, false) == 0);
     extend(&grandchild, 1, 4);
     check_store(store, 6);
     check_held(&grandchild, 4, 3);
@@ -385,7 +385,7 @@ static void test_blocks(mmrt_state_store *store, uint64_t block_bytes) {
     struct text text = new_text(store);
     fail_to_extend(&text, 5, 1);
     CHECK(mmrt_state_bytes(text.state) == 0);
-    CHECK(mmrt_state_growth(text.state, 40) == 2 * block_bytes + 2 * page);
+    CHECK(mmrt_state_growth(text.state, 40, false) == 2 * block_bytes + 2 * page);
     extend(&text, 40, 1);
     CHECK(mmrt_state_bytes(text.state) == 2 * block_bytes + 2 * page);
     for (int i = 0; i < 5; i++) {
@@ -483,7 +483,7 @@ static void *ask(void *context) {
     struct shared *shared = context;
     while (shared->n_working) {
         const mmrt_state *state = shared->prefix.state;
-        CHECK(mmrt_state_length(state) == 77 && mmrt_state_growth(state, 100) > 0);
+        CHECK(mmrt_state_length(state) == 77 && mmrt_state_growth(state, 100, false) > 0);
         CHECK(mmrt_state_shared_bytes(state) <= mmrt_state_bytes(state));
         CHECK(mmrt_state_bytes(state) <= mmrt_state_store_bytes(shared->store));
     }
