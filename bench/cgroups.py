@@ -1,5 +1,6 @@
 """A hard limit on memory, page cache included, as containers have it."""
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -72,10 +73,13 @@ class MemoryCgroup:
         self.folder.rmdir()
 
 
+_numbers = itertools.count()
+
+
 def _make() -> tuple[Path, int]:
     why = "there is no memory controller"
     for folder, version in counters.cgroups():
-        group = folder / f"mmrt_bench_{os.getpid()}"
+        group = folder / f"mmrt_bench_{os.getpid()}_{next(_numbers)}"
         try:
             group.mkdir()
         except OSError as error:

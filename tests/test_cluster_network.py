@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from networks import Network, in_network
+from networks import in_network
 from stages import SECRET
 
 import mmrt
+from bench.networks import Network
 from mmrt.cluster import coordinator, wire
 from mmrt.cluster.coordinator import Cluster
 
@@ -58,9 +59,8 @@ def stages(network: Network, folder: Path) -> "Iterator[list[subprocess.Popen[st
     finally:
         for process in processes:
             process.kill()
-            process.wait(60)
-            assert process.stdout is not None
-            process.stdout.close()
+            with process:  # closes what we talk over
+                process.wait(60)
 
 
 def assert_goes_on(
