@@ -4,8 +4,10 @@ batch   1, 4, 8 and 16 texts that write at once: tokens a second, against one te
         engine itself takes of the time
 gap     a text that writes, beside a prompt of 4000 tokens: its worst wait for a token, also as a
         share of max_gap, and how fast the prompt is read, also as a share of its rate alone
-mixed   short texts and long ones that arrive at random, by feedback and first come first served
-        in turn: when short ones and all have ended, and how many times better that is by feedback
+mixed   short texts (300 tokens in, 60 out) and long ones (4000 in, 400 out; two of ten) that
+        arrive at random, at 0.8 of the rate at which they are done when all come at once, by
+        feedback and first come first served in turn: how long short ones and the slowest take, and
+        how many times better that is by feedback
 share   turns of a conversation, branches of one beginning, answers to one prompt: tokens that
         are evaluated, and pages held; how long a fork of that beginning takes
 system  a new conversation after a long one with the same system prompt, of a fifth of its tokens:
@@ -81,8 +83,9 @@ def gap(model: mmrt.Model, prompt: int, seed: int) -> dict[str, float]:
         started = now()
         engine.submit(words(model, prompt, seed), max_tokens=1).text()
         alone = prompt / (now() - started)
+        started = now()
         writer = engine.submit(words(model, 16, seed + 1), max_tokens=None, ignore_eos=True)
-        for _ in range(4):
+        while now() - started < 2:  # by then it is not young any more
             next(writer)
         started = now()
         reader = engine.submit(words(model, prompt, seed + 2), max_tokens=1)
@@ -116,26 +119,27 @@ class FirstCome(Feedback):
             job.joined = again
 
 
+# What a short and a long text read and write.
+_SHORT, _LONG = (300, 60), (4000, 400)
+
+
 def mixed(
-    model: mmrt.Model, rule: type[Feedback], n: int, load: float, seed: int
+    model: mmrt.Model, rule: type[Feedback], n: int, seed: int, rate: float | None
 ) -> dict[str, float]:
-    """Eight of ten texts are short (48 tokens in, 16 out), the others long (800 in, 160 out)."""
+    """Eight of ten texts are short; so many arrive in a second, at random; None: all at once."""
     draw = random.Random(seed)
+    most = model.context - _LONG[1]
     with model.engine(keep=0) as engine:
         engine._feedback = rule(1000, Engine._now())
-        started = now()
-        engine.submit(words(model, 400, seed), max_tokens=32, ignore_eos=True).text()
-        of_one = now() - started
-        rate = load / (0.8 * 0.15 + 0.2 * 2.2) / of_one
         handles = []
         started = now()
         at = started
         for i in range(n):
-            at += draw.expovariate(rate)
+            at += draw.expovariate(1.0) / rate if rate else 0.0
             time.sleep(max(at - now(), 0))
             is_short = draw.random() < 0.8
-            size, out = (48, 16) if is_short else (800, 160)
-            ids = words(model, size, seed + 1 + i)
+            size, out = _SHORT if is_short else _LONG
+            ids = words(model, min(size, most), seed + 1 + i)
             handles.append((is_short, engine.submit(ids, max_tokens=out, ignore_eos=True)))
         for _, handle in handles:
             handle.text()
@@ -144,8 +148,10 @@ def mixed(
     short = [handle.report.ended or 0.0 for is_short, handle in handles if is_short]
     return {
         "median_short": statistics.median(short),
+        "mean_short": statistics.mean(short),
         "p99": ends[int(0.99 * (len(ends) - 1))],
         "tokens_per_second": sum(handle.tokens for _, handle in handles) / seconds,
+        "texts_per_second": n / seconds,
     }
 
 
@@ -310,15 +316,16 @@ def run(
     if "mixed" in which:
         by: dict[str, list[dict[str, float]]] = {"feedback": [], "first come": []}
         for i in range(rounds):
+            rate = 0.8 * mixed(model, Feedback, texts, i, None)["texts_per_second"]
             for name, rule in (("feedback", Feedback), ("first come", FirstCome)):
-                by[name].append(mixed(model, rule, texts, 0.8, i))
+                by[name].append(mixed(model, rule, texts, i, rate))
         found["mixed"] = {name: medians(made) for name, made in by.items()}
         pairs = list(zip(by["feedback"], by["first come"], strict=True))
         found["mixed"]["times better"] = {
-            "median_short": statistics.median(
-                b["median_short"] / a["median_short"] for a, b in pairs
-            ),
-            "p99": statistics.median(b["p99"] / a["p99"] for a, b in pairs),
+            **{
+                key: statistics.median(b[key] / a[key] for a, b in pairs)
+                for key in ("median_short", "mean_short", "p99")
+            },
             "tokens_per_second": statistics.median(
                 a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs
             ),

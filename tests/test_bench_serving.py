@@ -37,6 +37,7 @@ def test_figures(tmp_path: Path) -> None:
         assert better == pytest.approx(
             {
                 "median_short": first["median_short"] / feedback["median_short"],
+                "mean_short": first["mean_short"] / feedback["mean_short"],
                 "p99": first["p99"] / feedback["p99"],
                 "tokens_per_second": feedback["tokens_per_second"] / first["tokens_per_second"],
             }

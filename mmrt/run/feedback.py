@@ -18,6 +18,7 @@ class Job:
         self.rank_class = rank_class
         self.p = 0
         self.used = 0.0  # in the present interval; what was less than one is carried over
+        self.had = 0.0  # in all
         self.joined = (0.0, 0)  # when, and the number of the joining
         self.is_ready = False
 
@@ -58,6 +59,7 @@ class Feedback:
     def charge(self, job: Job, amount: float) -> None:
         """The job has used so much."""
         job.used += amount
+        job.had += amount
 
     def ready(self) -> list[Job]:
         """The jobs that are ready, who is to run first before the others."""

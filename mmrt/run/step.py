@@ -14,6 +14,11 @@ from mmrt.run.writing import Writing
 _GAP = 0.25
 _GAP_ALONE = 1.0
 
+# A text is young until it has had so many milliseconds. Beside young ones that write, a step takes
+# so many times as long as for them alone, and the prompt of an older one gets what is left of it.
+_YOUNG = 1000.0
+_SLOWED = 1.5
+
 # Texts that another prompt joins only with so many tokens at least.
 _WORTH_JOINING = 8
 
@@ -65,11 +70,14 @@ def take_part(
                     break
                 chosen.append((job, 1))
                 parts.append(part)
+        for_writers = _SLOWED * cost.predict(parts)
         for i, job in of_class:
             if job.writes or len(chosen) >= room or not begin(job, jobs[:i]):
                 continue
             most = min(job.to_read, room - sum(n for _, n in chosen))
-            n = cost.chunk(parts, job.length, most, within) if cost.steps else most
+            gives_way = job.had >= _YOUNG and any(is_young_writer(other) for other in jobs[:i])
+            until = min(for_writers, within) if gives_way else within
+            n = cost.chunk(parts, job.length, most, until) if cost.steps else most
             n = max(n, 0 if has_reader else 1)
             if n < min(_WORTH_JOINING, most) and has_reader:
                 break
@@ -81,6 +89,10 @@ def take_part(
             chosen.append((job, n))
             parts.append((n, job.length))
     return chosen
+
+
+def is_young_writer(job: Writing) -> bool:
+    return job.writes and job.had < _YOUNG
 
 
 class Step:
