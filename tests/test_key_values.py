@@ -6,7 +6,7 @@ of them written anew, save S = n * Size * (1 - modified / Size).
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,12 @@ from mmrt.memory import counters
 
 IDS = [3 + 7 * i % 250 for i in range(800)]
 
-# Parts of pages that are whole pages of the system, and others.
-KINDS = {"f16": {"head_dim": 64}, "q8_0": {"head_dim": 48}}
+# Parts of pages that are whole pages of the system, and others; layers that see 16 tokens alone.
+KINDS: dict[str, tuple[Callable[..., tiny_models.TinyModel], str, int]] = {
+    "f16": (tiny_models.llama, "f16", 64),
+    "q8_0": (tiny_models.llama, "q8_0", 48),
+    "windows": (tiny_models.gemma3, "f16", 64),
+}
 
 few = settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -37,9 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(folder: Path, request: pytest.FixtureRequest) -> Iterator[mmrt.Model]:
-    kind = request.param
-    shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 4, **KINDS[kind]}
-    path = tiny_models.llama(context=2048, **shape).write(folder / f"{kind}.gguf")
+    make, kind, head_dim = KINDS[request.param]
+    shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "head_dim": head_dim}
+    path = make(context=2048, **shape).write(folder / f"{request.param}.gguf")
     with mmrt.Model(path, threads=1, kv_k=kind, kv_v=kind) as opened:
         yield opened
 
@@ -101,6 +105,24 @@ def test_the_kernel_counts_the_same(model: mmrt.Model, length: int, cut: int) ->
                 text.extend(IDS[:n])
             counted = anonymous() - before
             assert abs(counted - text.nbytes) <= runs(model, pages(length)) * mmap.PAGESIZE
+
+
+@few
+@given(lengths=st.lists(st.integers(1, 300), min_size=2, max_size=5))
+def test_the_kernel_counts_several_texts(model: mmrt.Model, lengths: list[int]) -> None:
+    needs_line("/proc/self/smaps_rollup", "Pss_Anon")
+    with model.sequence() as text:
+        text.extend(IDS[: max(lengths)])
+    texts = [model.sequence() for _ in lengths]
+    before, room = anonymous(), 0
+    for text, length in zip(texts, lengths, strict=True):
+        text.extend(IDS[:length])
+        room += (runs(model, pages(length)) + 2) * mmap.PAGESIZE  # lists of tokens, too
+        counted = anonymous() - before
+        assert abs(counted - model.store.nbytes) <= room
+    for text in texts:
+        text.close()
+    assert model.store.nbytes == 0 and abs(anonymous() - before) <= room
 
 
 @few

@@ -95,6 +95,47 @@ def test_the_text_used_longest_ago_gives_its_end_back_first(
     assert len(tree) == 0
 
 
+def test_what_many_go_on_from_outlives_what_was_asked_once(
+    model: mmrt.Model, tree: Prefixes
+) -> None:
+    """Between two texts that share a beginning come more others than there is room for: if what was
+    used longest ago went first, it would never be found."""
+    store, draw = model.program.store, random.Random(3)
+    room = 64 * store.page_bytes
+    shared = [[9 + i, *IDS[:255]] for i in range(2)]
+    for i in range(6):
+        kept(model, tree, [*shared[i % 2], 7, i])
+    for i in range(60):
+        kept(model, tree, [draw.randrange(3, 250) for _ in range(200)])
+        tree.give_back(store.nbytes - room)
+        if i % 6 == 5:
+            assert tree.shared(shared[i // 6 % 2]) == 256
+            kept(model, tree, [*shared[i // 6 % 2], 8, i])
+            tree.give_back(store.nbytes - room)
+        assert store.nbytes <= room
+
+
+def test_what_is_asked_no_more_goes_at_last(model: mmrt.Model, tree: Prefixes) -> None:
+    store, draw = model.program.store, random.Random(4)
+    for i in range(20):
+        kept(model, tree, [*IDS[:128], 5, i])
+    for _ in range(100):
+        kept(model, tree, [draw.randrange(3, 250) for _ in range(128)])
+        tree.give_back(store.nbytes - 16 * store.page_bytes)
+    assert tree.shared(IDS[:128]) == 0
+
+
+def test_ends_go_before_what_they_follow(model: mmrt.Model, tree: Prefixes) -> None:
+    store = model.program.store
+    for i in range(6):
+        kept(model, tree, [*IDS[:200], 5 + i, 6, 7])
+    for left in range(6, 0, -1):  # six whole pages, and a last one of each
+        assert store.nbytes == (6 + left) * store.page_bytes
+        assert tree.shared(IDS[:200]) == 200  # which the others were forked from
+        tree.give_back(1)
+    assert tree.shared(IDS) == 0
+
+
 def test_texts_in_use_are_found_as_they_grow_and_never_cut(
     model: mmrt.Model, tree: Prefixes
 ) -> None:

@@ -257,7 +257,7 @@ def add_saving_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--kv-dir-size", type=size, metavar="SIZE",
-        help="what they may take there (default: half of what is free)",
+        help="what they may take there (default: half of what the disk has for them)",
     )  # fmt: skip
 
 

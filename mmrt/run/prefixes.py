@@ -26,10 +26,12 @@ Ids = Sequence[int] | NDArray[np.int32]
 
 
 class _Node:
-    __slots__ = ("children", "ends", "page", "texts")
+    __slots__ = ("children", "ends", "page", "texts", "uses", "value")
 
-    def __init__(self, page: bytes = b"") -> None:
+    def __init__(self, page: bytes = b"", value: int = 0) -> None:
         self.page = page  # by which the node above knows it
+        self.uses = 0  # by texts that went on from here
+        self.value = value  # see Prefixes._use()
         self.children: dict[bytes, _Node] = {}
         self.texts: dict[Kept, None] = {}  # that run through it
         self.ends: dict[Kept, None] = {}  # of them, those whose last whole page it is
@@ -44,6 +46,7 @@ class Kept:
         self.in_use = True  # it goes on: only then does it grow, and only else may it be cut
         self.last_use = 0
         self.number = 0  # by which its engine calls it
+        self.uses = self.value = 0  # of its last tokens, fewer than a page: see Prefixes._use()
         self.path = [root]  # and a node for each of its whole pages that are in the tree
 
 
@@ -59,6 +62,7 @@ class Prefixes:
         self._roots: dict[str, _Node] = {}
         self._idle: dict[Kept, None] = {}  # the least recently used first
         self.version = 0  # rises as the tree grows, and with new checkpoints
+        self._least = 0  # the value of what went last
 
     def __len__(self) -> int:
         return sum(len(root.texts) for root in self._roots.values())
@@ -115,6 +119,9 @@ class Prefixes:
         if text is None or not length:
             return self.store.cache()
         self._touch(text)
+        for used in _pages_of(text)[: -(-length // PAGE_TOKENS)]:
+            used.uses += 1
+            self._use(used)
         cache = text.cache.fork()
         reached = cache.truncate(min(length, cache.length))  # a step that failed may have cut it
         with suppress(OutOfMemoryError):
@@ -139,7 +146,7 @@ class Prefixes:
         for page in _pages(tokens[first : len(tokens) // PAGE_TOKENS * PAGE_TOKENS]):
             node = text.path[-1]
             del node.ends[text]
-            below = node.children.setdefault(page, _Node(page))
+            below = node.children.setdefault(page, _Node(page, self._least + 1))
             below.texts[text] = below.ends[text] = None
             text.path.append(below)
             self.version += 1
@@ -150,6 +157,8 @@ class Prefixes:
         self.grow(text)
         text.in_use = False
         self._touch(text)
+        for page in _pages_of(text):
+            self._use(page)
         tokens = text.cache.tokens
         for depth, node in enumerate(text.path):
             for other in list(node.ends):
@@ -181,6 +190,14 @@ class Prefixes:
             self._idle.pop(text, None)
             self._idle[text] = None
 
+    def _use(self, page: _Node | Kept) -> None:
+        """The page is in use now, and so worth more than what went last: the more, the more often
+        texts went on from it, by the bits of that number. All pages are of one size, and take
+        nearly as long to be read again; what they differ in is how soon they are wanted. What went
+        last was the least, so all others age by that: greedy dual with frequency (Cherkasova,
+        1998)."""
+        page.value = self._least + 1 + page.uses.bit_length()
+
     def _shorten(self, text: Kept, n_pages: int) -> None:
         if len(text.path) - 1 <= n_pages:
             return
@@ -196,18 +213,22 @@ class Prefixes:
 
     def give_back(self, n_bytes: int, sparing: Kept | None = None) -> int:
         """Gives so many bytes back, if texts that have ended, but for `sparing`, hold them: of the
-        one that was used longest ago, from its end. Returns how many."""
+        one whose end is worth least, from its end; of equals, that which was used longest ago.
+        Returns how many."""
         before = self.store.nbytes
         while before - self.store.nbytes < n_bytes:
-            text = next((text for text in self._idle if text is not sparing), None)
+            ended = (text for text in self._idle if text is not sparing)
+            text = min(ended, key=_worth, default=None)
             if text is None:
                 break
-            length = len(text.cache.tokens)
-            alone = next((i for i, n in enumerate(text.path) if len(n.texts) == 1), None)
-            if length <= _CUT_TOKENS or alone is None:
+            worth = self._least = max(self._least, _worth(text))
+            dearer = sum(node.value > worth for node in text.path[1:])
+            last_cut = (len(text.cache.tokens) - 1) // _CUT_TOKENS * _CUT_TOKENS
+            left = max(last_cut, dearer * PAGE_TOKENS)
+            if not left or not any(len(node.texts) == 1 for node in text.path):
                 self.drop(text)  # what is left, others hold too, or it is little
             elif not forget_one(text.cache):
-                self._cut(text, (length - 1) // _CUT_TOKENS * _CUT_TOKENS)
+                self._cut(text, left)
         return before - self.store.nbytes
 
     def _cut(self, text: Kept, length: int) -> None:
@@ -284,6 +305,17 @@ class Earlier:
         with self._at_it() as tree:
             if tree is not None:
                 tree.clear()
+
+
+def _pages_of(text: Kept) -> list[_Node | Kept]:
+    """Its pages in order; the last one, if it is not whole, is the text's own."""
+    nodes: list[_Node | Kept] = [*text.path[1:]]
+    return [*nodes, text] if len(text.cache.tokens) > PAGE_TOKENS * len(nodes) else nodes
+
+
+def _worth(text: Kept) -> int:
+    """What its end is worth."""
+    return text.path[-1].value if len(text.cache.tokens) % PAGE_TOKENS == 0 else text.value
 
 
 def _furthest(nodes: list[_Node], ids: Sequence[int]) -> tuple[Kept | None, int]:
