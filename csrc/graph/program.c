@@ -148,7 +148,7 @@ mmrt_status mmrt_program_add_op(mmrt_program *program, const mmrt_op *op, mmrt_e
     if (!info)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: unknown kind %d", program->n_ops,
                          op->kind);
-    if (program->outputs)
+    if (program->outputs && op->kind != program->ops[program->n_ops - 1].kind)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: LOGITS or GIVE is the last one",
                          program->n_ops);
     mmrt_status status =

@@ -89,7 +89,7 @@ struct mmrt_program {
     int32_t n_weights, n_buffers, n_ropes, n_ops, n_spans;
     uint64_t vocabulary; /* rows of the EMBED weight: token ids are below it */
     uint64_t taken;      /* values of the rows that TAKE reads; 0: it begins with EMBED */
-    uint64_t outputs;    /* rows of the LOGITS weight, or values of the rows that GIVE writes */
+    uint64_t outputs;    /* rows of the LOGITS weight, or values of the rows that GIVEs write */
     uint64_t positions;  /* that there are embeddings of; 0: positions have none */
     struct units *units; /* NULL: all weights are on their mapped pages */
     /* filled by mmrt_program_finish */

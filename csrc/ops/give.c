@@ -1,4 +1,5 @@
-/* Giving the hidden rows of all tokens to the caller, where a program ends amid a model. */
+/* Giving the hidden rows of all tokens to the caller, where a program ends amid a model; several
+ * give theirs side by side. */
 #include "base/status.h"
 #include "graph/check.h"
 #include "step/step.h"
@@ -12,8 +13,16 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     mmrt_status status = mmrt_check_read(program, op, op->in, false, err);
     if (status)
         return status;
-    program->outputs = width_of(program, op->in);
+    program->outputs += width_of(program, op->in);
     return MMRT_OK;
+}
+
+/* Values of a row that those before it give. */
+static uint64_t given_before(const struct worker *w) {
+    uint64_t n = 0;
+    for (const mmrt_op *op = w->op - 1; op->kind == w->op->kind; op--) /* the first is another */
+        n += width_of(w->step->program, op->in);
+    return n;
 }
 
 static void run(struct worker *w) {
@@ -23,14 +32,16 @@ static void run(struct worker *w) {
     tokens_of_thread(w, &begin, &end);
     if (begin == end)
         return;
-    const size_t n = (end - begin) * in->k;
+    const size_t n = (end - begin) * in->k, stride = step->program->outputs;
     const float *rows = row_at(in, begin);
     float zero = 0; /* stays so unless a value is NaN or infinite */
     for (size_t i = 0; i < n; i++)
         zero += rows[i] * 0.0f;
     if (!(zero == 0))
         atomic_store(&step->not_finite, true);
-    memcpy(step->logits + begin * in->k, rows, n * sizeof(float));
+    float *to = step->logits + begin * stride + given_before(w);
+    for (uint32_t t = begin; t < end; t++, rows += in->k, to += stride)
+        memcpy(to, rows, in->k * sizeof *to);
 }
 
 const struct op_info mmrt_op_give = {

@@ -5,6 +5,7 @@
 #include "graph/check.h"
 #include "graph/pieces.h"
 #include "ops/multiply.h"
+#include "ops/needed.h"
 #include "step/rows.h"
 
 #include <string.h>
@@ -67,42 +68,6 @@ static bool has_zeros(const mmrt_op *op) {
     return op->activation == MMRT_RELU || op->activation == MMRT_RELU2;
 }
 
-/* Rows of gate and up that a thread has multiplied, or is about to. */
-struct at_hand {
-    uint64_t first, n;  /* of the matrices' rows */
-    const float *gates; /* [tokens][stride] */
-    uint64_t stride;
-    size_t tokens;
-};
-
-/* The first row from `row` on, counted from the first at hand, that the activation of some token's
- * gate is not zero for; if `zero`, for which all are. n: there is none. */
-static uint64_t find_row(const struct at_hand *h, uint64_t row, bool zero) {
-    for (; row < h->n; row++) {
-        bool needed = false;
-        for (size_t t = 0; t < h->tokens; t++)
-            needed |= !(h->gates[t * h->stride + row] <= 0); /* NaN too */
-        if (needed != zero)
-            break;
-    }
-    return row;
-}
-
-/* ups: zero for the rows that are left out. A row's product does not depend on which others are
- * multiplied with it, and zero times it is zero, if it is finite. */
-static void multiply_needed(struct worker *w, const struct at_hand *h, const uint8_t *rows,
-                            const uint8_t *next, float *ups, void *scratch) {
-    const size_t bytes = mmrt_row_bytes(weight_at(w->step, w->op->weights[1]));
-    memset(ups, 0, h->tokens * h->stride * sizeof *ups);
-    uint64_t row = find_row(h, 0, false);
-    while (row < h->n) {
-        const uint64_t end = find_row(h, row, true), after = find_row(h, end, false);
-        mmrt_op_multiply(w, 1, rows + row * bytes, h->first + row, end - row,
-                         after < h->n ? rows + after * bytes : next, ups + row, h->stride, scratch);
-        row = after;
-    }
-}
-
 /* For the only token, whose rows of `up` UPS reads: gates, or zero where their activation is. What
  * comes of them is zero until then. */
 static void run_gates(struct worker *w) {
@@ -155,9 +120,9 @@ static void run(struct worker *w) {
         rows_done(w, w->op->weights[0], first, end);
         for (size_t t = 0; w->op->threshold > 0 && t < n; t++)
             cut(gates + t * rows, end - first, w->op->threshold);
-        const struct at_hand hand = {first, end - first, gates, rows, n};
-        if (leaves_out)
-            multiply_needed(w, &hand, up_rows, next, ups, scratch);
+        const struct mmrt_at_hand hand = {first, end - first, gates, rows, n};
+        if (leaves_out) /* zero times a row's product is zero, if it is finite */
+            mmrt_multiply_needed(w, 1, &hand, up_rows, next, ups, rows, scratch);
         else
             mmrt_op_multiply(w, 1, up_rows, first, end - first, next, ups, rows, scratch);
         rows_done(w, w->op->weights[1], first, end);

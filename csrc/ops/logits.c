@@ -11,6 +11,9 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     if (!op->outputs_only)
         return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: LOGITS works on outputs only",
                          program->n_ops);
+    if (program->outputs)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: LOGITS or GIVE is the last one",
+                         program->n_ops);
     mmrt_status status = mmrt_check_buffer(program, op->in, err);
     if (!status)
         status = mmrt_check_matrix(program, op, 0, program->vocabulary, err);

@@ -29,6 +29,7 @@ COMMANDS = {
     "stage": "run some of a model's layers, for a coordinator elsewhere",
     "plan": "say which machine is to have which layers of a model",
     "bundle": "write the neurons of a model with ReLU, each in one piece",
+    "predictor": "train a guess of which neurons of a model with ReLU a token needs",
     "bench": "measure prefill and decode speed",
     "residency": "show which pages of a weight file are in memory",
     "warm": "read a weight file, or parts of it, into the page cache",

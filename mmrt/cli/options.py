@@ -102,6 +102,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", metavar="FILE", help="what `mmrt bundle` made of the model, if it has ReLU"
     )
     parser.add_argument(
+        "--predictor", metavar="FILE",
+        help="what `mmrt predictor` made of the model; lossy: what it writes is not quite the "
+        "model's own",
+    )  # fmt: skip
+    parser.add_argument(
         "--pre", metavar="NAME",
         help="how texts are cut into words, where the file's tokenizer.ggml.pre names a way that "
         "mmrt does not know: qwen2, llama-bpe or another that it does",
@@ -186,13 +191,13 @@ def _variables(text: str) -> dict[str, Any]:
 
 
 def _template_file(path: str) -> str:
-    text = _text_in(path)
+    text = text_in(path)
     if "{" not in text:
         raise argparse.ArgumentTypeError(f"{path}: this is no Jinja template: it has no braces")
     return text
 
 
-def _text_in(path: str) -> str:
+def text_in(path: str) -> str:
     """The text of a file that an argument names."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -328,7 +333,7 @@ def _schema(text: str, name: str = "the schema") -> str:
 
 
 def _schema_file(path: str) -> str:
-    return _schema(_text_in(path), path)
+    return _schema(text_in(path), path)
 
 
 def generation(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -404,6 +409,7 @@ def open_model(
             chat_template=getattr(arguments, "chat_template", None),
             exact=arguments.exact,
             bundle=arguments.bundle,
+            predictor=arguments.predictor,
             pre=arguments.pre,
             draft=getattr(arguments, "draft", None),
             kv_dir=getattr(arguments, "kv_dir", None),

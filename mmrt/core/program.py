@@ -146,12 +146,33 @@ class Program(CoreProgram):
         outputs_only: bool = False,
         times: int = -1,
         first: int = 0,
+        alike: bool = False,
     ) -> None:
         """out = activation(matrix @ in_), of a Tensor or Matrix; activation: as glu()'s. times: a
-        buffer whose values, from `first` on, this is multiplied by, if given."""
-        fields = {"in_": in_, "out": out, "outputs_only": outputs_only}
+        buffer whose values, from `first` on, this is multiplied by, if given. alike: as
+        linear()'s."""
+        fields = {"in_": in_, "out": out, "outputs_only": outputs_only, "alike": alike}
         fields |= {"activation": _activation(activation), "stream": times, "first": first}
         self.append("unit", f"multiply, {activation}", [matrix], **fields)
+
+    def predicted(
+        self,
+        in_: int,
+        marks: int,
+        gate: Tensor | Matrix | None,
+        up: Tensor | Matrix,
+        out: int,
+        activation: str,
+        outputs_only: bool = False,
+        threshold: float = 0.0,
+    ) -> None:
+        """As glu(), or without a gate as unit(), of the units whose element in the buffer `marks`
+        is above zero; others are zero, whatever they would have been."""
+        fields = {"in_": in_, "stream": marks, "out": out, "outputs_only": outputs_only}
+        fields["activation"] = _activation(activation)
+        matrices = [up] if gate is None else [gate, up]
+        note = f"{activation}, of what is predicted"
+        self.append("predicted", note, matrices, threshold=threshold, **fields)
 
     def glu(
         self,
@@ -533,9 +554,9 @@ class Program(CoreProgram):
 
     def give(self, in_: int) -> None:
         """The step's result, in place of logits(): rows of a buffer, of all tokens, for a program
-        that ends amid a model."""
+        that ends amid a model. Several buffers are given side by side."""
         self.append("give", "give hidden rows", in_=in_)
-        self.given = self._widths[in_]
+        self.given += self._widths[in_]
 
 
 def _one_below_the_other(matrices: Tensor | Matrix, n: int) -> tuple[Matrix, int]:

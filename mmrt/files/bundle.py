@@ -8,20 +8,20 @@ that is multiplied whole (the gate; or `up` where there is none). It is a GGUF f
 which file it was made of.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mmrt.core.tensor import Tensor
 from mmrt.errors import FormatError, UnsupportedError
-from mmrt.files import formats
+from mmrt.files import formats, origin
 from mmrt.files.gguf_writer import Entry, write_gguf
+from mmrt.files.origin import SideKind
 from mmrt.files.tensor_file import TensorFile
 
-_KIND, _VERSION = "mmrt-bundle", 1
+_BUNDLE = SideKind("mmrt-bundle", 1, "bundle of neurons", "mmrt bundle")
 _PAGE = 4096
 
 # Numbers of one type, as bytes that belong together.
@@ -59,12 +59,8 @@ def write_bundle(
     other types lie along its rows, and their scales are no neuron's.
     """
     entries = [_entry(neurons) for neurons in layers]
-    metadata = {
-        "general.architecture": _KIND,
-        "general.alignment": _PAGE,
-        f"{_KIND}.version": _VERSION,
-        **_origin(file, [neurons.down for neurons in layers]),
-    }
+    metadata = origin.written(_BUNDLE, file, [neurons.down for neurons in layers])
+    metadata["general.alignment"] = _PAGE
     done, total = 0, sum(entry.nbytes for entry in entries)
     with write_gguf(path, metadata, entries) as writer:
         for neurons, entry in zip(layers, entries, strict=True):
@@ -100,19 +96,6 @@ def _entry(neurons: Neurons) -> Entry:
     return Entry(name_of(down), down.type, (n_neurons, -(-used // _PAGE) * _PAGE // width))
 
 
-def _origin(file: TensorFile, matrices: Sequence[Tensor]) -> dict[str, Any]:
-    """What tells the file from others: its size, its tensors, and the first row of each matrix."""
-    table = hashlib.sha256()
-    for name, tensor in file.items():
-        table.update(f"{name} {tensor.type} {tensor.shape} {tensor.offset}\n".encode())
-    for matrix in matrices:
-        table.update(matrix[:1].blocks().tobytes())
-    return {
-        f"{_KIND}.of.size": sum(mapping.size for mapping in file.mappings),
-        f"{_KIND}.of.digest": table.hexdigest(),
-    }
-
-
 def open_bundle(path: str | os.PathLike[str], file: TensorFile) -> TensorFile:
     """The bundle at `path`, which was made of `file`.
 
@@ -121,26 +104,14 @@ def open_bundle(path: str | os.PathLike[str], file: TensorFile) -> TensorFile:
     """
     bundle = formats.open(path)
     try:
-        _require(bundle, "general.architecture", _KIND, "it is no bundle of neurons")
-        _require(bundle, f"{_KIND}.version", _VERSION, "make it anew by mmrt bundle")
         matrices = {name: file.get(name.removesuffix(_NEURONS) + _WEIGHT) for name in bundle}
-        origin = _origin(file, [matrix for matrix in matrices.values() if matrix is not None])
-        for field, value in origin.items():
-            _require(bundle, field, value, f"it was made of another file than {file.path}")
+        origin.require(_BUNDLE, bundle, file, matrices.values())
         for name, matrix in matrices.items():
             _require_columns(bundle, bundle[name], matrix)
     except BaseException:
         bundle.close()
         raise
     return bundle
-
-
-def _require(bundle: TensorFile, field: str, expected: object, what: str) -> None:
-    found = bundle.metadata.get(field)
-    if found != expected:
-        raise FormatError(
-            f"{bundle.path}: {field}: expected {expected!r}, found {found!r:.80}: {what}"
-        )
 
 
 def _require_columns(bundle: TensorFile, tensor: Tensor, matrix: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from mmrt.core.program import SPARSE, Program
 from mmrt.core.state import StateStore
 from mmrt.errors import ArgumentError, FormatError, MmrtError, UnsupportedError
 from mmrt.files.bundle import Neurons, open_bundle
+from mmrt.files.predictor import open_predictor
 from mmrt.files.tensor_file import TensorFile
 from mmrt.models.parts.config import Config
 from mmrt.models.parts.fields import Fields
@@ -26,6 +27,8 @@ from mmrt.text.tokenizer import Tokenizer
 MOST_STEP_TOKENS = 1024
 
 
+_Path = str | os.PathLike[str]
+
 # Of a file that has only some of a model's layers: which, as first and end.
 LAYERS = "mmrt.layers"
 
@@ -36,8 +39,9 @@ class Built(NamedTuple):
     config: Config
     store: StateStore
     program: Program
-    bundle: TensorFile | None  # whose tensors the program may read
+    side: list[TensorFile]  # other files whose tensors the program may read
     tensors: list[str]  # of the file, that are needed
+    paths: list[str]  # of the files that keys and values depend on
 
 
 def build(
@@ -47,13 +51,15 @@ def build(
     context: int | None = None,
     kv: tuple[str, str] = ("f16", "f16"),
     exact: bool = False,
-    bundle: str | os.PathLike[str] | None = None,
+    beside: tuple[_Path | None, _Path | None] = (None, None),
     partial: bool = False,
     layers: range | None = None,
+    make: type[Program] = Program,
 ) -> Built:
-    """What runs the model in `file`; arguments as Model's, kv: of keys and of values. It refers to
-    the file's pages. partial: only these of the model's layers, counted from 0; None: all that the
-    file has. Others' tensors need not be there.
+    """What runs the model in `file`; arguments as Model's, kv: of keys and of values,
+    beside: bundle and predictor. It refers to the files' pages. partial: only these of the model's
+    layers, counted from 0; None: all that the file has. Others' tensors need not be there. make: of
+    what class the program is.
 
     Raises FileError, UnsupportedError, FormatError and ArgumentError as Model() does.
     """
@@ -80,23 +86,29 @@ def build(
         )
     config = dataclasses.replace(config, context=context, part=part)
     program = None
-    side = None if bundle is None else open_bundle(bundle, file)
+    side: list[TensorFile] = []
+    bundle, predictor = beside
     try:
+        if bundle is not None:
+            side.append(open_bundle(bundle, file))
+        if predictor is not None:
+            side.append(open_predictor(predictor, file))
         store = StateStore(config.kept, *kv)
-        program = Program(pool, MOST_STEP_TOKENS, store, exact)
-        weights = Weights(file, side)
+        program = make(pool, MOST_STEP_TOKENS, store, exact)
+        weights = Weights(file, {name: tensor for other in side for name, tensor in other.items()})
         architecture.build(program, config, weights)
         refuse_unread_tensors(weights, config)
         program.finish()
     except BaseException as error:
         if program is not None:
             program.close()  # which lets go of the files' pages
-        if side is not None:
-            side.close()
-        if isinstance(error, FormatError | UnsupportedError):
+        for other in side:
+            other.close()
+        if isinstance(error, FormatError | UnsupportedError) and program is not None:
             raise type(error)(f"{file.path}: {error}") from None
         raise
-    return Built(config, store, program, side, weights.used())
+    paths = [*file.paths, *(side[-1].paths if predictor is not None else [])]
+    return Built(config, store, program, side, weights.used(), paths)
 
 
 def _held(file: TensorFile, n_layers: int) -> range | None:

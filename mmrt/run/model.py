@@ -65,6 +65,7 @@ class Model(TextModel):
 
     bundle: what `mmrt bundle` made of the file: where an activation leaves most neurons at zero,
     steps of one token multiply, or read, only the others' weights of `down`: to the same logits.
+    predictor: what `mmrt predictor` made of it, which names such neurons: logits are others then.
 
     kv_dir: a directory where keys and values of texts are saved, so that neither this process nor
     a later one has to read again what a text begins with; None: nowhere. What is there is for this
@@ -102,6 +103,7 @@ class Model(TextModel):
         kv_v: str = "f16",
         exact: bool = False,
         bundle: str | os.PathLike[str] | None = None,
+        predictor: str | os.PathLike[str] | None = None,
         kv_dir: str | os.PathLike[str] | None = None,
         kv_dir_size: int | str | None = None,
         chat_template: str | None = None,
@@ -119,8 +121,7 @@ class Model(TextModel):
         in_budget = policy == "lazy" or memory is not None
         if reader is not None:
             choice("reader", reader, READERS)
-        choice("kv_k", kv_k, KV_TYPES)
-        choice("kv_v", kv_v, KV_TYPES)
+        kv = choice("kv_k", kv_k, KV_TYPES), choice("kv_v", kv_v, KV_TYPES)
         self._pre = require_pre(pre)
         self.drafts = Drafts(draft)
         self.budget = budget.of(memory)
@@ -134,9 +135,9 @@ class Model(TextModel):
         self.file = formats.open(default_model.path() if path is None else path)
         try:
             self.path = self.file.path
-            kv = kv_k, kv_v
-            built = build(self.file, self._pool, context=context, kv=kv, exact=exact, bundle=bundle)
-            self.config, self.program, self._bundle = built.config, built.program, built.bundle
+            beside = bundle, predictor
+            built = build(self.file, self._pool, context=context, kv=kv, exact=exact, beside=beside)
+            self.config, self.program, self._side = built.config, built.program, built.side
             self.context = self.config.context
             smaller = functools.partial(Model, threads=threads, policy="populate", draft="off")
             self.drafts.open(self.file, self.vocab_size, smaller)
@@ -144,7 +145,7 @@ class Model(TextModel):
                 self._template(with_tools=False)
             self._earlier = Earlier(built.store)
             if kv_dir is not None:
-                name = fingerprint(self.file.paths, kv, exact, self.isa, self.config)
+                name = fingerprint(built.paths, kv, exact, self.isa, self.config)
                 self.saved = Saved(kv_dir, built.store, name, kv_dir_size)
             if in_budget:
                 self._join_budget(reader, lock=policy == "locked")
@@ -175,8 +176,8 @@ class Model(TextModel):
             own = sum(self.file.holds(tensor) for tensor in self.program.weights)
             self.file.require_unviewed(except_for=own)
             self.program.close()
-            if self._bundle is not None:
-                self._bundle.close()
+            for side in self._side:
+                side.close()
         self.drafts.close()
         self.closed = True
         if self._earlier is not None:

@@ -371,8 +371,13 @@ class Transformer:
             gate, up = layer.matrix("ffn_gate"), layer.matrix("ffn_up")
         hidden = self._hidden_of(width)
         sparse = activation in HAVE_ZEROS
-        columns = self._weights.columns(layer["ffn_down"]) if sparse else None
-        self._program.glu(self._input, gate, up, hidden, activation, only, threshold, columns)
+        marks = self._marks(layer["ffn_down"], width) if sparse else None
+        if marks is not None:
+            fields = hidden, activation, only, threshold
+            self._program.predicted(self._input, marks, gate, up, *fields)
+        else:
+            columns = self._weights.columns(layer["ffn_down"]) if sparse else None
+            self._program.glu(self._input, gate, up, hidden, activation, only, threshold, columns)
         self._down(layer, "ffn_down", hidden, post, sparse=sparse)
 
     def embedded_unit(self, layer: Layer, activation: str, *, post: Tensor) -> None:
@@ -394,8 +399,12 @@ class Transformer:
     ) -> None:
         hidden, only = self._hidden_of(width), self._outputs_only
         up = layer.matrix(f"ffn_up{suffix}")
-        self._program.unit(self._input, up, hidden, activation, outputs_only=only)
         sparse = activation in HAVE_ZEROS
+        marks = self._marks(layer[f"ffn_down{suffix}"], width) if sparse else None
+        if marks is not None:
+            self._program.predicted(self._input, marks, None, up, hidden, activation, only)
+        else:
+            self._program.unit(self._input, up, hidden, activation, outputs_only=only)
         self._down(layer, f"ffn_down{suffix}", hidden, post, sparse=sparse)
 
     def plain_unit_or_experts(self, layer: Layer, activation: str) -> None:
@@ -408,6 +417,20 @@ class Transformer:
         if experts.shared_width:
             self.add()
             self._plain_unit(layer, experts.shared_width, activation, "_shexp")
+
+    def _marks(self, down: Tensor, width: int) -> int | None:
+        """A buffer whose elements are above zero for the neurons that are predicted to be; None:
+        nothing predicts them."""
+        predictor = self._weights.predictor(down)
+        if predictor is None:
+            return None
+        inner, outer, bias = predictor
+        between = self._program.shared_buffer("predictor", inner.shape[0])
+        marks = self._program.shared_buffer("marks", width)
+        only = self._outputs_only
+        self._program.linear(self._input, [inner], between, outputs_only=only, alike=True)
+        self._program.unit(between, Matrix(outer, bias), marks, "relu", only, alike=True)
+        return marks
 
     def _hidden_of(self, width: int) -> int:
         if width not in self._hidden:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from mmrt.core.program import Matrix
 from mmrt.core.tensor import Tensor
 from mmrt.errors import FormatError
-from mmrt.files import bundle
+from mmrt.files import bundle, predictor
+from mmrt.files.predictor import Predictor
 
 
 class Weights:
-    """The tensors of `file`. side: those of a bundle, if there is one: see files/bundle.py."""
+    """The tensors of `file`. side: those of a bundle and a predictor, if there are such: see
+    files/bundle.py, files/predictor.py."""
 
     def __init__(
         self, file: Mapping[str, Tensor], side: Mapping[str, Tensor] | None = None
@@ -30,6 +32,10 @@ class Weights:
     def columns(self, matrix: Tensor) -> Tensor | None:
         """The columns of a matrix, if the side file has them."""
         return self._side.get(bundle.name_of(matrix))
+
+    def predictor(self, matrix: Tensor) -> Predictor | None:
+        """What tells which columns of a matrix a token needs, if the side file has that."""
+        return predictor.of(self._side, matrix)
 
     def has(self, name: str) -> bool:
         return name in self._file
