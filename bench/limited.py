@@ -34,7 +34,10 @@ def bundle_of(path: str) -> str:
     return f"{path}.bundle"
 
 
-def ours(path: str, prompt: int, n: int, threads: int, bundled: bool = False) -> dict[str, Any]:
+def ours(
+    path: str, prompt: int, n: int, threads: int, bundled: bool = False, forgets: bool = False
+) -> dict[str, Any]:
+    """forgets: each token reads its neurons anew, as if none before it had."""
     import mmrt
 
     bundle = bundle_of(path) if bundled else None
@@ -46,6 +49,8 @@ def ours(path: str, prompt: int, n: int, threads: int, bundled: bool = False) ->
         seconds, prefill = [], None
         before, read = model.streaming, counters.reads()
         for token in tokens(n):
+            if forgets and model.streaming:
+                model.program.forget_columns()
             began = time.perf_counter()
             answers.append(sequence.extend([token]))
             seconds.append(time.perf_counter() - began)
@@ -96,6 +101,7 @@ def llama(path: str, prompt: int, n: int, threads: int, **how: Any) -> dict[str,
 ENGINES: dict[str, dict[str, Any]] = {
     "mmrt": {},
     "mmrt with a bundle": {"bundled": True},
+    "mmrt without a window": {"bundled": True, "forgets": True},
     "llama.cpp mmap": {"repack": False, "load_mode": "MMAP"},
     "llama.cpp mmap, repacked": {"repack": True, "load_mode": "MMAP"},
     "llama.cpp direct_io": {"repack": False, "load_mode": "DIRECT_IO"},
@@ -103,13 +109,14 @@ ENGINES: dict[str, dict[str, Any]] = {
     "llama.cpp mlock": {"repack": False, "load_mode": "MMAP_MLOCK"},
 }
 OURS, BUNDLED, PEER = "mmrt", "mmrt with a bundle", "llama.cpp mmap"
+NAIVE = "mmrt without a window"
 
 
 def main() -> None:
     name, path, *numbers = sys.argv[1:]
     prompt, n, threads = map(int, numbers)
     how = ENGINES[name]
-    engine = ours if name in (OURS, BUNDLED) else llama
+    engine = ours if name in (OURS, BUNDLED, NAIVE) else llama
     found = engine(path, prompt, n, threads, **how)
     print(json.dumps(found))
 

@@ -32,7 +32,7 @@ from typing import Any
 import mmrt
 from bench import cgroups
 from bench.cold_start import evict
-from bench.limited import BUNDLED, ENGINES, OURS, PEER, bundle_of
+from bench.limited import BUNDLED, ENGINES, NAIVE, OURS, PEER, bundle_of
 from mmrt.memory.sizes import human, parse_size
 from mmrt.sight.pictures import drawing
 from mmrt.sight.pictures.curves import Curve, Mark, draw
@@ -123,7 +123,7 @@ def start(module: str, engine: str, path: str, limit: int | None, rest: list[str
     writes an empty line, the disk is measured."""
     command = [sys.executable, "-m", module, engine, path, *rest]
     evict(path)
-    if engine == BUNDLED:
+    if engine in (BUNDLED, NAIVE):
         evict(bundle_of(path))
     result = Run(engine, limit)
     if limit is None:
@@ -197,6 +197,7 @@ def headline(runs: list[Run], free: Run, limit: int) -> list[tuple[str, str]]:
         ("the same logits as without a limit", "yes" if _same(ours, free) else "NO"),
     ]  # fmt: skip
     rows += _of_neurons(ours, of(runs, BUNDLED), free)
+    rows += _of_window(of(runs, NAIVE), of(runs, BUNDLED), free)
     if peers:
         ratios = [a.mean_rate / b.mean_rate for a, b in zip(ours, peers, strict=False)]
         rows.append((f"{PEER}, tokens/s", f"{_median(r.mean_rate for r in peers):.3f}"))
@@ -224,6 +225,20 @@ def _of_neurons(ours: list[Run], bundled: list[Run], free: Run) -> list[tuple[st
         ("neurons found in memory", f"{_median(hits):.1%}"),
         ("read a token, with a bundle", f"{_median(read):.0f} MiB"),
         ("the same logits with a bundle", "yes" if _same(bundled, free) else "NO"),
+    ]
+
+
+def _of_window(naive: list[Run], bundled: list[Run], free: Run) -> list[tuple[str, str]]:
+    """What it is worth that neurons stay: beside a run in which each token reads its own anew."""
+    if not naive:
+        return []
+    ratios = [a.mean_rate / b.mean_rate for a, b in zip(bundled, naive, strict=False)]
+    read = [r.found["read"] / MIB for r in naive]
+    return [
+        (f"{NAIVE}, tokens/s", f"{_median(r.mean_rate for r in naive):.3f}"),
+        (f"{BUNDLED} / {NAIVE}", f"{_median(ratios):.2f}" if ratios else "-"),
+        ("read a token, without a window", f"{_median(read):.0f} MiB"),
+        ("the same logits without a window", "yes" if _same(naive, free) else "NO"),
     ]
 
 

@@ -412,6 +412,10 @@ mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt
  * allows. A budget that keeps everything then loads everything too. */
 mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err);
 
+/* Columns that have been read on demand are forgotten, so that the next step reads all that it
+ * needs: to measure what it is worth to keep them. Waits for a step that runs. */
+mmrt_status mmrt_program_forget_columns(mmrt_program *program, mmrt_error *err);
+
 /* What replaces what among the experts that are in memory within a budget: the lowest score, or the
  * one that was used longest ago. docs/streaming.md has the rules. At first, SCORE. */
 typedef enum mmrt_policy { MMRT_POLICY_SCORE, MMRT_POLICY_LRU } mmrt_policy;

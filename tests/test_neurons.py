@@ -16,7 +16,7 @@ from tiny_models import TinyModel
 import mmrt
 from mmrt.core.program import Program
 from mmrt.core.streaming import READERS, Demand
-from mmrt.errors import FileError, OutOfMemoryError
+from mmrt.errors import ArgumentError, FileError, OutOfMemoryError
 
 Logits = NDArray[np.float32]
 IDS = np.random.default_rng(9).integers(0, 300, 60).tolist()
@@ -124,6 +124,26 @@ def test_what_no_token_needs_is_not_read(files: list[Path]) -> None:
         )
         assert done.read - done.columns.read < 20 * 1.02 * matrices + (64 << 20) / 10
         assert 0 < done.columns.read < 20 * model.file["blk.0.ffn_down.weight"].nbytes
+
+
+def test_neurons_that_are_forgotten_are_read_again(files: list[Path]) -> None:
+    path, bundle = files
+    with mmrt.Model(path) as model, model.sequence() as sequence:
+        expected = np.stack([sequence.extend([token]) for token in IDS[:8]])
+    with mmrt.Model(path, bundle=bundle) as model, model.sequence() as sequence:
+        program = limit(model, 0.4)
+        found = []
+        for token in IDS[:8]:
+            program.forget_columns()
+            before = columns(program)
+            found.append(sequence.extend([token]))
+            done = columns(program) - before
+            assert done.wanted == done.read_units > 0 and done.found == 0
+        assert np.array_equal(expected, np.stack(found))
+    with mmrt.Model(path, bundle=bundle) as model:
+        model.program.forget_columns()  # of none
+    with pytest.raises(ArgumentError, match="closed"):
+        model.program.forget_columns()
 
 
 def test_what_was_used_last_stays(files: list[Path]) -> None:

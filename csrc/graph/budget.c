@@ -76,6 +76,16 @@ mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt
     return status;
 }
 
+mmrt_status mmrt_program_forget_columns(mmrt_program *program, mmrt_error *err) {
+    mmrt_status status = require_stream(program, err);
+    if (status || !program->units->neurons)
+        return status;
+    mmrt_source_hold(source_of(program));
+    mmrt_neurons_forget(program->units->neurons);
+    mmrt_source_let_go(source_of(program));
+    return MMRT_OK;
+}
+
 mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err) {
     mmrt_status status = require_stream(program, err);
     if (!status)

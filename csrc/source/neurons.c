@@ -271,6 +271,20 @@ static mmrt_status make_slots(mmrt_neurons *n, uint64_t bytes, mmrt_error *err) 
     return MMRT_OK;
 }
 
+void mmrt_neurons_forget(mmrt_neurons *n) {
+    adopt(n);
+    pthread_mutex_lock(&n->lock);
+    for (int32_t i = 0; i < n->n_slots; i++) {
+        struct row_slot *s = &n->slots[i];
+        if (s->state != ROW_READY) /* a pass that was broken off may still read into it */
+            continue;
+        n->slot_of[s->row] = -1;
+        s->row = -1;
+        s->state = ROW_FREE;
+    }
+    pthread_mutex_unlock(&n->lock);
+}
+
 mmrt_status mmrt_neurons_begin(mmrt_neurons *n, mmrt_error *err) {
     adopt(n);
     const uint64_t room = atomic_load(&n->room), had = n->memory ? n->bytes : 0;

@@ -35,6 +35,9 @@ uint64_t mmrt_neurons_least(const mmrt_neurons *neurons);
 void mmrt_neurons_set_room(mmrt_neurons *neurons, uint64_t bytes);
 uint64_t mmrt_neurons_room(const mmrt_neurons *neurons);
 
+/* Between two passes: what has been read is forgotten, as if there had been none. */
+void mmrt_neurons_forget(mmrt_neurons *neurons);
+
 /* Begins a pass. */
 mmrt_status mmrt_neurons_begin(mmrt_neurons *neurons, mmrt_error *err);
 

@@ -398,6 +398,7 @@ cdef extern from "mmrt.h" nogil:
     mmrt_status mmrt_program_set_budget(mmrt_program *program, uint64_t budget, mmrt_error *err)
 
     mmrt_status mmrt_program_lock_kept(mmrt_program *program, mmrt_error *err)
+    mmrt_status mmrt_program_forget_columns(mmrt_program *program, mmrt_error *err)
 
     ctypedef enum mmrt_policy:
         MMRT_POLICY_SCORE

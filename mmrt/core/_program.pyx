@@ -12,7 +12,8 @@ from mmrt.core._c cimport (
 )
 from mmrt.core._c cimport (  # streaming
     MMRT_NO_MEMORY, MMRT_POLICY_LRU, mmrt_demand_stats, mmrt_mapping, mmrt_plan,
-    mmrt_program_bank_stats, mmrt_program_banks, mmrt_program_lock_kept, mmrt_program_plan,
+    mmrt_program_bank_stats, mmrt_program_banks, mmrt_program_forget_columns,
+    mmrt_program_lock_kept, mmrt_program_plan,
     mmrt_program_set_budget, mmrt_program_set_policy, mmrt_program_set_reader,
     mmrt_program_stream, mmrt_program_stream_stats, mmrt_reader, mmrt_reader_name,
     mmrt_stream_stats,
@@ -250,6 +251,18 @@ cdef class CoreProgram:
         cdef pid_t begun = calls_begin(&self.running)
         with nogil:
             status = mmrt_program_lock_kept(self.handle, &error)
+        calls_end(&self.running, begun)
+        check(status, &error)
+
+    def forget_columns(self):
+        """Forgets the columns that have been read on demand: the next step reads all that it needs,
+        which tells what it is worth to keep them. Waits for a step that runs."""
+        cdef mmrt_error error
+        cdef mmrt_status status
+        self._open()
+        cdef pid_t begun = calls_begin(&self.running)
+        with nogil:
+            status = mmrt_program_forget_columns(self.handle, &error)
         calls_end(&self.running, begun)
         check(status, &error)
 
