@@ -173,11 +173,16 @@ class Text(Writing):
     def __init__(self, name: str, rank_class: int, writes: bool, to_read: int = 1) -> None:
         self.name, self.rank_class, self.writes, self.left = name, rank_class, writes, to_read
 
+        self.had = 0.0
+
     length = 0
 
     @property
-    def to_read_at_once(self) -> int:
+    def to_read(self) -> int:
         return self.left
+
+    def cut(self, n: int) -> int:
+        return n
 
 
 def chosen(jobs: list[Text], cost: StepCost, gap: float) -> dict[str, int]:
