@@ -487,6 +487,18 @@ def test_turns_of_a_chat_evaluate_what_is_new(tmp_path: Path) -> None:
             messages.append({"role": "assistant", "content": answer})
 
 
+def test_conversations_of_the_model_make_room(tmp_path: Path) -> None:
+    """What they keep counts as keys and values of the model, which `kv` bounds."""
+    path = tiny_models.speaker(b"Yes", context=1024).write(tmp_path / "m.gguf")
+    with mmrt.Model(path, chat_template=CHATML) as model:
+        model.chat([{"role": "user", "content": "Well? " * 60}])
+        held = model.store.nbytes
+        assert held > 5 * model.store.page_bytes
+        with model.engine(kv=held) as engine:
+            text = engine.submit("Now? " * 60, max_tokens=3, ignore_eos=True).text()
+            assert text.tokens == 3 and model.store.nbytes <= held
+
+
 # ---- what a step costs ----
 
 

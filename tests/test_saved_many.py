@@ -16,7 +16,7 @@ import tiny_models
 
 import mmrt
 from mmrt.core.state import Cache
-from mmrt.run import saved, saved_file
+from mmrt.run import saved, saved_file, wear
 from mmrt.run.saved import Saved
 from mmrt.run.sequence import Sequence
 
@@ -132,6 +132,26 @@ def test_files_leave_half_of_the_disk_to_others(
         assert again.report.files == 20 and again.report.written == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=0))
     assert Saved(tmp_path, model.store, bytes(16)).report.bytes <= held // 2
+
+
+def test_a_day_has_its_bounds(
+    model: mmrt.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disks wear: what was written within a day is bounded, whatever of it has gone since."""
+    one, clock = model.store.saved_bytes, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(wear, "_LEAST", 1)
+    files = Saved(tmp_path, model.store, bytes(16), 2 * one)
+    made = list(texts(model, 40))
+    with pytest.warns(UserWarning, match="are not saved: .* were written within a day") as said:
+        for _, cache in made[:20]:
+            files.save(cache)
+    assert len(said) == 1 and files.report.refused == 20 - 8
+    written = files.report.written
+    clock[0] += 6 * 3600
+    for _, cache in made[20:]:
+        files.save(cache)
+    assert files.report.refused == 12 + 20 - 2 and files.report.written == written * 10 // 8
 
 
 def test_files_of_before_count_too(model: mmrt.Model, tmp_path: Path) -> None:

@@ -107,13 +107,18 @@ def test_it_is_drawn(model: mmrt.Model) -> None:
     }
 
 
-def test_an_engine_shows_what_is_parked(model: mmrt.Model) -> None:
+def test_an_engine_shows_what_is_parked(model: mmrt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmrt.run.saved.Worth.saving", lambda *_: True)
     with model.engine(kv=14 * model.store.page_bytes) as engine:
+        assert engine.snapshot().written == 0
         handles = [engine.submit([i, 5], max_tokens=300, ignore_eos=True) for i in (1, 2)]
         for handle in handles:
             handle.text()
         assert sum(handle.report.parked for handle in handles) >= 1
-        assert "parked" in {span.doing for span in engine.snapshot().spans}
+        found = engine.snapshot()
+        assert "parked" in {span.doing for span in found.spans}
+        assert found.written > 0 and found.read > 0
+        assert any("written to the disk so far" in line for line in pictures.about(found))
 
 
 def test_after_its_end(model: mmrt.Model) -> None:
@@ -219,7 +224,8 @@ def test_sockets_that_cannot_be(model: mmrt.Model, tmp_path: Path, name: str, wo
 def whole() -> dict[str, Any]:
     return {
         "format": "mmrt engine 1", "model": "m\x1b[2J\x7f.gguf", "process": 7, "page_bytes": 64,
-        "held": 128, "logical": 192, "kv": None, "copies": 0, "pss": None, "seconds": 2.5,
+        "held": 128, "logical": 192, "kv": None, "copies": 0, "written": 0, "read": 0, "pss": None,
+        "seconds": 2.5,
         "texts": [
             {"number": 1, "doing": "writing", "priority": -3, "p": 0, "prompt_tokens": 3,
              "tokens": 40, "pages": [[8, 2], [9, 1]], "checkpoints": []},

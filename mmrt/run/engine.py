@@ -293,7 +293,7 @@ class Engine:
         texts = [job.state(doing(job.handle.number) or "waiting") for job in self._active.values()]
         texts += map(kept_text, self.prefixes.ended())
         known = os.path.basename(self._model.path), self._process, self._model.store
-        return taken(*known, self._kv, texts, self._phases)
+        return taken(*known, self._kv, self._mover.moved_bytes, texts, self._phases)
 
     def shut(self, error: BaseException) -> None:
         """Ends all texts with this error."""
@@ -444,6 +444,8 @@ class Engine:
             short = self._model.store.nbytes + grows - self._kv
             if short <= 0 or self.prefixes.make_room(short) >= short:
                 return True
+            if self._model.forget_earlier():
+                continue
             if self._mover.is_saving:
                 return False  # for now
             if not self._park_one(jobs, beside=chosen[-1][0]):

@@ -50,6 +50,12 @@ class Mover(Generic[T]):
         return job in self._moving
 
     @property
+    def moved_bytes(self) -> tuple[int, int]:
+        """Written and read so far."""
+        report = None if self._files is None else self._files.report
+        return (0, 0) if report is None else (report.written, report.read)
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether some have come back."""
         return bool(self._moved)

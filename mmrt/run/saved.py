@@ -14,6 +14,7 @@ there can a text go on.
 """
 
 import contextlib
+import errno
 import fcntl
 import heapq
 import os
@@ -33,7 +34,7 @@ from mmrt.core.arguments import path as file_path
 from mmrt.core.arguments import whole
 from mmrt.core.state import SAVED_TOKENS, Cache, StateStore
 from mmrt.errors import ArgumentError, FileError, FormatError, MmrtError
-from mmrt.memory.sizes import parse_size
+from mmrt.memory.sizes import human, parse_size
 from mmrt.run.prefixes import common
 from mmrt.run.saved_file import (
     HEADER,
@@ -45,6 +46,7 @@ from mmrt.run.saved_file import (
     packed_ids,
     read_header,
 )
+from mmrt.run.wear import Wear
 from mmrt.run.worth import Worth
 
 # Seconds within which whoever makes a file may not hold it yet.
@@ -118,6 +120,7 @@ class Saved:
         self._writer: threading.Thread | None = None
         self._list()
         self._most_bytes = _room(self.directory, most_bytes, self._n_bytes)
+        self._wear = Wear(self._most_bytes, time.monotonic())
         self._evict()
 
     def __repr__(self) -> str:
@@ -379,6 +382,7 @@ class Saved:
             if name in self._names or self._has_longer(before, packed):
                 return True
         try:
+            self._require_unworn()
             with self._changes():
                 extent = self._write(cache, at, before, name, packed)
         except (OSError, MmrtError) as error:
@@ -391,6 +395,12 @@ class Saved:
                 self._drop_shorter(extent)
             self._evict()
         return True
+
+    def _require_unworn(self) -> None:
+        with self._lock:
+            if not self._wear.allows(self._store.saved_bytes, time.monotonic()):
+                a_day = human(self._wear.a_day)
+                raise FileError(errno.EDQUOT, f"{a_day} were written within a day, which wears it")
 
     def _has_longer(self, before: bytes, ids: bytes) -> bool:
         if self._store.is_recurrent:  # from where a text cannot go back

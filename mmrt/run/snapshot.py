@@ -44,7 +44,8 @@ def kept_text(kept: Kept) -> TextState:
 class Snapshot:
     """An engine: the name of its model's file, and its process; bytes of a page; bytes that keys
     and values take (`held`), would take if no two texts shared any (`logical`), and may take (`kv`,
-    None: what there is); pages that were copied as a text went on in one that others held; the
+    None: what there is); pages that were copied as a text went on in one that others held; bytes
+    written to the disk, of texts that gave their memory up or are to be kept, and read from it; the
     process's anonymous memory as the kernel counts it (Pss_Anon; None: it does not say); seconds
     since the engine began; its texts; what they did."""
 
@@ -55,6 +56,8 @@ class Snapshot:
     logical: int
     kv: int | None
     copies: int
+    written: int
+    read: int
     pss: int | None
     seconds: float
     texts: list[TextState]
@@ -91,10 +94,11 @@ def taken(
     process: int,
     store: StateStore,
     kv: int | None,
+    moved: tuple[int, int],
     texts: list[TextState],
     phases: Phases,
 ) -> Snapshot:
-    """What there is now; see Snapshot."""
+    """What there is now; see Snapshot. moved: bytes written and read."""
     now = time.monotonic()
     return Snapshot(
         model=model,
@@ -102,6 +106,8 @@ def taken(
         page_bytes=store.page_bytes,
         **store.sharing._asdict(),
         kv=kv,
+        written=moved[0],
+        read=moved[1],
         pss=anonymous_share(),
         seconds=now - phases.began,
         texts=sorted(texts, key=lambda text: text.number),
@@ -197,6 +203,8 @@ _read_snapshot = _record(
         "logical": _from(0),
         "kv": _optional(_from(1)),
         "copies": _from(0),
+        "written": _from(0),
+        "read": _from(0),
         "pss": _optional(_from(0)),
         "seconds": _seconds,
         "texts": _each(

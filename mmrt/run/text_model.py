@@ -241,6 +241,13 @@ class TextModel(ABC):
         """The token ids of a prompt that begins a text, as stream() has them."""
         return self._ids(prompt, parse_special)
 
+    def forget_earlier(self) -> bool:
+        """Gives back what conversations have left in memory; whether there was something."""
+        held = self.store.nbytes
+        if self._earlier is not None:
+            self._earlier.clear()
+        return self.store.nbytes < held
+
     def _answer_in(
         self, sequence: Sequence, settings: Settings, parts: Channels | None = None
     ) -> Answer:

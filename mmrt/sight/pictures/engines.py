@@ -47,6 +47,10 @@ def about(snapshot: Snapshot) -> list[str]:
         f"{human(snapshot.logical)} without sharing: {human(snapshot.saved)} saved, "
         f"{snapshot.copies} pages copied so far",
     ]
+    if snapshot.written or snapshot.read:
+        lines.append(
+            f"{human(snapshot.written)} written to the disk so far, {human(snapshot.read)} read"
+        )
     if snapshot.pss is not None:
         lines.append(f"{human(snapshot.pss)} of anonymous memory in the process (Pss_Anon)")
     return lines
