@@ -2,8 +2,14 @@
 
 Writes two texts, one that repeats a file of code and one of free prose, with drafts and without, in
 turns: a busy machine slows both of a round alike. Prints the medians of tokens a second, the median
-of the ratios within a round, tokens a step, and how many guesses were right. That the texts are the
-same is checked.
+of the ratios within a round, tokens a step, how many guesses were right, in all and by their place
+after right ones in a draft, and what the models held. That the texts are the same is checked.
+
+A smaller model for a target of which only a quantised file is at hand:
+
+    python -m bench.dequantise TARGET-Q4_K_M.gguf TARGET-F16.gguf
+    mmrt quantize TARGET-F16.gguf TWIN-Q2_K.gguf Q2_K
+    python -m bench.drafts TARGET-F16.gguf --draft TWIN-Q2_K.gguf
 """
 
 import argparse
@@ -11,6 +17,7 @@ import inspect
 import json
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +63,18 @@ def compare(path: str, draft: str, tokens: int, rounds: int, **options: Any) -> 
     found: dict[str, Any] = {}
     for task in ASKED:
         made: list[dict[str, float]] = []
-        record = ""
+        record = held = ""
+        tried, right = Counter[int](), Counter[int]()
         for number in range(rounds):
             of_round: dict[str, tuple[str, float, float]] = {}
             for kind in ("off", draft)[:: 1 if number % 2 else -1]:
                 with mmrt.Model(path, draft=kind, **options) as model:
                     of_round[kind] = write(model, task, tokens)
-                    record = str(model.drafts.record) if kind != "off" else record
+                    if kind != "off":
+                        record, held = str(model.drafts.record), str(model.memory)
+                        for depth, (n, n_right) in enumerate(model.drafts.record.by_depth, 1):
+                            tried[depth] += n
+                            right[depth] += n_right
             (plain, slow, _), (drafted, fast, of_step) = of_round["off"], of_round[draft]
             if plain != drafted:
                 raise SystemExit(f"{task}: the texts differ: {plain!r} and {drafted!r}")
@@ -70,6 +82,8 @@ def compare(path: str, draft: str, tokens: int, rounds: int, **options: Any) -> 
             made.append(figures | {"tokens a step": of_step})
         found[task] = {name: statistics.median(one[name] for one in made) for name in made[0]}
         found[task]["drafts"] = record
+        found[task]["right by depth"] = {n: f"{right[n]} of {tried[n]}" for n in tried}
+        found[task]["memory"] = held
     return found
 
 

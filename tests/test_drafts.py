@@ -517,6 +517,14 @@ def test_nothing_is_drafted_before_a_step_was_timed() -> None:
     assert Record().choose(guesses(), 6) == ([Guess(5, 3)], 0)
 
 
+def test_what_was_right_is_counted_by_depth() -> None:
+    record = Record()
+    for drafted, accepted in ((3, 3), (3, 1), (2, 0), (5, 4)):
+        record.count(drafted, accepted)
+    assert record.by_depth == [(4, 3), (3, 2), (2, 2), (1, 1), (1, 0)]
+    assert (record.steps, record.drafted, record.accepted) == (4, 13, 8)
+
+
 def test_drafts_are_as_long_as_they_are_worth() -> None:
     record = Record()
     record.time(0, 1.0)

@@ -61,11 +61,13 @@ class Record:
     """What has become of a model's drafts, and what they are worth by that.
 
     steps, drafted, accepted: of the steps that verified drafts, how many, and how many tokens of
-    drafts they had and found right.
+    drafts they had and found right. by_depth: (tokens at this place of a draft, with only right
+    ones before them; those of them that were right), from the first place on.
     """
 
     def __init__(self) -> None:
         self.steps = self.drafted = self.accepted = 0
+        self.by_depth: list[tuple[int, int]] = []
         self._right: dict[int, Mean] = {}  # by sort of guess: 1 for each that was, else 0
         self._one = Mean()  # seconds of a step without drafts
         self._more = Mean()  # seconds that each token more takes
@@ -96,6 +98,16 @@ class Record:
     def _rate(self, sort: int) -> Mean:
         # Not known yet: as often as not.
         return self._right.setdefault(sort, Mean(0.5, 1.0))
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Of a draft of so many tokens, so many were right."""
+        self.steps += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.by_depth += [(0, 0)] * (drafted - len(self.by_depth))
+        for depth in range(min(drafted, accepted + 1)):
+            tried, right = self.by_depth[depth]
+            self.by_depth[depth] = tried + 1, right + (depth < accepted)
 
     def judge(self, guesses: Iterable[Guess], tokens: Iterable[int]) -> None:
         """These tokens have come where those were guessed."""
@@ -161,7 +173,4 @@ class Drafting:
 
     def verified(self, draft: List[int], accepted: int) -> None:
         """So many tokens of a draft were right."""
-        record = self._record
-        record.steps += 1
-        record.drafted += len(draft)
-        record.accepted += accepted
+        self._record.count(len(draft), accepted)
