@@ -56,6 +56,7 @@ def test_what_is_refused(path: Path, secret: Path) -> None:
     command = ("serve", path, "--cluster", "hosts")
     call(*command).assert_refused(2, "--secret-file")
     call("serve", path, "--secret-file", secret).assert_refused(2, "--cluster")
+    call("serve", path, "--cluster", "ray", "--secret-file", secret).assert_refused(2, "on Ray")
     whole = (*command, "--secret-file", secret)
     call(*whole, path.parent / "b.gguf").assert_refused(2, "one model, not 2")
     for option in (("-t", 2), ("--memory", "1GiB"), ("--kv-dir", "x"), ("--draft", "ngram")):

@@ -102,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", metavar="HOSTS",
         help="run the model by the stages (`mmrt stage`) of this file of addresses; of MODEL only "
-        "the tokenizer is used, and stages have options for memory, threads and the like",
+        "the tokenizer is used, and stages have options for memory, threads and the like. `ray`, "
+        "or `ray:ADDRESS`: begin stages on the nodes of a Ray cluster, cut as by `mmrt plan`",
     )  # fmt: skip
     parser.add_argument(
         "--secret-file", metavar="FILE", help="what all machines of the cluster know"
@@ -262,29 +263,43 @@ def _check_cluster(arguments: argparse.Namespace, named: dict[str, str | None]) 
         raise UsageError("--secret-file: is for --cluster")
     if not arguments.cluster:
         return
-    if not arguments.secret_file:
-        raise UsageError("--cluster: takes --secret-file")
+    on_ray = _is_ray(arguments.cluster)
+    if on_ray == bool(arguments.secret_file):
+        takes = (
+            "takes no --secret-file on Ray: its stages draw one"
+            if on_ray
+            else "takes --secret-file"
+        )
+        raise UsageError(f"--cluster: {takes}")
     if len(named) > 1:
         raise UsageError(f"--cluster: for one model, not {len(named)}")
     for name, default in _OF_STAGES.items():
-        if getattr(arguments, name) != default:
+        if getattr(arguments, name) != default and not (on_ray and name == "ctx_size"):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option}: not with --cluster: it is for `mmrt stage`, if at all")
+
+
+def _is_ray(cluster: str) -> bool:
+    return cluster == "ray" or cluster.startswith("ray:")
 
 
 def _open(path: str | None, arguments: argparse.Namespace) -> "TextModel":
     if not arguments.cluster:
         return open_model(path, arguments, arguments.ctx_size)
     from mmrt.cluster.coordinator import Cluster
-    from mmrt.cluster.wire import read_secret
 
-    cluster = Cluster(
-        arguments.cluster,
-        read_secret(arguments.secret_file),
-        model=path or fetched_model(arguments),
-        chat_template=arguments.chat_template,
-        pre=arguments.pre,
-    )
+    path = path or fetched_model(arguments)
+    how = {"chat_template": arguments.chat_template, "pre": arguments.pre}
+    cluster: Cluster
+    if _is_ray(arguments.cluster):
+        from mmrt.cluster.on_ray import RayCluster
+
+        address = arguments.cluster.partition(":")[2] or None
+        cluster = RayCluster(address=address, context=arguments.ctx_size, path=path, **how)
+    else:
+        from mmrt.cluster.wire import read_secret
+
+        cluster = Cluster(arguments.cluster, read_secret(arguments.secret_file), model=path, **how)
     for place, layers in cluster.stages:
         note(f"layers {layers.start}:{layers.stop} at {place}")
     return cluster

@@ -111,7 +111,8 @@ class Cluster(TextModel):
     """The model whose stages listen at `hosts`; a context manager.
 
     hosts: addresses ("10.0.0.1:7600") in any order; or a file that has one at the beginning of each
-    line, and comments after `#`. Together the stages have every layer of one model once. secret:
+    line, and comments after `#`; or a function that returns a list of them, and is asked again when
+    a stage is lost. Together the stages have every layer of one model once. secret:
     theirs, 16 bytes or more. model: a GGUF file of that model, or of some of its layers, whose
     tokenizer is used; None: all that is read and written is token ids. chat_template, pre: as
     Model's.
@@ -133,7 +134,7 @@ class Cluster(TextModel):
 
     def __init__(
         self,
-        hosts: Iterable[str] | str | os.PathLike[str],
+        hosts: Iterable[str] | str | os.PathLike[str] | Callable[[], Iterable[str]],
         secret: bytes,
         *,
         model: str | os.PathLike[str] | None = None,
@@ -150,7 +151,8 @@ class Cluster(TextModel):
             instance("chat_template", chat_template, str, "a str")
         self._chat_template, self._pre = chat_template, require_pre(pre)
         self._secret = wire.check_secret(secret)
-        self.hosts = places(hosts)
+        self._find = hosts if callable(hosts) else None
+        self.hosts = places(hosts() if callable(hosts) else hosts)
         self._lock = threading.RLock()  # of all that follows: one step at a time
         self._store = TextStore()
         self._ledger = self._store.ledger
@@ -484,6 +486,8 @@ class Cluster(TextModel):
         epoch = max(time.time_ns(), self._epoch + 1)
         links: list[_Link] = []
         try:
+            if self._find is not None and self._epoch:
+                self.hosts = places(self._find())
             for place in self.hosts:
                 links.append(_Link(place, self._secret, epoch))
             links.sort(key=lambda link: (link.facts.first, link.facts.end))

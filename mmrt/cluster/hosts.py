@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mmrt.cluster.wire import parse_address
@@ -51,7 +51,7 @@ def read_hosts(path: str | os.PathLike[str]) -> list[Host]:
     for number, line in enumerate(lines, 1):
         if line:
             try:
-                hosts.append(_host(line.split()))
+                hosts.append(parse_host(line.split()))
             except ArgumentError as error:
                 raise ArgumentError(f"{os.fspath(path)}:{number}: {error}") from None
     return hosts
@@ -70,7 +70,8 @@ def places(hosts: Iterable[str] | str | os.PathLike[str]) -> list[str]:
     return found
 
 
-def _host(words: list[str]) -> Host:
+def parse_host(words: Sequence[str]) -> Host:
+    """Of the words of a line. ArgumentError for what is none."""
     place, *rest = words
     parse_address(place)
     told: dict[str, float] = {}

@@ -77,6 +77,15 @@ class Shape:
             finally:
                 program.close()
 
+    def held(self, part: range) -> int:
+        """Bytes of weights on a stage of these layers."""
+        is_first, is_last = part.start == 0, part.stop == len(self.layers)
+        held = sum(layer.held for layer in self.layers[part.start : part.stop])
+        held += is_first * self.embedding + is_last * self.output
+        if is_first and is_last and self.is_tied:
+            held -= min(self.embedding, self.output)
+        return held
+
     @classmethod
     def _of(cls, config: Config, program: Program) -> "Shape":
         held, read = [0] * config.n_layers, [0] * config.n_layers
@@ -250,14 +259,10 @@ def _line(one: Host, other: Host, n_bytes: int) -> float:
 
 
 def _place(shape: Shape, host: Host, part: range) -> Placed:
-    n = len(shape.layers)
     mine = shape.layers[part.start : part.stop]
-    is_first, is_last = part.start == 0, part.stop == n
-    held = sum(layer.held for layer in mine)
+    held = shape.held(part)
+    is_last = part.stop == len(shape.layers)
     read = sum(layer.read for layer in mine) + is_last * shape.output
-    held += is_first * shape.embedding + is_last * shape.output
-    if is_first and is_last and shape.is_tied:
-        held -= min(shape.embedding, shape.output)
     room = host.memory - _BESIDE - sum(layer.kv for layer in mine) * shape.context
     missing = max(held - room, 0)
     streamed = missing * read // held if held else 0
