@@ -81,6 +81,25 @@ def test_several_texts_in_a_step(model: mmrt.Model, expected: NDArray[np.float32
     assert [text.length for text in texts] == [36, 27, 3]
 
 
+@pytest.mark.parametrize("architecture", ["qwen35", "nemotron_h"])
+def test_chunks(architecture: str, isa: str, tmp_path: Path) -> None:
+    """Models that are not exact take eight tokens at a time where these begin at a multiple of
+    eight: to rounding what single tokens give, and to the bit the same for all cuts there."""
+    path = tiny_architectures.tiny(architecture, True, type="Q8_0", n_embd=64)
+    with mmrt.Model(path.write(tmp_path / "m.gguf"), threads=2) as model:
+        texts = []
+        for cuts in ([200], [64, 200], [8, 16, 40, 200], [9, 64, 200], [100, 200]):
+            with model.sequence() as text:
+                steps = itertools.pairwise([0, *cuts])
+                found = [text.extend(IDS[a:b], outputs="all") for a, b in steps]
+                texts.append(np.concatenate(found))
+        spread = np.ptp(texts[0])
+    for logits in texts[1:3]:
+        assert np.array_equal(texts[0], logits)
+    for logits in texts[3:]:
+        assert np.abs(texts[0] - logits).max() < 0.03 * spread
+
+
 def test_texts_read_together(model: mmrt.Model, expected: NDArray[np.float32]) -> None:
     with model.sequence() as one, model.sequence() as other:
         for n in (1, 40, 2):

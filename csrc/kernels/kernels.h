@@ -210,39 +210,48 @@ static inline uint64_t mmrt_attend_begin(uint64_t position, uint64_t window) {
 typedef void mmrt_attend_merge_fn(const float *sums, const float *weights, size_t n_parts,
                                   size_t n_rows, size_t dim, float *out);
 
-/* A token of the gated delta rule (Yang et al. 2025, arXiv:2412.06464) for one head: a state of
- * n_keys rows of n_values, which rows of keys are to be mapped to.
+/* Tokens in a row that read and write a head's state together. */
+enum { MMRT_CHUNK = 8 };
+
+/* n tokens of the gated delta rule (Yang et al. 2025, arXiv:2412.06464) for one head, 1 or
+ * MMRT_CHUNK: a state of n_keys rows of n_values, which rows of keys are to be mapped to. Of each
+ * token in turn,
  *
  *     after = decay * before + key (beta * (value - decay * before^T key))^T
- *     out = after^T query */
+ *     out = after^T query
+ *
+ * The first tokens of a chunk get, to the bit, what they would get with others after them. */
 struct mmrt_delta {
     const float *before; /* [n_keys][n_values] */
     float *after;        /* likewise; may be `before` */
     size_t n_keys;
     size_t n_values; /* a multiple of 32 */
-    const float *key, *query;
-    const float *value;
-    float decay, beta;
-    float *out; /* [n_values] */
+    size_t n;
+    const float *keys[MMRT_CHUNK], *queries[MMRT_CHUNK]; /* [n_keys] each */
+    const float *values[MMRT_CHUNK];                     /* [n_values] */
+    float decays[MMRT_CHUNK], betas[MMRT_CHUNK];
+    float *out[MMRT_CHUNK]; /* [n_values] */
 };
 typedef void mmrt_delta_fn(const struct mmrt_delta *d);
 
-/* A token of a selective state space (Dao and Gu 2024, arXiv:2405.21060) for one head: a state of
- * n_states rows of n_values.
+/* n tokens of a selective state space (Dao and Gu 2024, arXiv:2405.21060) for one head, 1 or
+ * MMRT_CHUNK: a state of n_states rows of n_values. Of each token in turn,
  *
  *     after = decay * before + b (step * x)^T
  *     out = after^T c + skip * x
  *
- * All instruction sets round alike. */
+ * All instruction sets round single tokens alike; chunks as for mmrt_delta. */
 struct mmrt_scan {
     const float *before; /* [n_states][n_values] */
     float *after;        /* likewise; may be `before` */
     size_t n_states;
     size_t n_values; /* a multiple of 32 */
-    const float *b, *c;
-    const float *x;
-    float decay, step, skip;
-    float *out; /* [n_values] */
+    size_t n;
+    const float *b[MMRT_CHUNK], *c[MMRT_CHUNK]; /* [n_states] each */
+    const float *x[MMRT_CHUNK];                 /* [n_values] */
+    float decays[MMRT_CHUNK], steps[MMRT_CHUNK];
+    float skip;
+    float *out[MMRT_CHUNK]; /* [n_values] */
 };
 typedef void mmrt_scan_fn(const struct mmrt_scan *s);
 

@@ -16,3 +16,24 @@ mmrt_status mmrt_check_block(const mmrt_program *program, const mmrt_op *op, uin
                          op->layer, (unsigned long long)found, (unsigned long long)n_floats);
     return MMRT_OK;
 }
+
+static size_t take(struct walk *walk, size_t most, uint32_t *tokens) {
+    size_t n = 0;
+    while (walk->part && n < most) {
+        tokens[n++] = walk->part->first + walk->at++;
+        if (walk->at == walk->part->n)
+            *walk = (struct walk){walk->part->next, 0};
+    }
+    return n;
+}
+
+size_t mmrt_walk_on(const struct step *step, struct walk *walk, uint32_t tokens[MMRT_CHUNK]) {
+    if (walk->part && !step->exact && (walk->part->position + walk->at) % MMRT_CHUNK == 0) {
+        struct walk ahead = *walk;
+        if (take(&ahead, MMRT_CHUNK, tokens) == MMRT_CHUNK) {
+            *walk = ahead;
+            return MMRT_CHUNK;
+        }
+    }
+    return take(walk, 1, tokens);
+}

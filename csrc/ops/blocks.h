@@ -3,6 +3,7 @@
 #ifndef MMRT_OPS_BLOCKS_H
 #define MMRT_OPS_BLOCKS_H
 
+#include "kernels/kernels.h"
 #include "step/step.h"
 
 /* Whether the operation's layer keeps a block of at least so many floats. */
@@ -26,6 +27,18 @@ static inline float *block_after_token(const struct worker *w, const struct part
     const uint64_t length = position_of(part, token) + 1;
     return (float *)(void *)(mmrt_state_block_after(part->state, length) + layer->offset);
 }
+
+/* Where a walk over the tokens of a text in a step is. */
+struct walk {
+    const struct part *part; /* NULL: at the end */
+    uint32_t at;             /* tokens of this part that are behind */
+};
+
+/* The next tokens, in order, by their numbers in the step: MMRT_CHUNK of them where as many lie
+ * between two multiples of it in the text, unless each is to be computed as in a step of its own;
+ * else one. Returns how many. So what is computed does not depend on where a text is cut in
+ * steps, as long as it is cut at such multiples. */
+size_t mmrt_walk_on(const struct step *step, struct walk *walk, uint32_t tokens[MMRT_CHUNK]);
 
 /* The first part, from `part` on, that begins a text; NULL: there are no more. */
 static inline const struct part *next_text(const struct step *step, const struct part *part) {

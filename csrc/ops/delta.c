@@ -67,19 +67,20 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
 
 /* Of a thread. */
 struct scratch {
-    float *key_norm, *query_norm; /* factors of elements, all alike */
-    float *key, *query, *value;   /* of one token and head */
+    float *key_norm, *query_norm;    /* factors of elements, all alike */
+    float *keys, *queries, *results; /* [MMRT_CHUNK][dim], of one head */
 };
 
 static size_t thread_scratch(const mmrt_program *program, const mmrt_op *op) {
-    return 5 * heads_of(program, op).dim * sizeof(float);
+    return (2 + 3 * MMRT_CHUNK) * heads_of(program, op).dim * sizeof(float);
 }
 
 /* Keys come to the length 1, queries to 1 / sqrt(dim): an RMS norm makes sqrt(dim) of each. */
 static struct scratch scratch_of(const struct worker *w, size_t dim) {
-    float *memory = w->scratch;
-    const struct scratch s = {memory, memory + dim, memory + 2 * dim, memory + 3 * dim,
-                              memory + 4 * dim};
+    float *memory = w->scratch, *chunks = memory + 2 * dim;
+    const size_t of_chunk = MMRT_CHUNK * dim;
+    const struct scratch s = {memory, memory + dim, chunks, chunks + of_chunk,
+                              chunks + 2 * of_chunk};
     for (size_t i = 0; i < dim; i++) {
         s.key_norm[i] = 1 / sqrtf((float)dim);
         s.query_norm[i] = 1 / (float)dim;
@@ -95,53 +96,68 @@ static float softplus(float x) {
     return x > 20 ? x : log1pf(expf(x));
 }
 
-/* Sets by what the head's matrix is multiplied, and how much is written into it. */
+static const float *gates_of(const struct worker *w, size_t token) {
+    return row_at(columns_at(w->step, w->op->stream), token);
+}
+
+/* Sets by what the head's matrix is multiplied at token i, and how much is written into it. */
 static void set_gates(const struct worker *w, const struct heads *h, size_t head,
-                      const float *gates, struct mmrt_delta *d) {
+                      const float *gates, struct mmrt_delta *d, size_t i) {
     const size_t share = h->values / h->keys, group = head / share * 2 * share + head % share;
     const float decay = w->op->grouped ? gates[group + share] : gates[head];
     const float write = w->op->grouped ? gates[group] : gates[h->values + head];
-    d->decay =
+    d->decays[i] =
         expf(floats_at(w, DECAY_FACTOR)[head] * softplus(decay + floats_at(w, DECAY_BIAS)[head]));
-    d->beta = 1 / (1 + expf(-write));
+    d->betas[i] = 1 / (1 + expf(-write));
 }
 
-static void run_token(const struct worker *w, const struct heads *h, const struct scratch *s,
-                      size_t head, size_t token, struct mmrt_delta *d) {
+/* Makes a token of the step the i-th of those that `d` takes. */
+static void set_token(const struct worker *w, const struct heads *h, const struct scratch *s,
+                      size_t head, size_t token, struct mmrt_delta *d, size_t i) {
     const struct mmrt_kernels *kernels = w->step->program->kernels;
-    const struct mmrt_columns *columns = columns_at(w->step, w->op->out);
     const size_t of_keys = w->op->grouped ? head / (h->values / h->keys) : head % h->keys;
     const float *queries = row_at(columns_at(w->step, w->op->in), token);
     const float *keys = queries + h->keys * h->dim, *values = keys + h->keys * h->dim;
-    const float *gates = row_at(columns_at(w->step, w->op->stream), token);
-    float *out = row_at(columns, token) + head * h->dim;
     const float eps = w->op->eps * w->op->eps / (float)h->dim; /* of squares of lengths */
-    kernels->rms_norm(queries + of_keys * h->dim, s->query_norm, eps, s->query, h->dim);
-    kernels->rms_norm(keys + of_keys * h->dim, s->key_norm, eps, s->key, h->dim);
-    set_gates(w, h, head, gates + h->values * h->dim, d);
-    d->value = values + head * h->dim;
-    kernels->delta(d);
-    kernels->rms_norm(d->out, floats_at(w, NORM), w->op->eps, d->out, h->dim);
-    kernels->glu(MMRT_SILU, gates + head * h->dim, d->out, out, h->dim);
+    float *key = s->keys + i * h->dim, *query = s->queries + i * h->dim;
+    kernels->rms_norm(queries + of_keys * h->dim, s->query_norm, eps, query, h->dim);
+    kernels->rms_norm(keys + of_keys * h->dim, s->key_norm, eps, key, h->dim);
+    set_gates(w, h, head, gates_of(w, token) + h->values * h->dim, d, i);
+    d->keys[i] = key;
+    d->queries[i] = query;
+    d->values[i] = values + head * h->dim;
+    d->out[i] = s->results + i * h->dim;
+}
+
+static void give(const struct worker *w, const struct heads *h, size_t head, size_t token,
+                 float *result) {
+    const struct mmrt_kernels *kernels = w->step->program->kernels;
+    const struct mmrt_columns *columns = columns_at(w->step, w->op->out);
+    const size_t first = head * h->dim;
+    kernels->rms_norm(result, floats_at(w, NORM), w->op->eps, result, h->dim);
+    kernels->glu(MMRT_SILU, gates_of(w, token) + first, result, row_at(columns, token) + first,
+                 h->dim);
     if (columns->q)
-        kernels->quantize(columns, token, head * h->dim, h->dim);
+        kernels->quantize(columns, token, first, h->dim);
 }
 
 static void run_head(const struct worker *w, const struct heads *h, const struct scratch *s,
                      size_t head, const struct part *text) {
     const size_t at = (size_t)w->op->first + head * h->dim * h->dim;
-    struct mmrt_delta d = {.before = block_before(w, text) + at,
-                           .n_keys = h->dim,
-                           .n_values = h->dim,
-                           .key = s->key,
-                           .query = s->query,
-                           .out = s->value};
-    for (const struct part *part = text; part; part = part->next)
-        for (uint32_t t = part->first; t < part->first + part->n; t++) {
-            d.after = block_after_token(w, part, t) + at;
-            run_token(w, h, s, head, t, &d);
-            d.before = d.after;
-        }
+    struct mmrt_delta d = {
+        .before = block_before(w, text) + at, .n_keys = h->dim, .n_values = h->dim};
+    uint32_t tokens[MMRT_CHUNK];
+    for (struct walk walk = {text, 0}; walk.part;) {
+        const struct part *part = walk.part;
+        d.n = mmrt_walk_on(w->step, &walk, tokens);
+        d.after = block_after_token(w, part, tokens[0]) + at;
+        for (size_t i = 0; i < d.n; i++)
+            set_token(w, h, s, head, tokens[i], &d, i);
+        w->step->program->kernels->delta(&d);
+        for (size_t i = 0; i < d.n; i++)
+            give(w, h, head, tokens[i], d.out[i]);
+        d.before = d.after;
+    }
 }
 
 /* Threads share out heads. */

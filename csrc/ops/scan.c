@@ -70,35 +70,44 @@ static float of_head(const struct worker *w, int weight, size_t head) {
     return ((const float *)weight_at(w->step, w->op->weights[weight])->data)[head];
 }
 
-static void run_token(const struct worker *w, const struct heads *h, size_t head, size_t token,
-                      struct mmrt_scan *s) {
-    const struct mmrt_kernels *kernels = w->step->program->kernels;
+static const float *gates_of(const struct worker *w, size_t token) {
+    return row_at(columns_at(w->step, w->op->stream), token);
+}
+
+/* Makes a token of the step the i-th of those that `s` takes. */
+static void set_token(const struct worker *w, const struct heads *h, size_t head, size_t token,
+                      struct mmrt_scan *s, size_t i) {
     const struct mmrt_columns *in = columns_at(w->step, w->op->in);
-    const float *gates = row_at(columns_at(w->step, w->op->stream), token);
-    const float *steps = gates + h->n * h->dim + in->k;
-    s->x = row_at(in, token) + head * h->dim;
-    s->b = row_at(in, token) + h->n * h->dim + head / (h->n / h->groups) * h->states;
-    s->c = s->b + h->groups * h->states;
-    s->step = softplus(steps[head] + of_head(w, STEP_BIAS, head));
-    s->decay = expf(s->step * of_head(w, DECAY_FACTOR, head));
-    s->out = row_at(columns_at(w->step, w->op->out), token) + head * h->dim;
-    kernels->scan(s);
-    kernels->glu(MMRT_SILU, gates + head * h->dim, s->out, s->out, h->dim);
+    const float *steps = gates_of(w, token) + h->n * h->dim + in->k, *row = row_at(in, token);
+    s->x[i] = row + head * h->dim;
+    s->b[i] = row + h->n * h->dim + head / (h->n / h->groups) * h->states;
+    s->c[i] = s->b[i] + h->groups * h->states;
+    s->steps[i] = softplus(steps[head] + of_head(w, STEP_BIAS, head));
+    s->decays[i] = expf(s->steps[i] * of_head(w, DECAY_FACTOR, head));
+    s->out[i] = row_at(columns_at(w->step, w->op->out), token) + head * h->dim;
 }
 
 static void run_head(const struct worker *w, const struct heads *h, size_t head,
                      const struct part *text) {
+    const struct mmrt_kernels *kernels = w->step->program->kernels;
     const size_t at = (size_t)w->op->first + head * h->states * h->dim;
     struct mmrt_scan s = {.before = block_before(w, text) + at,
                           .n_states = h->states,
                           .n_values = h->dim,
                           .skip = of_head(w, SKIP, head)};
-    for (const struct part *part = text; part; part = part->next)
-        for (uint32_t t = part->first; t < part->first + part->n; t++) {
-            s.after = block_after_token(w, part, t) + at;
-            run_token(w, h, head, t, &s);
-            s.before = s.after;
-        }
+    uint32_t tokens[MMRT_CHUNK];
+    for (struct walk walk = {text, 0}; walk.part;) {
+        const struct part *part = walk.part;
+        s.n = mmrt_walk_on(w->step, &walk, tokens);
+        s.after = block_after_token(w, part, tokens[0]) + at;
+        for (size_t i = 0; i < s.n; i++)
+            set_token(w, h, head, tokens[i], &s, i);
+        kernels->scan(&s);
+        for (size_t i = 0; i < s.n; i++)
+            kernels->glu(MMRT_SILU, gates_of(w, tokens[i]) + head * h->dim, s.out[i], s.out[i],
+                         h->dim);
+        s.before = s.after;
+    }
 }
 
 /* Threads share out heads. */

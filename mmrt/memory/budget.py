@@ -59,8 +59,12 @@ _STILL_THERE = 0.01
 
 def divide_step(wanted: int, most: int) -> int:
     """How many of `wanted` tokens a step of `most`, at least _LEAST_STEP, takes: never so few, nor
-    leaving so few, that they are rounded otherwise than in one step."""
-    return wanted if wanted <= most else min(most, wanted - ALIKE_TOKENS)
+    leaving so few, that they are rounded otherwise than in one step; and if it can take twice as
+    many, a multiple of that, where recurrent layers round alike too."""
+    if wanted <= most:
+        return wanted
+    n = min(most, wanted - ALIKE_TOKENS)
+    return n - n % ALIKE_TOKENS if n >= 2 * ALIKE_TOKENS else n
 
 
 def first_text(program: Program) -> int:

@@ -1,5 +1,6 @@
 /* Every kernel of kernels.def that is no matrix product, against `ref`: those on plain vectors
- * here, attention in test_attend.h. What they read ends at a page that may not be touched. */
+ * here, attention in test_attend.h, states in test_states.h. What they read ends at a page that may
+ * not be touched. */
 #define _GNU_SOURCE
 #include "kernels/ref/ref.h"
 #include "quant/f16.h"
@@ -327,90 +328,7 @@ static void test_exponentials(struct kernel *kernel) {
 
 #include "test_attend.h"
 
-/* Every sum has n_keys roundings at most, and what it is made of a few. */
-static void test_delta(struct kernel *kernel) {
-    enum { MOST = 128 };
-    struct guarded rooms[6];
-    for (int i = 0; i < 6; i++)
-        rooms[i] = guarded_pages((i < 2 ? MOST * MOST : MOST) * sizeof(float));
-    static float expected[MOST * MOST], expected_out[MOST];
-    static const size_t sizes[] = {1, 32, 33, 128};
-    for (int round = 0; round < 16; round++) {
-        const size_t n_keys = sizes[round % 4], n_values = 32 * (size_t)(1 + round % 3);
-        const size_t n = n_keys * n_values;
-        float *before = floats_in(rooms[0], n), *key = floats_in(rooms[2], n_keys);
-        float *after = round % 2 ? before : floats_in(rooms[1], n);
-        float *query = floats_in(rooms[3], n_keys), *value = floats_in(rooms[4], n_values);
-        for (size_t i = 0; i < n; i++)
-            before[i] = random_unit();
-        for (size_t i = 0; i < n_keys; i++)
-            key[i] = random_unit() / 8, query[i] = random_unit();
-        for (size_t i = 0; i < n_values; i++)
-            value[i] = random_unit();
-        struct mmrt_delta d = {before, expected, n_keys, n_values, key,
-                               query,  value,    0.9f,   0.7f,     expected_out};
-        ref->delta(&d);
-        double queries = 0;
-        for (size_t i = 0; i < n_keys; i++)
-            queries += fabs((double)query[i]);
-        d.after = after;
-        d.out = floats_in(rooms[5], n_values);
-        kernel->with.delta(&d);
-        kernel->cases++;
-        const double most = ROUNDING * (double)(n_keys + 8) * (2 + (double)n_keys / 8);
-        for (size_t i = 0; i < n; i++)
-            check_near(kernel, " state", n, i, expected[i], after[i], most);
-        for (size_t i = 0; i < n_values; i++)
-            check_near(kernel, "", n, i, expected_out[i], d.out[i], most * (queries + 1));
-    }
-    for (int i = 0; i < 6; i++)
-        guarded_free(rooms[i]);
-}
-
-/* Equal to the bit: every set rounds where ref does. */
-static void test_scan(struct kernel *kernel) {
-    enum { MOST = 128 };
-    struct guarded rooms[6];
-    for (int i = 0; i < 6; i++)
-        rooms[i] = guarded_pages((i < 2 ? MOST * MOST : MOST) * sizeof(float));
-    static float expected[MOST * MOST], expected_out[MOST];
-    static const size_t sizes[] = {1, 16, 33, 128};
-    for (int round = 0; round < 32; round++) {
-        const size_t n_states = sizes[round / 2 % 4], n_values = 32 * (size_t)(1 + round % 4);
-        const size_t n = n_states * n_values;
-        float *before = floats_in(rooms[0], n), *x = floats_in(rooms[2], n_values);
-        float *after = round % 3 ? before : floats_in(rooms[1], n);
-        float *b = floats_in(rooms[3], n_states), *c = floats_in(rooms[4], n_states);
-        for (size_t i = 0; i < n; i++)
-            before[i] = random_unit();
-        for (size_t i = 0; i < n_states; i++)
-            b[i] = random_unit(), c[i] = random_unit();
-        for (size_t i = 0; i < n_values; i++)
-            x[i] = round % 8 == 7 && i == 3 ? NAN : random_unit();
-        struct mmrt_scan s = {.before = before,
-                              .after = expected,
-                              .n_states = n_states,
-                              .n_values = n_values,
-                              .b = b,
-                              .c = c,
-                              .x = x,
-                              .decay = 0.9f,
-                              .step = 0.3f,
-                              .skip = -0.7f,
-                              .out = expected_out};
-        ref->scan(&s);
-        s.after = after;
-        s.out = floats_in(rooms[5], n_values);
-        kernel->with.scan(&s);
-        kernel->cases++;
-        for (size_t i = 0; i < n; i++)
-            check_near(kernel, " state", n, i, expected[i], after[i], 0);
-        for (size_t i = 0; i < n_values; i++)
-            check_near(kernel, "", n, i, expected_out[i], s.out[i], 0);
-    }
-    for (int i = 0; i < 6; i++)
-        guarded_free(rooms[i]);
-}
+#include "test_states.h"
 
 /* All bytes but the last few, and none after them. */
 static void test_roof(struct kernel *kernel) {

@@ -25,6 +25,7 @@
 #define V_BYTES      32
 #define V_BLOCKS     2 /* of 32 weights, whose low and high nibbles fill one vector each */
 #define V_SHIFT_128  0 /* panels hold signed weights */
+enum { V_REGISTERS = 32 };
 enum { V_TILE_ROWS = 2, V_TILE_COLUMNS = 4 }; /* of floats that are multiplied at once */
 #define V_TILE_SLICES(X) X(4) X(2) X(1) /* columns of such tiles */
 #define V_SLICES(X)  X(4) X(2) X(1) /* columns that a panel is multiplied with at once */

@@ -20,6 +20,7 @@
 #define V_SHIFT_128  0 /* panels hold signed weights, */
 #define V_AS_STORED  1 /* or unsigned ones, whose bias is taken off the start of their sums */
 #define V_OWN_PANELS
+enum { V_REGISTERS = 16 };
 enum { V_TILE_ROWS = 2, V_TILE_COLUMNS = 4 }; /* of floats that are multiplied at once */
 #define V_TILE_SLICES(X) X(4) X(2) X(1) /* columns of such tiles */
 #define V_SLICES(X)  X(4) X(2) X(1) /* columns that a panel is multiplied with at once */

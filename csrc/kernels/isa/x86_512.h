@@ -15,6 +15,7 @@
 #define V_BYTES      64
 #define V_BLOCKS     4 /* of 32 weights, whose low and high nibbles fill one vector each */
 #define V_SHIFT_128  1 /* panels hold weights shifted by 128, so that they are unsigned */
+enum { V_REGISTERS = 32 };
 enum { V_TILE_ROWS = 4, V_TILE_COLUMNS = 6 }; /* of floats that are multiplied at once */
 #define V_TILE_SLICES(X) X(6) X(4) X(3) X(2) X(1) /* columns of such tiles */
 #define V_SLICES(X)  X(12) X(8) X(4) X(2) X(1) /* columns that a panel is multiplied with at once */

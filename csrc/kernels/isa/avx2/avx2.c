@@ -9,6 +9,8 @@
 #include "kernels/body/grid_types.inc"
 
 #include "kernels/body/attend.inc"
+#include "kernels/body/chunk.inc"
+
 #include "kernels/body/delta.inc"
 #include "kernels/body/float_matrix.inc"
 #include "kernels/body/float_types.inc"
