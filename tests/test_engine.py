@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from collections.abc import Sequence as List
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from test_chat import CHATML
 from test_toolcalls import SAID, TOOLS, caller, functions
 
 import mmrt
+from mmrt.core.program import Part
 from mmrt.errors import (
     ArgumentError,
     FormatError,
@@ -28,6 +30,7 @@ from mmrt.errors import (
 from mmrt.run.cost import StepCost
 from mmrt.run.engine import Engine
 from mmrt.run.generation import Options
+from mmrt.run.saved import Saved
 from mmrt.run.worth import Worth
 
 IDS = [3 + 7 * i % 250 for i in range(900)]
@@ -246,6 +249,35 @@ def test_parked_texts_are_saved_or_read_again(
     assert model.store.nbytes == model.store.mapped_nbytes == 0
 
 
+def test_a_budget_waits_for_memory_that_is_being_saved(
+    model: mmrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `kv` it is the steps that have no room, while texts hold theirs until it is written:
+    so all others give theirs up before any has come free."""
+    monkeypatch.setattr("mmrt.run.saved.Worth", lambda: Decided(True))
+    prompts = [[i, *IDS[:40]] for i in range(4)]
+    expected = [str(model.generate(ids, max_tokens=100, ignore_eos=True)) for ids in prompts]
+    run, save, most = model.run_step, Saved.save, 12 * model.store.page_bytes
+
+    def bounded(parts: List[Part], logits: Any = None) -> None:
+        grows = sum(part.cache.growth(part.cache.length + len(part.tokens)) for part in parts)
+        if model.store.nbytes + grows > most:
+            raise OutOfMemoryError("the budget is too small")
+        run(parts, logits)
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.1)
+        save(*given)
+
+    monkeypatch.setattr(Saved, "save", slowly)
+    model.run_step = bounded
+    with model.engine(keep=0) as engine:
+        handles = [engine.submit(ids, max_tokens=100, ignore_eos=True) for ids in prompts]
+        assert [str(handle.text()) for handle in handles] == expected
+        assert sum(handle.parked for handle in handles) > 0
+    model.run_step = run
+
+
 def test_texts_that_are_saved_or_loaded_may_be_cancelled(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,16 +335,24 @@ def test_priority_comes_first(model: mmrt.Model) -> None:
 
 
 def test_a_better_class_overtakes_those_that_write(model: mmrt.Model) -> None:
-    """Who writes a token a step would else be done before a prompt is read beside it."""
+    """Nothing is written while the prompt is read, which takes all time of each step."""
     with model.engine(max_gap=1e-9) as engine:
-        slow = [engine.submit(IDS[i : i + 20], max_tokens=20, priority=1) for i in range(3)]
+        slow = [
+            engine.submit(IDS[i : i + 20], max_tokens=None, ignore_eos=True, priority=1)
+            for i in range(3)
+        ]
         for handle in slow:
             next(handle)
-        quick = engine.submit([77, *IDS[:64]], max_tokens=3, priority=0)
-        for handle in (quick, *slow):
-            handle.text()
-        ends = [handle._ended or 0.0 for handle in slow]
-        assert quick._ended is not None and min(ends) > quick._ended
+        written: list[int] = []
+
+        def count(done: int, total: int) -> None:
+            written.append(sum(handle.tokens for handle in slow))
+
+        quick = engine.submit([77, *IDS[:64]], max_tokens=3, priority=0, on_prefill=count)
+        assert quick.text().tokens == 3
+        assert len(written) > 8 and written[-1] == written[0]
+        for handle in slow:
+            handle.cancel()
 
 
 @pytest.mark.parametrize("ids", [[True], [-1], [1 << 40], [1.5], ["a"], [IDS[0], None]])

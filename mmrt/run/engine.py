@@ -343,11 +343,15 @@ class Engine:
 
     def _rest(self, jobs: list[Writing]) -> None:
         if self._mover.is_saving or len(self._mover):
-            with self._lock:
-                if not self._mover.is_waited_for:
-                    self._changed.wait(_PATIENCE)
+            self._wait()
         elif jobs:  # not even one has room
             self._leave(jobs[0], jobs[0].no_room(self._kv))
+
+    def _wait(self) -> None:
+        """For a text that is on its way to the disk, or back."""
+        with self._lock:
+            if not self._mover.is_waited_for:
+                self._changed.wait(_PATIENCE)
 
     def _run_what_fits(self, chosen: Chosen, jobs: list[Writing]) -> None:
         try:
@@ -358,7 +362,12 @@ class Engine:
     def _fail(self, error: MmrtError, chosen: Chosen, jobs: list[Writing]) -> None:
         """A step of these texts has failed."""
         if isinstance(error, OutOfMemoryError):
-            if self.prefixes.make_room(1) or self._park_one(jobs, beside=jobs[0]):
+            if self.prefixes.make_room(1):
+                return
+            if self._mover.is_saving:  # which gives memory back when it is done
+                self._wait()
+                return
+            if self._park_one(jobs, beside=jobs[0]):
                 return
             if len(chosen) == 1:
                 self._leave(chosen[0][0], error)
