@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -107,6 +108,16 @@ class _Link:
         threading.Thread(target=work, daemon=True).start()
 
 
+def _without_spares(links: List[_Link]) -> list[_Link]:
+    """In the order of their layers; of those with the same ones, the first that was named."""
+    chosen: list[_Link] = []
+    for link in sorted(links, key=lambda link: (link.facts.first, link.facts.end)):
+        last = chosen[-1].facts if chosen else None
+        if not last or (last.first, last.end) != (link.facts.first, link.facts.end):
+            chosen.append(link)
+    return chosen
+
+
 class Cluster(TextModel):
     """The model whose stages listen at `hosts`; a context manager.
 
@@ -119,8 +130,9 @@ class Cluster(TextModel):
 
     rows: what stages give each other, "f32", which keeps logits those of one machine to the bit, or
     "f16", half as long, and rounded. timeout: seconds after which a stage that does not answer
-    counts as lost; patience: seconds for which texts wait until lost ones are back. What they have
-    forgotten is then read again. Whoever starts stages again is no part of this.
+    counts as lost; patience: seconds for which texts wait until lost ones are back, before others
+    take their layers over, if they can. What stages have forgotten is then read again. Whoever
+    starts stages again is no part of this. A host with the layers of another one is a spare.
 
     Steps that no logits are wanted of, as those of a long prompt but for its last, follow one
     another without waiting, so that all stages work at once. Any number of threads may use it:
@@ -297,7 +309,11 @@ class Cluster(TextModel):
                     until = now + self._patience
                     warnings.warn(f"{lost}; texts wait for it", stacklevel=3)
                 if now >= until:
-                    raise ClusterError(str(lost)) from None
+                    taken = self._take_over()
+                    if not taken:
+                        raise ClusterError(str(lost)) from None
+                    warnings.warn(f"{lost}; {taken}", stacklevel=3)
+                    continue
                 time.sleep(_RETRY_SECONDS)
 
     def _begin(self, parts: List[Part], awaited: bool) -> _Sent:
@@ -490,7 +506,10 @@ class Cluster(TextModel):
                 self.hosts = places(self._find())
             for place in self.hosts:
                 links.append(_Link(place, self._secret, epoch))
-            links.sort(key=lambda link: (link.facts.first, link.facts.end))
+            links, all_links = _without_spares(links), links
+            for link in all_links:
+                if link not in links:
+                    link.connection.close()
             self._check(links)
             for i in reversed(range(len(links))):
                 after = links[i + 1].place if i + 1 < len(links) else None
@@ -516,6 +535,42 @@ class Cluster(TextModel):
         links[-1].connection.largest = most
         for link in links:
             link.listen(self._inbox)
+
+    def _take_over(self) -> str:
+        """Has stages that are there take the layers of those that are not, for good; what it says
+        is who does. Empty, if all are there, or nobody can."""
+        epoch, links = max(time.time_ns(), self._epoch + 1), []
+        for place in self.hosts:
+            with suppress(ClusterError):
+                links.append(_Link(place, self._secret, epoch))
+        try:
+            if len(links) in (0, len(self.hosts)):
+                return ""
+            chain, at, told, hosts = _without_spares(links), 0, [], [link.place for link in links]
+            for first in [*(link.facts.first for link in chain), links[0].facts.n_layers]:
+                if first > at:
+                    hosts.append(self._taken(links, at, first, epoch))
+                    told.append(f"layers {at}:{first} are at {hosts[-1]} now")
+                at = next((link.facts.end for link in chain if link.facts.first == first), first)
+            self.hosts = hosts
+            return ", ".join(told) or "a spare takes its place"
+        except _LostError:
+            return ""
+        finally:
+            for link in links:
+                link.connection.close()
+
+    @staticmethod
+    def _taken(links: List[_Link], first: int, end: int, epoch: int) -> str:
+        """The address of layers that the stage with most room has begun beside its own. _LostError
+        if none can."""
+        for link in sorted(links, key=lambda link: link.facts.spare, reverse=True):
+            with suppress(ClusterError, ValueError):
+                link.connection.send(Kind.TAKE, epoch, json.dumps([first, end]).encode())
+                frame = link.connection.receive(wire.FRAME_SECONDS)
+                if frame is not None and frame.kind == Kind.TAKEN:
+                    return f"{link.place.rpartition(':')[0]}:{int(frame.payload)}"
+        raise _LostError(f"layers {first}:{end} are on none of the stages")
 
     def _check(self, links: List[_Link]) -> None:
         check_chain([(link.place, link.facts) for link in links])

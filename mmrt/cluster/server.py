@@ -56,14 +56,18 @@ class _Plan:
 
     def fail(self, error: BaseException, number: int = 0, lost: bool = False) -> None:
         """Tells the coordinator. lost: another machine has failed, not the step."""
-        if isinstance(error, MemoryError) and not isinstance(error, MmrtError):
-            error = OutOfMemoryError(str(error))
-        elif not isinstance(error, MmrtError):
-            error = ClusterError(f"{type(error).__name__}: {error}")
-        kind = type(error).__name__
-        told = {"step": number, "kind": kind, "message": str(error)[:4000], "lost": lost}
         with suppress(ClusterError):
-            self.control.send(Kind.FAILED, self.epoch, json.dumps(told).encode())
+            self.control.send(Kind.FAILED, self.epoch, _failure(error, number, lost))
+
+
+def _failure(error: BaseException, number: int = 0, lost: bool = False) -> bytes:
+    if isinstance(error, MemoryError) and not isinstance(error, MmrtError):
+        error = OutOfMemoryError(str(error))
+    elif not isinstance(error, MmrtError):
+        error = ClusterError(f"{type(error).__name__}: {error}")
+    kind = type(error).__name__
+    told = {"step": number, "kind": kind, "message": str(error)[:4000], "lost": lost}
+    return json.dumps(told).encode()
 
 
 class StageServer:
@@ -88,6 +92,7 @@ class StageServer:
         self._epoch = 0
         self._working = threading.Lock()  # one step at a time, of whichever plan
         self._closed = False
+        self._taken: list[StageServer] = []  # of other layers, from machines that are gone
         self._listener = wire.listen(address)
 
     @property
@@ -122,6 +127,12 @@ class StageServer:
                 self._plan.end()
         with self._working:  # until the step under way has ended
             pass
+        while self._taken:
+            self._taken.pop()._end()
+
+    def _end(self) -> None:
+        self.close()
+        self._stage.close()
 
     def __enter__(self) -> "StageServer":
         return self
@@ -151,6 +162,8 @@ class StageServer:
                     connection.send(Kind.FACTS, frame.epoch, self._facts.to_json())
                 elif frame.kind == Kind.PING:
                     connection.send(Kind.PONG, frame.epoch)
+                elif frame.kind == Kind.TAKE and plan is None:
+                    self._take_over(connection, frame.epoch, frame.payload)
                 elif frame.kind == Kind.PLAN and plan is None:
                     plan = self._begin(connection, frame.epoch, frame.payload)
                 elif frame.kind == Kind.JOIN and plan is None:
@@ -196,6 +209,34 @@ class StageServer:
         threading.Thread(target=self._work, args=(plan,), daemon=True).start()
         control.send(Kind.PLANNED, epoch)
         return plan
+
+    def _take_over(self, connection: Connection, epoch: int, payload: bytes) -> None:
+        """Begins a stage of other layers, on a port of its own."""
+        try:
+            first, end = json.loads(payload)
+            if not 0 <= int(first) < int(end) <= self._facts.n_layers:
+                raise ValueError
+        except (ValueError, TypeError, RecursionError):
+            raise connection.broken("what came is no range of layers") from None
+        try:
+            with self._lock:
+                if self._closed:
+                    raise ClusterError("the stage is closed")
+                for server in [each for each in self._taken if each._plan and each._plan.over]:
+                    self._taken.remove(server)  # whoever it was for is gone
+                    server._end()
+                stage = self._stage.beside(range(first, end))
+                try:
+                    server = StageServer(stage, (self.address[0], 0), self._secret)
+                except BaseException:
+                    stage.close()
+                    raise
+                self._taken.append(server)
+            threading.Thread(target=server.serve, daemon=True).start()
+        except (MmrtError, MemoryError) as error:
+            connection.send(Kind.FAILED, epoch, _failure(error))
+            return
+        connection.send(Kind.TAKEN, epoch, json.dumps(server.address[1]).encode())
 
     def _join(self, before: Connection, epoch: int) -> _Plan:
         with self._lock:

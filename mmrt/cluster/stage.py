@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class Stage:
         self.kv = choice("kv_k", kv_k, KV_TYPES), choice("kv_v", kv_v, KV_TYPES)
         self.budget = budget.of(memory)
         self.budget.begin()
+        self._how: dict[str, Any] = {"threads": threads, "reader": reader}
         self._pool = Pool(threads)
         self._share: Share | None = None
         self.closed = False
@@ -110,6 +112,14 @@ class Stage:
         if share is None or share.weights is None or self.program.streaming is None:
             return self.weights
         return self.program.streaming.kept + share.extremes.rest
+
+    def beside(self, layers: range) -> "Stage":
+        """A stage of other layers of the file, with the settings of this one, in its budget: what
+        has no room there is streamed from the disk."""
+        return Stage(
+            self.file.path, layers, context=self.config.context, memory=self.budget,
+            kv_k=self.kv[0], kv_v=self.kv[1], exact=self.exact, **self._how,
+        )  # fmt: skip
 
     def cache(self) -> Cache:
         """What a new, empty text has here."""

@@ -52,6 +52,8 @@ class Kind(IntEnum):
     FAILED = 10  # a plan or a step; JSON
     PING = 11
     PONG = 12
+    TAKE = 13  # to a stage: other layers beside its own; JSON
+    TAKEN = 14  # from it: the port where they are now; JSON
 
 
 class Frame(NamedTuple):
