@@ -104,13 +104,15 @@ def test_a_bundle_holds_neurons_one_by_one(tmp_path: Path) -> None:
     with mmrt.open(path) as file, mmrt.open(bundle) as side:
         assert list(side) == [f"blk.{i}.ffn_down.neurons" for i in range(SHAPE["n_layers"])]
         for i, tensor in enumerate(side.values()):
-            down, up = (file[f"blk.{i}.ffn_{name}.weight"].dequantize() for name in ("down", "up"))
+            names = [f"blk.{i}.ffn_{role}.weight" for role in ("down", "up", "gate")]
+            down, up, gate = (file[name].dequantize() for name in names)
             found = tensor.dequantize()
             assert tensor.offset % 4096 == 0 and tensor.nbytes // len(found) % 4096 == 0
             width = SHAPE["n_embd"]
             assert np.array_equal(found[:, :width], down.T)
             assert np.array_equal(found[:, width : 2 * width], up)
-            assert not found[:, 2 * width :].any()
+            assert np.array_equal(found[:, 2 * width : 3 * width], gate)
+            assert not found[:, 3 * width :].any()
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5])
@@ -147,9 +149,9 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     path, bundle = bundled(gated(), tmp_path)
     data = bundle.read_bytes()
     at = data.index(b"mmrt-bundle.version") + len(b"mmrt-bundle.version") + 4
-    assert data[at] == 1
-    bundle.write_bytes(data[:at] + b"\0" + data[at + 1 :])
-    assert_refused(path, bundle, FormatError, "mmrt-bundle.version", "expected 1, found 0")
+    assert data[at] == 2
+    bundle.write_bytes(data[:at] + b"\1" + data[at + 1 :])
+    assert_refused(path, bundle, FormatError, "mmrt-bundle.version", "expected 2, found 1")
 
 
 def test_a_bundle_that_was_cut_short_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from children import in_child
 from machine import needs_reader
 from numpy.typing import NDArray
 from test_bundle import SHAPE, bundled, gated, plain
+from test_predictor import named, some, with_predictor
 from tiny_models import TinyModel
 
 import mmrt
@@ -220,6 +221,67 @@ def test_a_forked_child_reads_its_own(files: list[Path], forking_is_meant: None)
 
         in_child(child)
         assert np.array_equal(expected, read(model))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_predicted_neurons_are_read_whole(files: list[Path], reader: str) -> None:
+    """Neither up nor gate is streamed; logits are those of the predictor without a limit."""
+    path, bundle = files
+    needs_reader(reader, path)
+    predictor = with_predictor(path, lambda layer, width: named(width, some(layer)))
+    with mmrt.Model(path, predictor=predictor) as model:
+        expected = read(model)
+    with mmrt.Model(path, predictor=predictor, bundle=bundle) as model:
+        assert np.array_equal(expected, read(model))
+        for part in (0, 0.4, 1, 0.2, 0):
+            program = limit(model, part, reader)
+            before = columns(program)
+            assert np.array_equal(expected, read(model))
+            done = columns(program) - before
+            if part < 1:
+                assert done.wanted >= done.found > 0
+                assert done.read_units == done.wanted - done.found
+                assert done.read == done.read_units * done.slot_bytes
+
+
+def test_of_what_is_predicted_nothing_else_is_read(files: list[Path]) -> None:
+    path, bundle = files
+    predictor = with_predictor(path, lambda layer, width: named(width, some(layer)))
+    n_predicted = sum(int(some(i).sum()) for i in range(SHAPE["n_layers"]))
+    with (
+        mmrt.Model(path, predictor=predictor, bundle=bundle) as model,
+        model.sequence() as sequence,
+    ):
+        program = limit(model, 0)
+        for token in IDS[:2]:
+            sequence.extend([token])
+        before = program.streaming
+        for token in IDS[2:22]:
+            program.forget_columns()
+            sequence.extend([token])
+        assert before is not None and program.streaming is not None
+        done = program.streaming - before
+        assert done.columns.read_units == 20 * n_predicted
+        assert f"lossy: neurons by {predictor}" in str(model.memory)
+        others = sum(
+            tensor.nbytes
+            for name, tensor in model.file.items()
+            if tensor.ndim == 2 and "ffn" not in name and "token_embd" not in name
+        )
+        assert done.read - done.columns.read < 20 * 1.02 * others + (64 << 20) / 10
+
+
+def test_room_that_single_tokens_have_no_other_use_for_is_for_neurons(files: list[Path]) -> None:
+    path, bundle = files
+    predictor = with_predictor(path, lambda layer, width: named(width, some(layer)))
+    found = []
+    for more in (None, predictor):
+        with mmrt.Model(path, bundle=bundle, predictor=more) as model:
+            plan = model.program.plan(0)
+            middle = model.program.plan((plan.least + plan.most) // 2)
+            assert middle.columns + middle.kept + middle.ring <= (plan.least + plan.most) // 2
+            found.append(middle.columns)
+    assert found[1] >= found[0] > 0
 
 
 def test_layers_of_zeros_alone(tmp_path: Path) -> None:

@@ -12,6 +12,25 @@ static bool has_kernel(const mmrt_program *program, const mmrt_op *op) {
            w->cols % MMRT_BY_COLUMNS == 0;
 }
 
+/* Of a neuron, as far as operations need it: whole pages, as disks read them. */
+static uint64_t read_bytes(const mmrt_program *program, int32_t columns) {
+    enum { PAGE = 4096 };
+    uint64_t most = 0;
+    for (int32_t i = 0; i < program->n_ops; i++) {
+        const mmrt_op *op = &program->ops[i];
+        const struct op_info *info = mmrt_op_info(op->kind);
+        for (int j = 0; info->neuron_bytes && j < 3; j++) {
+            const uint64_t bytes = has_role(op, j, COLUMNS) && op->weights[j] == columns
+                                       ? info->neuron_bytes(program, op)
+                                       : 0;
+            most = bytes > most ? bytes : most;
+        }
+    }
+    const uint64_t all = mmrt_row_bytes(&program->weights[columns]);
+    most = (most + PAGE - 1) / PAGE * PAGE;
+    return most < all ? most : all;
+}
+
 /* The tables of matrices that are there by columns; by_weight: their numbers. */
 static int32_t find_tables(const mmrt_program *program, struct mmrt_neurons_table *tables,
                            int32_t *by_weight) {
@@ -26,12 +45,21 @@ static int32_t find_tables(const mmrt_program *program, struct mmrt_neurons_tabl
         const struct place *place = &program->units->places[op->weights[1]];
         by_weight[op->weights[1]] = n;
         tables[n++] = (struct mmrt_neurons_table){place->file, place->offset, columns->rows,
+                                                  read_bytes(program, op->weights[1]),
                                                   mmrt_row_bytes(columns)};
     }
     return n;
 }
 
-/* Of the operations that read from a table; the matrix before it is used by other steps only. */
+static void use_seldom(const mmrt_program *program, const mmrt_op *op, int i) {
+    const struct place *place =
+        has_role(op, i, MATRIX) ? &program->units->places[op->weights[i]] : NULL;
+    for (int32_t j = 0; place && place->units && j < place->n_units; j++)
+        mmrt_source_use_seldom(program->units->source, place->units[j]);
+}
+
+/* Of the operations that have a table. Other steps only use the matrices of those that read it, and
+ * of those that leave that to another operation the matrix before it. */
 static void note_tables(mmrt_program *program, const int32_t *by_weight) {
     struct units *units = program->units;
     for (int32_t i = 0; i < program->n_ops; i++) {
@@ -41,9 +69,9 @@ static void note_tables(mmrt_program *program, const int32_t *by_weight) {
             if (!has_role(op, j, COLUMNS) || by_weight[op->weights[j]] < 0)
                 continue;
             units->op_columns[i] = by_weight[op->weights[j]];
-            const struct place *place = j ? &units->places[op->weights[j - 1]] : NULL;
-            for (int32_t k = 0; place && place->units && k < place->n_units; k++)
-                mmrt_source_use_seldom(units->source, place->units[k]);
+            const bool reads = mmrt_op_info(op->kind)->neuron_bytes != NULL;
+            for (int k = reads ? 0 : j - 1; k < j; k++)
+                use_seldom(program, op, k);
         }
     }
 }
@@ -82,5 +110,8 @@ uint64_t mmrt_columns_share(const mmrt_program *program, uint64_t budget) {
     mmrt_source_plan(units->source, 0, &all, NULL);
     if (budget >= all.most)
         return 0;
-    return mmrt_neurons_share(units->neurons, budget > all.least ? budget - all.least : 0);
+    /* What no step of one token uses is kept last: neurons are worth more. */
+    const uint64_t left = budget > all.least ? budget - all.least : 0;
+    const uint64_t often = mmrt_source_often(units->source);
+    return mmrt_neurons_share(units->neurons, left, left > often ? left - often : 0);
 }

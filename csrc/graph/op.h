@@ -31,6 +31,10 @@ struct op_info {
     size_t (*thread_scratch)(const mmrt_program *program, const mmrt_op *op);
     size_t (*shared_scratch)(const mmrt_program *program, const mmrt_op *op);
 
+    /* Bytes from where a neuron begins in its COLUMNS to the end of what a step of one token may
+     * read of it in place of the operation's matrices; NULL: nothing. */
+    uint64_t (*neuron_bytes)(const mmrt_program *program, const mmrt_op *op);
+
     /* How many counters that start at zero it needs in a step, and leaves at zero; NULL: none. */
     size_t (*counters)(const mmrt_program *program, const mmrt_op *op);
 

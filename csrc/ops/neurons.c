@@ -1,6 +1,8 @@
 #include "ops/neurons.h"
 
+#include "base/status.h"
 #include "graph/pieces.h"
+#include "kernels/multiply.h"
 #include "step/rows.h"
 
 const uint8_t **mmrt_where_neurons(const struct worker *w) {
@@ -29,6 +31,33 @@ size_t mmrt_find_neurons(const struct worker *w, const float *x, size_t n) {
     return n_found;
 }
 
+float mmrt_times_neuron(struct worker *w, int i, const uint8_t *row, uint32_t neuron) {
+    const mmrt_weight *matrix = weight_at(w->step, w->op->weights[i]);
+    float y;
+    mmrt_multiply(w->step->program->kernels, w->step->exact, matrix, row, 1, row,
+                  columns_at(w->step, w->op->in), first_token(w), 1, &y, 1, w->scratch);
+    y *= w->op->scales[i];
+    if (w->op->biases[i] >= 0)
+        y += ((const float *)weight_at(w->step, w->op->biases[i])->data)[neuron];
+    return y;
+}
+
+uint64_t mmrt_neuron_column(const mmrt_program *program, int32_t table, uint64_t column) {
+    return column * mmrt_format_find(program->weights[table].type)->bytes;
+}
+
+mmrt_status mmrt_check_neurons(const mmrt_program *program, int32_t table, uint64_t n,
+                               uint64_t bytes, mmrt_error *err) {
+    if (table < 0 || table >= program->n_weights)
+        return mmrt_fail(err, MMRT_ARGUMENT, "operation %d: no such weight", program->n_ops);
+    const mmrt_weight *w = &program->weights[table];
+    if (w->rows == n && w->stack <= 1 && mmrt_format_find(w->type)->elements == 1 &&
+        mmrt_row_bytes(w) >= bytes)
+        return MMRT_OK;
+    return mmrt_fail(err, MMRT_FORMAT, "tensor %s: it has no room for %llu neurons of %llu bytes",
+                     w->name, (unsigned long long)n, (unsigned long long)bytes);
+}
+
 /* False: the step ends with this operation. */
 static bool await_rows(struct worker *w, int32_t turn) {
     struct step *step = w->step;
@@ -49,7 +78,7 @@ static bool were_read(const struct worker *w, int32_t table) {
     const struct mmrt_program *program = w->step->program;
     const int32_t before = number_of(w) - 1;
     return before >= 0 && program->units->op_columns[before] == table &&
-           has_role(&program->ops[before], 0, COLUMNS);
+           mmrt_op_info(program->ops[before].kind)->neuron_bytes;
 }
 
 bool mmrt_read_neurons(struct worker *w, size_t n, size_t n_needed) {

@@ -16,6 +16,17 @@ const uint32_t *mmrt_which_neurons(const struct worker *w, size_t n);
  */
 const uint8_t **mmrt_where_neurons(const struct worker *w);
 
+/* The neuron's row of the operation's matrix number `i`, times the only token. */
+float mmrt_times_neuron(struct worker *w, int i, const uint8_t *row, uint32_t neuron);
+
+/* Bytes from where a neuron begins in a table to its rows, which come after the column. column: of
+ * so many elements. */
+uint64_t mmrt_neuron_column(const mmrt_program *program, int32_t table, uint64_t column);
+
+/* FormatError, unless the table has so many neurons of `bytes`, of single numbers. */
+mmrt_status mmrt_check_neurons(const mmrt_program *program, int32_t table, uint64_t n,
+                               uint64_t bytes, mmrt_error *err);
+
 /* Reads the first n_needed of these from the operation's table of columns, unless they are in
  * memory, where they stay until the operation ends. False: the step ends with this operation. */
 bool mmrt_read_neurons(struct worker *w, size_t n, size_t n_needed);

@@ -33,6 +33,10 @@ static size_t scratch(const mmrt_program *program, const mmrt_op *op) {
     return mmrt_neurons_scratch(width_of(program, op->in));
 }
 
+static uint64_t neuron_bytes(const mmrt_program *program, const mmrt_op *op) {
+    return mmrt_neuron_column(program, op->weights[1], program->weights[op->weights[0]].rows);
+}
+
 /* Columns are on the pages of a mapped file, which a budget does not keep. */
 static bool has_mapped_columns(const struct worker *w) {
     const struct step *step = w->step;
@@ -99,5 +103,6 @@ const struct op_info mmrt_op_sparse = {
     .roles = {MATRIX, COLUMNS},
     .check = check,
     .thread_scratch = scratch,
+    .neuron_bytes = neuron_bytes,
     .run = run,
 };

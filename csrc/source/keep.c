@@ -41,6 +41,16 @@ void mmrt_source_keep_last(mmrt_source *source) {
     free(last);
 }
 
+uint64_t mmrt_source_often(mmrt_source *source) {
+    mmrt_source_adopt(source);
+    pthread_mutex_lock(&source->lock);
+    uint64_t cost = source->demand_cost;
+    for (int32_t i = 0; i < source->cache.first; i++)
+        cost += source->units[i].seldom ? 0 : source->costs[i];
+    pthread_mutex_unlock(&source->lock);
+    return cost;
+}
+
 struct choice {
     size_t n_kept; /* units that are used in order */
     int32_t n_slots;

@@ -72,7 +72,7 @@ static void measure(mmrt_neurons *n) {
     for (int32_t i = 0; i < n->n_tables; i++) {
         const struct mmrt_neurons_table *t = &n->tables[i];
         const uint64_t align = n->files[t->file].align;
-        const bool aligned = t->offset % align == 0 && t->row_bytes % align == 0;
+        const bool aligned = t->offset % align == 0 && t->stride % align == 0;
         const uint64_t bytes = aligned ? t->row_bytes : t->row_bytes + 2 * align;
         most = bytes > most ? bytes : most;
     }
@@ -213,10 +213,11 @@ uint64_t mmrt_neurons_least(const mmrt_neurons *n) {
     return bytes_of(n, most);
 }
 
-uint64_t mmrt_neurons_share(const mmrt_neurons *n, uint64_t budget) {
+uint64_t mmrt_neurons_share(const mmrt_neurons *n, uint64_t budget, uint64_t spare) {
+    const uint64_t most = budget / SHARE > spare ? budget / SHARE : spare;
     const uint64_t all = bytes_of(n, (uint64_t)n->first_rows[n->n_tables]);
     uint64_t bytes = mmrt_neurons_least(n);
-    while (2 * bytes <= budget / SHARE && bytes < all)
+    while (2 * bytes <= most && bytes < all)
         bytes *= 2;
     return bytes < all ? bytes : all;
 }
@@ -320,7 +321,7 @@ static int32_t table_of(const mmrt_neurons *n, int32_t row) {
 static uint64_t offset_of(const mmrt_neurons *n, int32_t row) {
     const int32_t table = table_of(n, row);
     const struct mmrt_neurons_table *t = &n->tables[table];
-    return t->offset + (uint64_t)(row - n->first_rows[table]) * t->row_bytes;
+    return t->offset + (uint64_t)(row - n->first_rows[table]) * t->stride;
 }
 
 /* Where a file is read: past the page cache, or through it. */

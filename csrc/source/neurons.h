@@ -14,7 +14,8 @@ struct mmrt_neurons_table {
     int32_t file;
     uint64_t offset; /* bytes */
     uint64_t rows;
-    uint64_t row_bytes;
+    uint64_t row_bytes; /* that are read */
+    uint64_t stride;    /* bytes from one row to the next */
 };
 
 /* Copies the tables. There is no room for rows yet. */
@@ -26,9 +27,10 @@ void mmrt_neurons_free(mmrt_neurons *neurons);
 /* From the next pass on; MAPPED, as at first: through the page cache, which keeps nothing of it. */
 void mmrt_neurons_set_reader(mmrt_neurons *neurons, mmrt_reader reader);
 
-/* Bytes for slots that `budget` bytes are worth: at least the least, and so many that a budget that
- * changes a little changes nothing. least: room for all rows of the largest table. */
-uint64_t mmrt_neurons_share(const mmrt_neurons *neurons, uint64_t budget);
+/* Bytes for slots within a budget, of which `spare` bytes have no better use: at least the least,
+ * and so many that a budget that changes a little changes nothing. least: room for all rows of the
+ * largest table. */
+uint64_t mmrt_neurons_share(const mmrt_neurons *neurons, uint64_t budget, uint64_t spare);
 uint64_t mmrt_neurons_least(const mmrt_neurons *neurons);
 
 /* How much room there is to be, a share or 0, from the next pass on. */

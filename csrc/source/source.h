@@ -72,6 +72,9 @@ mmrt_status mmrt_source_begin(mmrt_source *source, mmrt_error *err);
 void mmrt_source_use_seldom(mmrt_source *source, int32_t unit);
 void mmrt_source_keep_last(mmrt_source *source);
 
+/* Of a budget, what it takes to keep the units that no pass does without. */
+uint64_t mmrt_source_often(mmrt_source *source);
+
 /* After begin: whether this pass uses such units; what is read ahead is for another like it. */
 void mmrt_source_uses(mmrt_source *source, bool seldom);
 

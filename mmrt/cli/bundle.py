@@ -10,9 +10,11 @@ from mmrt.memory.sizes import human
 
 DESCRIPTION = """\
 Writes to OUT the neurons of the model in IN, each in one piece: its column of
-`down`, then its row of `up` unless that decides which neurons a token needs.
+`down`, its row of `up`, and its row of the gate where there is one.
 With it (--bundle OUT) a model whose activation is ReLU or one of its family
-multiplies, for each token, only the columns that meet no zero.
+multiplies, for each token, only the columns that meet no zero. With a predictor
+beside it (mmrt predictor), which is lossy, and within a budget, it reads
+nothing else of these layers.
 `down` has to be in F32, F16 or BF16. IN stays as it is; a bundle fits no
 other file. OUT appears when it is whole.\
 """

@@ -104,7 +104,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--predictor", metavar="FILE",
         help="what `mmrt predictor` made of the model; lossy: what it writes is not quite the "
-        "model's own",
+        "model's own. With --bundle and within a budget, only predicted neurons are read",
     )  # fmt: skip
     parser.add_argument(
         "--pre", metavar="NAME",

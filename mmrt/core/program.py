@@ -165,12 +165,15 @@ class Program(CoreProgram):
         activation: str,
         outputs_only: bool = False,
         threshold: float = 0.0,
+        columns: Tensor | None = None,
     ) -> None:
-        """As glu(), or without a gate as unit(), of the units whose element in the buffer `marks`
-        is above zero; others are zero, whatever they would have been."""
+        """As glu(), or without a gate as unit(), of the units whose element in the buffer `marks`,
+        none of which is negative, is above zero; others are zero, whatever they would have been.
+        columns: as sparse()'s for what reads `out`, with the rows of `up`, then of `gate`, after
+        them: within a budget a step of one token reads these units from there."""
         fields = {"in_": in_, "stream": marks, "out": out, "outputs_only": outputs_only}
         fields["activation"] = _activation(activation)
-        matrices = [up] if gate is None else [gate, up]
+        matrices = [up, None, columns] if gate is None else [gate, up, columns]
         note = f"{activation}, of what is predicted"
         self.append("predicted", note, matrices, threshold=threshold, **fields)
 

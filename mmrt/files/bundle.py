@@ -1,9 +1,10 @@
 """Bundles: side files with the neurons of a model's feed-forward layers, each in one piece.
 
 In a model's file a neuron's weights of `down` are a column: one in each row. A bundle has for each
-neuron this column, then its row of `up`, and zeros up to whole pages, so that it can be multiplied,
-or read from the disk, without the others. What decides whether a token needs a neuron is not in it:
-that is multiplied whole (the gate; or `up` where there is none). It is a GGUF file with a tensor
+neuron this column, then its row of `up`, then that of the gate, where there is one, and zeros up to
+whole pages, so that it can be multiplied, or read from the disk, without the others. The last row
+is what decides whether a token needs the neuron: it is read from here only where a predictor does
+that, and otherwise multiplied with all others. It is a GGUF file with a tensor
 `blk.N.ffn_down.neurons` for each `down`, of its type and of shape (neurons, elements), and says
 which file it was made of.
 """
@@ -21,7 +22,7 @@ from mmrt.files.gguf_writer import Entry, write_gguf
 from mmrt.files.origin import SideKind
 from mmrt.files.tensor_file import TensorFile
 
-_BUNDLE = SideKind("mmrt-bundle", 1, "bundle of neurons", "mmrt bundle")
+_BUNDLE = SideKind("mmrt-bundle", 2, "bundle of neurons", "mmrt bundle")
 _PAGE = 4096
 
 # Numbers of one type, as bytes that belong together.
@@ -40,10 +41,11 @@ def name_of(matrix: Tensor) -> str:
 
 
 class Neurons(NamedTuple):
-    """The neurons of a layer. up: None where it decides which of them a token needs."""
+    """The neurons of a layer. gate: None where there is none."""
 
     down: Tensor
-    up: Tensor | None
+    up: Tensor
+    gate: Tensor | None
 
 
 def write_bundle(
@@ -66,25 +68,25 @@ def write_bundle(
         for neurons, entry in zip(layers, entries, strict=True):
             n_bytes = entry.nbytes // entry.shape[0]
             columns = neurons.down.blocks().view(_WIDTHS[neurons.down.type])
-            up = None if neurons.up is None else neurons.up.blocks()
+            rows = [matrix.blocks() for matrix in neurons[1:] if matrix is not None]
             for first in range(0, entry.shape[0], _AT_ONCE):
                 some = slice(first, min(first + _AT_ONCE, entry.shape[0]))
                 bundles = np.zeros((some.stop - some.start, n_bytes), np.uint8)
                 column = np.ascontiguousarray(columns[:, some].T).view(np.uint8)
-                bundles[:, : column.shape[1]] = column
-                if up is not None:
-                    end = column.shape[1] + up.shape[1]
-                    bundles[:, column.shape[1] : end] = up[some]
+                parts = [column, *(matrix[some] for matrix in rows)]
+                ends = np.cumsum([part.shape[1] for part in parts])
+                for part, end in zip(parts, ends, strict=True):
+                    bundles[:, end - part.shape[1] : end] = part
                 writer.write(bundles.reshape(-1).data)
                 done += bundles.nbytes
                 if progress is not None:
                     progress(done, total)
-            del columns, up
+            del columns, rows
     return total
 
 
 def _entry(neurons: Neurons) -> Entry:
-    down, up = neurons
+    down = neurons.down
     if down.type not in _WIDTHS:
         raise UnsupportedError(
             f"tensor {down.name}: {down.type} lies in blocks along its rows; bundles are made of "
@@ -92,7 +94,8 @@ def _entry(neurons: Neurons) -> Entry:
         )
     width = np.dtype(_WIDTHS[down.type]).itemsize
     n_rows, n_neurons = down.shape
-    used = n_rows * width + (0 if up is None else up.nbytes // up.shape[0])
+    rows = [matrix for matrix in neurons[1:] if matrix is not None]
+    used = n_rows * width + sum(matrix.nbytes // matrix.shape[0] for matrix in rows)
     return Entry(name_of(down), down.type, (n_neurons, -(-used // _PAGE) * _PAGE // width))
 
 

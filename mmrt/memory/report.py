@@ -31,6 +31,7 @@ class Memory:
     streaming: Streaming | None = None  # None: all weights may stay
     budget: int | None = None  # as stated; None: what there is
     cgroup_peak: int | None = None  # None: the kernel does not say
+    predictor: str | None = None  # the file that says which neurons count, which is lossy
 
     @property
     def streamed(self) -> int:
@@ -75,7 +76,8 @@ class Memory:
             weights += f", {human(self.streaming.locked)} locked"
         sharing = f" ({human(self.kv_logical)} without sharing)" * (self.kv_logical > self.kv)
         budget = f"; budget {human(self.budget)}" if self.budget else ""
+        lossy = f"; lossy: neurons by {self.predictor}" if self.predictor else ""
         return (
             f"{weights}; keys and values {human(self.kv)}{sharing}, "
-            f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}{budget}"
+            f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}{budget}{lossy}"
         )

@@ -150,7 +150,7 @@ def neurons(file: TensorFile) -> list[Neurons]:
             down = tensors[0]
             gate = down.name.replace("ffn_down", "ffn_gate")
             up = down.name.replace("ffn_down", "ffn_up")
-            found.append(Neurons(down, file[up] if gate in file else None))
+            found.append(Neurons(down, file[up], file.get(gate)))
     if not found:
         raise UnsupportedError(
             f"{file.path}: no layer of it has ReLU, so that all neurons count for each token"

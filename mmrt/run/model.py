@@ -65,7 +65,8 @@ class Model(TextModel):
 
     bundle: what `mmrt bundle` made of the file: where an activation leaves most neurons at zero,
     steps of one token multiply, or read, only the others' weights of `down`: to the same logits.
-    predictor: what `mmrt predictor` made of it, which names such neurons: logits are others then.
+    predictor: what `mmrt predictor` made of it, which names such neurons. That is lossy: logits are
+    not the model's own. With a bundle too, nothing but these neurons is read of such layers.
 
     kv_dir: a directory where keys and values of texts are saved, so that neither this process nor
     a later one has to read again what a text begins with; None: nowhere. What is there is for this
@@ -136,6 +137,7 @@ class Model(TextModel):
         try:
             self.path = self.file.path
             beside = bundle, predictor
+            self.predictor = None if predictor is None else os.fspath(predictor)
             built = build(self.file, self._pool, context=context, kv=kv, exact=exact, beside=beside)
             self.config, self.program, self._side = built.config, built.program, built.side
             self.context = self.config.context
@@ -244,6 +246,7 @@ class Model(TextModel):
             streaming=streaming,
             budget=self.budget.size,
             cgroup_peak=counters.cgroup_peak(),
+            predictor=self.predictor,
         )
 
     @property

@@ -25,7 +25,7 @@ static uint8_t byte_at(uint64_t offset) {
 static void make_file(const char *path) {
     file_bytes = BEGIN;
     for (int i = 0; i < 2; i++) {
-        tables[i] = (struct mmrt_neurons_table){0, file_bytes, ROWS, row_bytes[i]};
+        tables[i] = (struct mmrt_neurons_table){0, file_bytes, ROWS, row_bytes[i], row_bytes[i]};
         file_bytes += ROWS * row_bytes[i];
     }
     uint8_t *bytes = malloc(file_bytes);
@@ -104,10 +104,10 @@ static void test_rooms(mmrt_neurons *neurons, mmrt_reader reader) {
     mmrt_demand_stats stats;
     mmrt_neurons_set_reader(neurons, reader);
     const uint64_t least = mmrt_neurons_least(neurons);
-    CHECK(mmrt_neurons_share(neurons, 0) == least);
-    CHECK(mmrt_neurons_share(neurons, UINT64_MAX) >= least);
+    CHECK(mmrt_neurons_share(neurons, 0, 0) == least);
+    CHECK(mmrt_neurons_share(neurons, UINT64_MAX, 0) >= least);
     for (int i = 0; i < 4; i++) {
-        mmrt_neurons_set_room(neurons, i % 2 ? mmrt_neurons_share(neurons, UINT64_MAX) : least);
+        mmrt_neurons_set_room(neurons, i % 2 ? mmrt_neurons_share(neurons, UINT64_MAX, 0) : least);
         take_pass(neurons, &seed);
         take_pass(neurons, &seed);
     }

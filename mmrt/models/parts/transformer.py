@@ -372,11 +372,11 @@ class Transformer:
         hidden = self._hidden_of(width)
         sparse = activation in HAVE_ZEROS
         marks = self._marks(layer["ffn_down"], width) if sparse else None
+        columns = self._weights.columns(layer["ffn_down"]) if sparse else None
         if marks is not None:
-            fields = hidden, activation, only, threshold
+            fields = hidden, activation, only, threshold, columns
             self._program.predicted(self._input, marks, gate, up, *fields)
         else:
-            columns = self._weights.columns(layer["ffn_down"]) if sparse else None
             self._program.glu(self._input, gate, up, hidden, activation, only, threshold, columns)
         self._down(layer, "ffn_down", hidden, post, sparse=sparse)
 
@@ -402,7 +402,9 @@ class Transformer:
         sparse = activation in HAVE_ZEROS
         marks = self._marks(layer[f"ffn_down{suffix}"], width) if sparse else None
         if marks is not None:
-            self._program.predicted(self._input, marks, None, up, hidden, activation, only)
+            columns = self._weights.columns(layer[f"ffn_down{suffix}"])
+            fields = hidden, activation, only, 0, columns
+            self._program.predicted(self._input, marks, None, up, *fields)
         else:
             self._program.unit(self._input, up, hidden, activation, outputs_only=only)
         self._down(layer, f"ffn_down{suffix}", hidden, post, sparse=sparse)
