@@ -1,6 +1,7 @@
 #include "ops/blocks.h"
 
 #include "base/status.h"
+#include "graph/check.h"
 
 mmrt_status mmrt_check_block(const mmrt_program *program, const mmrt_op *op, uint64_t n_floats,
                              mmrt_error *err) {
@@ -17,23 +18,41 @@ mmrt_status mmrt_check_block(const mmrt_program *program, const mmrt_op *op, uin
     return MMRT_OK;
 }
 
-static size_t take(struct walk *walk, size_t most, uint32_t *tokens) {
+static size_t take(struct walk *walk, size_t most) {
     size_t n = 0;
     while (walk->part && n < most) {
-        tokens[n++] = walk->part->first + walk->at++;
+        walk->tokens[n++] = walk->part->first + walk->at++;
         if (walk->at == walk->part->n)
-            *walk = (struct walk){walk->part->next, 0};
+            walk->part = walk->part->next, walk->at = 0;
     }
     return n;
 }
 
-size_t mmrt_walk_on(const struct step *step, struct walk *walk, uint32_t tokens[MMRT_CHUNK]) {
-    if (walk->part && !step->exact && (walk->part->position + walk->at) % MMRT_CHUNK == 0) {
-        struct walk ahead = *walk;
-        if (take(&ahead, MMRT_CHUNK, tokens) == MMRT_CHUNK) {
-            *walk = ahead;
-            return MMRT_CHUNK;
-        }
+bool mmrt_walk_on(const struct worker *w, struct walk *walk) {
+    const struct part *part = walk->part;
+    walk->n = 0;
+    if (!part)
+        return false;
+    if (!w->step->exact && (part->position + walk->at) % MMRT_CHUNK == 0) {
+        struct walk chunk = *walk;
+        if (take(&chunk, MMRT_CHUNK) == MMRT_CHUNK)
+            *walk = chunk, walk->n = MMRT_CHUNK;
     }
-    return take(walk, 1, tokens);
+    if (!walk->n)
+        walk->n = take(walk, 1);
+    walk->before = walk->left;
+    walk->left = walk->after = block_after_token(w, part, walk->tokens[0]);
+    return true;
+}
+
+mmrt_status mmrt_check_heads_with_states(mmrt_program *program, const mmrt_op *op,
+                                         mmrt_error *err) {
+    mmrt_status status = mmrt_check_read(program, op, op->in, false, err);
+    if (!status)
+        status = mmrt_check_read(program, op, op->stream, false, err);
+    if (!status)
+        status = mmrt_check_buffer(program, op->out, err);
+    if (!status)
+        status = mmrt_check_apart(program, op, err);
+    return status;
 }

@@ -6,6 +6,17 @@
 #include "kernels/kernels.h"
 #include "step/step.h"
 
+#include <math.h>
+
+/* What both operations check that keep a matrix for each head: the buffers that they read, of
+ * which one holds gates, and the one that they write. */
+mmrt_status mmrt_check_heads_with_states(mmrt_program *program, const mmrt_op *op, mmrt_error *err);
+
+/* What their decays, or steps, are made by. */
+static inline float softplus(float x) {
+    return x > 20 ? x : log1pf(expf(x));
+}
+
 /* Whether the operation's layer keeps a block of at least so many floats. */
 mmrt_status mmrt_check_block(const mmrt_program *program, const mmrt_op *op, uint64_t n_floats,
                              mmrt_error *err);
@@ -28,17 +39,27 @@ static inline float *block_after_token(const struct worker *w, const struct part
     return (float *)(void *)(mmrt_state_block_after(part->state, length) + layer->offset);
 }
 
-/* Where a walk over the tokens of a text in a step is. */
+/* A walk over the tokens of a text in a step, in order: MMRT_CHUNK of them at a time where as many
+ * lie between two multiples of it in the text, unless each is to be computed as in a step of its
+ * own; else one. So what is computed does not depend on where a text is cut in steps, as long as it
+ * is cut at such multiples. */
 struct walk {
-    const struct part *part; /* NULL: at the end */
+    uint32_t tokens[MMRT_CHUNK]; /* their numbers in the step */
+    size_t n;
+    const float *before; /* the layer's floats as the tokens before these left them */
+    float *after;        /* those that these leave: as above */
+    /* What is ahead: */
+    const struct part *part; /* of the next token; NULL: there are no more */
     uint32_t at;             /* tokens of this part that are behind */
+    const float *left;       /* the layer's floats as those behind left them */
 };
 
-/* The next tokens, in order, by their numbers in the step: MMRT_CHUNK of them where as many lie
- * between two multiples of it in the text, unless each is to be computed as in a step of its own;
- * else one. Returns how many. So what is computed does not depend on where a text is cut in
- * steps, as long as it is cut at such multiples. */
-size_t mmrt_walk_on(const struct step *step, struct walk *walk, uint32_t tokens[MMRT_CHUNK]);
+static inline struct walk walk_over(const struct worker *w, const struct part *text) {
+    return (struct walk){.part = text, .left = block_before(w, text)};
+}
+
+/* On to the first tokens, or the next ones. False: there are no more. */
+bool mmrt_walk_on(const struct worker *w, struct walk *walk);
 
 /* The first part, from `part` on, that begins a text; NULL: there are no more. */
 static inline const struct part *next_text(const struct step *step, const struct part *part) {

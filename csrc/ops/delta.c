@@ -41,13 +41,7 @@ static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, 
 }
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
-    mmrt_status status = mmrt_check_read(program, op, op->in, false, err);
-    if (!status)
-        status = mmrt_check_read(program, op, op->stream, false, err);
-    if (!status)
-        status = mmrt_check_buffer(program, op->out, err);
-    if (!status)
-        status = mmrt_check_apart(program, op, err);
+    mmrt_status status = mmrt_check_heads_with_states(program, op, err);
     if (!status)
         status = check_widths(program, op, err);
     if (status)
@@ -90,10 +84,6 @@ static struct scratch scratch_of(const struct worker *w, size_t dim) {
 
 static const float *floats_at(const struct worker *w, int weight) {
     return weight_at(w->step, w->op->weights[weight])->data;
-}
-
-static float softplus(float x) {
-    return x > 20 ? x : log1pf(expf(x));
 }
 
 static const float *gates_of(const struct worker *w, size_t token) {
@@ -142,22 +132,18 @@ static void give(const struct worker *w, const struct heads *h, size_t head, siz
 }
 
 static void run_head(const struct worker *w, const struct heads *h, const struct scratch *s,
-                     size_t head, const struct part *text) {
+                     size_t head, const struct walk *walk) {
     const size_t at = (size_t)w->op->first + head * h->dim * h->dim;
-    struct mmrt_delta d = {
-        .before = block_before(w, text) + at, .n_keys = h->dim, .n_values = h->dim};
-    uint32_t tokens[MMRT_CHUNK];
-    for (struct walk walk = {text, 0}; walk.part;) {
-        const struct part *part = walk.part;
-        d.n = mmrt_walk_on(w->step, &walk, tokens);
-        d.after = block_after_token(w, part, tokens[0]) + at;
-        for (size_t i = 0; i < d.n; i++)
-            set_token(w, h, s, head, tokens[i], &d, i);
-        w->step->program->kernels->delta(&d);
-        for (size_t i = 0; i < d.n; i++)
-            give(w, h, head, tokens[i], d.out[i]);
-        d.before = d.after;
-    }
+    struct mmrt_delta d = {.before = walk->before + at,
+                           .after = walk->after + at,
+                           .n_keys = h->dim,
+                           .n_values = h->dim,
+                           .n = walk->n};
+    for (size_t i = 0; i < d.n; i++)
+        set_token(w, h, s, head, walk->tokens[i], &d, i);
+    w->step->program->kernels->delta(&d);
+    for (size_t i = 0; i < d.n; i++)
+        give(w, h, head, walk->tokens[i], d.out[i]);
 }
 
 /* Threads share out heads. */
@@ -169,8 +155,9 @@ static void run(struct worker *w) {
     const uint64_t end = mmrt_share_first(h.values, w->thread + 1, w->n_threads);
     for (const struct part *text = next_text(step, step->parts); text;
          text = text_after(step, text))
-        for (uint64_t head = first; head < end; head++)
-            run_head(w, &h, &s, head, text);
+        for (struct walk walk = walk_over(w, text); mmrt_walk_on(w, &walk);)
+            for (uint64_t head = first; head < end; head++)
+                run_head(w, &h, &s, head, &walk);
 }
 
 const struct op_info mmrt_op_delta = {

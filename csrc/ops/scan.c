@@ -41,13 +41,7 @@ static mmrt_status check_widths(const mmrt_program *program, const mmrt_op *op, 
 }
 
 static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *err) {
-    mmrt_status status = mmrt_check_read(program, op, op->in, false, err);
-    if (!status)
-        status = mmrt_check_read(program, op, op->stream, false, err);
-    if (!status)
-        status = mmrt_check_buffer(program, op->out, err);
-    if (!status)
-        status = mmrt_check_apart(program, op, err);
+    mmrt_status status = mmrt_check_heads_with_states(program, op, err);
     if (!status)
         status = check_widths(program, op, err);
     if (status)
@@ -60,10 +54,6 @@ static mmrt_status check(mmrt_program *program, const mmrt_op *op, mmrt_error *e
     if (!status)
         mmrt_note_write(program, op, op->out, false);
     return status;
-}
-
-static float softplus(float x) {
-    return x > 20 ? x : log1pf(expf(x));
 }
 
 static float of_head(const struct worker *w, int weight, size_t head) {
@@ -88,26 +78,21 @@ static void set_token(const struct worker *w, const struct heads *h, size_t head
 }
 
 static void run_head(const struct worker *w, const struct heads *h, size_t head,
-                     const struct part *text) {
+                     const struct walk *walk) {
     const struct mmrt_kernels *kernels = w->step->program->kernels;
     const size_t at = (size_t)w->op->first + head * h->states * h->dim;
-    struct mmrt_scan s = {.before = block_before(w, text) + at,
+    struct mmrt_scan s = {.before = walk->before + at,
+                          .after = walk->after + at,
                           .n_states = h->states,
                           .n_values = h->dim,
+                          .n = walk->n,
                           .skip = of_head(w, SKIP, head)};
-    uint32_t tokens[MMRT_CHUNK];
-    for (struct walk walk = {text, 0}; walk.part;) {
-        const struct part *part = walk.part;
-        s.n = mmrt_walk_on(w->step, &walk, tokens);
-        s.after = block_after_token(w, part, tokens[0]) + at;
-        for (size_t i = 0; i < s.n; i++)
-            set_token(w, h, head, tokens[i], &s, i);
-        kernels->scan(&s);
-        for (size_t i = 0; i < s.n; i++)
-            kernels->glu(MMRT_SILU, gates_of(w, tokens[i]) + head * h->dim, s.out[i], s.out[i],
-                         h->dim);
-        s.before = s.after;
-    }
+    for (size_t i = 0; i < s.n; i++)
+        set_token(w, h, head, walk->tokens[i], &s, i);
+    kernels->scan(&s);
+    for (size_t i = 0; i < s.n; i++)
+        kernels->glu(MMRT_SILU, gates_of(w, walk->tokens[i]) + head * h->dim, s.out[i], s.out[i],
+                     h->dim);
 }
 
 /* Threads share out heads. */
@@ -118,8 +103,9 @@ static void run(struct worker *w) {
     const uint64_t end = mmrt_share_first(h.n, w->thread + 1, w->n_threads);
     for (const struct part *text = next_text(step, step->parts); text;
          text = text_after(step, text))
-        for (uint64_t head = first; head < end; head++)
-            run_head(w, &h, head, text);
+        for (struct walk walk = walk_over(w, text); mmrt_walk_on(w, &walk);)
+            for (uint64_t head = first; head < end; head++)
+                run_head(w, &h, head, &walk);
 }
 
 const struct op_info mmrt_op_scan = {
