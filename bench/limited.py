@@ -34,15 +34,27 @@ def bundle_of(path: str) -> str:
     return f"{path}.bundle"
 
 
+def predictor_of(path: str) -> str:
+    """Where the predictor of a model is expected."""
+    return f"{path}.predictor"
+
+
 def ours(
-    path: str, prompt: int, n: int, threads: int, bundled: bool = False, forgets: bool = False
+    path: str,
+    prompt: int,
+    n: int,
+    threads: int,
+    bundled: bool = False,
+    forgets: bool = False,
+    predicts: bool = False,
 ) -> dict[str, Any]:
     """forgets: each token reads its neurons anew, as if none before it had."""
     import mmrt
 
     bundle = bundle_of(path) if bundled else None
+    predictor = predictor_of(path) if predicts else None
     with (
-        mmrt.Model(path, threads=threads, bundle=bundle) as model,
+        mmrt.Model(path, threads=threads, bundle=bundle, predictor=predictor) as model,
         model.sequence() as sequence,
     ):
         answers = [sequence.extend([token]) for token in tokens(WARM_UP)]
@@ -102,6 +114,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "mmrt": {},
     "mmrt with a bundle": {"bundled": True},
     "mmrt without a window": {"bundled": True, "forgets": True},
+    "mmrt with a predictor": {"bundled": True, "predicts": True},
     "llama.cpp mmap": {"repack": False, "load_mode": "MMAP"},
     "llama.cpp mmap, repacked": {"repack": True, "load_mode": "MMAP"},
     "llama.cpp direct_io": {"repack": False, "load_mode": "DIRECT_IO"},
@@ -109,14 +122,14 @@ ENGINES: dict[str, dict[str, Any]] = {
     "llama.cpp mlock": {"repack": False, "load_mode": "MMAP_MLOCK"},
 }
 OURS, BUNDLED, PEER = "mmrt", "mmrt with a bundle", "llama.cpp mmap"
-NAIVE = "mmrt without a window"
+NAIVE, PREDICTED = "mmrt without a window", "mmrt with a predictor"
 
 
 def main() -> None:
     name, path, *numbers = sys.argv[1:]
     prompt, n, threads = map(int, numbers)
     how = ENGINES[name]
-    engine = ours if name in (OURS, BUNDLED, NAIVE) else llama
+    engine = ours if name in (OURS, BUNDLED, NAIVE, PREDICTED) else llama
     found = engine(path, prompt, n, threads, **how)
     print(json.dumps(found))
 

@@ -32,7 +32,16 @@ from typing import Any
 import mmrt
 from bench import cgroups
 from bench.cold_start import evict
-from bench.limited import BUNDLED, ENGINES, NAIVE, OURS, PEER, bundle_of
+from bench.limited import (
+    BUNDLED,
+    ENGINES,
+    NAIVE,
+    OURS,
+    PEER,
+    PREDICTED,
+    bundle_of,
+    predictor_of,
+)
 from mmrt.memory.sizes import human, parse_size
 from mmrt.sight.pictures import drawing
 from mmrt.sight.pictures.curves import Curve, Mark, draw
@@ -123,8 +132,10 @@ def start(module: str, engine: str, path: str, limit: int | None, rest: list[str
     writes an empty line, the disk is measured."""
     command = [sys.executable, "-m", module, engine, path, *rest]
     evict(path)
-    if engine in (BUNDLED, NAIVE):
+    if engine in (BUNDLED, NAIVE, PREDICTED):
         evict(bundle_of(path))
+    if engine == PREDICTED:
+        evict(predictor_of(path))
     result = Run(engine, limit)
     if limit is None:
         _talk(command, path, result)
@@ -198,6 +209,7 @@ def headline(runs: list[Run], free: Run, limit: int) -> list[tuple[str, str]]:
     ]  # fmt: skip
     rows += _of_neurons(ours, of(runs, BUNDLED), free)
     rows += _of_window(of(runs, NAIVE), of(runs, BUNDLED), free)
+    rows += _of_predictor(ours, of(runs, PREDICTED))
     if peers:
         ratios = [a.mean_rate / b.mean_rate for a, b in zip(ours, peers, strict=False)]
         rows.append((f"{PEER}, tokens/s", f"{_median(r.mean_rate for r in peers):.3f}"))
@@ -239,6 +251,25 @@ def _of_window(naive: list[Run], bundled: list[Run], free: Run) -> list[tuple[st
         (f"{BUNDLED} / {NAIVE}", f"{_median(ratios):.2f}" if ratios else "-"),
         ("read a token, without a window", f"{_median(read):.0f} MiB"),
         ("the same logits without a window", "yes" if _same(naive, free) else "NO"),
+    ]
+
+
+def _of_predictor(ours: list[Run], predicted: list[Run]) -> list[tuple[str, str]]:
+    """What it is worth to read nothing but neurons that a predictor names."""
+    if not predicted:
+        return []
+    ratios = [a.mean_rate / b.mean_rate for a, b in zip(predicted, ours, strict=False)]
+    limited = [r.found for r in predicted if r.found.get("neurons")]
+    neurons = [(found["neurons"], len(found["seconds"])) for found in limited]
+    named = [each["wanted"] / n for each, n in neurons]
+    hits = [each["found"] / each["wanted"] for each, _ in neurons if each["wanted"]]
+    read = [r.found["read"] / MIB for r in predicted]
+    return [
+        (f"{PREDICTED} (lossy), tokens/s", f"{_median(r.mean_rate for r in predicted):.3f}"),
+        (f"{PREDICTED} / mmrt", f"{_median(ratios):.2f}" if ratios else "-"),
+        ("neurons named a token", f"{_median(named):.0f}" if named else "-"),
+        ("of these found in memory", f"{_median(hits):.1%}" if hits else "-"),
+        ("read a token, with a predictor", f"{_median(read):.0f} MiB"),
     ]
 
 
