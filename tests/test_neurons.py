@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_architectures
 import tiny_models
 from children import in_child
 from machine import needs_reader
@@ -282,6 +283,21 @@ def test_room_that_single_tokens_have_no_other_use_for_is_for_neurons(files: lis
             assert middle.columns + middle.kept + middle.ring <= (plan.least + plan.most) // 2
             found.append(middle.columns)
     assert found[1] >= found[0] > 0
+
+
+@pytest.mark.parametrize("architecture", ["arcee", "nemotron_h"])
+def test_other_architectures_with_zeros(architecture: str, tmp_path: Path) -> None:
+    """Of feed-forward layers with the square of ReLU."""
+    shape = {"n_embd": 2048, "n_ff": 640, "head_dim": 64, "n_vocab": 1000}
+    path, bundle = bundled(
+        tiny_architectures.tiny(architecture, False, type="F16", **shape), tmp_path
+    )
+    with mmrt.Model(path) as model:
+        expected = read(model)
+    with mmrt.Model(path, bundle=bundle) as model:
+        program = limit(model, 0)
+        assert np.array_equal(expected, read(model))
+        assert columns(program).wanted > columns(program).found > 0
 
 
 def test_layers_of_zeros_alone(tmp_path: Path) -> None:
