@@ -280,6 +280,22 @@ def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
     assert_refused(path, predictor, FormatError, *words)
 
 
+@pytest.mark.parametrize("part", Scores._fields)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(part: str, value: float, tmp_path: Path) -> None:
+    path = gated("F16").write(tmp_path / "model.gguf")
+
+    def broken(layer: int, width: int) -> Scores:
+        scores = named(width, some(layer))
+        if layer == 1:
+            getattr(scores, part).flat[3] = value
+        return scores
+
+    name = {"inner": "in", "outer": "out", "bias": "bias"}[part]
+    words = f"tensor blk.1.ffn_down.predictor_{name} holds NaN or infinity"
+    assert_refused(path, with_predictor(path, broken), FormatError, words)
+
+
 # ---- the command ----
 
 

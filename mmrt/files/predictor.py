@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mmrt.core.tensor import Tensor
 from mmrt.errors import FormatError
 from mmrt.files import formats, origin
+from mmrt.files.finite import is_finite
 from mmrt.files.gguf_writer import Entry, write_gguf
 from mmrt.files.origin import SideKind
 from mmrt.files.tensor_file import TensorFile
@@ -75,7 +76,7 @@ def open_predictor(path: str | os.PathLike[str], file: TensorFile) -> TensorFile
 
     Raises FileError and FormatError as mmrt.open() does, and FormatError, naming field or tensor,
     where it is no predictor, one of another version or file, or its parts do not fit the model's
-    matrices and each other.
+    matrices and each other, or hold what is no number: such a score would name nothing, unnoticed.
     """
     side = formats.open(path)
     try:
@@ -114,3 +115,5 @@ def _require_parts(side: TensorFile, base: str, matrix: Tensor | None) -> None:
             raise FormatError(
                 f"{side.path}: tensor {base}{suffix}: expected {shape} in {type}, found {found}"
             )
+        if not is_finite(tensor):
+            raise FormatError(f"{side.path}: tensor {base}{suffix} holds NaN or infinity")
