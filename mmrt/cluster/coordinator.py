@@ -164,6 +164,7 @@ class Cluster(TextModel):
         self._chat_template, self._pre = chat_template, require_pre(pre)
         self._secret = wire.check_secret(secret)
         self._find = hosts if callable(hosts) else None
+        self._replaced = False  # stages, by others that only we know of, and have not connected to
         self.hosts = places(hosts() if callable(hosts) else hosts)
         self._lock = threading.RLock()  # of all that follows: one step at a time
         self._store = TextStore()
@@ -502,7 +503,7 @@ class Cluster(TextModel):
         epoch = max(time.time_ns(), self._epoch + 1)
         links: list[_Link] = []
         try:
-            if self._find is not None and self._epoch:
+            if self._find is not None and self._epoch and not self._replaced:
                 self.hosts = places(self._find())
             for place in self.hosts:
                 links.append(_Link(place, self._secret, epoch))
@@ -529,6 +530,7 @@ class Cluster(TextModel):
                 link.connection.close()
             raise
         self._links, self._epoch, self._inbox = links, epoch, queue.SimpleQueue()
+        self._replaced = False
         self._under_way.clear()
         self._store.begin_anew(sum(link.facts.page_bytes for link in links))
         most = steps.largest_result(self._most_tokens, self.vocab_size)
@@ -552,7 +554,7 @@ class Cluster(TextModel):
                     hosts.append(self._taken(links, at, first, epoch))
                     told.append(f"layers {at}:{first} are at {hosts[-1]} now")
                 at = next((link.facts.end for link in chain if link.facts.first == first), first)
-            self.hosts = hosts
+            self.hosts, self._replaced = hosts, True
             return ", ".join(told) or "a spare takes its place"
         except _LostError:
             return ""
