@@ -93,8 +93,8 @@ def test_more_than_there_is(size: Any, path: Path) -> None:
 
 
 def test_a_policy_besides_is_refused(path: Path) -> None:
-    with pytest.raises(ArgumentError, match="policy 'populate'"):
-        mmrt.Model(path, memory="1GiB", policy="populate")
+    with pytest.raises(ArgumentError, match="policy 'prefetch'"):
+        mmrt.Model(path, memory="1GiB", policy="prefetch")
     with pytest.raises(ArgumentError, match="no 'quick'"):
         mmrt.Model(path, memory="1GiB", reader="quick")
 

@@ -15,7 +15,13 @@ from instruction_sets import ISAS
 
 import mmrt
 from mmrt.core.streaming import Demand, Streaming
-from mmrt.errors import ArgumentError, FormatError, MissingFileError, UnsupportedError
+from mmrt.errors import (
+    ArgumentError,
+    FormatError,
+    MissingFileError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
 from mmrt.run.drafts import Guess, Record
 from mmrt.run.ngrams import Ngrams
 from mmrt.run.smaller import Smaller
@@ -433,6 +439,18 @@ def test_on_by_default_where_weights_are_streamed(
         assert model.streaming is not None and model.streaming.streamed
         assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
         assert model.drafts.record.drafted > 0
+        total = model.memory
+        assert total.draft > small.stat().st_size // 2 and "draft model" in str(total)
+    # Weights that a large one holds are not there for the model's own.
+    shape["n_ff"] = 12000
+    large = tiny_models.llama(type="Q8_0", n_vocab=4000, **shape).write(tmp_path / "large.gguf")
+    kept = []
+    for draft in (small, large):
+        with mmrt.Model(file, memory=sum(used) + (28 << 20), draft=draft) as model:
+            kept.append(model.memory.kept)
+    assert kept[0] - kept[1] > (large.stat().st_size - small.stat().st_size) // 2
+    with pytest.raises(OutOfMemoryError, match=r"small\.gguf|streamed\.gguf"):
+        mmrt.Model(file, memory=sum(used) + (1 << 20), draft=small)
     with mmrt.Model(file, memory=sum(used) + (28 << 20), draft="off") as model:
         assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
         assert model.drafts.record.drafted == 0

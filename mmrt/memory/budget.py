@@ -84,6 +84,7 @@ class Share:
         step_tokens: int,
         reader: str | None,
         lock: bool,
+        whole: bool = False,
     ) -> None:
         self.path = path
         self.program = program
@@ -92,6 +93,7 @@ class Share:
         self.step_tokens = step_tokens  # of a long prompt, at a time
         self.reader = reader  # None: whichever is faster
         self.lock = lock  # what is kept of the weights
+        self.whole = whole  # never is less of its weights in memory than all
         self.file_bytes = sum(tensor.nbytes for tensor in program.weights)
         self.extremes: Plan = program.plan(0)
         self.weights: int | None = None  # its bytes for weights; None: all may come as they like
@@ -112,6 +114,8 @@ class Share:
     def kept(self) -> int:
         """Bytes of weights on mapped pages; 0 where others are there too: while all may come as
         they like, and where the ring is made of such pages."""
+        if self.whole:
+            return 0 if self.weights is None else self.file_bytes
         streaming = self.program.streaming
         if streaming is None or self.weights is None or streaming.reader == "mapped":
             return 0
@@ -133,13 +137,16 @@ class Share:
 
     @property
     def least(self) -> int:
-        return self.extremes.least + self.extremes.rest
+        return self.file_bytes if self.whole else self.extremes.least + self.extremes.rest
 
     @property
     def most(self) -> int:
-        return self.extremes.most + self.extremes.rest
+        return self.file_bytes if self.whole else self.extremes.most + self.extremes.rest
 
     def set_weights(self, n_bytes: int) -> None:
+        if self.whole:
+            self.weights = n_bytes
+            return
         if self.weights is None:
             mappings = list({id(t.mapping): t.mapping for t in self.program.weights}.values())
             self.program.set_reader(self.reader or choose_reader(mappings))

@@ -19,7 +19,8 @@ class Memory:
     and what that has cost (see mmrt.streaming). Of an embedding table that no step multiplies by,
     single rows are read. Experts are read when they are chosen, into slots that hold `cache` bytes.
     cgroup_peak: the most that was ever charged to the cgroup around this
-    process.
+    process. draft: what a smaller model that guesses tokens takes, weights and all, within the same
+    budget.
     """
 
     weights: int
@@ -32,6 +33,7 @@ class Memory:
     budget: int | None = None  # as stated; None: what there is
     cgroup_peak: int | None = None  # None: the kernel does not say
     predictor: str | None = None  # the file that says which neurons count, which is lossy
+    draft: int = 0
 
     @property
     def streamed(self) -> int:
@@ -75,9 +77,11 @@ class Memory:
         if self.streaming and self.streaming.locked:
             weights += f", {human(self.streaming.locked)} locked"
         sharing = f" ({human(self.kv_logical)} without sharing)" * (self.kv_logical > self.kv)
+        draft = f"; draft model {human(self.draft)}" if self.draft else ""
         budget = f"; budget {human(self.budget)}" if self.budget else ""
         lossy = f"; lossy: neurons by {self.predictor}" if self.predictor else ""
         return (
             f"{weights}; keys and values {human(self.kv)}{sharing}, "
-            f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}{budget}{lossy}"
+            f"{human(self.kv_page)} for 32 tokens; scratch {human(self.scratch)}{draft}{budget}"
+            f"{lossy}"
         )

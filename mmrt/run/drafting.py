@@ -40,6 +40,14 @@ class Drafts:
             self._smaller = smaller(str(self._draft))
             require_same_vocabulary(self._smaller, file)
 
+    @property
+    def nbytes(self) -> int:
+        """What the smaller model holds: weights, keys and values, scratch."""
+        if self._smaller is None:
+            return 0
+        held = self._smaller.memory
+        return held.kept + held.anonymous
+
     def close(self) -> None:
         """Lets go of the smaller model, which is gone with the last text that it guesses for."""
         self._smaller = None

@@ -81,7 +81,8 @@ class Model(TextModel):
 
     draft: what guesses tokens, several of which one step then verifies: a text is the same with it
     as without. "ngram": what the text said before; the path of a smaller model of the same
-    vocabulary, held in memory; "off"; None: "ngram" where each step reads weights from the disk.
+    vocabulary, held in memory within the same budget; "off"; None: "ngram" where each step reads
+    weights from the disk.
 
     Any number of Python threads may use one model: its steps queue. So may a child that is forked
     at any time: a sequence that another thread had in a step is there as it was before.
@@ -115,7 +116,7 @@ class Model(TextModel):
         if chat_template is not None:
             instance("chat_template", chat_template, str, "a str")
         self.exact = flag("exact", exact)
-        if policy not in ("lazy", "locked") and memory is not None:
+        if policy not in ("lazy", "locked", "populate") and memory is not None:
             raise ArgumentError(
                 f"memory: a budget decides itself what to read, not policy {policy!r}"
             )
@@ -141,7 +142,9 @@ class Model(TextModel):
             built = build(self.file, self._pool, context=context, kv=kv, exact=exact, beside=beside)
             self.config, self.program, self._side = built.config, built.program, built.side
             self.context = self.config.context
-            smaller = functools.partial(Model, threads=threads, policy="populate", draft="off")
+            smaller = functools.partial(
+                Model, threads=threads, policy="populate", memory=self.budget, draft="off"
+            )
             self.drafts.open(self.file, self.vocab_size, smaller)
             if chat_template is not None:
                 self._template(with_tools=False)
@@ -150,8 +153,8 @@ class Model(TextModel):
                 name = fingerprint(built.paths, kv, exact, self.isa, self.config)
                 self.saved = Saved(kv_dir, built.store, name, kv_dir_size)
             if in_budget:
-                self._join_budget(reader, lock=policy == "locked")
-            else:
+                self._join_budget(reader, policy)
+            if not in_budget or policy == "populate":
                 apply(self.program.weights, self.program)
         except BaseException:
             self.close()
@@ -159,13 +162,14 @@ class Model(TextModel):
         # What runs a step: the program, or what watches it.
         self.run_step: RunStep = self.program.run
 
-    def _join_budget(self, reader: str | None, lock: bool) -> None:
+    def _join_budget(self, reader: str | None, policy: str) -> None:
         self.program.stream()
         assert self._earlier is not None
         spare = self._earlier.clear
         # None of these refers to the model: one that is dropped is gone at once.
         prepare = functools.partial(prepare_text, weakref.ref(self))
-        share = Share(self.path, self.program, spare, prepare, STEP_TOKENS, reader, lock)
+        given = self.path, self.program, spare, prepare, STEP_TOKENS, reader
+        share = Share(*given, lock=policy == "locked", whole=policy == "populate")
         self.budget.join(share)
         self._share = share
 
@@ -247,13 +251,16 @@ class Model(TextModel):
             budget=self.budget.size,
             cgroup_peak=counters.cgroup_peak(),
             predictor=self.predictor,
+            draft=self.drafts.nbytes,
         )
 
     @property
     def streaming(self) -> Streaming | None:
         """What streaming is set to and has done; None while all weights may stay in memory."""
         share = self._share
-        return self.program.streaming if share is not None and share.weights is not None else None
+        if share is None or share.weights is None or share.whole:
+            return None
+        return self.program.streaming
 
     def step_tokens(self, wanted: int) -> int:
         """How many of `wanted` tokens the next step takes."""

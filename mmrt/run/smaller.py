@@ -8,6 +8,7 @@ import numpy as np
 from mmrt.core.state import StateStore
 from mmrt.errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from mmrt.files.tensor_file import TensorFile
+from mmrt.memory.report import Memory
 from mmrt.run.drafts import Guess
 from mmrt.run.sequence import Sequence
 
@@ -32,6 +33,9 @@ class SmallerModel(Protocol):
 
     @property
     def store(self) -> StateStore: ...
+
+    @property
+    def memory(self) -> Memory: ...
 
     def sequence(self) -> Sequence: ...
 
