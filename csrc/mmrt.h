@@ -209,6 +209,10 @@ mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_erro
  * before it; without one 0. */
 uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length);
 
+/* Gives back what is there for further steps alone, if the sequence has ended for now. Not during a
+ * step. */
+void mmrt_state_trim(mmrt_state *state);
+
 /* How many tokens rewind would leave. */
 uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length);
 

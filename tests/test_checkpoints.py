@@ -295,3 +295,35 @@ def test_checkpoints_go_before_a_text_is_parked(path: Path) -> None:
         with model.engine(kv=least) as engine:
             handle = engine.submit(prompt, **OPTIONS)
             assert handle.text() == alone and not handle.parked
+
+
+def test_a_text_that_has_ended_keeps_one_state_and_its_checkpoints(path: Path) -> None:
+    for draft in ("off", "ngram"):
+        with mmrt.Model(path, exact=True, draft=draft) as model, model.engine() as engine:
+            engine.submit([*message(0, 100), *OPENING], **OPTIONS).text()
+            (kept,) = engine.prefixes.ended()
+            cache, store = kept.cache, model.store
+            states = 1 + sum(n < cache.length for n in cache.checkpoints)
+            assert len(cache.checkpoints) > 0
+            held = len(cache.pages()) * store.page_bytes + states * store.block_bytes
+            assert store.nbytes == cache.nbytes == held
+
+
+def test_texts_of_three_times_the_room_are_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[*message(20 * i, 150), *message(30 * i, 60 + i), *OPENING] for i in range(6)]
+    with mmrt.Model(path, exact=True, threads=2) as model:
+        expected = [model.generate(prompt, **OPTIONS) for prompt in prompts]
+        room = sum(read(model, prompt).nbytes for prompt in prompts) // 3
+        held = []
+
+        def run(*step: Any) -> None:
+            model.__class__.run(model, *step)
+            held.append(model.store.nbytes)
+
+        monkeypatch.setattr(model, "run", run)
+        with model.engine(kv=room) as engine:
+            handles = [engine.submit(prompt, **OPTIONS) for prompt in prompts]
+            assert [handle.text() for handle in handles] == expected
+        assert 0 < max(held) <= room

@@ -61,6 +61,13 @@ def test_recurrent_texts_go_back_to_each_token_of_an_exact_step(recurrent: Path)
                 for i in range(n, 9):
                     assert np.array_equal(fork.extend([ids[20 + i]]), expected[i])
                 assert fork.truncate(28) == 0  # what it could go back to is over
+        with text.fork() as fork:
+            fork.extend_exactly(ids[20:27])
+            cache, store = fork._cache, model.store
+            cache.trim()
+            assert cache.reach(26) == 0
+            assert cache.nbytes == len(cache.pages()) * store.page_bytes + store.block_bytes
+            assert np.array_equal(fork.extend([ids[27]]), expected[7])
         assert text.tokens == ids[:20]
     assert model.store.nbytes == 0
 

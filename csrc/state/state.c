@@ -243,6 +243,13 @@ static mmrt_status take_pages(mmrt_state *state, uint64_t wanted, mmrt_error *er
     return status;
 }
 
+/* Blocks that are there for further steps. */
+static void drop_spare(mmrt_state *state) {
+    mmrt_block_drop(state->store, &state->next);
+    while (state->n_each)
+        mmrt_block_drop(state->store, &state->each[--state->n_each]);
+}
+
 /* To the last checkpoint of `length` tokens at most, or else to nothing; returns how many. */
 static uint64_t go_back(mmrt_state *state, uint64_t length) {
     struct mmrt_checkpoints *list = &state->checkpoints;
@@ -270,11 +277,9 @@ static uint64_t rewind_to(mmrt_state *state, uint64_t length) {
     mmrt_pages_drop(state->store, state->pages + kept, before - kept);
     state->writes_next = false;
     state->fills = 0;
-    while (!length && state->n_each)
-        mmrt_block_drop(state->store, &state->each[--state->n_each]);
     if (!length) {
         mmrt_block_drop(state->store, &state->block);
-        mmrt_block_drop(state->store, &state->next);
+        drop_spare(state);
     }
     return length;
 }
@@ -402,6 +407,13 @@ uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length) {
     const uint64_t reached = rewind_to(state, length);
     mmrt_state_unlock();
     return reached;
+}
+
+void mmrt_state_trim(mmrt_state *state) {
+    mmrt_state_lock();
+    end_brief_ones(state);
+    drop_spare(state);
+    mmrt_state_unlock();
 }
 
 /* ---- checkpoints ---- */

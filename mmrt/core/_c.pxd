@@ -337,6 +337,7 @@ cdef extern from "mmrt.h" nogil:
     uint64_t mmrt_state_growth(const mmrt_state *state, uint64_t length, bool_t each)
     mmrt_status mmrt_state_fork(const mmrt_state *state, mmrt_state **out, mmrt_error *err)
     uint64_t mmrt_state_rewind(mmrt_state *state, uint64_t length)
+    void mmrt_state_trim(mmrt_state *state)
     uint64_t mmrt_state_reach(const mmrt_state *state, uint64_t length)
     mmrt_status mmrt_state_checkpoint(mmrt_state *state, mmrt_error *err)
     uint64_t mmrt_state_checkpoints(const mmrt_state *state, uint64_t *lengths, uint64_t most)

@@ -12,10 +12,10 @@ from mmrt.core._c cimport (
     mmrt_state_create, mmrt_state_forget,
     mmrt_state_fork, mmrt_state_free, mmrt_state_growth, mmrt_state_length,
     mmrt_state_mapped_bytes, mmrt_state_page_bytes, mmrt_state_page_table, mmrt_state_reach,
-    mmrt_state_rewind,
-    mmrt_state_save, mmrt_state_saved_bytes, mmrt_state_shared_bytes, mmrt_state_sharing,
+    mmrt_state_rewind, mmrt_state_save, mmrt_state_saved_bytes, mmrt_state_shared_bytes,
+    mmrt_state_sharing,
     mmrt_state_store_bytes, mmrt_state_store_create, mmrt_state_store_free,
-    mmrt_state_store_mapped_bytes, mmrt_state_store_sharing, mmrt_status,
+    mmrt_state_store_mapped_bytes, mmrt_state_store_sharing, mmrt_state_trim, mmrt_status,
 )
 from mmrt.core._calls cimport calls_now
 from mmrt.core._status cimport check
@@ -294,6 +294,11 @@ cdef class Cache:
         if not 0 <= length <= self.length:
             raise ArgumentError(f"cannot cut {self.length} tokens to {length}")
         return self.cut(length)
+
+    def trim(self):
+        """Gives back what is there for further steps alone: the text has ended for now."""
+        self.require_rest()
+        mmrt_state_trim(self.handle)
 
     def reach(self, uint64_t length):
         """How many tokens truncate(length) would leave: `length`, or where a layer keeps what

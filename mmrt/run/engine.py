@@ -406,7 +406,7 @@ class Engine:
             job.seen = self.prefixes.version
             if self.prefixes.shared(job.ids[:most], job.salt) > job.length:
                 self._take(job, self.prefixes.take(job.ids, job.salt, most))
-        if job.looks and self._load(job, most):
+        if job.looks and self._has_room_to_load() and self._load(job, most):
             return False
         for other in earlier:
             if other.writes or other.cache is None or other.salt != job.salt:
@@ -434,13 +434,26 @@ class Engine:
 
     # ---- memory ----
 
+    @property
+    def _held_bytes(self) -> int:
+        """Bytes that texts hold, or will when they are loaded."""
+        return self._model.store.nbytes + self._mover.coming_bytes
+
     def _has_room_for(self, job: Writing, earlier: list[Writing]) -> bool:
         """Whether the text may begin: there is room for all of it and some more, or it would be
         the only one."""
         if self._kv is None or not earlier:
             return True
         store, pages = self._model.store, -(-(len(job.ids) + _HEADROOM) // PAGE_TOKENS)
-        wanted = store.nbytes + pages * store.page_bytes + 2 * store.block_bytes - self._kv
+        wanted = self._held_bytes + pages * store.page_bytes + 2 * store.block_bytes - self._kv
+        return wanted <= 0 or self.prefixes.give_back(wanted) >= wanted
+
+    def _has_room_to_load(self) -> bool:
+        """Whether a text may come from the disk: its pages take no memory, but a state does."""
+        state = 2 * self._model.store.block_bytes
+        if self._kv is None or not state:
+            return True
+        wanted = self._held_bytes + state - self._kv
         return wanted <= 0 or self.prefixes.give_back(wanted) >= wanted
 
     def _make_room(self, chosen: Chosen, jobs: list[Writing]) -> bool:
@@ -450,7 +463,7 @@ class Engine:
             return True
         while True:
             grows = sum(job.cache.growth(job.length + n) for job, n in chosen if job.cache)
-            short = self._model.store.nbytes + grows - self._kv
+            short = self._held_bytes + grows - self._kv
             if short <= 0 or self.prefixes.make_room(short) >= short:
                 return True
             if self._model.forget_earlier():
@@ -518,7 +531,7 @@ class Engine:
             self._take(job, text)
 
     def _run(self, chosen: Chosen, jobs: list[Writing]) -> None:
-        room = None if self._kv is None else self._kv - self._model.store.nbytes
+        room = None if self._kv is None else self._kv - self._held_bytes
         step = Step(chosen, self._model.vocab_size, room)
         started = time.perf_counter()
         self._model.run(step.parts, step.logits)

@@ -39,6 +39,7 @@ class Mover(Generic[T]):
         self._swap: Swap | None = None
         self._has_disk = store.saved_bytes > 0
         self._moving: set[T] = set()
+        self._loading = 0  # of these
         self._moved: deque[Moved[T]] = deque()
         self.keeps_all = saved is not None
 
@@ -65,11 +66,18 @@ class Mover(Generic[T]):
         """Whether texts hold memory until they are written."""
         return self._files is not None and self._files.saves_waiting > 0
 
+    @property
+    def coming_bytes(self) -> int:
+        """What texts that are being loaded may take: of a recurrent model the state that is read,
+        beside the one before."""
+        return 2 * self._store.block_bytes * self._loading
+
     def come_back(self) -> Iterator[Moved[T]]:
         """Those that have come back since the last time."""
         while self._moved:
             moved = self._moved.popleft()
             self._moving.discard(moved.job)
+            self._loading -= moved.loaded
             yield moved
 
     def keep(
@@ -139,6 +147,7 @@ class Mover(Generic[T]):
         if not files.later(work, saves=not loads):
             return False
         self._moving.add(job)
+        self._loading += loads
         return True
 
     def close(self) -> None:

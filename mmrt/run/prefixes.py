@@ -155,6 +155,7 @@ class Prefixes:
         """The text has ended, and stays until its memory is wanted. Those that it begins with are
         not needed any more."""
         self.grow(text)
+        text.cache.trim()
         text.in_use = False
         self._touch(text)
         for page in _pages_of(text):
