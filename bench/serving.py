@@ -9,7 +9,8 @@ mixed   short texts (300 tokens in, 60 out) and long ones (4000 in, 400 out; two
         feedback and first come first served in turn: how long short ones and the slowest take, and
         how many times better that is by feedback
 share   turns of a conversation, branches of one beginning, answers to one prompt: tokens that
-        are evaluated, and pages held; how long a fork of that beginning takes
+        are evaluated, and pages held, of recurrent models also states for each answer; how long
+        a fork of that beginning takes
 system  a new conversation after a long one with the same system prompt, of a fifth of its tokens:
         how much of it is found, and the time to the first token
 flips   greedy texts against those that are written alone: in an engine, with their prompt in
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import mmrt
+from mmrt.core.state import Cache
+from mmrt.run.checkpoints import interval
 from mmrt.run.engine import Engine
 from mmrt.run.feedback import Feedback, Job
 from mmrt.run.generation import Piece
@@ -178,27 +181,33 @@ def share(model: mmrt.Model, n: int, seed: int) -> dict[str, float]:
         found["branches_work"] = (engine.evaluated_tokens - before) / (n + 4)
         found |= forks(engine, prefix)
     with model.engine() as engine:
-        prompt, pages = words(model, n, seed + 10), model.store.page_bytes
+        prompt, store = words(model, n, seed + 10), model.store
         answers = [
             engine.submit(prompt, max_tokens=64, temperature=1.0, seed=i, ignore_eos=True)
             for i in range(8)
         ]
         for handle in answers:
             handle.text()
-        found["answers_pages"] = model.store.nbytes / pages / (n / 32 + 8 * 64 / 32)
+        ended = [text.cache for text in engine.prefixes.ended()]
+        pages = len({page.number for cache in ended for page in cache.pages()})
+        found["answers_pages"] = pages / (n / 32 + 8 * 64 / 32)
+        if store.is_recurrent:
+            states = (store.nbytes - pages * store.page_bytes) / store.block_bytes
+            found["answer_states"] = states / 8
     return found
 
 
 def forks(engine: Engine, prefix: list[int], n: int = 32) -> dict[str, float]:
     """Of what is in memory of `prefix`, which is looked up each time as for a new text."""
-    held, times, made = engine.prefixes.store.nbytes, [], []
+    store, times, made = engine.prefixes.store, list[float](), list[Cache]()
+    held, lost = store.nbytes, interval(store) if store.is_recurrent else 0
     for _ in range(n):
         started = now()
         made.append(engine.prefixes.take(prefix))
         times.append(now() - started)
-    if any(fork.length != len(prefix) for fork in made):
+    if any(fork.length < len(prefix) - lost for fork in made):
         raise RuntimeError("the beginning is not in memory any more")
-    grown = engine.prefixes.store.nbytes - held
+    grown = store.nbytes - held
     return {"fork_seconds": max(times), "fork_bytes": grown / n}
 
 
