@@ -9,6 +9,7 @@ from jsonschema import validate
 from test_toolcalls import (
     ASK,
     COMMAND_R,
+    GEMMA,
     GLM,
     HARMONY,
     HERMES,
@@ -142,6 +143,51 @@ def test_gpt_osss_calls_are_held_behind_what_it_thinks(tokenizer: Tokenizer) -> 
         assert not fits(grammar, other, tokenizer), other
 
 
+def test_gemmas_nested_arguments_are_held() -> None:
+    person = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}},
+            "age": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]},
+        },
+        "required": ["name"],
+    }
+    parameters = {
+        "properties": {
+            "any": {},
+            "to": {"$ref": "#/$defs/person"},
+            "cc": {"type": "array", "items": {"$ref": "#/$defs/person"}},
+        },
+        "required": ["to"],
+        "$defs": {"person": person},
+    }
+    tools = [{"name": "send", "parameters": parameters}]
+    grammar = call_grammar(GEMMA, tools)
+    for text in (
+        'to:{name:<|"|>A, "b"<|"|>}',
+        'any:1.5,to:{name:<|"|><|"|>,tags:[],age:null}',
+        'to:{name:<|"|>A<|"|>,tags:[<|"|>a<|"|>,<|"|>b<|"|>]},cc:[{name:<|"|>C<|"|>,age:3}]',
+    ):
+        whole = f"<|tool_call>call:send{{{text}}}<tool_call|>"
+        assert fits(grammar, whole), whole
+        ((_, arguments),) = functions(gather(events_of(GEMMA, [whole]))[1])
+        validate(arguments, parameters)
+    for text in (
+        "",
+        "to:{}",
+        'to:{name:<|"|>A<|"|>},',
+        ',to:{name:<|"|>A<|"|>}',
+        'to:{name:<|"|>A<|"|>,age:-1}',
+        'to:{name:<|"|>A<|"|>,tags:[<|"|>c<|"|>]}',
+    ):
+        assert not fits(grammar, f"<|tool_call>call:send{{{text}}}<tool_call|>"), text
+
+
+ENDLESS = {"$ref": "#/$defs/a"}
+DEFINED = {"$defs": {"a": {"items": [ENDLESS, ENDLESS]}}}
+
+
 def test_calls_that_cannot_be_forced() -> None:
     def tool(parameters: Any) -> list[dict[str, Any]]:
         return [{"function": {"name": "f", "parameters": parameters}}]
@@ -154,6 +200,16 @@ def test_calls_that_cannot_be_forced() -> None:
         (HERMES, tool({"type": "array"}), None, "'f': expected the type object"),
         (GLM, patterned, None, "'a': this model writes it as plain text"),
         (QWEN_CODER, tool({"required": ["a"]}), None, "'a' is required"),
+        (GEMMA, patterned, None, "'a': this model writes it as plain text"),
+        (GEMMA, tool({"required": ["a"]}), None, "'a' is required"),
+        (GEMMA, tool({"properties": {"a": {"type": "object"}}}), None, "'a': an object without"),
+        (
+            GEMMA,
+            tool({"properties": {"a": ENDLESS}}),
+            None,
+            "'#/\\$defs/a' is referred",
+        ),
+        (GEMMA, tool({"properties": {"a": {"items": ENDLESS}}, **DEFINED}), None, "to themselves"),
     ):
         with pytest.raises(mmrt.ArgumentError, match=complaint):
             call_grammar(template, tools, name)

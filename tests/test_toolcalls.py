@@ -31,6 +31,7 @@ HARMONY = "<|start|>assistant<|channel|>commentary to=functions.f<|message|>"
 GRANITE = "write <|tool_call|> followed by a list"
 COHERE = "<|START_ACTION|>[]<|END_ACTION|>"
 COMMAND_R = "Write 'Action:' followed by ```json"
+GEMMA = "<|tool_call>call:{{ name }}{...}<tool_call|>"
 NONE = "<|im_start|>user"
 
 PARIS = '{"city": "Paris"}'
@@ -167,6 +168,30 @@ CASES = {
         "",
         [("f", {"a": 1})],
     ),
+    "gemma4": Case(
+        GEMMA,
+        'I look.<|tool_call>call:weather{city:<|"|>Paris, "75" \\n{x}<|"|>,days:[1,-2.5],'
+        'of:{a:true,b:null,c:[]},<|"|>d e<|"|>:{}}<tool_call|><|tool_call>call:time{}<tool_call|>',
+        "I look.",
+        [
+            (
+                "weather",
+                {
+                    "city": 'Paris, "75" \\n{x}',
+                    "days": [1, -2.5],
+                    "of": {"a": True, "b": None, "c": []},
+                    "d e": {},
+                },
+            ),
+            ("time", {}),
+        ],
+    ),
+    "gemma4, with spaces and JSON's quotes": Case(
+        GEMMA,
+        '<|tool_call> call:f { a : "x\\ty" , b: [ <|"|><|"|> , {c:1} ] } <tool_call|> Done.',
+        "Done.",
+        [("f", {"a": "x\ty", "b": ["", {"c": 1}]})],
+    ),
 }
 
 MALFORMED = {
@@ -200,6 +225,12 @@ MALFORMED = {
         '<minimax:tool_call><invoke name="f"><parameter name="a">1'
         '</parameter><parameter name="a">2</parameter></invoke>',
     ),
+    "no braces": (GEMMA, "<|tool_call>call:f<tool_call|>"),
+    "bare text": (GEMMA, "<|tool_call>call:f{a:x}<tool_call|>"),
+    "a text that does not end": (GEMMA, '<|tool_call>call:f{a:<|"|>x}<tool_call|>'),
+    "a comma too many": (GEMMA, "<|tool_call>call:f{a:1,}<tool_call|>"),
+    "a key without a name": (GEMMA, "<|tool_call>call:f{:1}<tool_call|>"),
+    "lists too deep": (GEMMA, "<|tool_call>call:f{a:" + "[" * 1000),
     "no value": (GLM, "<tool_call>f\n<arg_key>a</arg_key>\n</tool_call>"),
 }
 
@@ -298,7 +329,7 @@ def test_text_is_passed_on_at_once() -> None:
     assert parser.feed("s>") == [TextDelta(" <tools>")]
 
 
-TEMPLATES = [HERMES, QWEN_CODER, GLM, MINIMAX, LLAMA, MISTRAL, HARMONY, GRANITE, COHERE]
+TEMPLATES = [HERMES, QWEN_CODER, GLM, MINIMAX, LLAMA, MISTRAL, HARMONY, GRANITE, COHERE, GEMMA]
 FRAGMENTS = sorted(
     {
         case.written[i:j]

@@ -21,6 +21,7 @@ from mmrt.text.toolcalls.events import (
     TextDelta,
     gather,
 )
+from mmrt.text.toolcalls.gemma import GemmaParser
 from mmrt.text.toolcalls.named import HarmonyParser, MistralParser
 from mmrt.text.toolcalls.objects import BareParser, ObjectParser
 from mmrt.text.toolcalls.parser import ToolParser
@@ -74,6 +75,8 @@ def parser_for(template: str | None, tools: Tools | None = None) -> ToolParser |
     if shows("<|START_ACTION|>"):
         frame = "[\n    ", "\n]"
         return ObjectParser(["<|START_ACTION|>"], "<|END_ACTION|>", frame, COHERE)
+    if shows("<|tool_call>", "call:"):
+        return GemmaParser()
     if shows("<|tool_call|>"):  # Granite 3, Phi-4-mini
         closing = "<|/tool_call|>" if shows("<|/tool_call|>") else ""
         return ObjectParser(["<|tool_call|>", "<tool_call>"], closing, ("[", "]"))
