@@ -123,8 +123,9 @@ class Evicting(Swap):
     """Files that are not in memory once they are written."""
 
     def save(self, cache: Cache, salt: str = "", ends: bool = True) -> None:
+        before = set(Path(self.directory).glob("*.kv"))
         super().save(cache, salt, ends)
-        for file in Path(self.directory).glob("*.kv"):
+        for file in set(Path(self.directory).glob("*.kv")) - before:
             drop(file)
 
 

@@ -20,6 +20,7 @@ import mmrt
 from mmrt.core.state import Cache
 from mmrt.run.checkpoints import spare
 from mmrt.run.saved import Saved
+from mmrt.run.saved_file import sample
 from mmrt.run.sequence import Sequence
 from mmrt.run.swap import Swap
 from mmrt.run.worth import Worth
@@ -585,3 +586,15 @@ def test_swap_of_an_engine_that_is_dropped_goes(path: Path, tmp_path: Path) -> N
         Swap(model.store, str(tmp_path))
         gc.collect()
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_tells_how_fast_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    path.write_bytes(bytes(3 << 20))
+    read, took = sample(str(path), 3 << 20, 1000.0) or (0, 0.0)
+    assert read == 1 << 20 and took > 0
+    assert (sample(str(path), 3 << 20, 0.0) or (0, 0.0))[0] == 1 << 18  # too slow to go on
+    assert (sample(str(path), 3 << 18, 1000.0) or (0, 0.0))[0] == 1 << 18  # with holes
+    path.write_bytes(bytes(100))
+    assert (sample(str(path), 100, 1000.0) or (0, 0.0))[0] == 100
+    assert sample(str(tmp_path / "none"), 100, 1.0) is None

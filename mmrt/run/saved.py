@@ -44,7 +44,9 @@ from mmrt.run.saved_file import (
     digest,
     header,
     packed_ids,
+    read_ahead,
     read_header,
+    sample,
 )
 from mmrt.run.wear import Wear
 from mmrt.run.worth import Worth
@@ -53,6 +55,9 @@ from mmrt.run.worth import Worth
 _JUST_NOW = 60
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+# While one file is verified, so many that follow it are read: 100 MB of an 8B model.
+_FILES_AHEAD = 3
 
 _SUFFIX = ".kv"
 _UNFINISHED = ".new"
@@ -314,20 +319,32 @@ class Saved:
         begin = cache.length // SAVED_TOKENS
         if self._store.is_recurrent:  # all of it, or nothing
             expected = seconds(length - cache.length, cache.length) if seconds else None
-            if not self.worth.loading(sum(extent.n_bytes for extent, _ in found), expected):
+            if not self._is_worth([extent for extent, _ in found], expected):
                 return cache.length
             begin, seconds = 0, None
         cache.truncate(begin * SAVED_TOKENS)
-        for extent, n in found[begin:]:
+        for i, (extent, n) in enumerate(found[begin:], begin + 1):
             expected = seconds(n, cache.length) if seconds else None
-            if cache.length >= most or not self.worth.loading(extent.n_bytes, expected):
+            if cache.length >= most or not self._is_worth([extent], expected):
                 break
+            for following, _ in found[i : i + _FILES_AHEAD]:
+                read_ahead(self._path(following.name))
             if not self._attach_one(cache, extent, n):
                 break
         if self._store.is_recurrent:
             cache.truncate(cache.length if cache.length == length else 0)
             cache.checkpoint()  # where it goes on, others may
         return cache.length
+
+    def _is_worth(self, extents: list[Extent], seconds: float | None) -> bool:
+        """Whether reading these files takes less than so many seconds; None: in any case."""
+        n_bytes = sum(extent.n_bytes for extent in extents)
+        if seconds is not None:
+            first = extents[0]
+            share = seconds * first.n_bytes / n_bytes
+            if found := sample(self._path(first.name), first.n_bytes, share):
+                self.worth.have_read(*found)
+        return self.worth.loading(n_bytes, seconds)
 
     def _attach_one(self, cache: Cache, extent: Extent, n: int) -> bool:
         path = self._path(extent.name)

@@ -1,9 +1,11 @@
 """A file of saved keys and values: its name, its header, what is in it, and of which model."""
 
+import contextlib
 import hashlib
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,6 +26,10 @@ HEADER = max(4096, os.sysconf("SC_PAGESIZE"))
 
 # Not to wait for who may never come, as at a FIFO.
 OPENING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+# Bytes that tell how fast a disk is.
+_SAMPLE = 1 << 20
 
 
 def digest(*parts: bytes) -> bytes:
@@ -90,6 +96,34 @@ def read_header(path: str, fingerprint: bytes, store: StateStore) -> Extent:
             f"{found.st_size} bytes of something else"
         )
     return Extent(name, before, ids, checksum, found.st_blocks * 512, found.st_mtime, has_block)
+
+
+def read_ahead(path: str) -> None:
+    """Has the system read a file that is to be mapped soon."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, OPENING)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(fd)
+
+
+def sample(path: str, n_bytes: int, seconds: float) -> tuple[int, float] | None:
+    """How fast a file is read which occupies so many bytes: some of these, and the seconds that
+    they took. It reads 1 MiB, or less if that takes longer than its share of `seconds`. None: it
+    cannot be read, which whoever maps it will tell."""
+    read, took, started = 0, 0.0, time.monotonic()
+    with contextlib.suppress(OSError):
+        fd = os.open(path, OPENING)
+        try:
+            size = os.fstat(fd).st_size
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no byte more
+            while read < min(size, _SAMPLE) and took <= seconds * read / size:
+                read += len(os.pread(fd, _SAMPLE // 4, read)) or size
+                took = time.monotonic() - started
+        finally:
+            os.close(fd)
+    return (min(read, size) * n_bytes // size, took) if read else None
 
 
 def fingerprint(paths: Iterable[str], *facts: object) -> bytes:
