@@ -49,6 +49,7 @@ def test_a_message(client: Any) -> None:
     assert [(b.type, getattr(b, "text", "")) for b in message.content] == [("text", "Hello!")]
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
     assert message.role == "assistant" and message.id.startswith("msg_")
+    assert message._request_id.startswith("req_")
     assert message.usage.output_tokens == 4 and message.usage.input_tokens > 0
 
 

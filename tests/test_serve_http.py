@@ -1,6 +1,7 @@
 """The server's HTTP: what requests may look like, and clients that have said all."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,6 +41,20 @@ def test_names_of_models_may_have_slashes(server: Running) -> None:
     server.get("/v1/%0A127.0.0.1 forged".replace(" ", "%20"))
     until(lambda: any("forged" in note for note in server.notes))
     assert not [note for note in server.notes if "\n" in note or " forged" in note]
+
+
+def test_requests_are_called_as_their_clients_call_them(server: Running) -> None:
+    assert server.get("/health", **{"X-Request-Id": "job-7/a"}).headers["x-request-id"] == "job-7/a"
+    until(lambda: any(note.endswith(" ms job-7/a") for note in server.notes))
+    given = [
+        {},
+        {},
+        {"x-request-id": "a b"},
+        {"x-request-id": "\u00e9"},
+        {"x-request-id": "a" * 129},
+    ]
+    own = {server.get("/v1/nothing", **headers).headers["x-request-id"] for headers in given}
+    assert len(own) == 5 and all(re.fullmatch(r"req_[0-9a-f]{32}", one) for one in own)
 
 
 def test_targets_that_name_the_host(server: Running) -> None:

@@ -47,6 +47,7 @@ def test_a_chat(client: Any) -> None:
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage.completion_tokens == 4
     assert reply.usage.prompt_tokens_details.cached_tokens >= 0
+    assert reply._request_id.startswith("req_")
 
 
 def test_a_stream(client: Any) -> None:

@@ -63,7 +63,7 @@ class Handle:
         self._changed = threading.Condition(self._lock)
         self._process = None if drive is not None else os.getpid()
         self._pieces: deque[Piece] = deque()
-        self._waiters: list[Callable[[], object]] = []
+        self._waiters: set[Callable[[], object]] = set()
         self._error: BaseException | None = None
         self._over = False
         self.submitted = time.monotonic()
@@ -111,7 +111,7 @@ class Handle:
 
     def _wake(self) -> None:
         self._changed.notify_all()
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, set()
         for wake in waiters:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 wake()
@@ -155,8 +155,25 @@ class Handle:
                     return self._next(StopAsyncIteration)
                 self._require_another_thread()
                 came = asyncio.Event()
-                self._waiters.append(partial(loop.call_soon_threadsafe, came.set))
+                self._waiters.add(partial(loop.call_soon_threadsafe, came.set))
             await came.wait()
+
+    def take(self, wake: Callable[[], object]) -> list[Piece] | None:
+        """The pieces that have come, without waiting for any; None: no more will come. Where there
+        are none yet, `wake` is called when there are, once, in the engine's thread. Raises what
+        ended the text, if it was an error."""
+        require_process(self._process)
+        with self._lock:
+            if self._pieces:
+                taken = list(self._pieces)
+                self._pieces.clear()
+                return taken
+            if self._error is not None:
+                raise self._error
+            if self._over:
+                return None
+            self._waiters.add(wake)
+            return []
 
     def text(self) -> Text:
         """All that is still to come, whole; waits for it."""

@@ -141,7 +141,11 @@ class Access:
         if origin is None or not ({"*", origin} & self.origins):
             return []
         allowed = "*" if "*" in self.origins else origin
-        headers = [("Access-Control-Allow-Origin", allowed), ("Vary", "Origin")]
+        headers = [
+            ("Access-Control-Allow-Origin", allowed),
+            ("Access-Control-Expose-Headers", "x-request-id, request-id, Retry-After"),
+            ("Vary", "Origin"),
+        ]
         if request.method == "OPTIONS":
             asked = request.headers.get("access-control-request-headers", "")
             headers += [

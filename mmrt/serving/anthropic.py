@@ -63,8 +63,8 @@ async def respond(desk: Desk, request: Request) -> Response:
         answers.texts.close()
 
     if asked.stream:
-        pinged = sse.with_pings(_named(events), desk.limits.ping_seconds, _PING)
-        return Response(200, pinged, sse.CONTENT_TYPE, list(sse.HEADERS), end)
+        headers = list(sse.HEADERS)
+        return Response(200, _named(events), sse.CONTENT_TYPE, headers, end, _PING)
     try:
         return json_response(await _whole(events))
     finally:

@@ -144,14 +144,18 @@ class App:
 
     def headers(self, request: Request | None) -> list[tuple[str, str]]:
         server = [("Server", f"mmrt/{__version__}"), ("X-Content-Type-Options", "nosniff")]
-        return server if request is None else server + self._desk.access.headers(request)
+        if request is None:
+            return server
+        # The name that OpenAI's clients read it by, or Anthropic's.
+        name = "request-id" if anthropic.is_path(request.path) else "x-request-id"
+        return [*server, (name, request.id), *self._desk.access.headers(request)]
 
     def log(self, request: Request, status: int, sent: int, seconds: float) -> None:
         if self._access_log:
             note = f" {request.note}" if request.note else ""
             self._note(
                 f"{request.peer} {request.method} {quote(request.path)[:100]} {status} {sent} B "
-                f"{seconds * 1000:.0f} ms{note}"
+                f"{seconds * 1000:.0f} ms{note} {request.id}"
             )
 
     def fault(self, error: BaseException) -> None:

@@ -41,7 +41,7 @@ async def respond(desk: Desk, request: Request) -> Response:
     given, offered = read_messages(fields), read_tools(fields)
     answers = await desk.chat(served, asked, given, offered, read_template_variables(fields))
     if asked.stream:
-        return openai.stream(chunks(answers, asked, served), request, answers, desk.limits)
+        return openai.stream(chunks(answers, asked, served), request, answers)
     try:
         return json_response(await whole(answers, asked, served))
     finally:

@@ -49,7 +49,7 @@ async def respond(desk: Desk, request: Request) -> Response:
     answers = await desk.begin(served, asked, [prompt.ids for prompt in prompts])
     if asked.stream:
         told = chunks(answers, asked, served, echoes)
-        return openai.stream(told, request, answers, desk.limits)
+        return openai.stream(told, request, answers)
     try:
         return json_response(await whole(answers, asked, served, echoes))
     finally:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 from mmrt.errors import InUseError, UnsupportedError
@@ -13,6 +14,7 @@ from mmrt.run.engine import Engine
 from mmrt.run.generation import Piece
 from mmrt.run.handle import Handle
 from mmrt.run.text_model import TextModel
+from mmrt.serving.bells import Bells
 from mmrt.serving.problems import Refused, busy, too_long
 from mmrt.serving.record import Record
 from mmrt.text.channels import Channels
@@ -97,6 +99,11 @@ class House:
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="mmrt-texts")
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="mmrt-scores")
 
+    @cached_property
+    def bells(self) -> Bells:
+        """Of the server's loop."""
+        return Bells()
+
     def add(self, served: Served) -> None:
         self.models[served.name] = served
 
@@ -167,14 +174,13 @@ class Texts:
     """Texts that a request has asked for, as they are written: an asynchronous iterator. Closing it
     ends them."""
 
-    def __init__(self, served: Served, handles: Sequence[Handle], n: int) -> None:
+    def __init__(self, bells: Bells, served: Served, handles: Sequence[Handle], n: int) -> None:
         """n: texts after each prompt. They are in room that was reserved, which is given back when
         this is closed."""
         self.served = served
         self.handles = handles
         self._n = n
-        self._came: asyncio.Queue[Told | BaseException | None] = asyncio.Queue()
-        self._pumps: list[asyncio.Task[None]] = []
+        self._bells = bells
         self._closed = False
         self._failed: set[Handle] = set()
         served.live.update(handles)
@@ -219,44 +225,45 @@ class Texts:
             if isinstance(error, InUseError):
                 raise busy(1) from None
             raise
-        return cls(served, handles, n)
+        return cls(house.bells, served, handles, n)
 
     async def __aiter__(self) -> AsyncIterator[Told]:
-        self._pumps = [
-            asyncio.ensure_future(self._pump(i, handle)) for i, handle in enumerate(self.handles)
-        ]
-        left = len(self._pumps)
-        while left:
-            came = await self._came.get()
-            if came is None:
-                left -= 1
-            elif isinstance(came, BaseException):
-                raise came
-            else:
-                yield came
+        came = asyncio.Event()
+        wake = partial(self._bells.ring, came)
+        last: dict[int, float] = {}  # when each text had its last token
+        going_on = dict(enumerate(self.handles))
+        while going_on:
+            for index, handle in list(going_on.items()):
+                while pieces := self._take(handle, wake):
+                    self._note(index, pieces, last)
+                    for piece in pieces:
+                        yield Told(index, piece)
+                if pieces is None:
+                    del going_on[index]
+            if going_on:
+                await came.wait()
+                came.clear()
 
-    async def _pump(self, index: int, handle: Handle) -> None:
-        last: float | None = None
+    def _take(self, handle: Handle, wake: Callable[[], object]) -> list[Piece] | None:
         try:
-            async for piece in handle:
-                self._came.put_nowait(Told(index, piece))
-                if piece.token is not None:
-                    now = time.monotonic()
-                    if last is not None:
-                        self.served.record.between_tokens.observe(now - last)
-                    last = now
-        except Exception as error:
+            return handle.take(wake)
+        except Exception:
             self._failed.add(handle)
-            self._came.put_nowait(error)
-        else:
-            self._came.put_nowait(None)
+            raise
+
+    def _note(self, index: int, pieces: Sequence[Piece], last: dict[int, float]) -> None:
+        """Notes how long a text's tokens took since the one before."""
+        now = time.monotonic()
+        for piece in pieces:
+            if piece.token is not None:
+                if index in last:
+                    self.served.record.between_tokens.observe(now - last[index])
+                last[index] = now
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        for pump in self._pumps:
-            pump.cancel()
         for handle in self.handles:
             if handle.finish is None:
                 handle.cancel()

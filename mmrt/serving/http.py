@@ -6,9 +6,12 @@ client is gone, whatever answers is cancelled.
 
 import asyncio
 import contextlib
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -38,16 +41,25 @@ class Request:
     body: bytes = b""
     note: str = ""
 
+    @cached_property
+    def id(self) -> str:
+        """What the request is called in the answer's head and in the log: as its client calls it,
+        if that is a short word."""
+        given = self.headers.get("x-request-id", "")
+        return given if re.fullmatch(r"[!-~]{1,128}", given) else f"req_{uuid.uuid4().hex}"
+
 
 @dataclass
 class Response:
-    """body: whole, or as it comes. done: called when it has been sent, or the client has left."""
+    """body: whole, or as it comes, in parts that are whole events. done: called when it has been
+    sent, or the client has left. ping: what a stream says when it has nothing to say."""
 
     status: int
     body: bytes | AsyncIterator[bytes] = b""
     content_type: str = "application/json"
     headers: list[tuple[str, str]] = field(default_factory=list)
     done: Callable[[], object] = lambda: None
+    ping: bytes = PING
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -146,7 +158,8 @@ class _Connection:
         peer = writer.get_extra_info("peername")
         self._peer = str(peer[0]) if isinstance(peer, tuple) else "-"
         self._sent = 0
-        self._is_stream = False  # what is being sent
+        self._ping = b""  # of the stream that is being sent
+        self._last_written = 0.0
         self.is_busy = False  # with a request
 
     # ---- a connection's life ----
@@ -352,8 +365,8 @@ class _Connection:
             if self._h11.their_http_version == b"1.0":
                 return False
             self._write(h11.InformationalResponse(status_code=100, headers=[]))
-        elif self._h11.our_state is h11.SEND_BODY and self._is_stream:
-            self._write(h11.Data(data=PING))
+        elif self._h11.our_state is h11.SEND_BODY and self._ping:
+            self._write(h11.Data(data=self._ping))
         return True
 
     async def _answer(self, handler: Handler, request: Request) -> int:
@@ -370,7 +383,7 @@ class _Connection:
 
     async def _send(self, request: Request | None, response: Response, last: bool = False) -> None:
         self._sent = 0
-        self._is_stream = not isinstance(response.body, bytes)
+        self._ping = b"" if isinstance(response.body, bytes) else response.ping
         headers = [
             ("Content-Type", response.content_type),
             *response.headers,
@@ -396,13 +409,33 @@ class _Connection:
                 await _close(response.body)
 
     async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
-        async for chunk in body:
-            self._write(h11.Data(data=chunk))
-            if self._writer.transport.get_write_buffer_size() > _WRITTEN_AHEAD:
-                await self._taken()
+        pinging = asyncio.ensure_future(self._ping_on())
+        try:
+            async for chunk in body:
+                self._write(h11.Data(data=chunk))
+                if self._has_much_to_send():
+                    await self._taken()
+        finally:
+            pinging.cancel()
+
+    async def _ping_on(self) -> None:
+        """Sends a ping wherever nothing else was sent for so long."""
+        wait = self._limits.ping_seconds
+        left = wait
+        while True:
+            await asyncio.sleep(left)
+            left = self._last_written + wait - time.monotonic()
+            if left <= 0:
+                left = wait
+                if not self._has_much_to_send():
+                    self._write(h11.Data(data=self._ping))
+
+    def _has_much_to_send(self) -> bool:
+        return self._writer.transport.get_write_buffer_size() > _WRITTEN_AHEAD
 
     def _write(self, event: Any) -> None:
         data = self._h11.send(event)
+        self._last_written = time.monotonic()
         if data and not self._writer.transport.is_closing():  # or asyncio complains, at each
             self._sent += len(data)
             self._writer.write(data)

@@ -13,7 +13,6 @@ from mmrt.serving.answers import Answers
 from mmrt.serving.asking import MOST, Asked
 from mmrt.serving.http import Request, Response
 from mmrt.serving.kinds import Whole
-from mmrt.serving.limits import Limits
 from mmrt.serving.problems import refused
 
 FINGERPRINT = f"mmrt-{__version__}"
@@ -80,17 +79,14 @@ def finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def stream(
-    chunks: AsyncIterator[dict[str, Any]], request: Request, answers: Answers, limits: Limits
-) -> Response:
+def stream(chunks: AsyncIterator[dict[str, Any]], request: Request, answers: Answers) -> Response:
     """The response that sends `chunks` as they come; the texts end with it."""
 
     def end() -> None:
         request.note = note(answers)
         answers.texts.close()
 
-    events = sse.with_pings(_events(chunks), limits.ping_seconds)
-    return Response(200, events, sse.CONTENT_TYPE, list(sse.HEADERS), end)
+    return Response(200, _events(chunks), sse.CONTENT_TYPE, list(sse.HEADERS), end)
 
 
 async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes, None]:

@@ -78,8 +78,7 @@ async def respond(desk: Desk, request: Request) -> Response:
         answers.texts.close()
 
     if asked.stream:
-        pinged = sse.with_pings(_named(told, keep), desk.limits.ping_seconds)
-        return Response(200, pinged, sse.CONTENT_TYPE, list(sse.HEADERS), end)
+        return Response(200, _named(told, keep), sse.CONTENT_TYPE, list(sse.HEADERS), end)
     try:
         async for _ in told.events():
             pass

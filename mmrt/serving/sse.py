@@ -1,8 +1,6 @@
 """Server-sent events, as streams of chat clients have them."""
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
@@ -12,9 +10,13 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 
+# json.dumps() would make one for each value.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def to_json(value: Any) -> str:
     """Compact, and never more than one line."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def event(data: Any, name: str = "") -> bytes:
@@ -22,27 +24,3 @@ def event(data: Any, name: str = "") -> bytes:
     head = f"event: {name}\n" if name else ""
     # A lone surrogate, which a client may have sent and is told again, is no character.
     return f"{head}data: {to_json(data)}\n\n".encode("utf-8", "replace")
-
-
-async def with_pings(
-    events: AsyncGenerator[bytes, None], seconds: float, ping: bytes = PING
-) -> AsyncIterator[bytes]:
-    """`events`, with `ping` wherever nothing else has come for so long."""
-    upcoming: asyncio.Future[bytes] | None = None
-    try:
-        while True:
-            upcoming = asyncio.ensure_future(events.__anext__())
-            while not upcoming.done():
-                await asyncio.wait({upcoming}, timeout=seconds)
-                if not upcoming.done():
-                    yield ping
-            try:
-                came = upcoming.result()
-            except StopAsyncIteration:
-                return
-            yield came
-    finally:
-        if upcoming is not None:
-            upcoming.cancel()
-            await asyncio.gather(upcoming, return_exceptions=True)
-        await events.aclose()
