@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from vocabularies import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
-from mmrt.errors import ArgumentError
+from mmrt.errors import ArgumentError, FormatError
 from mmrt.text.tokenizer import StreamDecoder, Tokenizer
 
 LETTERS = "abc▁é\n"
@@ -75,3 +75,12 @@ def test_ends_and_beginnings(tokenizer: Tokenizer) -> None:
 def test_no_way_of_cutting_words_is_asked_for() -> None:
     with pytest.raises(ArgumentError, match=r"^pre: tiny has a vocabulary"):
         Tokenizer.from_metadata(metadata(), "tiny", pre="gpt-2")
+
+
+def test_tokens_that_are_never_to_be_written() -> None:
+    named = Tokenizer.from_metadata(metadata(suppress_tokens=[4, 9]), "tiny")
+    assert named.suppressed_ids == (4, 9)
+    assert Tokenizer.from_metadata(metadata(), "tiny").suppressed_ids == ()
+    for wrong in (-1, 10**6, 1.5, "4"):
+        with pytest.raises(FormatError, match=r"tiny: tokenizer\.ggml\.suppress_tokens: .* at 1"):
+            Tokenizer.from_metadata(metadata(suppress_tokens=[4, wrong]), "tiny")

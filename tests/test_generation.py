@@ -17,6 +17,7 @@ import mmrt
 from mmrt.errors import ArgumentError
 from mmrt.run.generation import Finish, Piece
 from mmrt.run.sampler import Sampler
+from mmrt.text.grammar import Without
 
 PROMPT = "abcab cacc"
 
@@ -441,3 +442,18 @@ def test_a_text_ends_though_nobody_says_when(speaks: Callable[..., Any]) -> None
     assert (text, text.tokens, text.finish) == ("la" * 512, 512, "length")
     assert [each.tokens for each in model.generate_all([[97]])] == [512]
     assert model.generate([97], max_tokens=None).tokens == 599
+
+
+def test_suppressed_tokens_are_never_written(tmp_path: Path) -> None:
+    made = tiny_models.llama(n_layers=3, context=200, separate_output=True)
+    with mmrt.Model(made.write(tmp_path / "free.gguf")) as model:
+        pieces = model.stream(PROMPT, max_tokens=40, temperature=0, ignore_eos=True)
+        written = sorted({piece.token for piece in pieces if piece.token is not None})
+    assert len(written) > 1
+    made.metadata["tokenizer.ggml.suppress_tokens"] = written
+    with mmrt.Model(made.write(tmp_path / "held.gguf")) as model:
+        assert model.tokenizer.suppressed_ids == tuple(written)
+        for options in ({"ignore_eos": True}, {"grammar": (Without(("zzz",)),)}):
+            pieces = model.stream(PROMPT, max_tokens=40, temperature=0, **options)
+            again = {piece.token for piece in pieces}
+            assert len(again) > 1 and not again & set(written)

@@ -339,8 +339,9 @@ class Answer:
         self.sampler = Sampler.of(settings.sampling)
         self.logprobs = settings.logprobs
         self.mask: NDArray[np.uint32] | None = None  # of the tokens that may be drawn; None: all
-        if settings.ignore_eos:
-            self.mask = mask_without(list(tokenizer.stop_ids), tokenizer.vocab_size)
+        never = {*tokenizer.suppressed_ids, *(tokenizer.stop_ids if settings.ignore_eos else ())}
+        if never:
+            self.mask = mask_without(list(never), tokenizer.vocab_size)
         self._tokenizer, self._context = tokenizer, context
         self._channels: Channels = Undivided() if channels is None else channels
         self._constraint = settings.constraint(tokenizer, self._channels)

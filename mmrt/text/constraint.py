@@ -37,6 +37,7 @@ class Constraint:
             log_level=0,
             limits=guidance.LLParserLimits(verbose_errors=False),
         )
+        self._suppressed = tokenizer.suppressed_ids
         self.mask: NDArray[np.uint32] = np.empty(-(-tokenizer.vocab_size // 32), np.uint32)
         self.over = False
         self._advance()
@@ -53,6 +54,8 @@ class Constraint:
         if not self.over:
             self._matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
             self._check()
+            for token in self._suppressed:
+                self.mask[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << token % 32))
             if not self.mask.any():
                 raise ArgumentError(f"{self._name}: no token of the model can come next")
 

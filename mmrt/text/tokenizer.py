@@ -94,7 +94,8 @@ class Tokenizer:
     """A model's vocabulary. Build it with `Tokenizer.from_metadata`; safe to use from any thread.
 
     Attributes: `vocab_size`; `bos_id` and `eos_id` (None where the model has none); `add_bos` and
-    `add_eos` (whether the model wants them); `stop_ids` (tokens after which a text has ended).
+    `add_eos` (whether the model wants them); `stop_ids` (tokens after which a text has ended);
+    `suppressed_ids` (those that the model is never to write, such as the ends of pictures).
     """
 
     vocab_size: int
@@ -103,6 +104,7 @@ class Tokenizer:
     add_bos: bool
     add_eos: bool
     stop_ids: frozenset[int]
+    suppressed_ids: tuple[int, ...]
 
     @classmethod
     def from_metadata(
@@ -157,6 +159,7 @@ class Tokenizer:
             self._vocabulary = self._model = ByteLevelModel(texts, ids, merges, rule, steering)
         self.add_bos = fields.flag("add_bos_token", add_bos) and self.bos_id is not None
         self.add_eos = fields.flag("add_eos_token", False) and self.eos_id is not None
+        self.suppressed_ids = fields.ids("suppress_tokens", self.vocab_size)
         self._swallowing = fields.is_of_phi3()
 
     def _first_unknown(self) -> int | None:
@@ -441,6 +444,16 @@ class _Fields:
             raise FormatError(self.complaint(name, f"expected a token id, found {value!r:.60}"))
         found = (i for i in (value, default) if i is not None and 0 <= i < vocab_size)
         return next(found, None)
+
+    def ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
+        """Token ids; none when there is no field."""
+        if f"tokenizer.ggml.{name}" not in self._metadata:
+            return ()
+        for index, value in enumerate(values := self._list(name)):
+            if isinstance(value, bool) or not isinstance(value, int) or not -1 < value < vocab_size:
+                what = f"expected ids of {vocab_size} tokens, found {value!r:.60} at {index}"
+                raise FormatError(self.complaint(name, what))
+        return tuple(values)
 
     def is_of_phi3(self) -> bool:
         """Whether the vocabulary is Phi-3's, by the names in the file."""
