@@ -19,7 +19,6 @@ from mmrt.errors import (
     ArgumentError,
     FormatError,
     MissingFileError,
-    OutOfMemoryError,
     UnsupportedError,
 )
 from mmrt.run.drafts import Guess, Record
@@ -406,54 +405,6 @@ def test_texts_in_little_memory(path: Path) -> None:
 
 
 # ---- where weights are streamed ----
-
-
-def test_on_by_default_where_weights_are_streamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shape: dict[str, Any] = {
-        "n_layers": 10,
-        "n_embd": 512,
-        "n_ff": 2048,
-        "head_dim": 64,
-        "n_heads": 8,
-    }
-    file = tiny_models.llama(
-        type="Q8_0", separate_output=True, n_vocab=4000, n_kv_heads=8, **shape
-    ).write(tmp_path / "streamed.gguf")
-    ids = [9, 8, 7, 6] * 8
-    with mmrt.Model(file) as model:
-        expected = list(model.stream(ids, max_tokens=40, logprobs=1))
-        assert model.drafts.record.drafted == 0
-    used = mmrt.counters.resident()  # held: other tests leave memory that comes and goes
-    monkeypatch.setattr(mmrt.counters, "resident", lambda: used)
-    with mmrt.Model(file, memory=sum(used) + (28 << 20)) as model:
-        assert model.streaming is not None and model.streaming.streamed
-        assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
-        record = model.drafts.record
-        assert record.accepted > 0
-        assert model.streaming.steps == 1 + 39 - record.accepted
-    shape |= {"n_layers": 1, "n_embd": 64, "n_ff": 64}
-    small = tiny_models.llama(n_vocab=4000, **shape).write(tmp_path / "small.gguf")
-    with mmrt.Model(file, memory=sum(used) + (28 << 20), draft=small) as model:
-        assert model.streaming is not None and model.streaming.streamed
-        assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
-        assert model.drafts.record.drafted > 0
-        total = model.memory
-        assert total.draft > small.stat().st_size // 2 and "draft model" in str(total)
-    # Weights that a large one holds are not there for the model's own.
-    shape["n_ff"] = 12000
-    large = tiny_models.llama(type="Q8_0", n_vocab=4000, **shape).write(tmp_path / "large.gguf")
-    kept = []
-    for draft in (small, large):
-        with mmrt.Model(file, memory=sum(used) + (28 << 20), draft=draft) as model:
-            kept.append(model.memory.kept)
-    assert kept[0] - kept[1] > (large.stat().st_size - small.stat().st_size) // 2
-    with pytest.raises(OutOfMemoryError, match=r"small\.gguf|streamed\.gguf"):
-        mmrt.Model(file, memory=sum(used) + (1 << 20), draft=small)
-    with mmrt.Model(file, memory=sum(used) + (28 << 20), draft="off") as model:
-        assert list(model.stream(ids, max_tokens=40, logprobs=1)) == expected
-        assert model.drafts.record.drafted == 0
 
 
 def test_off_by_default_where_tokens_need_weights_of_their_own(path: Path) -> None:
