@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from command import HOME
 from machine import memory_cgroup
 from networks import in_network
 
@@ -15,8 +16,14 @@ from bench.networks import Network
 from bench.stages import Machines, Measured, measure, round_trip
 from mmrt.cluster.planning import Shape
 
+ROOT = Path(__file__).resolve().parent.parent
 
-def test_stages_within_limits_compute_what_one_machine_does(tmp_path: Path) -> None:
+
+def test_stages_within_limits_compute_what_one_machine_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(HOME)  # for stages: mmrt as it is installed, and bench/ behind it
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path = str(tiny_models.llama(n_layers=4, n_vocab=2000).write(tmp_path / "m.gguf"))
     with mmrt.Model(path) as model, model.sequence() as sequence:
         ids = [*tokens(WARM_UP), *tokens(3)]
