@@ -390,6 +390,7 @@ def test_no_branch_of_a_chat_is_read_again(tmp_path: Path, terminal: tuple[int, 
         assert read("nine\n") > 60
         opened.type(f"/save {log}\n")
         opened.wait("messages are in")
+        opened.wait("> ")  # until a line is asked for, an end of input may be lost
         opened.type("\x04")
         assert opened.end() == 0
     finally:
