@@ -5,8 +5,10 @@ than the B bytes that it may have. n texts more that share one of Size bytes, ea
 of them written anew, save S = n * Size * (1 - modified / Size).
 """
 
+import ctypes
 import mmap
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ KINDS: dict[str, tuple[Callable[..., tiny_models.TinyModel], str, int]] = {
 few = settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_huge_pages() -> Iterator[None]:
+    """2 MiB at once, wherever anything of this process touches a new page."""
+    disable, is_disabled, prctl = 41, 42, ctypes.CDLL(None).prctl  # PR_SET_THP_DISABLE, PR_GET_...
+    before = max(prctl(is_disabled, 0, 0, 0, 0), 0)
+    prctl(disable, 1, 0, 0, 0)
+    yield
+    prctl(disable, before, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +125,14 @@ def test_the_kernel_counts_several_texts(model: mmrt.Model, lengths: list[int]) 
     needs_line("/proc/self/smaps_rollup", "Pss_Anon")
     with model.sequence() as text:
         text.extend(IDS[: max(lengths)])
-    texts = [model.sequence() for _ in lengths]
-    before, room = anonymous(), 0
-    for text, length in zip(texts, lengths, strict=True):
-        text.extend(IDS[:length])
-        room += (runs(model, pages(length)) + 2) * mmap.PAGESIZE  # lists of tokens, too
-        counted = anonymous() - before
-        assert abs(counted - model.store.nbytes) <= room
-    for text in texts:
-        text.close()
+    with ExitStack() as opened:
+        texts = [opened.enter_context(model.sequence()) for _ in lengths]
+        before, room = anonymous(), 0
+        for text, length in zip(texts, lengths, strict=True):
+            text.extend(IDS[:length])
+            room += (runs(model, pages(length)) + 2) * mmap.PAGESIZE  # lists of tokens, too
+            counted = anonymous() - before
+            assert abs(counted - model.store.nbytes) <= room
     assert model.store.nbytes == 0 and abs(anonymous() - before) <= room
 
 
@@ -164,10 +175,11 @@ def test_what_sharing_saves(model: mmrt.Model, length: int, n: int, kept: float)
     store, page = model.store, model.store.page_bytes
     keep = int(kept * length)  # tokens that the others do not write anew
     size, modified = pages(length) * page, (pages(length) - keep // PAGE_TOKENS) * page
-    with model.sequence() as first:
+    with ExitStack() as opened:
+        first = opened.enter_context(model.sequence())
         first.extend(IDS[:length])
         copies, kernel = store.sharing.copies, anonymous()
-        others = [first.fork() for _ in range(n)]
+        others = [opened.enter_context(first.fork()) for _ in range(n)]
         assert store.sharing.saved == n * size and store.nbytes == size
         for other in others:
             other.truncate(keep)
@@ -182,8 +194,6 @@ def test_what_sharing_saves(model: mmrt.Model, length: int, n: int, kept: float)
         if counters.anonymous_share() is not None:
             room = runs(model, pages(length)) * (n + 1) * mmap.PAGESIZE
             assert abs(anonymous() - kernel - (store.nbytes - size)) <= room + 65536
-        for other in others:
-            other.close()
 
 
 def test_the_first_write_copies_one_page_alone(model: mmrt.Model) -> None:
