@@ -142,11 +142,10 @@ def test_a_connection_that_ends_amid_a_frame(ends: Ends, n: int) -> None:
         ends.called.receive(60)
 
 
-def test_a_frame_that_is_never_finished(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "FRAME_SECONDS", 0.1)
+def test_a_frame_that_is_never_finished(ends: Ends) -> None:
     ends.caller._socket.sendall(frame(Kind.PLAN, b"0123456789")[:30])
     with pytest.raises(ClusterError, match="no answer in time"):
-        ends.called.receive(60)
+        ends.called.receive(60, rest=0.1)
 
 
 def test_a_peer_that_takes_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
